@@ -1,0 +1,233 @@
+"""The run folder: what was asked for, what each stage read and wrote, and how a killed run goes on.
+
+A run is `runs/<name>/` with `run.json` and one folder a stage. A stage folder ends with `manifest.json`, written last:
+it holds the fingerprints of what the stage read. A stage whose manifest matches is skipped; one whose inputs changed is
+redone and says why. Records are append-only JSONL, one line a finished item, so that `kill -9` loses nothing finished.
+
+    run = open_run("demo", "cpu", {"rl.steps": 4})
+    with stage(run, "prepare", settings=run.preset.data) as work:      # work is None where the stage is already done
+        if work: ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rpo_kit.errors import KitError
+from rpo_kit.presets import Preset, as_dict, get_preset
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "unsloth",
+    "unsloth_zoo",
+    "datasets",
+    "bitsandbytes",
+    "bm25s",
+    "rouge-score",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its folder and its settings."""
+
+    folder: Path
+    preset: Preset
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def stage(self, name: str) -> Path:
+        return self.folder / name
+
+
+def open_run(
+    name: str, preset: str = "cpu", overrides: Mapping[str, Any] | None = None, root: Path | str = "runs"
+) -> Run:
+    """Open or make `root/name`. Settings may change between calls; the stages they touch are then redone."""
+    if not name or name != Path(name).name or name.startswith("."):
+        raise KitError(f"{name!r} cannot be the name of a run: use letters, digits, '-' and '_'.")
+    run = Run(Path(root).resolve() / name, get_preset(preset, overrides))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    facts = {"name": name, "preset": as_dict(run.preset), "packages": package_versions(), "commit": git_commit()}
+    write_json(run.folder / "run.json", facts)
+    return run
+
+
+def existing_run(name: str, root: Path | str = "runs") -> Run:
+    """Reopen a run with the settings it was made with."""
+    path = Path(root).resolve() / name / "run.json"
+    if not path.exists():
+        known = sorted(p.parent.name for p in Path(root).glob("*/run.json"))
+        raise KitError(f"There is no run {name!r} in {root}; there are: {', '.join(known) or 'none yet'}.")
+    stored = json.loads(path.read_text())["preset"]
+    flat = {
+        f"{group}.{key}": value
+        for group, values in stored.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
+    flat |= {key: value for key, value in stored.items() if not isinstance(value, dict)}
+    return Run(path.parent, get_preset(stored["name"], flat))
+
+
+# ---- stages -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stage(run: Run, name: str, **inputs: Any) -> Iterator[Path | None]:
+    """The stage's folder to work in, or None where its manifest already matches `inputs`.
+
+    `inputs` are settings, file paths or plain values; each is fingerprinted. Work left by an interrupted call with the
+    same inputs is kept, so the stage can go on; work made from other inputs is moved away to `<name>.old`.
+    """
+    folder, wanted = run.stage(name), {key: fingerprint(value) for key, value in inputs.items()}
+    done, started = _read_json(folder / "manifest.json"), _read_json(folder / "started.json")
+    if done and done["inputs"] == wanted:
+        print(f"{name}: done already, in {_short(folder)}")
+        yield None
+        return
+    before = (done or {}).get("inputs") or (started or {}).get("inputs")
+    if before and before != wanted:
+        changed = sorted(key for key in wanted.keys() | before.keys() if wanted.get(key) != before.get(key))
+        print(f"{name}: redone, because {', '.join(changed)} changed (the old result is in {name}.old)")
+        shutil.rmtree(folder.with_name(f"{name}.old"), ignore_errors=True)
+        folder.rename(folder.with_name(f"{name}.old"))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "started.json", {"inputs": wanted})
+    yield folder
+    write_json(folder / "manifest.json", {"stage": name, "inputs": wanted, "packages": package_versions()})
+
+
+def require(run: Run, name: str) -> Path:
+    """The folder of a finished stage."""
+    if not (run.stage(name) / "manifest.json").exists():
+        raise KitError(
+            f"The stage {name!r} of run {run.name!r} is not finished: run `python -m rpo_kit {name} --run {run.name}` first."
+        )
+    return run.stage(name)
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all: a temporary file beside it, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a JSONL file. A torn last line (the process was killed while writing) does not count."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def append_records(path: Path, records: list[dict[str, Any]]) -> None:
+    """Append finished items, one line each; a torn last line is cut off first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        _cut_torn_line(file)
+        file.write(b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _cut_torn_line(file: Any) -> None:
+    size = file.seek(0, os.SEEK_END)
+    while size:
+        step = min(size, 65536)
+        file.seek(size - step)
+        at = file.read(step).rfind(b"\n")
+        if at >= 0:
+            file.truncate(size - step + at + 1)
+            return
+        size -= step
+    file.truncate(0)
+
+
+# ---- provenance ---------------------------------------------------------------------------------------------------
+
+
+def fingerprint(value: Any) -> str:
+    """Sha256 over a file's bytes, a folder's files, or a plain value's JSON."""
+    if isinstance(value, Path):
+        return _fingerprint_path(value)
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def _fingerprint_path(path: Path) -> str:
+    digest = hashlib.sha256()
+    if not path.exists():
+        raise KitError(f"{path} is missing; run the stage before this one again.")
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+            with open(file, "rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide numbers; a package that is not installed says so."""
+
+    def version(name: str) -> str:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {name: version(name) for name in _PACKAGES}
+
+
+def git_commit() -> str:
+    """The commit this code stands on, with '+' where files are changed; 'unknown' outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD") if shutil.which("git") else ""
+    return (commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")) if commit else "unknown"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    value: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return value
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path)
