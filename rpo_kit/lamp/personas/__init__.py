@@ -1,0 +1,107 @@
+"""The embedded benchmark: seeded users with known habits, in LaMP's own format, for LaMP-1, 2, 3, 4, 5 and 7.
+
+Stands where the downloaded LaMP files would stand, at the very beginning of Figure 1, so that every loader, prompt,
+reward and metric runs without a network. A user has one habit (how harsh a rater, which kind of tag, which research
+field, how a headline is built); each profile item shows it with probability `SHOWS` and another habit otherwise, so
+that one item is not enough. What it leaves out: real people's breadth; every user has one habit, not hundreds.
+
+    for row in build("LaMP-3", "dev", users=100):
+        row["input"]    # 'What is the score of the following review on a scale of 1 to 5? just answer with … review: …'
+        row["output"]   # '2'
+        row["facts"]    # {"habit": {"name": "harsh"}, "query": {"reads": 3, …}, "items": {"2200": {"reads": 4, …}, …}}
+
+One row a user. The true habit and what can be read in each text stand in "facts", beside the data and never in it.
+"""
+
+import importlib
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.personas.grammar import Facts, Item, Persona
+
+MODULES = {
+    "LaMP-1": "citations",
+    "LaMP-2": "movies",
+    "LaMP-3": "ratings",
+    "LaMP-4": "headlines",
+    "LaMP-5": "titles",
+    "LaMP-7": "tweets",
+}
+SPLITS = ("train", "dev", "test")  # LaMP's; the position is the second character of a question id
+
+
+def persona(task_name: str) -> Persona:
+    """The persona module of a task, checked by the type checker against the `Persona` protocol."""
+    if task_name not in MODULES:
+        raise KitError(f"no personas for task {task_name!r}; there are: {', '.join(MODULES)}")
+    return cast(Persona, importlib.import_module(f"{__name__}.{MODULES[task_name]}"))
+
+
+def build(
+    task_name: str, split: str, users: int, *, items_per_user: int = 12, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """One row a user, streamed: id, user_id, input, output, profile, facts. The same seed gives the same bytes anywhere.
+
+    A user depends on (seed, task, split, user index) only, so more users extend a split and leave the first ones as
+    they were, and train and dev share neither users nor random numbers.
+    """
+    module = persona(task_name)
+    if split not in SPLITS:
+        raise KitError(f"personas have the splits {', '.join(SPLITS)}, not {split!r}")
+    return (_user_row(module, task_name, split, index, items_per_user, seed) for index in range(users))
+
+
+def _user_row(
+    module: Persona, task_name: str, split: str, index: int, items_per_user: int, seed: int
+) -> dict[str, Any]:
+    # A string seed goes through SHA-512 inside `random`: equal on every machine, unlike hash().
+    rng = random.Random(f"{seed}/{task_name}/{split}/{index}")
+    habit = _habit(module.HABITS, f"{seed}/{task_name}/{split}", index)
+    question_id = f"{int(task_name[-1]) - 1}{SPLITS.index(split)}{index}"  # built as LaMP builds it
+    profile: list[Item] = []
+    item_facts: dict[str, Facts] = {}
+    for number in range(items_per_user):
+        shows = habit if rng.random() < module.SHOWS else rng.choice([h for h in module.HABITS if h != habit])
+        item, facts = module.make_item(rng, shows)
+        profile.append({"id": f"{question_id}{number}", **item})
+        item_facts[profile[-1]["id"]] = facts
+    text, output, query_facts = module.make_query(rng, habit)
+    return {
+        "id": question_id,
+        "user_id": f"{split}-{index}",
+        "input": text,
+        "output": output,
+        "profile": profile,
+        "facts": {"habit": {"name": habit}, "query": query_facts, "items": item_facts},
+    }
+
+
+def _habit(habits: tuple[str, ...], stream: str, index: int) -> str:
+    """Habits dealt like cards, in freshly shuffled rounds: any first n users hold all habits about equally often."""
+    deal = list(habits)
+    random.Random(f"{stream}/habits/{index // len(habits)}").shuffle(deal)
+    return deal[index % len(habits)]
+
+
+def write(folder: Path, task_name: str, users: dict[str, int], *, items_per_user: int = 12, seed: int = 0) -> None:
+    """LaMP's official files for each split of `users` ({"train": 200, "dev": 50}), and {split}_facts.json beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in users.items():
+        rows = list(build(task_name, split, count, items_per_user=items_per_user, seed=seed))
+        questions = [{key: row[key] for key in ("id", "user_id", "input", "profile")} for row in rows]
+        golds = [{"id": row["id"], "output": row["output"]} for row in rows]
+        _write_json(folder / f"{split}_outputs.json", {"task": task_name.replace("-", "_"), "golds": golds})
+        _write_json(folder / f"{split}_facts.json", {row["id"]: row["facts"] for row in rows})
+        _write_json(folder / f"{split}_questions.json", questions)  # last: a reader looks for this one first
+
+
+def _write_json(path: Path, value: object) -> None:
+    """All or nothing: whoever is killed here leaves the old file, or none."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
