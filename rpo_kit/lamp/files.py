@@ -1,0 +1,93 @@
+"""LaMP's JSON files on disk: read so that a bad download becomes a sentence, written so that no crash leaves half a file.
+
+Used by `data` (questions and outputs) and `metrics` (outputs and predictions have one shape). The whole file is read at
+once; streaming the files of several gigabytes is left for later, and only `read_json` would change.
+
+In: `dev_outputs.json` with `{"task": "LaMP_3", "golds": [{"id": "310", "output": "5"}]}`.
+Out of `read_outputs`: `("LaMP_3", {"310": "5"})`.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from rpo_kit.errors import KitError
+
+AGAIN = "download it again"
+
+
+def read_json(path: Path) -> object:
+    """The content of a JSON file; KitError where it is missing, empty, a web page, truncated or not UTF-8."""
+    if not path.is_file():
+        raise KitError(f"There is no file {path}; {_seen_in(path.parent)}. Point to the folder which has {path.name}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise KitError(f"{path} is not UTF-8 text (byte {error.start}): {AGAIN}, and unpack it if packed.") from error
+    if text.lstrip().startswith("<"):
+        raise KitError(
+            f"{path} is a web page and not JSON; LaMP's server sends one, as if all were well, for a wrong address. "
+            "Check the address on LaMP's download page (movies are LaMP_2/new) and download it again."
+        )
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise KitError(
+            f"{path} is not complete JSON: {error.msg} at character {error.pos} of {len(text)}. "
+            f"Most likely the download broke off: {AGAIN}."
+        ) from error
+
+
+def _seen_in(folder: Path) -> str:
+    """What is there instead, so that a wrong folder is seen for what it is."""
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist either"
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return "that folder is empty"
+    return "that folder has " + ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file in one step: the old file stays until the new one is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(content, file)  # ASCII escapes: any string, also broken Unicode, comes back as it was
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def as_text(value: object, where: str) -> str:
+    """A field as text. LaMP's values are strings; numbers are taken as well, as LaMP's evaluator does."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise KitError(f"{where} is {str(value)[:40]!r} and not text: correct it, or {AGAIN}.")
+    return str(value)
+
+
+def read_outputs(path: Path) -> tuple[str, dict[str, str]]:
+    """(task name, {id: output}) of a file of outputs or predictions; ids must be unique, none missing."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("golds"), list) or "task" not in content:
+        raise KitError(
+            f'{path} is no LaMP outputs file: it should be {{"task": "LaMP_3", "golds": [{{"id": …, "output": …}}]}}. '
+            "Questions and outputs may have been swapped."
+        )
+    outputs: dict[str, str] = {}
+    for number, row in enumerate(content["golds"]):
+        where = f"Row {number} of {path}"
+        if not isinstance(row, dict) or not {"id", "output"} <= set(row):
+            raise KitError(f'{where} lacks "id" or "output": complete it, or {AGAIN}.')
+        key = as_text(row["id"], f'"id" of row {number} of {path}')
+        if key in outputs:
+            raise KitError(f"The id {key!r} stands twice in {path}: keep one of the two rows.")
+        outputs[key] = as_text(row["output"], f'"output" of id {key!r} in {path}')
+    return as_text(content["task"], f'"task" in {path}'), outputs
+
+
+def write_outputs(path: Path, task_name: str, outputs: dict[str, str]) -> None:
+    """Write `{id: output}` in the shape of LaMP's outputs, which is the shape of a submission as well."""
+    golds = [{"id": key, "output": output} for key, output in outputs.items()]
+    write_json(path, {"task": task_name, "golds": golds})

@@ -1,0 +1,181 @@
+"""LaMP's metrics, to the letter: what its evaluation script prints, re-implemented in numpy and `rouge_score`.
+
+The last step of Figure 1: a prediction is compared with the user's own output. One difference, on purpose: LaMP's ROUGE
+is the median of 1,000 unseeded bootstrap means and differs from run to run in the fourth digit; here it is the plain mean
+over examples. Confidence intervals are left to `study`.
+
+>>> score(get_task("LaMP-3"), golds=["5", "1"], preds=["4", "no idea"])   # no number counts as the worst end: 5
+{'MAE': 2.5, 'RMSE': 2.9154759474226504}
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.files import read_outputs, write_outputs
+from rpo_kit.lamp.tasks import Task, get_task
+
+
+def score(task: Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, float]:
+    """LaMP's metrics over all examples, ROUGE on the scale 0..1. KitError for "nan" or "inf", as LaMP raises there."""
+    _check_pairs(golds, preds)
+    if task.kind == "classification":
+        return _classification_scores(task, golds, preds)
+    if task.kind == "regression":
+        _check_finite(golds, preds, [str(n) for n in range(len(golds))])
+        error = _rating_errors(golds, preds)
+        return {"MAE": float(np.mean(np.abs(error))), "RMSE": float(np.sqrt(np.mean(error**2)))}
+    rouge = _rouge(golds, preds)
+    return dict(zip(task.metrics, rouge.mean(axis=0).tolist(), strict=True))
+
+
+def example_scores(task: Task, golds: Sequence[str], preds: Sequence[str]) -> np.ndarray:
+    """Score of each example in 0..1, higher is better; shape (n,).
+
+    Classification: right or wrong. Regression: 1 - |error| / 4, not below 0; what is no number ("nan" included) counts
+    as the worst end of the scale, which for a gold of 3 still leaves 1/2. Generation: mean of ROUGE-1 and ROUGE-L.
+    """
+    _check_pairs(golds, preds)
+    if task.kind == "classification":
+        return (_label_indices(task, golds) == _label_indices(task, preds)).astype(float)
+    if task.kind == "regression":
+        return np.clip(1.0 - np.abs(_rating_errors(golds, preds)) / 4.0, 0.0, 1.0)
+    return _rouge(golds, preds).mean(axis=1)
+
+
+def is_parseable(task: Task, pred: str) -> bool:
+    """Whether LaMP's evaluator can read the prediction: a label, a finite number, or a text that is not empty."""
+    if task.kind == "classification":
+        return str(pred).strip() in task.labels
+    if task.kind == "regression":
+        return math.isfinite(_number(pred))
+    return bool(str(pred).strip())
+
+
+def _check_pairs(golds: Sequence[str], preds: Sequence[str]) -> None:
+    if len(golds) != len(preds):
+        raise KitError(f"{len(golds)} golds and {len(preds)} predictions cannot be paired: give one for one.")
+    if not golds:
+        raise KitError("There is nothing to score: golds and predictions are empty. Check the split and its filters.")
+
+
+# --- classification (LaMP-1, LaMP-2) ---
+
+
+def _label_indices(task: Task, texts: Sequence[str]) -> np.ndarray:
+    """Position of each label, -1 for anything else: exact and case-sensitive but for outer whitespace."""
+    index = {label: position for position, label in enumerate(task.labels)}
+    return np.array([index.get(str(text).strip(), -1) for text in texts])
+
+
+def _classification_scores(task: Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, float]:
+    gold, pred = _label_indices(task, golds), _label_indices(task, preds)
+    f1 = []
+    for label in range(len(task.labels)):
+        hits = np.sum((gold == label) & (pred == label))
+        named = np.sum(gold == label) + np.sum(pred == label)
+        f1.append(2 * hits / named if named else 0.0)  # a label nobody used counts as 0, and is averaged in
+    # LaMP: a gold and a prediction which are both no label are both -1, hence equal, hence "correct".
+    return {"accuracy": float(np.mean(gold == pred)), "f1": float(np.mean(f1))}
+
+
+# --- regression (LaMP-3) ---
+
+
+def _number(text: str) -> float:
+    """The text as float32, as LaMP's library stores it ("4.2" is 4.19999981); nan where it is no number."""
+    try:
+        with np.errstate(over="ignore"):  # "1e99" becomes inf, and is treated as such
+            return float(np.float32(float(str(text).strip())))
+    except ValueError:
+        return math.nan
+
+
+def _says_not_finite(text: str) -> bool:
+    """True for "nan", "inf" and "1e99", which parse and then cannot be scored; False for what does not parse."""
+    try:
+        float(str(text).strip())
+    except ValueError:
+        return False
+    return not math.isfinite(_number(text))
+
+
+def _check_finite(golds: Sequence[str], preds: Sequence[str], ids: Sequence[str]) -> None:
+    """LaMP's evaluator breaks off with a traceback in these cases; here they are a sentence with the id."""
+    for key, gold, pred in zip(ids, golds, preds, strict=True):
+        if not math.isfinite(_number(gold)):
+            raise KitError(
+                f"The gold of example {key} is {str(gold)[:40]!r}, which is no rating: correct the gold file."
+            )
+        if _says_not_finite(pred):
+            raise KitError(
+                f"The prediction for example {key} is {str(pred)[:40]!r}, which LaMP's evaluator refuses: predict a "
+                "finite number, or an empty text, which counts as the worst end of the scale."
+            )
+
+
+def _rating_errors(golds: Sequence[str], preds: Sequence[str]) -> np.ndarray:
+    """Prediction minus gold, shape (n,). What is no number becomes 1 or 5, whichever is further (5 for a gold of 3)."""
+    gold = np.array([_number(text) for text in golds])
+    pred = np.array([_number(text) for text in preds])
+    worst = np.where(np.abs(1.0 - gold) > np.abs(5.0 - gold), 1.0, 5.0)
+    return np.where(np.isfinite(pred), pred, worst) - gold
+
+
+# --- generation (LaMP-4, LaMP-5, LaMP-7) ---
+
+
+@lru_cache(maxsize=1)
+def _scorer() -> RougeScorer:
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+
+
+def _rouge(golds: Sequence[str], preds: Sequence[str]) -> np.ndarray:
+    """ROUGE-1 and ROUGE-L F-measure of each example, shape (n, 2). Words are runs of ASCII letters and digits."""
+    rows = []
+    for gold, pred in zip(golds, preds, strict=True):
+        found = _scorer().score(str(gold).strip(), str(pred).strip())
+        rows.append((found["rouge1"].fmeasure, found["rougeL"].fmeasure))
+    return np.array(rows, dtype=float)
+
+
+# --- files ---
+
+
+def score_files(golds: Path, preds: Path) -> dict[str, float]:
+    """LaMP's metrics for an outputs file and a prediction file, which must name one task and have the same ids."""
+    gold_task, gold_of = read_outputs(golds)
+    pred_task, pred_of = read_outputs(preds)
+    task = get_task(gold_task)
+    if get_task(pred_task) is not task:
+        raise KitError(f"{golds} is of {gold_task} and {preds} of {pred_task}: give two files of one task.")
+    missing, extra = gold_of.keys() - pred_of.keys(), pred_of.keys() - gold_of.keys()
+    if missing or extra:
+        raise KitError(
+            f"{preds} does not fit {golds}: of {len(gold_of)} ids {len(missing)} have no prediction{_first(missing)}, "
+            f"and {len(extra)} predictions have no gold{_first(extra)}. Predict each id of the split once."
+        )
+    ids = list(gold_of)
+    gold_texts, pred_texts = list(gold_of.values()), [pred_of[key] for key in ids]
+    if task.kind == "regression":
+        _check_finite(gold_texts, pred_texts, ids)
+    return score(task, gold_texts, pred_texts)
+
+
+def _first(ids: set[str]) -> str:
+    return f" (such as {min(ids)!r})" if ids else ""
+
+
+def write_predictions(path: Path, task: Task, ids: Sequence[str], preds: Sequence[str]) -> None:
+    """Write predictions in LaMP's submission format, which `score_files` reads."""
+    if len(ids) != len(preds) or len(set(ids)) != len(ids):
+        raise KitError(
+            f"{len(preds)} predictions for {len(ids)} ids ({len(set(ids))} different) cannot be written to {path}: "
+            "give one prediction for each id."
+        )
+    write_outputs(path, task.official_name, dict(zip(ids, preds, strict=True)))
