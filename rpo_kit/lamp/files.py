@@ -1,4 +1,4 @@
-"""LaMP's JSON files on disk: read so that a bad download becomes a sentence, written so that no crash leaves half a file.
+"""LaMP's JSON files on disk: a bad download becomes a sentence, and no crash leaves half a file.
 
 Used by `data` (questions and outputs) and `metrics` (outputs and predictions have one shape). The whole file is read at
 once; streaming the files of several gigabytes is left for later, and only `read_json` would change.

@@ -1,15 +1,15 @@
 """LaMP's metrics, to the letter: what its evaluation script prints, re-implemented in numpy and `rouge_score`.
 
 The last step of Figure 1: a prediction is compared with the user's own output. One difference, on purpose: LaMP's ROUGE
-is the median of 1,000 unseeded bootstrap means and differs from run to run in the fourth digit; here it is the plain mean
-over examples. Confidence intervals are left to `study`.
+is the median of 1,000 unseeded bootstrap means and differs from run to run in the fourth digit; here it is the plain
+mean over examples. Confidence intervals are left to `study`.
 
 >>> score(get_task("LaMP-3"), golds=["5", "1"], preds=["4", "no idea"])   # no number counts as the worst end: 5
 {'MAE': 2.5, 'RMSE': 2.9154759474226504}
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def score(task: Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, f
     if task.kind == "classification":
         return _classification_scores(task, golds, preds)
     if task.kind == "regression":
-        _check_finite(golds, preds, [str(n) for n in range(len(golds))])
+        _check_predicted_ratings(preds, range(len(preds)))
         error = _rating_errors(golds, preds)
         return {"MAE": float(np.mean(np.abs(error))), "RMSE": float(np.sqrt(np.mean(error**2)))}
     rouge = _rouge(golds, preds)
@@ -105,13 +105,15 @@ def _says_not_finite(text: str) -> bool:
     return not math.isfinite(_number(text))
 
 
-def _check_finite(golds: Sequence[str], preds: Sequence[str], ids: Sequence[str]) -> None:
-    """LaMP's evaluator breaks off with a traceback in these cases; here they are a sentence with the id."""
-    for key, gold, pred in zip(ids, golds, preds, strict=True):
+def _check_gold_ratings(golds: Sequence[str], ids: Iterable[object]) -> None:
+    for key, gold in zip(ids, golds, strict=True):
         if not math.isfinite(_number(gold)):
-            raise KitError(
-                f"The gold of example {key} is {str(gold)[:40]!r}, which is no rating: correct the gold file."
-            )
+            raise KitError(f"The gold of example {key} is {str(gold)[:40]!r} and no rating: correct the gold file.")
+
+
+def _check_predicted_ratings(preds: Sequence[str], ids: Iterable[object]) -> None:
+    """LaMP's evaluator breaks off with a traceback here; we say which example it was."""
+    for key, pred in zip(ids, preds, strict=True):
         if _says_not_finite(pred):
             raise KitError(
                 f"The prediction for example {key} is {str(pred)[:40]!r}, which LaMP's evaluator refuses: predict a "
@@ -121,6 +123,7 @@ def _check_finite(golds: Sequence[str], preds: Sequence[str], ids: Sequence[str]
 
 def _rating_errors(golds: Sequence[str], preds: Sequence[str]) -> np.ndarray:
     """Prediction minus gold, shape (n,). What is no number becomes 1 or 5, whichever is further (5 for a gold of 3)."""
+    _check_gold_ratings(golds, range(len(golds)))
     gold = np.array([_number(text) for text in golds])
     pred = np.array([_number(text) for text in preds])
     worst = np.where(np.abs(1.0 - gold) > np.abs(5.0 - gold), 1.0, 5.0)
@@ -163,7 +166,9 @@ def score_files(golds: Path, preds: Path) -> dict[str, float]:
     ids = list(gold_of)
     gold_texts, pred_texts = list(gold_of.values()), [pred_of[key] for key in ids]
     if task.kind == "regression":
-        _check_finite(gold_texts, pred_texts, ids)
+        # score() checks as well, but knows positions only; here the ids are at hand.
+        _check_gold_ratings(gold_texts, ids)
+        _check_predicted_ratings(pred_texts, ids)
     return score(task, gold_texts, pred_texts)
 
 
