@@ -45,7 +45,7 @@ def persona(task_name: str) -> Persona:
 def build(
     task_name: str, split: str, users: int, *, items_per_user: int = 12, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """One row a user, streamed: id, user_id, input, output, profile, facts. The same seed gives the same bytes anywhere.
+    """One row a user, streamed: id, user_id, input, output, profile, facts. The same seed gives the same bytes.
 
     A user depends on (seed, task, split, user index) only, so more users extend a split and leave the first ones as
     they were, and train and dev share neither users nor random numbers.

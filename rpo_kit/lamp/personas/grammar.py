@@ -58,7 +58,7 @@ class Persona(Protocol):
 
 @cache
 def load_bank(name: str) -> Bank:
-    """`banks/<name>.json`, flattened: {"thing": [...], "kitchen": {"praise": [...]}} has "thing" and "kitchen.praise"."""
+    """`banks/<name>.json`, flattened: {"thing": […], "kitchen": {"praise": […]}} has "thing", "kitchen.praise"."""
     path = Path(__file__).parent / "banks" / f"{name}.json"
     raw: dict[str, list[str] | dict[str, list[str]]] = json.loads(path.read_text(encoding="utf-8"))
     bank: Bank = {}

@@ -1,0 +1,90 @@
+"""LaMP-3 personas: raters who are harsh, fair or generous.
+
+A review is written so that a neutral reader would rate it 2, 3 or 4; the user rates one lower, the same, or one higher,
+so the habit never runs into the ends of the scale. The level is in the words (praise and complaints about aspects of an
+invented product, and a closing judgement), never in a number.
+
+    item   "My sister chose this kettle for the cabin. The lid wobbles and the cord is short. I had hoped for better." -> 1
+    facts  {"reads": 2, "product": "kettle"}                    shows "harsh"
+    observe  "reads 2, gave 1: harsh"     plan  "reads 3, harsh: give 2"
+"""
+
+import random
+
+from rpo_kit.lamp.personas.grammar import Facts, Item, expand, load_bank
+from rpo_kit.lamp.tasks import TASKS
+
+HABITS: tuple[str, ...] = ("harsh", "fair", "generous")
+SHOWS: float = 0.8  # ours
+SHIFT = {"harsh": -1, "fair": 0, "generous": 1}
+LEVELS = (2, 3, 4)  # a shift of one stays within 1..5
+SINGULAR = {
+    "this": "this",
+    "it": "it",
+    "them": "it",
+    "is": "is",
+    "was": "was",
+    "has": "has",
+    "does": "does",
+    "a": "a(n)",
+}
+PLURAL = {
+    "this": "these",
+    "it": "they",
+    "them": "them",
+    "is": "are",
+    "was": "were",
+    "has": "have",
+    "does": "do",
+    "a": "",
+}
+
+
+def make_item(rng: random.Random, habit: str) -> tuple[Item, Facts]:
+    text, facts = _review(rng, 12, 20)
+    return {"text": text, "score": apply(habit, facts)}, facts
+
+
+def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
+    text, facts = _review(rng, 16, 28)
+    return TASKS["LaMP-3"].make_input(text=text), apply(habit, facts), facts
+
+
+def shown_habit(item: Item, facts: Facts) -> str | None:
+    shift = int(item["score"]) - int(facts["reads"])
+    return next((habit for habit, step in SHIFT.items() if step == shift), None)
+
+
+def apply(habit: str, query_facts: Facts) -> str:
+    return str(int(query_facts["reads"]) + SHIFT[habit])
+
+
+def observe(item: Item, facts: Facts) -> str:
+    return f"reads {facts['reads']}, gave {item['score']}: {shown_habit(item, facts)}"
+
+
+def plan(habit: str, query_facts: Facts, generic: str) -> str:
+    return f"reads {query_facts['reads']}, {habit}: give {apply(habit, query_facts)}"
+
+
+def _review(rng: random.Random, shortest: int, longest: int) -> tuple[str, Facts]:
+    """A review of `shortest` to `longest` words, and its level and product."""
+    level = rng.choice(LEVELS)
+    bank = load_bank("ratings")
+    while True:
+        category = rng.choice(bank["categories"])
+        product = rng.choice(bank[f"{category}.products"])
+        text = expand(rng, bank, "{order%d}" % level, _slots(rng, category, product), scope=category)
+        if shortest <= len(text.split()) <= longest:
+            return text, {"reads": level, "product": product}
+
+
+def _slots(rng: random.Random, category: str, product: str) -> dict[str, str]:
+    """Words which must agree within one review: number, and praise and complaint about different aspects."""
+    bank = load_bank("ratings")
+    number = PLURAL if category in bank["plural"] else SINGULAR
+    # An aspect is "praise / complaint": three different ones, so that no review praises what it complains about.
+    first, second, third = (aspect.split(" / ") for aspect in rng.sample(bank[f"{category}.aspects"], 3))
+    words = {"good": first[0], "good2": second[0], "bad": third[1], "bad2": second[1]}
+    clauses = {name: expand(rng, bank, text, number, category, capitals=False) for name, text in words.items()}
+    return {"thing": product, **number, **clauses}
