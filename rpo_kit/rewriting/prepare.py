@@ -1,0 +1,123 @@
+"""Stage 1, `prepare`: read the benchmark, rank every profile, and let the base model write its generic answers.
+
+The base model sees the official LaMP input and nothing else: `base_conversation` takes no profile, so none can leak.
+Generic answers are appended to `generic.jsonl` as they come; a killed call goes on with the missing ones.
+
+    prepare(run)
+    load_prepared(run, "dev")[0]["generic"]        # '3'
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_from_disk
+from tqdm.auto import tqdm
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp import personas
+from rpo_kit.lamp.data import read_lamp
+from rpo_kit.lamp.retrieval import rank
+from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.presets import DataSettings
+from rpo_kit.rewriting.chat import Chat, Conversation, open_chat
+from rpo_kit.runs import Run, append_records, read_records, require, stage
+
+SPLITS = ("train", "dev")
+Example = dict[str, Any]  # id, user_id, input, output, profile, ranking, generic, facts ({} outside of personas)
+_CHUNK = 64  # ours: generic answers stored at a time
+
+
+def prepare(run: Run, open_base: Callable[[str], Chat] = open_chat) -> None:
+    """Write `prepare/{train,dev}` (Arrow, with the ranking) and `prepare/generic.jsonl`."""
+    preset = run.preset
+    with stage(run, "prepare", data=preset.data, base=preset.base, base_tokens=preset.base_max_new_tokens) as work:
+        if work is None:
+            return
+        task = get_task(preset.data.task)
+        for split in SPLITS:
+            if not (work / split / "dataset_info.json").exists():
+                read_source(preset.data, split, work).save_to_disk(str(work / split))
+        missing = _without_generic(work)
+        if missing:
+            _answer(task, open_base(preset.base), missing, work / "generic.jsonl", preset.base_max_new_tokens)
+
+
+def read_source(settings: DataSettings, split: str, work: Path) -> Dataset:
+    """One split with its ranking: from the embedded personas, or from a folder with LaMP's official files."""
+    task = get_task(settings.task)
+    users = settings.train_users if split == "train" else settings.dev_users
+    folder = Path(settings.source)
+    facts: dict[str, Any] = {}
+    if settings.source == "personas":
+        folder = work / "personas"
+        personas.write(folder, task.name, {split: users}, items_per_user=settings.items_per_user, seed=settings.seed)
+        facts = json.loads((folder / f"{split}_facts.json").read_text(encoding="utf-8"))
+    dataset = first_users(read_lamp(folder, task, split), users)
+    rows = [json.dumps(facts.get(example_id, {})) for example_id in dataset["id"]]
+    return dataset.add_column("ranking", rank(task, dataset, settings.retriever, settings.seed)).add_column(
+        "facts", rows
+    )
+
+
+def first_users(dataset: Dataset, users: int) -> Dataset:
+    """The examples of the first `users` users, never cutting through one (in LaMP-2 and 4 a user has several queries)."""
+    known: dict[str, None] = {}
+    for user in dataset["user_id"]:
+        if len(known) < users:
+            known.setdefault(user)
+    return dataset.select([i for i, user in enumerate(dataset["user_id"]) if user in known])
+
+
+def load_prepared(run: Run, split: str) -> list[Example]:
+    """The examples of a split, each with its ranking (indices into the profile, best first) and its generic answer."""
+    folder = require(run, "prepare")
+    generic = {record["id"]: record["text"] for record in read_records(folder / "generic.jsonl")}
+    rows = load_from_disk(str(folder / split)).to_list()
+    return [row | {"generic": generic[row["id"]], "facts": json.loads(row["facts"])} for row in rows]
+
+
+def base_conversation(query: str) -> Conversation:
+    """What the base model sees: the query. No profile can be passed."""
+    return [{"role": "user", "content": query}]
+
+
+def read_answer(task: Task, text: str) -> str:
+    """The answer inside a chatty reply: the first label that it names; for generation tasks the first line. (ours)"""
+    if task.kind == "generation":
+        first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+        return first.removeprefix("Title:").removeprefix("Headline:").strip().strip('"').strip()
+    labels = task.labels or ("1", "2", "3", "4", "5")
+    places = [
+        (m.start(), -len(label), label) for label in labels if (m := re.search(_whole(label), text, re.IGNORECASE))
+    ]
+    return min(places)[2] if places else text.strip()
+
+
+def _whole(label: str) -> str:
+    return rf"(?<!\w){re.escape(label)}(?!\w)"
+
+
+def _without_generic(work: Path) -> list[dict[str, str]]:
+    done = {record["id"] for record in read_records(work / "generic.jsonl")}
+    rows = [
+        row for split in SPLITS for row in load_from_disk(str(work / split)).select_columns(["id", "input"]).to_list()
+    ]
+    if len({row["id"] for row in rows}) < len(rows):
+        raise KitError("Train and dev share question ids; take the two splits from the same LaMP download.")
+    return [row for row in rows if row["id"] not in done]
+
+
+def _answer(task: Task, base: Chat, rows: list[dict[str, str]], path: Path, tokens: int) -> None:
+    limit = tokens if task.kind == "generation" else min(tokens, 12)  # ours: a label needs no more
+    with tqdm(total=len(rows), desc=f"{base.name} answers without seeing the user", unit="query") as bar:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            answers = base.complete([base_conversation(row["input"]) for row in chunk], max_new_tokens=limit)
+            pairs = zip(chunk, answers, strict=True)
+            append_records(path, [{"id": r["id"], "text": read_answer(task, a.text), "raw": a.text} for r, a in pairs])
+            bar.update(len(chunk))

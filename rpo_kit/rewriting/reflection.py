@@ -1,0 +1,257 @@
+"""The reflection module at inference time (Figure 1): read k history items and rewrite the generic answer.
+
+Everything that loads or runs a model in this process passes through here, and through Unsloth, on a GPU as on a CPU.
+`Personalizer` is what a practitioner takes home: base model + retrieval + reflection module. A completion that does not
+parse gives no rewrite; the generic answer stays, and the caller sees it (`Rewrite.complaint`).
+
+    >>> model = load_reflection(preset.reflection, adapter=run.stage("rl") / "adapter")
+    >>> Personalizer(base, model, task)("… review: The lid leaks.", profile).text
+    '1'
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.retrieval import rank, take
+from rpo_kit.lamp.tasks import Item, Task
+from rpo_kit.presets import ModelSettings
+from rpo_kit.rewriting.bundled import bundled_model
+from rpo_kit.rewriting.chat import Chat, Completion, Conversation
+from rpo_kit.rewriting.prompts import fill, harmless, load
+from rpo_kit.rewriting.trajectory import Trajectory, parse
+
+_WORD_LIMITS = (None, 200, 100, 50, 25, 12, 6)  # ours: how far history items are shortened to make a prompt fit
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its tokenizer (left padding), ready to generate."""
+
+    model: Any
+    tokenizer: Any
+    max_seq_length: int
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What the personalizer did for one query."""
+
+    text: str  # the rewrite, or the generic answer where there is none
+    generic: str
+    items: list[Item]
+    trajectory: Trajectory | None
+    complaint: str | None
+    seconds: float
+
+
+# ---- loading ------------------------------------------------------------------------------------------------------
+
+
+def load_base(name: str, max_seq_length: int = 1024) -> LoadedModel:
+    """The black-box model, in this process: never trained; 4-bit where there is a GPU."""
+    import torch
+
+    return _load(ModelSettings(name, load_in_4bit=torch.cuda.is_available(), max_seq_length=max_seq_length), name, 0)
+
+
+def load_reflection(settings: ModelSettings, adapter: Path | None = None) -> LoadedModel:
+    """The reflection module: the small model with the LoRA adapter in `adapter`, or untrained without one."""
+    if adapter is not None and not (adapter / "adapter_config.json").exists():
+        raise KitError(f"{adapter} holds no LoRA adapter (adapter_config.json is missing); train that stage first.")
+    loaded = _load(settings, settings.name, 0)
+    if adapter is None:
+        return loaded
+    from peft import PeftModel
+
+    return LoadedModel(PeftModel.from_pretrained(loaded.model, adapter), loaded.tokenizer, loaded.max_seq_length)
+
+
+def load_trainable(settings: ModelSettings, adapter: Path | None, seed: int) -> LoadedModel:
+    """The reflection module with a trainable LoRA: a new one, or the one stored in `adapter`."""
+    loaded = _load(settings, settings.name, seed)
+    if adapter is None:
+        model = _unsloth().get_peft_model(
+            loaded.model,
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=0.0,
+            target_modules=list(settings.lora_targets),
+            use_gradient_checkpointing="unsloth" if _on_gpu() else False,
+            random_state=seed,
+        )
+    else:
+        from peft import PeftModel
+
+        # without is_trainable the optimiser would be empty and nothing would change (facts: trl#6700)
+        model = PeftModel.from_pretrained(loaded.model, adapter, is_trainable=True)
+    return LoadedModel(model, loaded.tokenizer, loaded.max_seq_length)
+
+
+def _load(settings: ModelSettings, name: str, seed: int) -> LoadedModel:
+    path = str(bundled_model()) if name == "smollm2" else name
+    with _quiet():
+        model, tokenizer = _unsloth().from_pretrained(
+            path,
+            max_seq_length=settings.max_seq_length,
+            load_in_4bit=settings.load_in_4bit,
+            dtype=None,
+            random_state=seed,
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        raise KitError(
+            f"{name}: the pad token must differ from the end token, or the end of a rewrite is never learned."
+        )
+    return LoadedModel(model, tokenizer, settings.max_seq_length)
+
+
+def _unsloth() -> Any:
+    """Unsloth's loader, imported before trl (which it patches); its banner is left to `doctor`."""
+    with _quiet():
+        from unsloth import FastLanguageModel
+    return FastLanguageModel
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Hide loading bars and banners; errors still raise."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+# ---- prompting ----------------------------------------------------------------------------------------------------
+
+
+def reflection_messages(
+    task: Task, query: str, generic: str, items: Sequence[Item], words: int | None = None
+) -> Conversation:
+    """The conversation which asks for a rewrite. `query` is the official LaMP input; `words` cuts each history item."""
+    lines = [f"[{i}] {_cut(harmless(task.item_line(item)), words)}" for i, item in enumerate(items, 1)]
+    user = fill(
+        "reflection_user",
+        title=task.title,
+        history="\n".join(lines) or "(empty)",
+        query=harmless(" ".join(task.query_text(query).split())),
+        generic=harmless(" ".join(generic.split())) or "(empty)",
+    )
+    return [{"role": "system", "content": load("reflection_system")}, {"role": "user", "content": user}]
+
+
+def fitting_messages(
+    tokenizer: Any, limit: int, task: Task, query: str, generic: str, items: Sequence[Item]
+) -> tuple[Conversation, bool]:
+    """The same, with history items cut at word ends until the prompt has at most `limit` tokens; says whether it cut.
+
+    The query is never cut: KitError where it does not fit even with the shortest items.
+    """
+    for words in _WORD_LIMITS:
+        messages = reflection_messages(task, query, generic, items, words)
+        if prompt_tokens(tokenizer, messages) <= limit:
+            return messages, words is not None
+    raise KitError(
+        f"A query of {len(query):,} characters does not fit into {limit} tokens beside {len(items)} items: "
+        "raise reflection.max_seq_length, or leave this query out."
+    )
+
+
+def prompt_tokens(tokenizer: Any, messages: Conversation) -> int:
+    return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+def _cut(text: str, words: int | None) -> str:
+    parts = text.split()
+    return text if words is None or len(parts) <= words else " ".join(parts[: words - 1]) + " … " + parts[-1]
+
+
+# ---- generating ---------------------------------------------------------------------------------------------------
+
+
+def generate(
+    loaded: LoadedModel,
+    conversations: Sequence[Conversation],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    batch_size: int = 32,
+) -> list[Completion]:
+    """One completion for each conversation, in the same order; batches hold prompts of like length."""
+    tokenizer = loaded.tokenizer
+    texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in conversations]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found: dict[int, Completion] = {}
+    _unsloth().for_inference(loaded.model)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        found |= zip(
+            chosen, _generate_batch(loaded, [texts[i] for i in chosen], max_new_tokens, temperature), strict=True
+        )
+    return [found[i] for i in range(len(texts))]
+
+
+def _generate_batch(loaded: LoadedModel, texts: list[str], max_new_tokens: int, temperature: float) -> list[Completion]:
+    import torch
+
+    tokenizer = loaded.tokenizer
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.model.device)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    with torch.no_grad(), _quiet():
+        out = loaded.model.generate(
+            **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling
+        )
+    new, ends = out[:, batch["input_ids"].shape[1] :], tokenizer.eos_token_id
+    finished, lengths = (new == ends).any(1).tolist(), (new != tokenizer.pad_token_id).sum(1).tolist()
+    prompts = batch["attention_mask"].sum(1).tolist()
+    decoded = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [Completion(t.strip(), f, p, n) for t, f, p, n in zip(decoded, finished, prompts, lengths, strict=True)]
+
+
+class Personalizer:
+    """Base model, retrieval and reflection module together: (query, profile) → `Rewrite`."""
+
+    def __init__(
+        self,
+        base: Chat,
+        reflection: LoadedModel,
+        task: Task,
+        shots: int = 6,
+        retriever: str = "bm25",
+        new_tokens: int = 80,
+    ) -> None:
+        self.base, self.reflection, self.task = base, reflection, task
+        self.shots, self.retriever, self.new_tokens = shots, retriever, new_tokens
+
+    def __call__(self, query: str, profile: list[Item]) -> Rewrite:
+        """`query` is a LaMP input; the base model sees it and nothing else."""
+        start = time.perf_counter()
+        example = {"id": "query", "input": query, "profile": profile}
+        items = take(example, rank(self.task, [example], self.retriever)[0], self.shots)
+        ask = [{"role": "user", "content": query}]
+        generic = self.base.complete([ask], max_new_tokens=self.new_tokens)[0].text
+        limit = self.reflection.max_seq_length - self.new_tokens
+        messages, _ = fitting_messages(self.reflection.tokenizer, limit, self.task, query, generic, items)
+        parsed = parse(generate(self.reflection, [messages], max_new_tokens=self.new_tokens)[0].text)
+        text = parsed.trajectory.rewrite if parsed.trajectory else generic
+        return Rewrite(text, generic, items, parsed.trajectory, parsed.complaint, time.perf_counter() - start)

@@ -1,0 +1,45 @@
+"""How many history items (k, the shots) the reflection module reads at which RL step.
+
+The paper grows k from 2 to 6. The plan is made before training and materialised as one row a prompt, in training order:
+the trainer reads the rows from first to last, so a resumed run meets the same prompts with the same k. (A callback that
+changes k on the fly comes one to three steps late, because batches are fetched ahead.)
+
+    >>> shots_plan("progressive", 10)
+    [2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from rpo_kit.errors import KitError
+from rpo_kit.rewriting.prepare import Example
+
+PLANS = "progressive, reversed, random, or fixed-K as in fixed-4"
+
+
+def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int = 0) -> list[int]:
+    """k for each of `steps` steps. Progressive: k(t) = first + floor(t (last - first + 1) / steps)."""
+    if not 1 <= first <= last:
+        raise KitError(f"The shots must grow: shots_from={first} and shots_to={last} do not.")
+    growing = [first + t * (last - first + 1) // steps for t in range(steps)]
+    if plan == "progressive":
+        return growing
+    if plan == "reversed":
+        return growing[::-1]
+    if plan == "random":
+        return random.Random(f"shots/{seed}").choices(range(first, last + 1), k=steps)
+    if plan.startswith("fixed-") and plan[6:].isdigit() and int(plan[6:]) > 0:
+        return [int(plan[6:])] * steps
+    raise KitError(f"There is no curriculum {plan!r}; there are {PLANS}.")
+
+
+def prompt_order(examples: Sequence[Example], count: int, seed: int = 0) -> list[Example]:
+    """`count` examples in training order: the pool is shuffled anew for each pass over it."""
+    if not examples:
+        raise KitError("There is no training example; check prepare's data settings.")
+    rng, order = random.Random(f"prompts/{seed}"), []
+    while len(order) < count:
+        order += rng.sample(list(examples), len(examples))
+    return order[:count]

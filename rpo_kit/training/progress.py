@@ -1,0 +1,67 @@
+"""What both training stages share: the log that survives a kill, the callback that a live plot hangs on, the resume.
+
+`log.csv` is rewritten whole at every logged step from the trainer's own state, which a checkpoint carries; so after a
+resume it holds each step once. On CPU two threads spin for each other when cores are shared: see `calm_threads`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rpo_kit.runs import write_text
+
+OnLog = Callable[[list[dict[str, float]]], None]
+
+
+def log_callback(path: Path, on_log: OnLog | None = None) -> Any:
+    """A trainer callback which keeps `path` (CSV) up to date and hands all rows so far to `on_log`."""
+    from transformers import TrainerCallback
+
+    class KeepLog(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            rows = [row for row in state.log_history if "loss" in row]
+            write_text(path, pd.DataFrame(rows).to_csv(index=False))
+            if on_log:
+                on_log(rows)
+
+    return KeepLog()
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written whole (trainer_state.json is its last file), or None."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+    newest = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    if newest:
+        print(f"going on from {newest.name}")
+    return str(newest) if newest else None
+
+
+def finish_training(model: Any, tokenizer: Any, work: Path) -> None:
+    """Keep the adapter (safetensors) and drop the checkpoints, whose optimiser states nobody needs any more."""
+    temporary = work / "adapter.part"
+    model.save_pretrained(temporary, selected_adapters=["default"])
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(work / "adapter", ignore_errors=True)
+    os.replace(temporary, work / "adapter")
+    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+
+
+def precision() -> dict[str, bool]:
+    """bf16 where the hardware computes in it, fp16 on older GPUs such as a T4, full precision on older CPUs."""
+    import torch
+
+    if torch.cuda.is_available():
+        bf16 = torch.cuda.get_device_capability()[0] >= 8
+        return {"bf16": bf16, "fp16": not bf16}
+    return {"bf16": _cpu_has_bf16(), "fp16": False}
+
+
+def _cpu_has_bf16() -> bool:
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))

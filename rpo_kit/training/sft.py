@@ -1,0 +1,88 @@
+"""Stage 3, `sft`: fine-tune the reflection module on the trajectories (Figure 2, middle).
+
+TRL's SFTTrainer on Unsloth with LoRA; the loss counts the completion only. One trajectory rests on one history item.
+
+    in:  prompt = system + history of one item + query + generic answer;  completion = the trajectory
+    out: `sft/adapter` (LoRA, safetensors), `sft/log.csv`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.presets import SFTSettings
+from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_trainable
+from rpo_kit.rewriting.trajectory import Trajectory, render
+from rpo_kit.runs import Run, read_records, require, stage
+from rpo_kit.training.progress import OnLog, finish_training, last_checkpoint, log_callback, precision
+
+
+def train_sft(run: Run, on_log: OnLog | None = None) -> None:
+    """Train the adapter; goes on from the last checkpoint after an interruption."""
+    settings, source = run.preset.sft, require(run, "synthesize") / "trajectories.jsonl"
+    with stage(run, "sft", trajectories=source, settings=settings, model=run.preset.reflection) as work:
+        if work is None:
+            return
+        loaded = load_trainable(run.preset.reflection, adapter=None, seed=settings.seed)
+        trainer = make_trainer(loaded, sft_dataset(run, loaded), settings, work, on_log)
+        trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+        finish_training(trainer.model, loaded.tokenizer, work)
+
+
+def sft_dataset(run: Run, loaded: LoadedModel) -> Dataset:
+    """One row a trajectory: `prompt` and `completion` as conversations."""
+    examples = {example["id"]: example for example in load_prepared(run, "train")}
+    records = read_records(require(run, "synthesize") / "trajectories.jsonl")
+    return Dataset.from_list([_row(run, loaded, examples[record["example"]], record) for record in records])
+
+
+def _row(run: Run, loaded: LoadedModel, example: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    profile = {item["id"]: item for item in example["profile"]}
+    items = [profile[item_id] for item_id in record["items"]]
+    text = render(Trajectory(record["observe"], record["plan"], record["rewrite"]))
+    limit = loaded.max_seq_length - len(loaded.tokenizer(text)["input_ids"]) - 8
+    task = get_task(run.preset.data.task)
+    prompt, _ = fitting_messages(loaded.tokenizer, limit, task, example["input"], example["generic"], items)
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
+
+
+def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work: Path, on_log: OnLog | None) -> Any:
+    """TRL's trainer with every field that decides something set, because Unsloth changes the defaults."""
+    from trl import SFTConfig, SFTTrainer  # after Unsloth, which `loaded` has imported
+
+    config = SFTConfig(
+        output_dir=str(work / "checkpoints"),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(settings.warmup * settings.steps),
+        weight_decay=0.0,
+        optim="adamw_torch",
+        max_length=loaded.max_seq_length,
+        completion_only_loss=True,
+        packing=False,
+        gradient_checkpointing=False,
+        logging_steps=max(1, settings.steps // 40),
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        report_to=[],
+        seed=settings.seed,
+        data_seed=settings.seed,
+        dataloader_pin_memory=False,
+        disable_tqdm=False,
+        **precision(),
+    )
+    return SFTTrainer(
+        model=loaded.model,
+        args=config,
+        train_dataset=rows,
+        processing_class=loaded.tokenizer,
+        callbacks=[log_callback(work / "log.csv", on_log)],
+    )
