@@ -8,10 +8,13 @@ Out of `read_outputs`: `("LaMP_3", {"310": "5"})`.
 """
 
 import json
-import os
+import logging
 from pathlib import Path
 
 from rpo_kit.errors import KitError
+from rpo_kit.runs import write_text
+
+log = logging.getLogger(__name__)
 
 AGAIN = "download it again"
 
@@ -50,21 +53,27 @@ def _seen_in(folder: Path) -> str:
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file in one step: the old file stays until the new one is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(content, file)  # ASCII escapes: any string, also broken Unicode, comes back as it was
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_text(path, json.dumps(content) + "\n")  # ASCII escapes: any string, also broken Unicode, comes back as it was
 
 
 def as_text(value: object, where: str) -> str:
     """A field as text. LaMP's values are strings; numbers are taken as well, as LaMP's evaluator does."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise KitError(f"{where} is {str(value)[:40]!r} and not text: correct it, or {AGAIN}.")
-    return str(value)
+    text = str(value)
+    if text.isascii() or _is_unicode(text):
+        return text
+    log.warning("%s has half a character (a lone surrogate); it is read as U+FFFD, the rest stays as it is.", where)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _is_unicode(text: str) -> bool:
+    """False for text which JSON can escape but no table and no tokenizer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_outputs(path: Path) -> tuple[str, dict[str, str]]:
