@@ -18,6 +18,7 @@ comes first; LaMP's order of ties depends on machine and numpy version.
 import hashlib
 import json
 import logging
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -110,7 +111,8 @@ def _okapi_idf(found_in: np.ndarray, documents: int) -> np.ndarray:
     gets epsilon times the mean idf instead.
     """
     idf = np.log(documents - found_in + 0.5) - np.log(found_in + 0.5)
-    return np.where(idf < 0, EPSILON * idf.mean(), idf)
+    mean = math.fsum(idf) / len(idf)  # exact, because bm25s numbers the words differently in each process
+    return np.where(idf < 0, EPSILON * mean, idf)
 
 
 # --- recency and random ---

@@ -1,0 +1,233 @@
+"""Official files become a dataset; what is wrong with a file is said at the door, with file, id and remedy."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_from_disk
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.data import read_lamp, split_summary, write_lamp
+from rpo_kit.lamp.tasks import TASKS, Task, get_task
+
+RATINGS, MOVIES = get_task("LaMP-3"), get_task("LaMP-2")
+
+
+def question(number: int, items: int = 2, **more: Any) -> dict[str, Any]:
+    profile = [{"id": f"31{number}{n}", "text": f"Item {n}.", "score": "1"} for n in range(items)]
+    return {"id": f"31{number}", "input": RATINGS.make_input(text=f"Review {number}."), "profile": profile} | more
+
+
+def write_split(folder: Path, questions: object, outputs: dict[str, Any] | None = None, task: str = "LaMP_3") -> Path:
+    """The two files of a dev split, as a user may have them on disk; by default "5" is everyone's output."""
+    if outputs is None:
+        assert isinstance(questions, list)
+        outputs = {row["id"]: "5" for row in questions}
+    golds = [{"id": key, "output": output} for key, output in outputs.items()]
+    (folder / "dev_questions.json").write_text(json.dumps(questions))
+    (folder / "dev_outputs.json").write_text(json.dumps({"task": task, "golds": golds}))
+    return folder
+
+
+# --- what is read ---
+
+
+def test_a_row_has_question_user_output_and_profile(tmp_path: Path) -> None:
+    write_split(tmp_path, [question(0, items=1), question(1, items=0)], {"311": "4", "310": "2"})
+    dataset = read_lamp(tmp_path, RATINGS, "dev")
+    assert dataset.column_names == ["id", "user_id", "input", "output", "profile"]
+    assert dataset[0] == {
+        "id": "310",
+        "user_id": "310",  # the file names no user, so each question is its own
+        "input": RATINGS.make_input(text="Review 0."),
+        "output": "2",
+        "profile": [{"id": "3100", "text": "Item 0.", "score": "1"}],
+    }
+    assert dataset[1]["output"] == "4"
+
+
+def test_users_and_dates_of_the_time_split_are_read(tmp_path: Path) -> None:
+    item = {"id": "3100", "text": "x", "score": "1", "date": "2011-05-03"}
+    write_split(tmp_path, [question(0, user_id="u7", profile=[item]), question(1)])
+    dataset = read_lamp(tmp_path, RATINGS, "dev")
+    assert dataset["user_id"][:] == ["u7", "311"]
+    assert [item["date"] for item in dataset[0]["profile"]] == ["2011-05-03"]
+    assert [item["date"] for item in dataset[1]["profile"]] == ["", ""]
+
+
+def test_numbers_are_read_as_text_as_lamps_evaluator_does(tmp_path: Path) -> None:
+    item = {"id": 3100, "text": "x", "score": 5}
+    dataset = read_lamp(write_split(tmp_path, [question(0, profile=[item])], {"310": 4}), RATINGS, "dev")
+    assert dataset[0]["profile"] == [{"id": "3100", "text": "x", "score": "5"}]
+    assert dataset[0]["output"] == "4"
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
+def test_what_is_written_is_read_back(task: Task, tmp_path: Path) -> None:
+    text = 'Tabs\t, "quotes", {braces}, <rewrite>tags</rewrite>, naïve 日本 \U0001f600 \n'
+    parts = {"title": text, "ref1": "a", "ref2": "b"} if task.name == "LaMP-1" else {"text": text}
+    profile = [{"id": f"{n}"} | {field: text + str(n) for field in task.fields} for n in range(3)]
+    row = {"id": "1", "user_id": "u", "input": task.make_input(**parts), "output": text, "profile": profile}
+    write_lamp(tmp_path, task, "train", iter([row]))
+    assert read_lamp(tmp_path, task, "train")[0] == row
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["train_outputs.json", "train_questions.json"]
+
+
+def test_an_official_file_looks_as_lamps_readme_says(tmp_path: Path) -> None:
+    write_lamp(tmp_path, RATINGS, "dev", [question(0, items=1) | {"user_id": "u", "output": "5"}])
+    assert json.loads((tmp_path / "dev_outputs.json").read_text()) == {
+        "task": "LaMP_3",
+        "golds": [{"id": "310", "output": "5"}],
+    }
+    assert json.loads((tmp_path / "dev_questions.json").read_text()) == [question(0, items=1) | {"user_id": "u"}]
+
+
+def test_half_a_character_is_replaced_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    item = {"id": "3100", "text": "cut off \ud83d", "score": "1"}
+    dataset = read_lamp(write_split(tmp_path, [question(0, profile=[item])]), RATINGS, "dev")
+    assert dataset[0]["profile"][0]["text"] == "cut off \ufffd"
+    assert "'310'" in caplog.text
+    assert "profile item 0: text has half a character" in caplog.text
+
+
+# --- what is kept, excluded, counted, shown ---
+
+
+def test_an_empty_profile_is_kept_counted_and_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = read_lamp(write_split(tmp_path, [question(0, items=0), question(1)]), RATINGS, "dev")
+    assert dataset[0]["profile"] == []
+    assert split_summary(dataset)["empty_profiles"] == 1
+    assert "1 of 2 questions have an empty profile" in caplog.text
+
+
+def test_a_question_without_instruction_is_excluded_counted_and_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    film = {"id": "1100", "description": "A ship.", "tag": "classic"}
+    rows = [
+        {"id": "110", "input": "x Overwhelmed by her suffocating schedule", "profile": [film]},
+        {"id": "111", "input": MOVIES.make_input(text="A ship."), "profile": [film]},
+    ]
+    dataset = read_lamp(write_split(tmp_path, rows, {"110": "romance", "111": "comedy"}, "LaMP_2"), MOVIES, "dev")
+    assert dataset["id"][:] == ["111"]
+    assert split_summary(dataset)["excluded"] == ["110"]
+    assert "excluded 1 of 2 questions without instruction: 110." in caplog.text
+
+
+def test_a_clean_split_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        read_lamp(write_split(tmp_path, [question(0)]), RATINGS, "dev")
+    assert caplog.text == ""
+
+
+def test_the_summary_counts_by_hand_and_survives_saving_and_selecting(tmp_path: Path) -> None:
+    rows = [question(0, items=1), question(1, items=2, user_id="u"), question(2, items=6, user_id="u")]
+    dataset = read_lamp(write_split(tmp_path, [*rows, question(3, input="x")]), RATINGS, "dev")
+    summary = split_summary(dataset)
+    assert summary == {
+        "task": "LaMP-3", "split": "dev", "examples": 3, "users": 2, "empty_profiles": 0, "excluded": ["313"],
+        "profile_min": 1, "profile_median": 2.0, "profile_mean": 3.0, "profile_max": 6, "most_common_outputs": {"5": 3},
+    }  # fmt: skip
+    dataset.save_to_disk(str(tmp_path / "arrow"))
+    again = load_from_disk(str(tmp_path / "arrow"))
+    assert split_summary(again) == summary
+    assert split_summary(again.select([0]))["excluded"] == ["313"]
+    assert split_summary(again.select([]))["examples"] == 0
+
+
+def test_withheld_test_outputs_are_empty_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "test_questions.json").write_text(json.dumps([question(0)]))
+    assert read_lamp(tmp_path, RATINGS, "test")[0]["output"] == ""
+    assert "withholds" in caplog.text
+
+
+# --- bad files ---
+
+HTML = "\n<!DOCTYPE html>\n<html><body>LaMP</body></html>"
+
+
+@pytest.mark.parametrize("name", ["dev_questions.json", "dev_outputs.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (HTML.encode(), "is a web page and not JSON.*LaMP_2/new.*download it again"),
+        (b'[{"id": "310", "input": "What', "not complete JSON.*character .* of 29.*broke off: download it again"),
+        (b"", "not complete JSON.*character 0 of 0"),
+        (b"\x1f\x8b\x08\x00", "not UTF-8 text.*unpack"),
+        (b'{"id": "310"}', "(JSON list of questions|no LaMP outputs file)"),
+        (b"[]", "(not an empty one|no LaMP outputs file)"),
+    ],
+)
+def test_a_file_that_is_not_lamps_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    write_split(tmp_path, [question(0)])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(KitError, match=f"{name}.*{message}") as caught:
+        read_lamp(tmp_path, RATINGS, "dev")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_or_folder_is_named_with_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"no file .*dev_questions.json; that folder is empty"):
+        read_lamp(tmp_path, RATINGS, "dev")
+    write_split(tmp_path, [question(0)])
+    with pytest.raises(KitError, match=r"no file .*train_questions.json; that folder has dev_outputs.json, dev_ques"):
+        read_lamp(tmp_path, RATINGS, "train")
+    with pytest.raises(KitError, match=r"folder .*nowhere does not exist"):
+        read_lamp(tmp_path / "nowhere", RATINGS, "dev")
+    (tmp_path / "dev_outputs.json").unlink()
+    with pytest.raises(KitError, match=r"no file .*dev_outputs.json"):
+        read_lamp(tmp_path, RATINGS, "dev")
+
+
+def test_the_folder_of_another_task_is_recognised(tmp_path: Path) -> None:
+    write_split(tmp_path, [question(0)])
+    with pytest.raises(KitError, match=r"dev_outputs.json says it is of LaMP_3 and not of LaMP_2"):
+        read_lamp(tmp_path, MOVIES, "dev")
+    news = {"id": "110", "input": "Which category does", "profile": [{"id": "1", "text": "x", "category": "travel"}]}
+    write_split(tmp_path, [news], task="LaMP_2")
+    with pytest.raises(KitError, match=r"'110' .*item 0 lacks description, tag: items of LaMP-2 \(Movie tagging\)"):
+        read_lamp(tmp_path, MOVIES, "dev")
+    write_split(tmp_path, [news | {"profile": []}], task="LaMP_2")
+    with pytest.raises(KitError, match=r"No question in .* is a question of LaMP-2"):
+        read_lamp(tmp_path, MOVIES, "dev")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "311", "input": "x"}, r"Row 1, id '311', of .*dev_questions.json lacks profile"),
+        ({"input": "x", "profile": []}, r"Row 1 of .*dev_questions.json lacks id"),
+        ("row", r"Row 1 of .*dev_questions.json lacks everything"),
+        (question(1, input=None), r"'311' in .*dev_questions.json: input is 'None' and not text"),
+        (question(1, profile=None), r"'311' in .*dev_questions.json has a profile that is no list"),
+        (question(1, profile=["x"]), r"'311' .*profile item 0 lacks id, text, score"),
+        (question(1, profile=[{"id": "1", "text": "x"}]), r"'311' .*profile item 0 lacks score"),
+        (question(1, profile=[{"id": "1", "text": "x", "score": None}]), r"'311' .*item 0: score is 'None'"),
+        (question(0), r"'310' stands twice in .*dev_questions.json"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_id(row: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=message):
+        read_lamp(write_split(tmp_path, [question(0), row], {"310": "5", "311": "5"}), RATINGS, "dev")
+
+
+def test_questions_and_outputs_must_have_the_same_ids(tmp_path: Path) -> None:
+    write_split(tmp_path, [question(0), question(1)], {"311": "5", "319": "5", "318": "5"})
+    with pytest.raises(KitError, match=r"1 of 2 questions have no output \['310'\], 2 outputs .* \['318', '319'\]"):
+        read_lamp(tmp_path, RATINGS, "dev")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (question(0), "Row 0 .* lacks output"),
+        (question(0, output="5", input="x"), "no official input"),
+        (question(0, output="5", profile=[{"id": "1"}]), "item 0 lacks text, score"),
+    ],
+)
+def test_nothing_is_written_that_could_not_be_read(row: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=message):
+        write_lamp(tmp_path, RATINGS, "dev", [row])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,179 @@
+"""The metrics print what LaMP's evaluation script prints, also where that is odd."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.metrics import example_scores, is_parseable, score, score_files, write_predictions
+from rpo_kit.lamp.tasks import get_task
+
+EDGES = json.loads((Path(__file__).parents[1] / "data" / "lamp_metric_edges.json").read_text(encoding="utf-8"))
+CITATIONS, MOVIES, RATINGS, HEADLINES = (get_task(name) for name in ("LaMP-1", "LaMP-2", "LaMP-3", "LaMP-4"))
+
+
+def write(path: Path, task: str, outputs: list[tuple[str, object]]) -> Path:
+    path.write_text(json.dumps({"task": task, "golds": [{"id": key, "output": text} for key, text in outputs]}))
+    return path
+
+
+@pytest.mark.parametrize("case", EDGES)
+def test_files_score_as_the_official_script_scored_them(case: str, tmp_path: Path) -> None:
+    edge = EDGES[case]
+    for name in ("golds", "preds"):
+        (tmp_path / name).write_text(json.dumps(edge[name]))
+    result = score_files(tmp_path / "golds", tmp_path / "preds")
+    assert list(result) == list(edge["official"])
+    assert result == pytest.approx(edge["official"], abs=1e-15, rel=1e-14)
+
+
+# --- classification ---
+
+
+def test_macro_f1_averages_over_labels_that_nobody_used() -> None:
+    # comedy: right twice -> 1; action: never right -> 0; the other 13 tags: 0. Mean 1/15.
+    golds, preds = ["comedy", "comedy", "action"], ["comedy", " comedy\n", "Action"]
+    assert score(MOVIES, golds, preds) == pytest.approx({"accuracy": 2 / 3, "f1": 1 / 15})
+
+
+def test_f1_counts_misses_and_false_alarms_by_hand() -> None:
+    # [1]: 1 hit, 2 golds, 1 prediction -> 2/3. [2]: 1 hit, 1 gold, 2 predictions -> 2/3.
+    assert score(CITATIONS, ["[1]", "[1]", "[2]"], ["[1]", "[2]", "[2]"])["f1"] == pytest.approx(2 / 3)
+
+
+def test_two_texts_that_are_no_labels_count_as_equal_as_in_lamp() -> None:
+    assert score(MOVIES, ["horror"], ["drama"])["accuracy"] == 1.0
+    assert example_scores(MOVIES, ["horror", "comedy"], ["drama", "drama"]).tolist() == [1.0, 0.0]
+
+
+# --- regression ---
+
+
+def test_what_is_no_number_counts_as_the_worst_end_of_the_scale() -> None:
+    # gold 1, 2, 3 -> 5 is furthest or as far: errors 4, 3, 2; gold 4, 5 -> 1 is furthest: errors 3, 4.
+    result = score(RATINGS, ["1", "2", "3", "4", "5"], ["bad", "", "5 stars", "4/5", "<rewrite>"])
+    assert result == {"MAE": 16 / 5, "RMSE": pytest.approx(math.sqrt(54 / 5))}
+
+
+def test_numbers_are_neither_rounded_nor_clipped_and_are_single_precision() -> None:
+    assert score(RATINGS, ["3"], ["9"])["MAE"] == 6.0
+    assert score(RATINGS, ["5"], ["1e1"])["MAE"] == 5.0
+    assert score(RATINGS, ["4"], ["4.2"])["MAE"] == 4.19999980926513671875 - 4  # the float32 next to 4.2
+
+
+def test_a_rating_scores_one_less_a_quarter_for_each_step_of_error() -> None:
+    scores = example_scores(RATINGS, ["5", "5", "1", "3", "3", "3", "1"], ["5", "4", "3", "none", "nan", "9", "inf"])
+    # "none" and "nan" for gold 3 count as 5, error 2; "9" is 6 off and not below 0; "inf" for gold 1 counts as 5.
+    assert scores.tolist() == [1.0, 0.75, 0.5, 0.5, 0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("pred", ["nan", "inf", " -Infinity", "1e99"])
+def test_numbers_that_are_not_finite_are_refused_with_the_id(pred: str, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match="example 1 is"):
+        score(RATINGS, ["3", "3"], ["3", pred])
+    golds = write(tmp_path / "g", "LaMP_3", [("310", "3"), ("311", "3")])
+    preds = write(tmp_path / "p", "LaMP_3", [("311", pred), ("310", "3")])
+    with pytest.raises(KitError, match="example 311 is"):
+        score_files(golds, preds)
+
+
+@pytest.mark.parametrize("gold", ["", "five", "nan"])
+def test_a_gold_that_is_no_rating_never_becomes_a_score(gold: str) -> None:
+    for function in (score, example_scores):
+        with pytest.raises(KitError, match="gold of example 1 "):
+            function(RATINGS, ["3", gold], ["3", "3"])
+
+
+# --- generation ---
+
+
+def test_rouge_is_the_plain_mean_of_f_measures_by_hand() -> None:
+    # "the cat sat" / "sat the cat down": 3 common words -> P 3/4, R 3/3, F 6/7; longest common run "the cat": P 2/4,
+    # R 2/3, F 4/7. Second pair: nothing in common -> 0.
+    golds, preds = ["the cat sat", "x"], ["Sat the cat, down!", "y"]
+    assert score(HEADLINES, golds, preds) == pytest.approx({"rouge-1": 3 / 7, "rouge-L": 2 / 7})
+    assert example_scores(HEADLINES, golds, preds) == pytest.approx(np.array([5 / 7, 0.0]))
+
+
+def test_rouge_of_texts_without_ascii_words_is_zero_and_no_error() -> None:
+    assert score(HEADLINES, ["", "日本"], ["", "日本"]) == {"rouge-1": 0.0, "rouge-L": 0.0}
+
+
+# --- parseable ---
+
+
+def test_parseable_is_what_the_evaluator_can_read() -> None:
+    assert [is_parseable(RATINGS, text) for text in ("4", " 4.0\n", "9", "5 stars", "", "nan", "1e99")] == [
+        True, True, True, False, False, False, False,
+    ]  # fmt: skip
+    assert [is_parseable(MOVIES, text) for text in ("comedy ", "Comedy", "comedy.")] == [True, False, False]
+    assert [is_parseable(HEADLINES, text) for text in ("A title", " \n")] == [True, False]
+
+
+# --- wrong input ---
+
+
+def test_golds_and_predictions_must_pair() -> None:
+    for function in (score, example_scores):
+        with pytest.raises(KitError, match="2 golds and 1 predictions"):
+            function(RATINGS, ["1", "2"], ["1"])
+        with pytest.raises(KitError, match="nothing to score"):
+            function(RATINGS, [], [])
+
+
+def test_ids_must_be_equal_as_sets_and_the_message_counts_both_sides(tmp_path: Path) -> None:
+    golds = write(tmp_path / "g", "LaMP_3", [("1", "3"), ("2", "3"), ("3", "3")])
+    preds = write(tmp_path / "p", "LaMP_3", [("3", "3"), ("9", "3")])
+    with pytest.raises(KitError, match=r"of 3 ids 2 have no prediction \(such as '1'\), and 1 predictions .* '9'"):
+        score_files(golds, preds)
+
+
+def test_ids_may_stand_in_any_order(tmp_path: Path) -> None:
+    golds = write(tmp_path / "g", "LaMP_3", [("1", "1"), ("2", "5")])
+    preds = write(tmp_path / "p", "LaMP_3", [("2", "5"), ("1", "1")])
+    assert score_files(golds, preds) == {"MAE": 0.0, "RMSE": 0.0}
+
+
+def test_doubled_ids_other_tasks_and_unknown_tasks_are_refused(tmp_path: Path) -> None:
+    golds = write(tmp_path / "g", "LaMP_3", [("1", "3")])
+    with pytest.raises(KitError, match=r"id '1' stands twice in .*p"):
+        score_files(golds, write(tmp_path / "p", "LaMP_3", [("1", "3"), ("1", "4")]))
+    with pytest.raises(KitError, match=r"LaMP_3 and .* of LaMP_4"):
+        score_files(golds, write(tmp_path / "p", "LaMP_4", [("1", "3")]))
+    with pytest.raises(KitError, match="no task 'LaMP_6'"):
+        score_files(write(tmp_path / "g6", "LaMP_6", [("1", "3")]), golds)
+
+
+def test_an_output_that_is_no_text_is_refused_with_its_id(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"of id '1' in .* is 'None'"):
+        score_files(write(tmp_path / "g", "LaMP_3", [("1", None)]), tmp_path / "g")
+    (tmp_path / "g").write_text('{"task": "LaMP_3", "golds": [{"id": "1"}]}')
+    with pytest.raises(KitError, match=r'Row 0 of .* lacks "id" or "output"'):
+        score_files(tmp_path / "g", tmp_path / "g")
+    (tmp_path / "g").write_text('[{"id": "1", "input": "", "profile": []}]')
+    with pytest.raises(KitError, match="no LaMP outputs file"):
+        score_files(tmp_path / "g", tmp_path / "g")
+
+
+# --- submission ---
+
+
+def test_predictions_are_written_in_lamps_submission_format(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "preds.json"
+    write_predictions(path, HEADLINES, ["40", "41"], ["Café – \ud83d", ""])
+    assert json.loads(path.read_text()) == {
+        "task": "LaMP_4",
+        "golds": [{"id": "40", "output": "Café – \ud83d"}, {"id": "41", "output": ""}],
+    }
+    assert [file.name for file in path.parent.iterdir()] == ["preds.json"]  # no temporary file stays behind
+    assert score_files(path, path)["rouge-1"] == 0.5  # "caf" matches itself; two empty texts score 0, as in LaMP
+
+
+def test_predictions_need_one_id_each(tmp_path: Path) -> None:
+    for ids in (["1"], ["1", "1"]):
+        with pytest.raises(KitError, match=f"2 predictions for {len(ids)} ids"):
+            write_predictions(tmp_path / "p", RATINGS, ids, ["1", "2"])
+    assert not (tmp_path / "p").exists()

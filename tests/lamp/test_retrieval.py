@@ -1,0 +1,181 @@
+"""Rankings follow LaMP's BM25, the dates, or chance, and depend on nothing else."""
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.data import read_lamp
+from rpo_kit.lamp.retrieval import _index, rank, take
+from rpo_kit.lamp.tasks import get_task
+
+TWEETS = get_task("LaMP-7")
+
+
+def example(query: str, texts: list[str], id: str = "1", dates: list[str] | None = None) -> dict[str, Any]:
+    profile = [{"id": f"{id}{n}", "text": text} for n, text in enumerate(texts)]
+    for item, date in zip(profile, dates or [], strict=False):
+        item["date"] = date
+    return {"id": id, "user_id": id, "input": TWEETS.make_input(text=query), "output": "", "profile": profile}
+
+
+def order(query: str, texts: list[str]) -> list[int]:
+    return rank(TWEETS, [example(query, texts)], "bm25")[0]
+
+
+# --- bm25 ---
+
+
+def test_bm25_scores_by_hand() -> None:
+    # N = 4 documents, mean length 7/4. "cat" is in one of them: idf = log(3.5 / 1.5). "the" is in three:
+    # log(1.5 / 3.5) < 0, so it gets a quarter of the mean idf over the four words (the: 3; cat, dog, sun: 1 each).
+    documents = ["the cat cat", "the dog", "the", "sun"]
+    once = math.log(3.5 / 1.5)
+    the = 0.25 * (3 * once + math.log(1.5 / 3.5)) / 4
+
+    def part(times: int, length: int) -> float:  # tf * (k1 + 1) / (tf + k1 * (1 - b + b * length / mean length))
+        return times * 2.5 / (times + 1.5 * (0.25 + 0.75 * length / 1.75))
+
+    scores = _index([text.split() for text in documents])(["cat", "the", "the", "unseen"])
+    expected = [once * part(2, 3) + 2 * the * part(1, 3), 2 * the * part(1, 2), 2 * the * part(1, 1), 0.0]
+    assert scores == pytest.approx(expected, abs=1e-12)
+
+
+def test_shared_words_come_first_and_rare_ones_count_more() -> None:
+    assert order("red ship", ["blue car", "red car", "red ship", "red sun", "green tea"])[:1] == [2]
+    assert order("red ship", ["ship", "red", "red", "tea", "sun"])[0] == 0
+
+
+def test_words_are_split_at_blanks_with_case_and_punctuation_kept() -> None:
+    assert order("Ship", ["ship", "Ship,", "Ship", "x", "y"])[0] == 2
+
+
+def test_of_equal_items_the_later_comes_first() -> None:
+    assert order("nothing shared", ["a", "b", "c"]) == [2, 1, 0]
+    assert order("a", ["a", "b", "a", "c", "d"]) == [2, 0, 4, 3, 1]
+
+
+def test_citations_are_ranked_by_the_references() -> None:
+    task = get_task("LaMP-1")
+    profile = [
+        {"id": str(n), "title": title, "abstract": abstract}
+        for n, (title, abstract) in enumerate([("graphs", "-"), ("x", "sails and ropes"), ("y", "-"), ("z", "-")])
+    ]
+    input = task.make_input(title="graphs", ref1="sails", ref2="ropes")
+    assert rank(task, [{"id": "1", "input": input, "profile": profile}], "bm25") == [[1, 3, 2, 0]]
+
+
+def test_examples_that_share_a_profile_are_ranked_as_if_alone() -> None:
+    texts = ["a b", "b c", "c d", "d e", "e f"]
+    together = [example("a", texts, "1"), example("e f", ["e", "f"], "2"), example("f", texts, "3")]
+    assert rank(TWEETS, together, "bm25") == [rank(TWEETS, [one], "bm25")[0] for one in together]
+    assert rank(TWEETS, together, "bm25")[2][0] == 4
+
+
+def test_bm25_does_not_depend_on_the_order_in_which_python_keeps_sets() -> None:
+    """bm25s numbers the words of a profile by a set, whose order changes with the hash seed of the process."""
+    code = (
+        "import random; from rpo_kit.lamp.retrieval import _index; r = random.Random(0);"
+        "docs = [[str(int(r.paretovariate(0.6))) for _ in range(30)] for _ in range(20)];"
+        "print(_index(docs)(docs[0]).tobytes().hex())"
+    )
+    seen = set()
+    for hash_seed in ("1", "2", "3"):
+        env = os.environ | {"PYTHONHASHSEED": hash_seed}
+        seen.add(subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True).stdout)
+    assert len(seen) == 1
+
+
+# --- recency ---
+
+
+def test_recency_without_dates_is_the_position_from_the_end() -> None:
+    assert rank(TWEETS, [example("q", ["a", "b", "c"])], "recency") == [[2, 1, 0]]
+
+
+def test_recency_goes_by_date_as_numbers_and_by_position_on_one_day() -> None:
+    dates = ["2011-05-03", "2009", "2011-5-12", "2011-05-03", ""]
+    assert rank(TWEETS, [example("q", ["a"] * 5, dates=dates)], "recency") == [[2, 3, 0, 1, 4]]
+
+
+def test_a_date_that_is_none_is_named_with_item_and_example() -> None:
+    with pytest.raises(KitError, match=r"item '71' of example '7' has the date 'May 3'"):
+        rank(TWEETS, [example("q", ["a", "b"], "7", dates=["2011", "May 3"])], "recency")
+
+
+# --- random ---
+
+
+def test_random_depends_on_seed_and_example_but_not_on_the_company() -> None:
+    texts = [str(n) for n in range(30)]
+    examples = [example("q", texts, id) for id in ("1", "2", "3")]
+    first = rank(TWEETS, examples, "random", seed=5)
+    assert rank(TWEETS, examples[::-1], "random", seed=5) == first[::-1]
+    assert rank(TWEETS, examples[1:2], "random", seed=5) == [first[1]]
+    assert first[0] != first[1] != first[2]
+    assert rank(TWEETS, examples, "random", seed=6)[0] != first[0]
+
+
+def test_random_is_the_same_on_any_machine() -> None:
+    assert rank(TWEETS, [example("q", list("abcdef"), "310")], "random") == [[1, 2, 5, 3, 0, 4]]  # as first drawn
+
+
+# --- all methods ---
+
+
+@pytest.mark.parametrize("method", ["bm25", "recency", "random"])
+def test_each_ranking_holds_the_whole_profile_once_and_is_repeatable(method: Any) -> None:
+    examples = [example("a b c", [f"a{n} b" for n in range(size)], str(size)) for size in (0, 1, 2, 40)]
+    ranked = rank(TWEETS, examples, method)
+    assert [sorted(one) for one in ranked] == [list(range(size)) for size in (0, 1, 2, 40)]
+    assert all(type(index) is int for one in ranked for index in one)
+    assert rank(TWEETS, examples, method) == ranked
+    assert rank(TWEETS, [], method) == []
+
+
+def test_empty_and_absurd_texts_are_ranked_like_any_other() -> None:
+    assert order("", ["a", "b"]) == [1, 0]
+    assert order("a", ["", "  "]) == [1, 0]
+    assert order("a", ["", "a", ""]) == [1, 2, 0]
+    assert order("ship " * 50_000, ["tea", "ship", "sun"]) == [1, 2, 0]
+    assert order("ship", ["tea " * 50_000, "ship", "sun"]) == [1, 2, 0]
+
+
+def test_a_dataset_is_ranked_like_a_list_and_quietly(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [example("a", ["b", "a", "c"], "1"), example("x", [], "2")]
+    golds = [{"id": row["id"], "output": ""} for row in rows]
+    (tmp_path / "dev_questions.json").write_text(json.dumps(rows))
+    (tmp_path / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_7", "golds": golds}))
+    dataset = read_lamp(tmp_path, TWEETS, "dev")
+    caplog.clear()
+    capfd.readouterr()
+    with caplog.at_level(logging.DEBUG):
+        assert rank(TWEETS, dataset, "bm25") == [[1, 2, 0], []]
+    assert caplog.text == ""
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(KitError, match="'dense'; the known ones are bm25, recency and random"):
+        rank(TWEETS, [], "dense")  # type: ignore[arg-type]
+
+
+# --- take ---
+
+
+def test_take_gives_the_first_k_or_what_there_is() -> None:
+    one = example("q", ["a", "b", "c"])
+    assert [item["text"] for item in take(one, [2, 0, 1], 2)] == ["c", "a"]
+    assert [item["text"] for item in take(one, [2, 0, 1], 6)] == ["c", "a", "b"]
+    assert take(one, [2, 0, 1], 0) == take(example("q", []), [], 4) == []
+    with pytest.raises(KitError, match="k is -1"):
+        take(one, [2, 0, 1], -1)

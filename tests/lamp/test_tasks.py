@@ -1,0 +1,160 @@
+"""The texts of each task are LaMP's to the letter."""
+
+import doctest
+from types import ModuleType
+
+import pytest
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp import metrics, retrieval, tasks
+from rpo_kit.lamp.tasks import TASKS, get_task
+
+TAGS = (
+    "sci-fi, based on a book, comedy, action, twist ending, dystopia, dark comedy, classic, psychology, fantasy, "
+    "romance, thought-provoking, social commentary, violence, true story"
+)
+# The official input of each task, written out whole and not put together from the code's own constants.
+INPUTS = {
+    "LaMP-2": (
+        "Which tag does this movie relate to among the following tags? Just answer with the tag name without further "
+        f"explanation. tags: [{TAGS}] description: A ship: lost."
+    ),
+    "LaMP-3": (
+        "What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, or 5 without "
+        "further explanation. review: A ship: lost."
+    ),
+    "LaMP-4": "Generate a headline for the following article: A ship: lost.",
+    "LaMP-5": "Generate a title for the following abstract of a paper: A ship: lost.",
+    "LaMP-7": "Paraphrase the following tweet without any explanation before or after it: A ship: lost.",
+}
+CITATION = (
+    'For an author who has written the paper with the title "On Ships", which reference is related? Just answer with '
+    '[1] or [2] without explanation. [1]: "Sails" [2]: "Ropes and Knots"'
+)
+# What LaMP looks for to find the question in an input (first occurrence).
+MARKS = {"LaMP-2": "description:", "LaMP-3": "review:", "LaMP-4": "article:", "LaMP-5": "paper:", "LaMP-7": ":"}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_are_the_official_ones(name: str) -> None:
+    assert get_task(name).make_input(text="A ship: lost.") == INPUTS[name]
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_query_is_the_varying_part_alone(name: str) -> None:
+    task = get_task(name)
+    assert task.query_text(INPUTS[name]) == "A ship: lost."
+    assert task.query_text(task.make_input(text="")) == ""
+    # LaMP cuts behind a mark; removing the instruction must give the same words.
+    assert task.retrieval_query(INPUTS[name]) == INPUTS[name].split(MARKS[name], 1)[1].strip()
+
+
+def test_a_citation_question_has_three_varying_parts() -> None:
+    task = get_task("LaMP-1")
+    assert task.make_input(title="On Ships", ref1="Sails", ref2="Ropes and Knots") == CITATION
+    assert task.query_text(CITATION) == '"On Ships" [1]: "Sails" [2]: "Ropes and Knots"'
+
+
+def test_citations_are_retrieved_by_the_two_references_and_not_by_the_title() -> None:
+    assert get_task("LaMP-1").retrieval_query(CITATION) == "Sails Ropes and Knots"
+
+
+def test_quotes_inside_a_citation_title_shift_the_retrieval_query_as_they_do_in_lamp() -> None:
+    # Between quote marks stand, in turn: "A ", " of All", "Sails", "Ropes". LaMP takes the second and the third.
+    task = get_task("LaMP-1")
+    input = task.make_input(title='A "Theory" of All', ref1="Sails", ref2="Ropes")
+    assert task.retrieval_query(input) == " of All Sails"
+    # The prompt, on the other hand, gets the parts as they were put in.
+    assert task.query_text(input) == '"A "Theory" of All" [1]: "Sails" [2]: "Ropes"'
+
+
+def test_labels_stand_in_the_evaluators_order() -> None:
+    assert get_task("LaMP-1").labels == ("[1]", "[2]")
+    assert ", ".join(get_task("LaMP-2").labels) == TAGS
+    assert get_task("LaMP-3").labels == ("1", "2", "3", "4", "5")
+    assert [name for name, task in TASKS.items() if task.kind == "generation"] == ["LaMP-4", "LaMP-5", "LaMP-7"]
+    assert all(not task.labels for task in TASKS.values() if task.kind == "generation")
+
+
+ITEM = {"id": "9", "title": "T", "abstract": "A", "text": "X", "tag": "comedy", "description": "D", "score": "4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "indexed", "context"),
+    [
+        ("LaMP-1", "T A", '"T"'),
+        ("LaMP-2", "D", 'the tag for the movie: "D" is "comedy" '),
+        ("LaMP-3", "X", '4 is the score for "X" '),
+        ("LaMP-4", "T X", '"T" is the title for "X" '),
+        ("LaMP-5", "T A", '"T" is a title for "A" '),
+        ("LaMP-7", "X", '"X" '),
+    ],
+)
+def test_what_is_indexed_and_shown_of_an_item_is_lamps(name: str, indexed: str, context: str) -> None:
+    assert get_task(name).corpus_text(ITEM) == indexed
+    assert get_task(name).context_line(ITEM) == context
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("LaMP-3", '4 is the score for "X" , and 1 is the score for "Y" . IN'),
+        ("LaMP-5", '"T" is a title for "A" , and "T" is a title for "A" . Following the given patterns IN'),
+        ("LaMP-7", '"X" , and "Y"  are written by a person. Following the given patterns IN'),
+    ],
+)
+def test_context_prompts_join_as_lamp_does(name: str, prompt: str) -> None:
+    assert get_task(name).context_prompt("IN", [ITEM, ITEM | {"text": "Y", "score": "1"}]) == prompt
+
+
+def test_citation_context_is_put_behind_the_word_title() -> None:
+    prompt = get_task("LaMP-1").context_prompt(CITATION, [ITEM, ITEM | {"title": "U"}])
+    assert prompt.startswith(
+        'For an author who has written the paper with the title, and "T", and "U" "On Ships", which reference'
+    )
+
+
+def test_without_items_the_context_prompt_is_the_input() -> None:
+    assert all(task.context_prompt("IN", []) == "IN" for task in TASKS.values())
+
+
+def test_an_item_is_one_line_in_the_reflection_prompt() -> None:
+    item = ITEM | {"text": "Broke\n\n twice.\t{really} ", "score": "1"}
+    assert get_task("LaMP-3").item_line(item) == '"Broke twice. {really} " -> 1'
+    assert get_task("LaMP-2").item_line(ITEM) == '"D" -> comedy'
+    assert get_task("LaMP-4").item_line(ITEM) == '"X" -> T'
+
+
+def test_the_gold_field_is_a_field_of_the_items() -> None:
+    assert {name: task.gold_field for name, task in TASKS.items()} == {
+        "LaMP-1": "title", "LaMP-2": "tag", "LaMP-3": "score", "LaMP-4": "title", "LaMP-5": "title", "LaMP-7": "text",
+    }  # fmt: skip
+    assert all(task.gold_field in task.fields for task in TASKS.values())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_input_without_the_instruction_is_refused_by_name(name: str) -> None:
+    task = get_task(name)
+    assert not task.is_official("x Overwhelmed by her schedule")
+    with pytest.raises(KitError, match=f"no input of {name}.*Overwhelmed"):
+        task.query_text("x Overwhelmed by her schedule")
+    with pytest.raises(KitError, match=name):
+        task.retrieval_query("x Overwhelmed by her schedule")
+
+
+def test_parts_that_do_not_belong_to_the_task_are_refused() -> None:
+    with pytest.raises(KitError, match=r"\['ref1', 'ref2', 'title'\], not from \['text'\]"):
+        get_task("LaMP-1").make_input(text="x")
+
+
+def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(KitError, match=r"'LaMP-6'.*LaMP-1, LaMP-2, LaMP-3, LaMP-4, LaMP-5, LaMP-7"):
+        get_task("LaMP-6")
+    assert get_task("LaMP_3") is TASKS["LaMP-3"]
+
+
+@pytest.mark.parametrize("module", [tasks, metrics, retrieval], ids=lambda module: module.__name__)
+def test_the_examples_in_the_module_docstrings_are_true(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
