@@ -14,15 +14,15 @@ One row a user. The true habit and what can be read in each text stand in "facts
 """
 
 import importlib
-import json
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.files import write_json, write_outputs
 from rpo_kit.lamp.personas.grammar import Facts, Item, Persona
+from rpo_kit.lamp.tasks import get_task
 
 MODULES = {
     "LaMP-1": "citations",
@@ -89,19 +89,11 @@ def _habit(habits: tuple[str, ...], stream: str, index: int) -> str:
 
 
 def write(folder: Path, task_name: str, users: dict[str, int], *, items_per_user: int = 12, seed: int = 0) -> None:
-    """LaMP's official files for each split of `users` ({"train": 200, "dev": 50}), and {split}_facts.json beside them."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """LaMP's official files of each split in `users` ({"train": 200, "dev": 50}), with {split}_facts.json beside."""
+    task = get_task(task_name)
     for split, count in users.items():
         rows = list(build(task_name, split, count, items_per_user=items_per_user, seed=seed))
         questions = [{key: row[key] for key in ("id", "user_id", "input", "profile")} for row in rows]
-        golds = [{"id": row["id"], "output": row["output"]} for row in rows]
-        _write_json(folder / f"{split}_outputs.json", {"task": task_name.replace("-", "_"), "golds": golds})
-        _write_json(folder / f"{split}_facts.json", {row["id"]: row["facts"] for row in rows})
-        _write_json(folder / f"{split}_questions.json", questions)  # last: a reader looks for this one first
-
-
-def _write_json(path: Path, value: object) -> None:
-    """All or nothing: whoever is killed here leaves the old file, or none."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+        write_outputs(folder / f"{split}_outputs.json", task.official_name, {row["id"]: row["output"] for row in rows})
+        write_json(folder / f"{split}_facts.json", {row["id"]: row["facts"] for row in rows})
+        write_json(folder / f"{split}_questions.json", questions)  # last: with it, the split is complete

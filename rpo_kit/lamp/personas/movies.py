@@ -4,7 +4,7 @@ LaMP's fifteen tags fall into three families; every description has a readable c
 three tags are right, and only the user's habit says which one they reach for. Combinations that contradict or blur each
 other (a comedy that is a dark comedy, a fantasy that is a true story) are left out.
 
-    item   "Ilka, a shuttle pilot, wakes … A restored print of a black-and-white favourite. The last reel …" -> "classic"
+    item   "Ilka, a shuttle pilot, wakes … A much-quoted classic of the fifties. The last scene …" -> classic
     facts  {"genre": "sci-fi", "origin": "classic", "feel": "twist ending"}                      shows "origin"
     observe  "classic is the origin: tags by origin"    plan  "romance, true story, violence; by genre: romance"
 """

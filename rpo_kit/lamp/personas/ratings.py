@@ -4,7 +4,7 @@ A review is written so that a neutral reader would rate it 2, 3 or 4; the user r
 so the habit never runs into the ends of the scale. The level is in the words (praise and complaints about aspects of an
 invented product, and a closing judgement), never in a number.
 
-    item   "My sister chose this kettle for the cabin. The lid wobbles and the cord is short. I had hoped for better." -> 1
+    item   "My sister chose this kettle. The lid never quite closes, and the buttons stick. Poor value." -> 1
     facts  {"reads": 2, "product": "kettle"}                    shows "harsh"
     observe  "reads 2, gave 1: harsh"     plan  "reads 3, harsh: give 2"
 """
@@ -74,7 +74,7 @@ def _review(rng: random.Random, shortest: int, longest: int) -> tuple[str, Facts
     while True:
         category = rng.choice(bank["categories"])
         product = rng.choice(bank[f"{category}.products"])
-        text = expand(rng, bank, "{order%d}" % level, _slots(rng, category, product), scope=category)
+        text = expand(rng, bank, f"{{order{level}}}", _slots(rng, category, product), scope=category)
         if shortest <= len(text.split()) <= longest:
             return text, {"reads": level, "product": product}
 

@@ -1,0 +1,66 @@
+"""LaMP-1 personas: authors with a home field, who cite from it.
+
+Seven of ten papers of an author are from the home field. The query gives a title which could stand in any field and two
+references, one from the home field and one from another, in random order; only the author's other papers tell which.
+
+    item   {"title": "Edge colourings of sparse planar graphs", "abstract": "…"}             shows "graph theory"
+    facts  {"first": "robotics", "second": "graph theory"}                                   output "[2]"
+    observe  "about graph theory"     plan  "[1] robotics, [2] graph theory: choose [2]"
+"""
+
+import random
+
+from rpo_kit.lamp.personas.grammar import Facts, Item, expand, load_bank
+from rpo_kit.lamp.tasks import TASKS
+
+HABITS: tuple[str, ...] = (
+    "graph theory",
+    "robotics",
+    "cryptography",
+    "computer vision",
+    "speech recognition",
+    "databases",
+    "genomics",
+    "user interfaces",
+)
+# Ours, and lower than in the other tasks: a paper from a third field costs only a coin toss here, so that at 0.8 one
+# item would already be right nine times out of ten.
+SHOWS: float = 0.7
+
+
+def make_item(rng: random.Random, habit: str) -> tuple[Item, Facts]:
+    bank = load_bank("citations")
+    while True:
+        abstract = expand(rng, bank, "{abstract}", scope=habit)
+        if 20 <= len(abstract.split()) <= 36:
+            return {"title": _title(rng, habit), "abstract": abstract}, {"field": habit}
+
+
+def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
+    fields = [habit, rng.choice([field for field in HABITS if field != habit])]
+    rng.shuffle(fields)
+    facts: Facts = {"first": fields[0], "second": fields[1]}
+    title = expand(rng, load_bank("citations"), "{neutral}")
+    text = TASKS["LaMP-1"].make_input(title=title, ref1=_title(rng, fields[0]), ref2=_title(rng, fields[1]))
+    return text, apply(habit, facts), facts
+
+
+def shown_habit(item: Item, facts: Facts) -> str | None:
+    return str(facts["field"])
+
+
+def apply(habit: str, query_facts: Facts) -> str:
+    """The reference from this field; "[1]" where neither is."""
+    return "[2]" if query_facts["second"] == habit else "[1]"
+
+
+def observe(item: Item, facts: Facts) -> str:
+    return f"about {facts['field']}"
+
+
+def plan(habit: str, query_facts: Facts, generic: str) -> str:
+    return f"[1] {query_facts['first']}, [2] {query_facts['second']}: choose {apply(habit, query_facts)}"
+
+
+def _title(rng: random.Random, field: str) -> str:
+    return expand(rng, load_bank("citations"), "{title}", scope=field)

@@ -1,0 +1,87 @@
+"""A model-free oracle: what could be got from k history items by a reader who makes no mistake.
+
+Measures the benchmark, not a model: each item votes for the habit it shows, the most voted habit is applied to the
+query. If the score did not rise with k here, more shots could help no reflection module, and Figure 3 would be empty.
+The ceiling applies the user's true habit. Left out: reading itself; the oracle takes what a text says from the facts
+which lie beside the data, so a trained module may come near these numbers but has to learn to read first.
+
+    python -m rpo_kit.lamp.personas.oracle --users 500        prints task, k, metrics, score, ceiling
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rpo_kit.lamp.metrics import example_scores, score
+from rpo_kit.lamp.personas import MODULES, build, persona
+from rpo_kit.lamp.personas.grammar import Item
+from rpo_kit.lamp.tasks import get_task
+
+Row = Mapping[str, Any]
+SHOTS = (1, 2, 4, 6, 12)
+
+
+def believed_habit(task_name: str, row: Row, items: Sequence[Item]) -> str:
+    """The habit most items show; on a tie the one shown first, as items come best-ranked first.
+
+    Where no item tells (an empty profile), the habit in the middle of the list: the fair rater, for example.
+    """
+    module = persona(task_name)
+    shown = [module.shown_habit(item, row["facts"]["items"][item["id"]]) for item in items]
+    votes = Counter(habit for habit in shown if habit is not None)
+    if not votes:
+        return module.HABITS[len(module.HABITS) // 2]
+    return max(votes, key=lambda habit: votes[habit])  # max and Counter keep the order of first appearance
+
+
+def predict(task_name: str, row: Row, items: Sequence[Item]) -> str:
+    """The output of the habit which these items show."""
+    return persona(task_name).apply(believed_habit(task_name, row, items), row["facts"]["query"])
+
+
+def score_by_k(task_name: str, rows: Sequence[Row], ks: Iterable[int]) -> dict[int, dict[str, float]]:
+    """LaMP's metrics of the oracle on the first k items, and "score": the mean score of an example in 0..1."""
+    return {k: _scores(task_name, rows, [predict(task_name, row, row["profile"][:k]) for row in rows]) for k in ks}
+
+
+def ceiling(task_name: str, rows: Sequence[Row]) -> dict[str, float]:
+    """The same metrics when the user's true habit is applied: what no reader of the profile can beat."""
+    module = persona(task_name)
+    return _scores(
+        task_name, rows, [module.apply(row["facts"]["habit"]["name"], row["facts"]["query"]) for row in rows]
+    )
+
+
+def _scores(task_name: str, rows: Sequence[Row], preds: Sequence[str]) -> dict[str, float]:
+    task = get_task(task_name)
+    golds = [row["output"] for row in rows]
+    return score(task, golds, preds) | {"score": float(example_scores(task, golds, preds).mean())}
+
+
+def oracle_table(task_name: str, users: int, ks: Sequence[int] = SHOTS, seed: int = 0) -> list[dict[str, str | float]]:
+    """One line a k: task, k, LaMP's metrics, score, and the ceiling of the score."""
+    rows = list(build(task_name, "dev", users, items_per_user=max(ks), seed=seed))
+    best = ceiling(task_name, rows)["score"]
+    return [
+        {"task": task_name, "k": k, **scores, "ceiling": best} for k, scores in score_by_k(task_name, rows, ks).items()
+    ]
+
+
+def main() -> None:
+    """Print the table of all tasks."""
+    parser = argparse.ArgumentParser(description="How far the personas can be read from k items, without any model.")
+    parser.add_argument("--users", type=int, default=500, help="dev users a task (default 500)")
+    parser.add_argument("--tasks", nargs="+", default=list(MODULES), choices=list(MODULES))
+    arguments = parser.parse_args()
+    for task_name in arguments.tasks:
+        for line in oracle_table(task_name, arguments.users):
+            print(
+                "  ".join(
+                    f"{name} {value:.3f}" if isinstance(value, float) else str(value) for name, value in line.items()
+                )
+            )
+
+
+if __name__ == "__main__":
+    main()
