@@ -47,7 +47,7 @@ class ModelSettings:
 class SynthesisSettings:
     teacher: str = "persona"  # the rule-based offline teacher; or local:NAME, or URL#MODEL
     shots: int = 1  # paper: a generic response and *a* historical example
-    per_query: int = 3  # ours: one trajectory for each of the best-ranked items
+    per_query: int = 6  # ours: one trajectory for each of the best-ranked items, numbered by its rank
 
 
 @dataclass(frozen=True)

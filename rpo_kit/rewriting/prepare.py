@@ -65,7 +65,7 @@ def read_source(settings: DataSettings, split: str, work: Path) -> Dataset:
 
 
 def first_users(dataset: Dataset, users: int) -> Dataset:
-    """The examples of the first `users` users, never cutting through one (in LaMP-2 and 4 a user has several queries)."""
+    """The examples of the first `users` users, never cutting through one (LaMP-2 and 4 have several queries a user)."""
     known: dict[str, None] = {}
     for user in dataset["user_id"]:
         if len(known) < users:

@@ -146,10 +146,13 @@ def _quiet() -> Any:
 
 
 def reflection_messages(
-    task: Task, query: str, generic: str, items: Sequence[Item], words: int | None = None
+    task: Task, query: str, generic: str, items: Sequence[Item], first: int = 1, words: int | None = None
 ) -> Conversation:
-    """The conversation which asks for a rewrite. `query` is the official LaMP input; `words` cuts each history item."""
-    lines = [f"[{i}] {_cut(harmless(task.item_line(item)), words)}" for i, item in enumerate(items, 1)]
+    """The conversation which asks for a rewrite. `query` is the official LaMP input.
+
+    Items are numbered by their place in the ranking, from `first` on; `words` cuts each of them.
+    """
+    lines = [f"[{n}] {_cut(harmless(task.item_line(item)), words)}" for n, item in enumerate(items, first)]
     user = fill(
         "reflection_user",
         title=task.title,
@@ -161,14 +164,14 @@ def reflection_messages(
 
 
 def fitting_messages(
-    tokenizer: Any, limit: int, task: Task, query: str, generic: str, items: Sequence[Item]
+    tokenizer: Any, limit: int, task: Task, query: str, generic: str, items: Sequence[Item], first: int = 1
 ) -> tuple[Conversation, bool]:
     """The same, with history items cut at word ends until the prompt has at most `limit` tokens; says whether it cut.
 
     The query is never cut: KitError where it does not fit even with the shortest items.
     """
     for words in _WORD_LIMITS:
-        messages = reflection_messages(task, query, generic, items, words)
+        messages = reflection_messages(task, query, generic, items, first, words)
         if prompt_tokens(tokenizer, messages) <= limit:
             return messages, words is not None
     raise KitError(

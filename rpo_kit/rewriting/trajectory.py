@@ -15,7 +15,7 @@ them but white space; so no text inside a section can change which part is taken
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rpo_kit.errors import KitError
@@ -75,12 +75,12 @@ def parse(text: str) -> Parsed:
     return Parsed(None, f"empty {empty[0]}") if empty else Parsed(Trajectory(**parts))
 
 
-def complaint_about(trajectory: Trajectory, items: int, target: str | None = None) -> str | None:
-    """Why this trajectory is not worth training on, or None: cites real items, ends in the true output."""
+def complaint_about(trajectory: Trajectory, shown: Collection[int], target: str | None = None) -> str | None:
+    """Why this trajectory is not worth training on, or None: cites only items `shown`, ends in the true output."""
     if not trajectory.cited:
         return "cites no item"
-    if bad := [number for number in trajectory.cited if not 1 <= number <= items]:
-        return f"cites item [{bad[0]}] of {items}"
+    if not set(trajectory.cited) <= set(shown):
+        return "cites an item that was not shown"
     if target is not None and trajectory.rewrite != target.strip():
         return "does not end in the true output"
     return None

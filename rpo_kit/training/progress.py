@@ -52,7 +52,7 @@ def finish_training(model: Any, tokenizer: Any, work: Path) -> None:
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
 
 
-def precision() -> dict[str, bool]:
+def precision() -> dict[str, Any]:
     """bf16 where the hardware computes in it, fp16 on older GPUs such as a T4, full precision on older CPUs."""
     import torch
 

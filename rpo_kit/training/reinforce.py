@@ -33,7 +33,7 @@ from rpo_kit.training.rewards import reward
 
 
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
-    """Refine the SFT adapter; after an interruption it goes on with the same prompts, the same k and the trained weights."""
+    """Refine the SFT adapter; after an interruption it goes on with the same prompts, the same k, the trained weights."""
     settings = settings or run.preset.rl
     start, data = require(run, "sft") / "adapter", require(run, "prepare") / "generic.jsonl"
     with stage(run, stage_name, sft=start / "adapter_model.safetensors", data=data, settings=settings) as work:
@@ -163,7 +163,8 @@ def trainer_class() -> Any:
     class ReinforcePPBaselineTrainer(GRPOTrainer):  # type: ignore[misc]
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             out = super()._generate_and_score_completions(inputs)
-            if self.model.training:
+            model: Any = self.model
+            if model.training:
                 gather = self.accelerator.gather
                 lengths = out["completion_mask"].sum(1).float()
                 mu, scale = whiten(gather(out["advantages"]).float(), gather(lengths))
@@ -173,8 +174,9 @@ def trainer_class() -> Any:
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             """Load the policy too: where a `ref` adapter exists, transformers loads only that one (facts, trap 1)."""
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
-            self.model.set_adapter("default")
+            policy: Any = self.model
+            policy.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+            policy.set_adapter("default")
 
     return ReinforcePPBaselineTrainer
 

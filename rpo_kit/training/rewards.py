@@ -27,5 +27,5 @@ def reward(task: Task, completion: str, gold: str, items: int, format_weight: fl
         return 0.0
     readable = is_parseable(task, trajectory.rewrite)
     score = float(example_scores(task, [gold], [trajectory.rewrite])[0]) if readable else 0.0
-    well_formed = complaint_about(trajectory, items) is None
+    well_formed = complaint_about(trajectory, range(1, items + 1)) is None
     return (1 - format_weight) * score + format_weight * well_formed

@@ -47,7 +47,9 @@ def _row(run: Run, loaded: LoadedModel, example: dict[str, Any], record: dict[st
     text = render(Trajectory(record["observe"], record["plan"], record["rewrite"]))
     limit = loaded.max_seq_length - len(loaded.tokenizer(text)["input_ids"]) - 8
     task = get_task(run.preset.data.task)
-    prompt, _ = fitting_messages(loaded.tokenizer, limit, task, example["input"], example["generic"], items)
+    prompt, _ = fitting_messages(
+        loaded.tokenizer, limit, task, example["input"], example["generic"], items, record["first"]
+    )
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
 
 

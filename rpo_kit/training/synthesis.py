@@ -40,6 +40,11 @@ class Request:
     id: str
     example: Example
     items: list[Item]
+    first: int = 1  # an item is numbered by its place in the ranking
+
+    @property
+    def numbered(self) -> list[tuple[int, Item]]:
+        return list(enumerate(self.items, self.first))
 
 
 Teacher = Callable[[Task, list[Request]], list[str]]
@@ -71,11 +76,11 @@ def make_requests(examples: list[Example], shots: int, per_query: int) -> Iterat
         for n in range(per_query):
             items = take(example, example["ranking"][n * shots :], shots)
             if len(items) == shots:
-                yield Request(f"{example['id']}/{n}", example, items)
+                yield Request(f"{example['id']}/{n}", example, items, n * shots + 1)
 
 
 def persona_teacher(task: Task, requests: list[Request]) -> list[str]:
-    """The rule-based teacher of the personas: observes each item, takes the habit that most of them show, applies it."""
+    """The rule-based teacher of the personas: observes each item, takes the habit that most show, applies it."""
     rules = persona(task.name)
     written = []
     for request in requests:
@@ -84,13 +89,13 @@ def persona_teacher(task: Task, requests: list[Request]) -> list[str]:
             raise KitError(
                 "The persona teacher reads the facts stored with `personas`; for other data set synthesis.teacher."
             )
-        seen = [(item, facts["items"][item["id"]]) for item in request.items]
-        habits = [habit for item, fact in seen if (habit := rules.shown_habit(item, fact))]
+        seen = [(n, item, facts["items"][item["id"]]) for n, item in request.numbered]
+        habits = [habit for _, item, fact in seen if (habit := rules.shown_habit(item, fact))]
         if not habits:
             written.append("")  # nothing to be seen: counted as rejected ("no tags")
             continue
         habit = Counter(habits).most_common(1)[0][0]
-        observe = "\n".join(f"[{n}] {rules.observe(item, fact)}" for n, (item, fact) in enumerate(seen, 1))
+        observe = "\n".join(f"[{n}] {rules.observe(item, fact)}" for n, item, fact in seen)
         plan = rules.plan(habit, facts["query"], request.example["generic"])
         written.append(render(Trajectory(observe, plan, rules.apply(habit, facts["query"]))))
     return written
@@ -109,7 +114,7 @@ def llm_teacher(spec: str) -> Teacher:
 
 def teacher_prompt(task: Task, request: Request) -> str:
     example = request.example
-    lines = [f"[{n}] {harmless(task.item_line(item))}" for n, item in enumerate(request.items, 1)]
+    lines = [f"[{n}] {harmless(task.item_line(item))}" for n, item in request.numbered]
     return fill(
         "teacher",
         title=task.title,
@@ -143,11 +148,12 @@ def _write(task: Task, teacher: Teacher, requests: list[Request], work: Path) ->
 
 def _judge(request: Request, text: str) -> dict[str, Any]:
     """The record of one teacher's text: accepted with its parts, or rejected with a reason."""
-    record = {"id": request.id, "example": request.example["id"], "items": [item["id"] for item in request.items]}
+    record = {"id": request.id, "example": request.example["id"], "first": request.first}
+    record["items"] = [item["id"] for item in request.items]
     parsed = parse(text)
     reason = parsed.complaint
     if parsed.trajectory:
-        reason = complaint_about(parsed.trajectory, len(request.items), request.example["output"])
+        reason = complaint_about(parsed.trajectory, dict(request.numbered), request.example["output"])
     if reason or parsed.trajectory is None:
         return record | {"text": text, "reason": reason}
     return record | asdict(parsed.trajectory)
