@@ -82,6 +82,7 @@ def _film(rng: random.Random, shortest: int, longest: int) -> tuple[str, Facts]:
         clauses = {
             "plot": expand(rng, bank, "{plot}", person, tags["genre"], capitals=False),
             "lead": expand(rng, bank, "{lead}", person, tags["origin"], capitals=False),
+            "head": expand(rng, bank, "{head}", person, tags["origin"], capitals=False),
             "origin": expand(rng, bank, "{tail}", person, tags["origin"], capitals=False),
             "feel": expand(rng, bank, "{says}", person, tags["feel"], capitals=False),
             "with": expand(rng, bank, "{with}", person, tags["feel"], capitals=False),
