@@ -115,7 +115,7 @@ def locked(path: Path) -> Iterator[None]:
 def convert_into_place(gguf: Path, folder: Path) -> None:
     """Convert in a temporary folder beside `folder` and rename it: whoever looks sees all of the model or nothing."""
     for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a killed run; nobody else writes here under the lock
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     try:
         run_conversion(gguf, work)

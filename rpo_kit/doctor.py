@@ -1,0 +1,272 @@
+"""Look the machine over before it is asked to work: `python -m rpo_kit doctor`, and the first cell of notebook 00.
+
+Every line is ok, warn (it will work, with a limit that the line names) or fail (it will not), with a remedy in words.
+Nothing is downloaded, no network is contacted, no model is loaded, and of a key only the name of its variable is shown.
+What the versions are compared with is read from pyproject.toml, so there is one list of pins. Left out: whether
+training itself works (that is what `make demo` is for).
+
+    doctor()  ->  [Check("cores", "ok", "2"), Check("trl", "warn", "1.14.0; tested with ==1.15.0", "Run: …"), …]
+"""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from rpo_kit.errors import KitError
+from rpo_kit.rewriting import bundled
+
+CPU_UNSLOTH = "2026.10.9"  # the first with a CPU backend; as in requirements-cpu-nodeps.txt, a test compares them
+MEMORY_GB = 7.5  # ours: the `cpu` preset is made for 8 GB, of which a machine reports a little less
+FREE_MEMORY_GB = 4  # measured: peak of training the bundled model on a CPU, 3.0-4.1 GB
+DISK_GB = 2  # ours: converted model, adapters and records of a few runs of the `cpu` preset
+BF16_SINCE = (8, 0)  # compute capability of the first NVIDIA cards that calculate in bf16; a T4 has 7.5
+KEY_VARIABLES = ("OPENAI_API_KEY",)
+Status = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. `remedy` is empty where there is nothing to do."""
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+def doctor(runs: Path = Path("runs")) -> list[Check]:
+    """All checks, in the order in which they are read."""
+    return [
+        check_python(),
+        check_cores(),
+        check_memory(),
+        check_disk(runs),
+        check_runs_folder(runs),
+        *check_versions(),
+        *check_device(),
+        check_kernel(),
+        check_bundled_model(),
+        *check_keys(),
+        Check("network", "ok", "not contacted by this check"),
+    ]
+
+
+def main() -> int:
+    """Print the report; 1 where something fails, else 0."""
+    checks = doctor()
+    for check in checks:
+        print(f"{check.status:<5} {check.name:<16} {check.found}")
+        if check.remedy:
+            print(f"{'':<22} -> {check.remedy}")
+    count = {status: sum(check.status == status for check in checks) for status in ("ok", "warn", "fail")}
+    print(f"\n{count['ok']} ok, {count['warn']} to know about, {count['fail']} to put right")
+    return 1 if count["fail"] else 0
+
+
+# --- the machine ---------------------------------------------------------------------------------------------
+
+
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
+    found = f"{'.'.join(map(str, version))} on {platform.system()} {platform.machine()}, {sys.prefix}"
+    if (3, 11) <= version[:2] <= (3, 13):
+        return Check("python", "ok", found)
+    return Check("python", "fail", found, "Use Python 3.11, 3.12 or 3.13: make clean, then make demo PYTHON=python3.11")
+
+
+def check_cores() -> Check:
+    """The cores this process may use, which in a container are fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores >= 2:
+        return Check("cores", "ok", str(cores))
+    return Check("cores", "warn", str(cores), "The times in the README are for 2 cores; expect about twice as long.")
+
+
+def memory_limit(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes of memory that this process may use: the machine's, or less where a container allows less."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = cgroup.read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def check_memory() -> Check:
+    total, free = memory_limit() / 1e9, psutil.virtual_memory().available / 1e9
+    found = f"{total:.1f} GB, {min(total, free):.1f} GB free"
+    if total >= MEMORY_GB and free >= FREE_MEMORY_GB:
+        return Check("memory", "ok", found)
+    return Check("memory", "warn", found, f"Training takes about {FREE_MEMORY_GB} GB: close other programs first.")
+
+
+def existing(path: Path) -> Path:
+    """The nearest folder on the way up from `path` which exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def check_disk(runs: Path) -> Check:
+    free = shutil.disk_usage(existing(runs)).free / 1e9
+    if free >= DISK_GB:
+        return Check("disk", "ok", f"{free:.0f} GB free")
+    return Check("disk", "warn", f"{free:.1f} GB free", f"Have {DISK_GB} GB free: delete old runs/ or caches.")
+
+
+def check_runs_folder(runs: Path) -> Check:
+    """Whether a file can really be written where runs go; the folder itself is not made by asking."""
+    folder = existing(runs)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return Check("runs folder", "ok", f"{runs.absolute()} can be written")
+    except OSError as error:
+        remedy = "Start from a folder you may write in, for instance your own clone."
+        return Check("runs folder", "fail", f"cannot write in {folder} ({error.strerror})", remedy)
+
+
+# --- the packages --------------------------------------------------------------------------------------------
+
+
+def pins() -> list[Requirement]:
+    """What rpo_kit asks for: from pyproject.toml beside the package, else from the installed package's own records."""
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    if project.is_file():
+        lines = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:
+        lines = [line for line in metadata.requires("rpo-kit") or [] if "extra ==" not in line]
+    return [Requirement(line) for line in lines]
+
+
+def check_versions() -> Iterator[Check]:
+    """One line for each package whose version is pinned exactly, and one for all others together."""
+    others = []
+    for requirement in pins():
+        check = compare(requirement)
+        pinned = any(specifier.operator == "==" for specifier in requirement.specifier)
+        if pinned or check.status != "ok":
+            yield check
+        else:
+            others.append(requirement.name)
+    yield Check("other packages", "ok", ", ".join(others))
+
+
+def compare(requirement: Requirement) -> Check:
+    name, wanted = requirement.name, str(requirement.specifier) or "any version"
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check(name, "fail", f"not installed; needed: {wanted}", "Run make demo or make test: they install it.")
+    if requirement.specifier.contains(version, prereleases=True):
+        return Check(name, "ok", version)
+    remedy = f'Run: python -m pip install "{requirement}"'
+    return Check(name, "warn", f"{version}; tested with {wanted}", remedy)
+
+
+def check_device() -> list[Check]:
+    """torch, what it calculates on, and the Unsloth that this device needs."""
+    try:
+        import torch
+    except ImportError as error:
+        found = f"import fails: {str(error).splitlines()[0]}"
+        return [Check("torch works", "fail", found, "Install afresh: make clean, then make test.")]
+    if torch.cuda.is_available():
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        memory = torch.cuda.get_device_properties(0).total_memory
+        return [describe_gpu(torch.__version__, name, capability, memory), check_unsloth(gpu=True)]
+    return [describe_cpu(torch.__version__, bool(shutil.which("nvidia-smi"))), check_unsloth(gpu=False)]
+
+
+def describe_gpu(version: str, name: str, capability: tuple[int, int], memory: int) -> Check:
+    found = (
+        f"torch {version} on GPU {name}, {memory / 2**30:.0f} GiB, compute capability {capability[0]}.{capability[1]}"
+    )
+    if capability >= BF16_SINCE:
+        return Check("device", "ok", f"{found}, bf16")
+    return Check("device", "ok", f"{found}, no bf16: use the colab-t4 preset, which calculates in fp16")
+
+
+def describe_cpu(version: str, nvidia: bool) -> Check:
+    """A CPU is enough for the `cpu` preset; without bf16 instructions training is several times slower (measured)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        flags = ""
+    fast = any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+    found = f"torch {version} on CPU, {'with bf16' if fast else 'without bf16 instructions: training is slower'}"
+    if nvidia:
+        remedy = "To use the NVIDIA GPU: make clean, then make demo RPO_ROUTE=gpu; see that nvidia-smi works."
+        return Check("device", "warn", f"{found}; torch does not see a GPU, though nvidia-smi is there", remedy)
+    return Check("device", "ok", found)
+
+
+def check_unsloth(gpu: bool) -> Check:
+    """Read from the package records: importing Unsloth takes 8 s and changes other libraries."""
+    wanted = SpecifierSet(">=2026.10.7,<2026.11" if gpu else f"=={CPU_UNSLOTH}")
+    remedy = (
+        'Run: python -m pip install -e ".[gpu]"'
+        if gpu
+        else "Run: python -m pip install --no-deps -r requirements-cpu-nodeps.txt (older versions need a GPU)"
+    )
+    versions = []
+    for name in ("unsloth", "unsloth_zoo"):
+        try:
+            versions.append(metadata.version(name))
+        except metadata.PackageNotFoundError:
+            return Check("unsloth", "fail", f"{name} is not installed; needed: {wanted}", remedy)
+    if all(wanted.contains(version) for version in versions):
+        return Check("unsloth", "ok", " and zoo ".join(versions))
+    return Check("unsloth", "warn" if gpu else "fail", f"{' and zoo '.join(versions)}; needed: {wanted}", remedy)
+
+
+def check_kernel() -> Check:
+    """Whether the notebook kernel `python3`, which every notebook names, is this very Python."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    remedy = "Run: python -m ipykernel install --sys-prefix --name python3"
+    try:
+        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        return Check("notebook kernel", "fail", "there is no kernel named python3", remedy)
+    ours = not os.path.isabs(command) or Path(command).parent == Path(sys.executable).parent  # "python" means this one
+    if ours:
+        return Check("notebook kernel", "ok", "python3 starts this Python")
+    return Check("notebook kernel", "warn", f"python3 starts another Python: {command}", remedy)
+
+
+# --- the model and the keys ----------------------------------------------------------------------------------
+
+
+def check_bundled_model() -> Check:
+    folder = bundled.cache_folder()
+    converted = bundled.is_complete(folder)
+    try:
+        bundled.check_hash(bundled.gguf_file())
+    except KitError as error:
+        if converted:
+            return Check("bundled model", "ok", f"converted, in {folder} (its source is gone, and no longer needed)")
+        return Check("bundled model", "fail", "not usable", str(error))
+    if converted:
+        return Check("bundled model", "ok", f"sha256 is right; converted, in {folder}")
+    return Check("bundled model", "ok", f"sha256 is right; the first use converts it into {folder} (about 20 s)")
+
+
+def check_keys() -> Iterator[Check]:
+    """Whether a key is set: its name, never its value, nor a part of it."""
+    for name in KEY_VARIABLES:
+        state = "is set" if os.environ.get(name) else "is not set (needed only for a model behind an endpoint)"
+        yield Check("key", "ok", f"{name} {state}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
