@@ -10,6 +10,7 @@ invented product, and a closing judgement), never in a number.
 """
 
 import random
+import re
 
 from rpo_kit.lamp.personas.grammar import Facts, Item, expand, load_bank
 from rpo_kit.lamp.tasks import TASKS
@@ -39,9 +40,20 @@ PLURAL = {
     "a": "",
 }
 
+CONTRACTIONS = (
+    ("([Ii])t is", r"\1t's"),
+    ("([Tt])hey are", r"\1hey're"),
+    ("([Dd])o not", r"\1on't"),
+    ("([Dd])oes not", r"\1oesn't"),
+    ("([Ww])ill not", r"\1on't"),
+    ("I am", "I'm"),
+    ("I would", "I'd"),
+    ("(I|[Ww]e) have (had|been|used|worn|played|seen)", r"\1've \2"),
+)
+
 
 def make_item(rng: random.Random, habit: str) -> tuple[Item, Facts]:
-    text, facts = _review(rng, 12, 20)
+    text, facts = _review(rng, 12, 22)
     return {"text": text, "score": apply(habit, facts)}, facts
 
 
@@ -75,8 +87,16 @@ def _review(rng: random.Random, shortest: int, longest: int) -> tuple[str, Facts
         category = rng.choice(bank["categories"])
         product = rng.choice(bank[f"{category}.products"])
         text = expand(rng, bank, f"{{order{level}}}", _slots(rng, category, product), scope=category)
+        if rng.random() < 0.5:  # half of the reviewers write as they speak
+            text = _contract(text)
         if shortest <= len(text.split()) <= longest:
             return text, {"reads": level, "product": product}
+
+
+def _contract(text: str) -> str:
+    for full, short in CONTRACTIONS:
+        text = re.sub(rf"\b{full}(?= \w)", short, text)  # a word must follow: "for what it is." stays
+    return text
 
 
 def _slots(rng: random.Random, category: str, product: str) -> dict[str, str]:
