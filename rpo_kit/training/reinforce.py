@@ -30,6 +30,7 @@ from rpo_kit.runs import Run, require, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.progress import OnLog, finish_training, last_checkpoint, log_callback, precision
 from rpo_kit.training.rewards import reward
+from rpo_kit.training.shared_prefix import generate_groups, score_groups
 
 
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
@@ -154,6 +155,7 @@ def trainer_class() -> Any:
     """The trainer. Made in a function, because it must derive from whatever Unsloth has put in TRL's place by now."""
     import torch
     from trl import GRPOTrainer
+    from trl.trainer.utils import pad
 
     if torch.cuda.is_available() and "Unsloth" not in GRPOTrainer.__name__:
         raise KitError(
@@ -171,6 +173,27 @@ def trainer_class() -> Any:
                 out["advantages"] = (out["advantages"] - mu) * scale
             return out
 
+        def _get_per_token_logps_and_entropies(
+            self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, **rest: Any
+        ) -> Any:
+            if not shares_prefix(model):
+                return super()._get_per_token_logps_and_entropies(
+                    model, input_ids, attention_mask, logits_to_keep, **rest
+                )
+            inner = self.accelerator.unwrap_model(model)
+            with self.accelerator.autocast():
+                return *score_groups(inner, input_ids, attention_mask, logits_to_keep, self.temperature), None
+
+        def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+            model: Any = self.accelerator.unwrap_model(self.model)
+            if not shares_prefix(model):
+                return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            rows = [torch.tensor(ids, device=model.device) for ids in prompt_ids]
+            ids = pad(rows, padding_value=self._tokenizer.pad_token_id, padding_side="left")
+            mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left")
+            out = generate_groups(model, ids, mask, generation_config=self.generation_config)[:, ids.shape[1] :]
+            return [until_end(row, self.eos_token_ids) for row in out.tolist()], None
+
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             """Load the policy too: where a `ref` adapter exists, transformers loads only that one (facts, trap 1)."""
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -179,6 +202,22 @@ def trainer_class() -> Any:
             policy.set_adapter("default")
 
     return ReinforcePPBaselineTrainer
+
+
+def shares_prefix(model: Any) -> bool:
+    """Whether one pass can score a whole group: Llama- and Qwen-type models on the Hugging Face path.
+
+    Not on a GPU, where Unsloth has replaced the forward pass and groups prefixes itself.
+    """
+    import torch
+
+    return model.config.model_type in ("llama", "qwen2", "qwen3") and not torch.cuda.is_available()
+
+
+def until_end(tokens: list[int], ends: list[int]) -> list[int]:
+    """The tokens up to and including the first end token."""
+    stop = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:stop]
 
 
 def ensure_reference(model: Any, beta: float) -> None:
