@@ -104,7 +104,8 @@ def tidy(text: str, capitals: bool = True) -> str:
     """Articles, single spaces, none before punctuation, and (if asked) a capital at the start and after . ! ?"""
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r" ([,.;:!?])", r"\1", text)
-    text = re.sub(r"([!?])\.(?!\.)", r"\1", text)  # a question at the end of a phrase needs no full stop
+    # A phrase may bring its own punctuation: one mark is enough where two phrases meet.
+    text = re.sub(r",(?=[,.;:!?])", "", re.sub(r"([!?])\.(?!\.)", r"\1", text))
     text = re.sub(r"\b([Aa])\(n\) (?=(\W*\w\S*))", _article, text)
     if not capitals:
         return text
