@@ -29,11 +29,11 @@ SHOWS: float = 0.7
 
 
 def make_item(rng: random.Random, habit: str) -> tuple[Item, Facts]:
-    bank = load_bank("citations")
+    topic = _topic(rng, habit)
     while True:
-        abstract = expand(rng, bank, "{abstract}", scope=habit)
+        abstract = expand(rng, load_bank("citations"), "{abstract}", topic, scope=habit)
         if 20 <= len(abstract.split()) <= 36:
-            return {"title": _title(rng, habit), "abstract": abstract}, {"field": habit}
+            return {"title": _title(rng, habit, topic), "abstract": abstract}, {"field": habit}
 
 
 def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
@@ -41,7 +41,8 @@ def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
     rng.shuffle(fields)
     facts: Facts = {"first": fields[0], "second": fields[1]}
     title = expand(rng, load_bank("citations"), "{neutral}")
-    text = TASKS["LaMP-1"].make_input(title=title, ref1=_title(rng, fields[0]), ref2=_title(rng, fields[1]))
+    refs = [_title(rng, field, _topic(rng, field)) for field in fields]
+    text = TASKS["LaMP-1"].make_input(title=title, ref1=refs[0], ref2=refs[1])
     return text, apply(habit, facts), facts
 
 
@@ -62,5 +63,14 @@ def plan(habit: str, query_facts: Facts, generic: str) -> str:
     return f"[1] {query_facts['first']}, [2] {query_facts['second']}: choose {apply(habit, query_facts)}"
 
 
-def _title(rng: random.Random, field: str) -> str:
-    return expand(rng, load_bank("citations"), "{title}", scope=field)
+def _topic(rng: random.Random, field: str) -> dict[str, str]:
+    """What one paper is about, so that its title and its abstract agree; "task2" is another of the field's tasks."""
+    bank = load_bank("citations")
+    topic = {}
+    for name in ("task", "method", "thing", "place"):
+        topic[name], topic[f"{name}2"] = rng.sample(bank[f"{field}.{name}"], 2)
+    return topic
+
+
+def _title(rng: random.Random, field: str, topic: dict[str, str]) -> str:
+    return expand(rng, load_bank("citations"), "{title}", topic, scope=field)
