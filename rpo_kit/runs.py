@@ -57,24 +57,32 @@ class Run:
         return self.folder / name
 
 
+def runs_root() -> Path:
+    """Where runs live: $RPO_RUNS, else `runs/` in the checkout, else `runs/` here."""
+    checkout = Path(__file__).resolve().parents[1]
+    here = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+    return Path(os.environ.get("RPO_RUNS") or here / "runs").resolve()
+
+
 def open_run(
-    name: str, preset: str = "cpu", overrides: Mapping[str, Any] | None = None, root: Path | str = "runs"
+    name: str, preset: str = "cpu", overrides: Mapping[str, Any] | None = None, root: Path | str | None = None
 ) -> Run:
     """Open or make `root/name`. Settings may change between calls; the stages they touch are then redone."""
     if not name or name != Path(name).name or name.startswith("."):
         raise KitError(f"{name!r} cannot be the name of a run: use letters, digits, '-' and '_'.")
-    run = Run(Path(root).resolve() / name, get_preset(preset, overrides))
+    run = Run(Path(root or runs_root()).resolve() / name, get_preset(preset, overrides))
     run.folder.mkdir(parents=True, exist_ok=True)
     facts = {"name": name, "preset": as_dict(run.preset), "packages": package_versions(), "commit": git_commit()}
     write_json(run.folder / "run.json", facts)
     return run
 
 
-def existing_run(name: str, root: Path | str = "runs") -> Run:
+def existing_run(name: str, root: Path | str | None = None) -> Run:
     """Reopen a run with the settings it was made with."""
-    path = Path(root).resolve() / name / "run.json"
+    root = Path(root or runs_root()).resolve()
+    path = root / name / "run.json"
     if not path.exists():
-        known = sorted(p.parent.name for p in Path(root).glob("*/run.json"))
+        known = sorted(p.parent.name for p in root.glob("*/run.json"))
         raise KitError(f"There is no run {name!r} in {root}; there are: {', '.join(known) or 'none yet'}.")
     stored = json.loads(path.read_text())["preset"]
     flat = {

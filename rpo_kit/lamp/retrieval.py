@@ -22,7 +22,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import bm25s
 import numpy as np
@@ -32,7 +32,6 @@ from tqdm import tqdm
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import Item, Task
 
-Method = Literal["bm25", "recency", "random"]
 Examples: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
 
 K1, B, EPSILON = 1.5, 0.75, 0.25  # LaMP: the defaults of its BM25 library
@@ -41,7 +40,7 @@ K1, B, EPSILON = 1.5, 0.75, 0.25  # LaMP: the defaults of its BM25 library
 logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 
-def rank(task: Task, dataset: Examples, method: Method, seed: int = 0) -> list[list[int]]:
+def rank(task: Task, dataset: Examples, method: str, seed: int = 0) -> list[list[int]]:
     """For each example the indices of its whole profile, best first; an empty profile gives an empty list."""
     if method == "bm25":
         return _rank_bm25(task, dataset)

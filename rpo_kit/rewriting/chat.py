@@ -55,7 +55,8 @@ def open_chat(spec: str, max_seq_length: int = 1024) -> Chat:
     if kind == "openai" and rest:
         return EndpointChat(os.environ.get("OPENAI_BASE_URL", ""), rest)
     if spec.startswith(("http://", "https://")) and "#" in spec:
-        return EndpointChat(*spec.rsplit("#", 1))
+        url, _, model = spec.rpartition("#")
+        return EndpointChat(url, model)
     raise KitError(f"{spec!r} names no model: write local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL.")
 
 

@@ -39,7 +39,8 @@ def prompt_order(examples: Sequence[Example], count: int, seed: int = 0) -> list
     """`count` examples in training order: the pool is shuffled anew for each pass over it."""
     if not examples:
         raise KitError("There is no training example; check prepare's data settings.")
-    rng, order = random.Random(f"prompts/{seed}"), []
+    rng = random.Random(f"prompts/{seed}")
+    order: list[Example] = []
     while len(order) < count:
         order += rng.sample(list(examples), len(examples))
     return order[:count]

@@ -34,7 +34,7 @@ from rpo_kit.training.shared_prefix import generate_groups, score_groups
 
 
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
-    """Refine the SFT adapter; after an interruption it goes on with the same prompts, the same k, the trained weights."""
+    """Refine the SFT adapter; after an interruption it goes on with the same prompts, k and trained weights."""
     settings = settings or run.preset.rl
     start, data = require(run, "sft") / "adapter", require(run, "prepare") / "generic.jsonl"
     with stage(run, stage_name, sft=start / "adapter_model.safetensors", data=data, settings=settings) as work:

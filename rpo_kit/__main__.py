@@ -1,0 +1,159 @@
+"""The command line: each stage of the method, the whole demo, and the doctor.
+
+python -m rpo_kit demo --preset cpu          all stages, by executing the notebooks
+python -m rpo_kit rl --run mine --set rl.steps=40
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rpo_kit.errors import KitError
+from rpo_kit.presets import PRESETS
+from rpo_kit.runs import Run, existing_run, open_run, runs_root
+
+STAGES = {
+    "prepare": "1. read the benchmark, rank every profile, let the base model write its generic answers",
+    "synthesize": "2. let a teacher write Structured Rewriting Trajectories",
+    "sft": "3. fine-tune the reflection module on them",
+    "rl": "4. refine it by REINFORCE++ with baseline, with 2 to 6 history items",
+    "evaluate": "5. compare base model, context injection, untrained module, SFT and SFT+RL on unseen users",
+    "sweep": "6. Figure 3: fixed against progressive numbers of history items",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; a KitError is shown as the sentence that it is."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options) or 0)
+    except KitError as error:
+        print(f"rpo_kit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrpo_kit: stopped; give the same command again to go on.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rpo_kit",
+        description="Reflective Personalization Optimization: personalise any black-box model by rewriting its answers.",
+        epilog="Start with: python -m rpo_kit demo. A stopped command goes on where it was when it is given again.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, about in STAGES.items():
+        _add_run_options(commands.add_parser(name, help=about, description=about)).set_defaults(
+            command=_stage, stage=name
+        )
+    about = "all stages, by executing the notebooks; ends with the result table"
+    _add_run_options(commands.add_parser("demo", help=about, description=about)).set_defaults(command=_demo)
+    doctor = commands.add_parser(
+        "doctor", help="look at this machine and its installation; says what to do where it is not right"
+    )
+    doctor.set_defaults(command=_doctor)
+    presets = commands.add_parser("presets", help="the presets and what they are for")
+    presets.set_defaults(command=_presets)
+    score = commands.add_parser("score", help="LaMP's metrics of a prediction file in LaMP's format")
+    score.add_argument("golds", type=Path, help="file with the true outputs ({split}_outputs.json)")
+    score.add_argument("predictions", type=Path, help="file with the predictions, same format")
+    score.set_defaults(command=_score)
+    figure = commands.add_parser("figure3", help="draw Figure 3 from the stored numbers of a sweep, without training")
+    figure.add_argument("--run", default="demo", help="the run with the sweep (default: demo)")
+    figure.add_argument("--export", metavar="NAME", help="also keep the numbers as figures/data/NAME_*.csv")
+    figure.set_defaults(command=_figure3)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--run", default="demo", help=f"name of the run folder in {runs_root()} (default: demo)")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="settings for this machine (a new run takes cpu)")
+    parser.add_argument("--task", help="LaMP-1, 2, 3, 4, 5 or 7 (a new run takes LaMP-3)")
+    parser.add_argument("--data", help="personas, or a folder with LaMP's official files")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, as in rl.steps=40"
+    )
+    return parser
+
+
+def open_from(options: argparse.Namespace) -> Run:
+    """The run that the options name: new, or reopened with its own settings where the options say nothing."""
+    overrides = dict(_pair(text) for text in options.set)
+    overrides |= {key: value for key, value in (("data.task", options.task), ("data.source", options.data)) if value}
+    stored = (runs_root() / options.run / "run.json").exists()
+    if stored and not overrides and options.preset is None:
+        return existing_run(options.run)
+    return open_run(options.run, options.preset or "cpu", overrides)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise KitError(f"--set {text} is not of the form KEY=VALUE, as in --set rl.steps=40.")
+    return key, value
+
+
+def _stage(options: argparse.Namespace) -> None:
+    stage_function(options.stage)(open_from(options))
+
+
+def stage_function(name: str) -> Callable[[Run], None]:
+    """The function of a stage. Imported only when it is called: the training libraries take seconds to load."""
+    if name == "prepare":
+        from rpo_kit.rewriting.prepare import prepare as function
+    elif name == "synthesize":
+        from rpo_kit.training.synthesis import synthesize as function
+    elif name == "sft":
+        from rpo_kit.training.sft import train_sft as function
+    elif name == "rl":
+        from rpo_kit.training.reinforce import train_rl as function
+    elif name == "evaluate":
+        from rpo_kit.study.evaluation import evaluate as function
+    else:
+        from rpo_kit.study.ablation import sweep as function
+    return function
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from rpo_kit.study.demo import demo
+
+    demo(open_from(options))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rpo_kit import doctor
+
+    return doctor.main()
+
+
+def _presets(options: argparse.Namespace) -> None:
+    for preset in PRESETS.values():
+        print(f"{preset.name:10} {preset.about}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from rpo_kit.lamp.metrics import score_files
+
+    for name, value in score_files(options.golds, options.predictions).items():
+        print(f"{name:10} {value:.4f}")
+
+
+def _figure3(options: argparse.Namespace) -> None:
+    from rpo_kit.study.ablation import export_figure_data
+    from rpo_kit.study.figures import figure3, save
+
+    run, folder = existing_run(options.run), Path(__file__).resolve().parents[1] / "figures"
+    if options.export:
+        export_figure_data(run, folder / "data", options.export)
+    data = folder / "data" / f"{options.export}_" if options.export else f"{run.stage('sweep')}/"
+    print(
+        "drawn:",
+        *save(figure3(str(data)), folder if options.export else run.stage("sweep"), options.export or "figure3"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

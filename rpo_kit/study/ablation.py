@@ -1,0 +1,133 @@
+"""Stage 6, `sweep`: Figure 3. Does growing the history from 2 to 6 items beat a fixed number of them?
+
+One cell is one arm (a curriculum) with one seed: RL from the same SFT adapter, for the same number of steps, on the
+same prompts; then the dev users with k items for each k of `sweep.eval_shots`. Cells are stages: a killed sweep goes on with
+the cell it was in, and a new arm or seed runs only what is new.
+
+    sweep/progressive-seed0/{adapter, log.csv, scores/scores.csv}
+    sweep/bars.csv      arm, shots, score, low, high, users, seeds      (mean over seeds, intervals over users)
+    sweep/curves.csv    arm, seed, step, reward, shots
+    sweep/provenance.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.metrics import example_scores
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.presets import as_dict
+from rpo_kit.rewriting.prepare import Example, load_prepared
+from rpo_kit.rewriting.reflection import load_reflection
+from rpo_kit.runs import Run, git_commit, package_versions, require, stage, write_json, write_text
+from rpo_kit.study.evaluation import bootstrap_interval, references, rewrite
+from rpo_kit.training.progress import OnLog
+from rpo_kit.training.reinforce import train_rl
+
+CSV_FILES = ("bars.csv", "curves.csv", "provenance.json")
+
+
+def sweep(run: Run, on_log: OnLog | None = None) -> None:
+    """Train and score every cell, then write the numbers behind Figure 3."""
+    settings = run.preset.sweep
+    cells = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
+    score_cell(run, "sft", require(run, "sft") / "adapter")
+    for number, (arm, seed) in enumerate(cells, 1):
+        print(f"cell {number} of {len(cells)}: {arm}, seed {seed}, {settings.steps} steps")
+        rl = dataclasses.replace(run.preset.rl, curriculum=arm, seed=seed, steps=settings.steps)
+        train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=rl)
+        score_cell(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
+    folder = run.stage("sweep")
+    write_text(folder / "bars.csv", bars(run, cells).to_csv(index=False))
+    write_text(folder / "curves.csv", curves(run, cells).to_csv(index=False))
+    write_json(folder / "provenance.json", provenance(run))
+
+
+def score_cell(run: Run, cell: str, adapter: Path) -> None:
+    """Score one adapter on the dev users at each k; one row an example and k in `scores.csv`."""
+    settings, generic = run.preset.sweep, require(run, "prepare") / "generic.jsonl"
+    inputs = {"shots": settings.eval_shots, "users": settings.dev_users, "evaluation": run.preset.evaluation}
+    weights = adapter / "adapter_model.safetensors"
+    with stage(run, f"sweep/{cell}/scores", adapter=weights, generic=generic, **inputs) as work:
+        if work is None:
+            return
+        loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run)
+        task, evaluation = get_task(run.preset.data.task), run.preset.evaluation
+        rows: list[dict[str, Any]] = []
+        for shots in settings.eval_shots:
+            records = rewrite(loaded, task, examples, shots, evaluation.max_new_tokens, evaluation.batch_size)
+            values = example_scores(task, [e["output"] for e in examples], [r["prediction"] for r in records])
+            rows += _score_rows(examples, shots, values)
+        write_text(work / "scores.csv", pd.DataFrame(rows).to_csv(index=False))
+
+
+def dev_examples(run: Run) -> list[Example]:
+    """The examples of the first `sweep.dev_users` dev users."""
+    examples = load_prepared(run, "dev")
+    users = list(dict.fromkeys(example["user_id"] for example in examples))[: run.preset.sweep.dev_users]
+    return [example for example in examples if example["user_id"] in set(users)]
+
+
+def bars(run: Run, cells: Iterable[tuple[str, int]]) -> pd.DataFrame:
+    """Mean score of each arm at each k; an example's score is averaged over the seeds before users are resampled."""
+    by_arm: dict[str, list[str]] = {"SFT only": ["sft"]}
+    for arm, seed in cells:
+        by_arm.setdefault(arm, []).append(f"{arm}-seed{seed}")
+    rows = []
+    for arm, names in by_arm.items():
+        scores = pd.concat(
+            [pd.read_csv(run.stage(f"sweep/{name}") / "scores/scores.csv", dtype={"user": str}) for name in names]
+        )
+        for shots, chosen in scores.groupby("shots"):
+            rows.append(_bar(run, arm, int(str(shots)), chosen) | {"seeds": len(names)})
+    task, examples = get_task(run.preset.data.task), dev_examples(run)
+    for shots in run.preset.sweep.eval_shots:
+        for name, values in references(task, examples, shots).items():
+            rows.append(_bar(run, name, shots, pd.DataFrame(_score_rows(examples, shots, values))) | {"seeds": 0})
+    return pd.DataFrame(rows)
+
+
+def curves(run: Run, cells: Iterable[tuple[str, int]]) -> pd.DataFrame:
+    """Reward and shots at each step of each cell, from the training logs."""
+    logs = []
+    for arm, seed in cells:
+        log = pd.read_csv(run.stage(f"sweep/{arm}-seed{seed}") / "log.csv")
+        logs.append(log[["step", "reward", "shots"]].assign(arm=arm, seed=seed))
+    return pd.concat(logs)[["arm", "seed", "step", "reward", "shots"]]
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """Where the numbers come from: settings, machine, versions, commit."""
+    machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+    return {"preset": as_dict(run.preset), "machine": machine, "packages": package_versions(), "commit": git_commit()}
+
+
+def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
+    """Copy the sweep's numbers to `folder/<name>_{bars.csv, curves.csv, provenance.json}`, to be kept with the code."""
+    if not (run.stage("sweep") / "bars.csv").exists():
+        raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copyfile(run.stage("sweep") / file, folder / f"{name}_{file}")) for file in CSV_FILES]
+
+
+def _score_rows(examples: list[Example], shots: int, values: np.ndarray) -> list[dict[str, Any]]:
+    pairs = zip(examples, values, strict=True)
+    return [{"id": e["id"], "user": e["user_id"], "shots": shots, "score": float(value)} for e, value in pairs]
+
+
+def _bar(run: Run, arm: str, shots: int, scores: pd.DataFrame) -> dict[str, Any]:
+    mean = scores.groupby(["id", "user"], as_index=False)["score"].mean()
+    settings = run.preset.evaluation
+    users = mean["user"].astype(str).tolist()
+    low, high = bootstrap_interval(mean["score"].to_numpy(), users, settings.bootstrap, settings.seed)
+    found = {"arm": arm, "shots": shots, "score": float(mean["score"].mean()), "low": low, "high": high}
+    return found | {"users": len(set(users))}

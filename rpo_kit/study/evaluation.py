@@ -1,0 +1,189 @@
+"""Stage 5, `evaluate`: systems side by side on the dev users, with intervals.
+
+    base        the black box alone; it sees the query
+    context     the black box with the k items in its prompt, LaMP's way (context injection)
+    untrained   base → the reflection module before any training
+    sft         base → the reflection module after SFT
+    rl          base → the reflection module after SFT and RL
+
+Two references frame them where the embedded benchmark is used, because its hidden habits are known: `any habit` is
+the expected score of a reader who understands every text but does not know the user; `oracle` counts the habits which
+the same k items show and follows the majority. Intervals are 95 % percentile bootstraps over users. A completion that
+does not parse leaves the generic answer standing; it is counted in `unparsed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from rpo_kit.lamp.metrics import example_scores, is_parseable, score, write_predictions
+from rpo_kit.lamp.personas import oracle, persona
+from rpo_kit.lamp.retrieval import take
+from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.rewriting.chat import Chat, open_chat
+from rpo_kit.rewriting.prepare import Example, load_prepared, read_answer
+from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate, load_reflection
+from rpo_kit.rewriting.trajectory import parse
+from rpo_kit.runs import Run, append_records, read_records, require, stage, write_text
+
+SYSTEMS = ("base", "context", "untrained", "sft", "rl")
+REFERENCES = ("any habit", "oracle")
+Record = dict[str, Any]  # id, prediction; and for the reflection module raw, complaint, tokens
+_CHUNK = 64
+
+
+def evaluate(run: Run, systems: Sequence[str] = SYSTEMS) -> None:
+    """Write `evaluate/{metrics,paired}.csv`, `predictions/<system>.json` (LaMP's format) and every raw completion."""
+    preset, adapters = run.preset, {name: require(run, name) / "adapter" for name in systems if name in ("sft", "rl")}
+    inputs = {name: folder / "adapter_model.safetensors" for name, folder in adapters.items()}
+    data = require(run, "prepare") / "generic.jsonl"
+    with stage(run, "evaluate", data=data, settings=preset.evaluation, systems=list(systems), **inputs) as work:
+        if work is None:
+            return
+        task, examples = get_task(preset.data.task), load_prepared(run, "dev")
+        found = {name: predict(run, name, examples, work, adapters.get(name)) for name in systems}
+        for name, records in found.items():
+            predictions = [record["prediction"] for record in records]
+            write_predictions(work / "predictions" / f"{name}.json", task, [e["id"] for e in examples], predictions)
+        write_text(work / "metrics.csv", metrics_table(run, task, examples, found).to_csv(index=False))
+        write_text(work / "paired.csv", paired_table(run, task, examples, found).to_csv(index=False))
+
+
+# ---- predictions --------------------------------------------------------------------------------------------------
+
+
+def predict(run: Run, system: str, examples: list[Example], work: Path, adapter: Path | None) -> list[Record]:
+    """The system's records, in the order of the examples; goes on with the missing ones after an interruption."""
+    path = work / "records" / f"{system}.jsonl"
+    done = {record["id"]: record for record in read_records(path)}
+    missing = [example for example in examples if example["id"] not in done]
+    if missing:
+        answer = _answerer(run, system, adapter)
+        for start in tqdm(range(0, len(missing), _CHUNK), desc=f"evaluating {system}", unit="chunk"):
+            append_records(path, answer(missing[start : start + _CHUNK]))
+        done = {record["id"]: record for record in read_records(path)}
+    return [done[example["id"]] for example in examples]
+
+
+def _answerer(run: Run, system: str, adapter: Path | None) -> Callable[[list[Example]], list[Record]]:
+    task, shots = get_task(run.preset.data.task), run.preset.evaluation.shots
+    if system == "base":
+        return lambda chunk: [{"id": example["id"], "prediction": example["generic"]} for example in chunk]
+    if system == "context":
+        base = open_chat(run.preset.base, run.preset.reflection.max_seq_length)
+        return lambda chunk: inject_context(base, task, chunk, shots, run.preset.base_max_new_tokens)
+    loaded = load_reflection(run.preset.reflection, adapter)
+    settings = run.preset.evaluation
+    return lambda chunk: rewrite(loaded, task, chunk, shots, settings.max_new_tokens, settings.batch_size)
+
+
+def inject_context(base: Chat, task: Task, examples: list[Example], shots: int, tokens: int) -> list[Record]:
+    """LaMP's own way to personalise: the k items in front of the query, in the base model's prompt."""
+    prompts = [task.context_prompt(e["input"], take(e, e["ranking"], shots)) for e in examples]
+    limit = tokens if task.kind == "generation" else min(tokens, 12)
+    answers = base.complete([[{"role": "user", "content": prompt}] for prompt in prompts], max_new_tokens=limit)
+    pairs = zip(examples, answers, strict=True)
+    return [{"id": e["id"], "prediction": read_answer(task, a.text), "raw": a.text} for e, a in pairs]
+
+
+def rewrite(
+    loaded: LoadedModel, task: Task, examples: list[Example], shots: int, max_new_tokens: int, batch_size: int = 32
+) -> list[Record]:
+    """The reflection module's rewrites with `shots` items each; greedy."""
+    limit = loaded.max_seq_length - max_new_tokens
+    prompts = [
+        fitting_messages(loaded.tokenizer, limit, task, e["input"], e["generic"], take(e, e["ranking"], shots))[0]
+        for e in examples
+    ]
+    completions = generate(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    records = []
+    for example, completion in zip(examples, completions, strict=True):
+        parsed = parse(completion.text)
+        prediction = parsed.trajectory.rewrite if parsed.trajectory else example["generic"]
+        record = {"id": example["id"], "prediction": prediction, "raw": completion.text, "complaint": parsed.complaint}
+        records.append(record | {"tokens": completion.new_tokens, "finished": completion.finished})
+    return records
+
+
+def references(task: Task, examples: list[Example], shots: int) -> dict[str, np.ndarray]:
+    """Scores per example of `any habit` and `oracle`; empty where the habits are not known (LaMP's own files)."""
+    if not all(example["facts"] for example in examples):
+        return {}
+    rules, golds = persona(task.name), [example["output"] for example in examples]
+    guesses = [[rules.apply(habit, e["facts"]["query"]) for e in examples] for habit in rules.HABITS]
+    followed = [oracle.predict(task.name, e, take(e, e["ranking"], shots)) for e in examples]
+    expected = np.mean([example_scores(task, golds, guess) for guess in guesses], axis=0)
+    return {"any habit": expected, "oracle": example_scores(task, golds, followed)}
+
+
+# ---- statistics ---------------------------------------------------------------------------------------------------
+
+
+def bootstrap_interval(
+    values: np.ndarray, users: Sequence[str], resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean of `values` (n,), resampling whole users with replacement."""
+    _, who = np.unique(np.asarray(users), return_inverse=True)
+    count = int(who.max()) + 1
+    sums, sizes = np.bincount(who, values, count), np.bincount(who, minlength=count)
+    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def metrics_table(run: Run, task: Task, examples: list[Example], found: dict[str, list[Record]]) -> pd.DataFrame:
+    """One row a system: score (0..1, higher is better) with interval, LaMP's metrics, unparsed, words, copy rate."""
+    golds, users, settings = [e["output"] for e in examples], [e["user_id"] for e in examples], run.preset.evaluation
+    rows = []
+    for name, records in found.items():
+        predictions = [record["prediction"] for record in records]
+        values = example_scores(task, golds, predictions)
+        rows.append(
+            {"system": name}
+            | _mean_with_interval(values, users, settings.bootstrap, settings.seed)
+            | score(task, golds, [p if is_parseable(task, p) else "" for p in predictions])  # "nan" is no rating
+            | {
+                "unparsed": float(np.mean([bool(record.get("complaint")) for record in records])),
+                "words": float(np.mean([len(prediction.split()) for prediction in predictions])),
+                "copied": copy_rate(task, examples, predictions, settings.shots),
+            }
+        )
+    for name, values in references(task, examples, settings.shots).items():
+        rows.append({"system": name} | _mean_with_interval(values, users, settings.bootstrap, settings.seed))
+    return pd.DataFrame(rows).assign(task=task.name, shots=settings.shots, examples=len(examples))
+
+
+def paired_table(run: Run, task: Task, examples: list[Example], found: dict[str, list[Record]]) -> pd.DataFrame:
+    """Each system minus the one before it in the order of `SYSTEMS`, and minus base: mean difference with interval."""
+    golds, users, settings = [e["output"] for e in examples], [e["user_id"] for e in examples], run.preset.evaluation
+    values = {name: example_scores(task, golds, [r["prediction"] for r in records]) for name, records in found.items()}
+    names = list(found)
+    pairs = [(b, a) for i, b in enumerate(names) for a in dict.fromkeys((names[0], names[max(i - 1, 0)])) if a != b]
+    rows = []
+    for better, worse in pairs:
+        difference = _mean_with_interval(values[better] - values[worse], users, settings.bootstrap, settings.seed)
+        rows.append({"system": better, "minus": worse} | difference)
+    return pd.DataFrame(rows)
+
+
+def copy_rate(task: Task, examples: list[Example], predictions: Sequence[str], shots: int) -> float:
+    """Share of predictions which are, word for word, the output of one of the k items (generation tasks; else 0)."""
+    if task.kind != "generation":
+        return 0.0
+    copied = [
+        prediction.strip() in {item[task.gold_field].strip() for item in take(example, example["ranking"], shots)}
+        for example, prediction in zip(examples, predictions, strict=True)
+    ]
+    return float(np.mean(copied))
+
+
+def _mean_with_interval(values: np.ndarray, users: Sequence[str], resamples: int, seed: int) -> dict[str, float]:
+    low, high = bootstrap_interval(values, users, resamples, seed)
+    return {"score": float(values.mean()), "low": low, "high": high}
