@@ -59,7 +59,7 @@ def test_copying_the_first_item_is_far_worse_than_reading_it(task, rows):
         TASKS[task], [row["output"] for row in rows[task]], [row["profile"][0][gold_field] for row in rows[task]]
     )
     read = score_by_k(task, rows[task], [1])[1]["score"]
-    assert float(np.mean(copied)) < {"LaMP-3": 0.75}.get(task, 0.3)
+    assert float(np.mean(copied)) < {"LaMP-3": 0.8}.get(task, 0.3)
     assert read - float(np.mean(copied)) > {"LaMP-3": 0.15}.get(task, 0.4)
 
 
