@@ -7,6 +7,7 @@ python -m rpo_kit rl --run mine --set rl.steps=40
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,14 @@ STAGES = {
     "rl": "4. refine it by REINFORCE++ with baseline, with 2 to 6 history items",
     "evaluate": "5. compare base model, context injection, untrained module, SFT and SFT+RL on unseen users",
     "sweep": "6. Figure 3: fixed against progressive numbers of history items",
+}
+STAGE_FUNCTIONS = {
+    "prepare": "rewriting.prepare.prepare",
+    "synthesize": "training.synthesis.synthesize",
+    "sft": "training.sft.train_sft",
+    "rl": "training.reinforce.train_rl",
+    "evaluate": "study.evaluation.evaluate",
+    "sweep": "study.ablation.sweep",
 }
 
 
@@ -41,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rpo_kit",
-        description="Reflective Personalization Optimization: personalise any black-box model by rewriting its answers.",
+        description="Reflective Personalization Optimization: personalise a black-box model by rewriting its answers.",
         epilog="Start with: python -m rpo_kit demo. A stopped command goes on where it was when it is given again.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -102,19 +111,9 @@ def _stage(options: argparse.Namespace) -> None:
 
 def stage_function(name: str) -> Callable[[Run], None]:
     """The function of a stage. Imported only when it is called: the training libraries take seconds to load."""
-    if name == "prepare":
-        from rpo_kit.rewriting.prepare import prepare as function
-    elif name == "synthesize":
-        from rpo_kit.training.synthesis import synthesize as function
-    elif name == "sft":
-        from rpo_kit.training.sft import train_sft as function
-    elif name == "rl":
-        from rpo_kit.training.reinforce import train_rl as function
-    elif name == "evaluate":
-        from rpo_kit.study.evaluation import evaluate as function
-    else:
-        from rpo_kit.study.ablation import sweep as function
-    return function
+    module, _, function = STAGE_FUNCTIONS[name].rpartition(".")
+    found: Callable[[Run], None] = getattr(importlib.import_module(f"rpo_kit.{module}"), function)
+    return found
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -127,7 +127,8 @@ def require(run: Run, name: str) -> Path:
     """The folder of a finished stage."""
     if not (run.stage(name) / "manifest.json").exists():
         raise KitError(
-            f"The stage {name!r} of run {run.name!r} is not finished: run `python -m rpo_kit {name} --run {run.name}` first."
+            f"The stage {name!r} of run {run.name!r} is not finished: first run "
+            f"`python -m rpo_kit {name} --run {run.name}`."
         )
     return run.stage(name)
 

@@ -1,8 +1,8 @@
 """Stage 6, `sweep`: Figure 3. Does growing the history from 2 to 6 items beat a fixed number of them?
 
 One cell is one arm (a curriculum) with one seed: RL from the same SFT adapter, for the same number of steps, on the
-same prompts; then the dev users with k items for each k of `sweep.eval_shots`. Cells are stages: a killed sweep goes on with
-the cell it was in, and a new arm or seed runs only what is new.
+same prompts; then the dev users with k items for each k of `sweep.eval_shots`. Cells are stages: a killed sweep goes on
+with the cell it was in, and a new arm or seed runs only what is new.
 
     sweep/progressive-seed0/{adapter, log.csv, scores/scores.csv}
     sweep/bars.csv      arm, shots, score, low, high, users, seeds      (mean over seeds, intervals over users)

@@ -35,7 +35,7 @@ def demo(run: Run) -> None:
 
 
 def execute(run: Run, chapter: str) -> bool:
-    """Execute one notebook into `<run>/notebooks/`; True where that was done already with the same text and settings."""
+    """Execute one notebook into `<run>/notebooks/`; True where that was done before with the same text and settings."""
     source, folder = NOTEBOOKS / f"{chapter}.ipynb", run.folder / "notebooks"
     mark, wanted = folder / f"{chapter}.json", {"notebook": fingerprint(source), "preset": fingerprint(run.preset)}
     if mark.exists() and pd.read_json(mark, typ="series").to_dict() == wanted:
