@@ -19,7 +19,7 @@ from rpo_kit.presets import PRESETS
 from rpo_kit.runs import Run, fingerprint, write_json
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-CHAPTERS = ("00_start_here", "01_lamp_and_retrieval", "02_trajectory_synthesis", "03_sft_unsloth_4bit")
+CHAPTERS: tuple[str, ...] = ("00_start_here", "01_lamp_and_retrieval", "02_trajectory_synthesis", "03_sft_unsloth_4bit")
 CHAPTERS += ("04_rl_reinforce_pp", "05_evaluate", "06_shot_sweep")
 
 
