@@ -141,8 +141,9 @@ def cpu_torch(root: Path, pip: list[str], torch_index: str) -> list[Step]:
     """The step that looks for torch's small build, which is called 2.13.0+cpu and does not lie on the default index.
 
     On Linux the default index serves torch with CUDA. It runs on a CPU just as well, but makes .venv 6.1 GB instead of
-    2.3 GB (measured; triton is among what it brings), and nothing here uses that. So the CPU build is asked for by name first, wherever pip is set up to
-    look (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL, pip.conf, RPO_TORCH_INDEX); it is an honest second best to do without.
+    2.3 GB (measured; triton is among what it brings), and nothing here uses that. So the CPU build is asked for by name
+    first, wherever pip is set up to look (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL, pip.conf, RPO_TORCH_INDEX); where there
+    is none, the other is taken and the user is told.
     --no-deps, so that the further index is asked for nothing but torch itself.
     """
     if platform.system() != "Linux":
