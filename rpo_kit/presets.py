@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -200,13 +201,21 @@ def _convert(node: Any, name: str, value: Any, key: str) -> Any:
         return str(value)
     try:
         value = json.loads(value.lower() if kind is bool else value) if isinstance(value, str) else value
-        if typing.get_origin(kind) is tuple:
-            return tuple(value)
-        if kind is bool and not isinstance(value, bool):
+        if typing.get_origin(kind) is not tuple:
+            return _exact(kind, value)
+        if not isinstance(value, list | tuple):
             raise TypeError
-        return kind(value)
+        return tuple(_exact(typing.get_args(kind)[0], part) for part in value)
     except (ValueError, TypeError):
         raise KitError(f"{key}={value!r} is not of the type {getattr(kind, '__name__', kind)}.") from None
+
+
+def _exact(kind: type, value: Any) -> Any:
+    """The value, if it is of this type; an int may stand for a float. Nothing is rounded: 2.5 steps are a mistake."""
+    fits = type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind
+    if not fits:
+        raise TypeError
+    return kind(value)
 
 
 def as_dict(preset: Preset) -> dict[str, Any]:
