@@ -1,0 +1,116 @@
+"""Shared fixtures: a Llama of a few thousand random weights, a chat model that records what it is asked, small runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# The two cores of a small machine spin for each other otherwise; both are read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+from rpo_kit.lamp import personas
+from rpo_kit.presets import ModelSettings
+from rpo_kit.rewriting.chat import Completion, Conversation
+from rpo_kit.runs import Run, open_run
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass
+class RecordingChat:
+    """A chat model that answers with `answer(conversation)` and remembers every conversation."""
+
+    answer: Callable[[Conversation], str] = lambda conversation: "3"
+    name: str = "recording"
+    asked: list[Conversation] = field(default_factory=list)
+
+    def complete(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float = 0.0
+    ) -> list[Completion]:
+        self.asked += conversations
+        return [Completion(self.answer(c), True, 1, 1) for c in conversations]
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE of 400 tokens with a chat template; its pad token is not its end token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([row["input"] for row in personas.build("LaMP-3", "train", 10)], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|pad|>"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random one-layer Llama (hidden size 16) with its tokenizer; loads in a blink, knows nothing."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder, tokenizer = tmp_path_factory.mktemp("llama"), make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_model(tiny_llama: Path) -> ModelSettings:
+    return ModelSettings(str(tiny_llama), max_seq_length=2048, lora_rank=4, lora_alpha=8)
+
+
+@pytest.fixture
+def new_run(tmp_path: Path, tiny_llama: Path) -> Callable[..., Run]:
+    """A run at the `tiny` preset with the random Llama in all roles: new_run({"data.task": "LaMP-5"})."""
+
+    def new(overrides: dict[str, Any] | None = None, name: str = "r") -> Run:
+        models = {"base": f"local:{tiny_llama}", "reflection.name": str(tiny_llama), "reflection.max_seq_length": 2048}
+        return open_run(name, "tiny", models | (overrides or {}), root=tmp_path)
+
+    return new
+
+
+@pytest.fixture
+def prepared(new_run: Callable[..., Run]) -> Callable[..., Run]:
+    """The same after `prepare`, whose base model answers "3" to everything."""
+    from rpo_kit.rewriting.prepare import prepare
+
+    def make(overrides: dict[str, Any] | None = None, name: str = "r") -> Run:
+        run = new_run(overrides, name)
+        prepare(run, lambda spec: RecordingChat())
+        return run
+
+    return make

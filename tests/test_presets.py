@@ -1,0 +1,111 @@
+"""Settings are a typed tree: a dotted override reaches its field, anything else is refused in a sentence."""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+
+from rpo_kit.errors import KitError
+from rpo_kit.presets import PRESETS, as_dict, get_preset
+
+
+def test_strings_from_the_command_line_become_the_fields_type():
+    preset = get_preset(
+        "cpu",
+        {
+            "rl.steps": "3",
+            "rl.learning_rate": "1e-5",
+            "reflection.load_in_4bit": "True",
+            "sweep.arms": '["fixed-2", "random"]',
+            "sweep.seeds": "[1, 2]",
+            "data.task": "LaMP-5",
+            "base": "openai:m",
+        },
+    )
+    assert (preset.rl.steps, preset.rl.learning_rate) == (3, 1e-5)
+    assert preset.reflection.load_in_4bit is True
+    assert (preset.sweep.arms, preset.sweep.seeds) == (("fixed-2", "random"), (1, 2))
+    assert (preset.data.task, preset.base) == ("LaMP-5", "openai:m")
+
+
+def test_values_of_the_right_type_pass_unchanged():
+    preset = get_preset("cpu", {"rl.steps": 3, "rl.beta": 0, "sweep.seeds": [1], "reflection.load_in_4bit": False})
+    assert (preset.rl.steps, preset.rl.beta, preset.sweep.seeds) == (3, 0.0, (1,))
+    assert isinstance(preset.rl.beta, float)
+
+
+def test_an_override_leaves_everything_else_and_the_preset_itself_alone():
+    changed = get_preset("cpu", {"rl.steps": 3})
+    assert dataclasses.replace(changed, rl=PRESETS["cpu"].rl) == PRESETS["cpu"]
+    assert PRESETS["cpu"].rl.steps != 3
+
+
+def test_an_unknown_preset_is_told_which_there_are():
+    with pytest.raises(KitError, match="no preset 'gpu'; the presets are cpu, tiny, colab-t4, gpu-24gb, paper"):
+        get_preset("gpu")
+
+
+def test_an_unknown_setting_is_told_which_there_are_at_that_place():
+    with pytest.raises(KitError, match=r"no setting 'rl\.stepz'.*steps, prompts_per_step"):
+        get_preset("cpu", {"rl.stepz": 1})
+    with pytest.raises(KitError, match=r"no setting 'reinforce\.steps'.*data, base"):
+        get_preset("cpu", {"reinforce.steps": 1})
+
+
+@pytest.mark.parametrize("key", ["rl", "base.name"])
+def test_a_key_that_is_a_group_or_goes_too_deep_is_refused(key):
+    with pytest.raises(KitError, match="is not one setting"):
+        get_preset("cpu", {key: "1"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rl.steps", "many"),
+        ("rl.steps", "2.5"),
+        ("rl.steps", 2.5),
+        ("rl.steps", "true"),
+        ("rl.steps", "null"),
+        ("rl.beta", "NaN"),
+        ("rl.beta", "small"),
+        ("reflection.load_in_4bit", "1"),
+        ("reflection.load_in_4bit", "perhaps"),
+        ("sweep.seeds", "5"),
+        ("sweep.seeds", "[0.5]"),
+        ("sweep.seeds", '["a"]'),
+        ("sweep.arms", "fixed-2"),
+        ("sweep.arms", '"fixed-2"'),
+        ("sweep.arms", "[2]"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_and_never_rounded_or_taken_apart(key, value):
+    with pytest.raises(KitError, match=rf"{key}=.* is not of the type"):
+        get_preset("cpu", {key: value})
+
+
+def test_what_the_paper_fixes_is_the_default():
+    preset = get_preset("cpu")
+    assert preset.synthesis.shots == 1, "a trajectory rests on one historical example"
+    assert (preset.rl.shots_from, preset.rl.shots_to, preset.rl.curriculum) == (2, 6, "progressive")
+    assert preset.evaluation.shots == 6
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_trained_with(name):
+    preset = get_preset(name)
+    assert preset.name == name
+    sequences = preset.rl.prompts_per_step * preset.rl.group_size
+    assert sequences % preset.rl.micro_batch == 0
+    assert preset.rl.micro_batch % preset.rl.group_size == 0
+    assert preset.rl.group_size > 1, "a baseline needs a group"
+    assert preset.rl.shots_to <= preset.data.items_per_user
+
+
+def test_the_dictionary_is_json_and_holds_every_field():
+    plain = as_dict(get_preset("tiny"))
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain.keys() == {field.name for field in dataclasses.fields(PRESETS["tiny"])}
+    for name, kind in typing.get_type_hints(type(PRESETS["tiny"])).items():
+        if dataclasses.is_dataclass(kind):
+            assert plain[name].keys() == {field.name for field in dataclasses.fields(kind)}
