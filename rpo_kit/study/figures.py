@@ -1,0 +1,281 @@
+"""Every figure of the kit from stored numbers: nothing is trained, loaded or measured here.
+
+Each function takes a table (rows of a log, a metrics.csv, the CSVs of a sweep) and gives a `matplotlib.figure.Figure`;
+pyplot is never used, because its state breaks in notebook callbacks (facts). `save` writes PNG and SVG which are the
+same bytes each time. Figures 1 and 2 are drawings, in `drawing.py`.
+
+    figure3("figures/data/long_LaMP-3_")   reads …bars.csv, …curves.csv, …provenance.json
+    save(figure3(…), Path("figures"), "figure3")   ->  [figures/figure3.png, figures/figure3.svg]
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rpo_kit.errors import KitError
+from rpo_kit.runs import write_text
+from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, SKY, figure1, figure2
+
+__all__ = [
+    "curriculum_figure", "figure1", "figure2", "figure3", "oracle_figure", "png", "results_figure", "save",
+    "training_figure",
+]  # fmt: skip
+
+ARM_COLORS = {"fixed-2": SKY, "fixed-4": BLUE, "fixed-6": "#003b66", "random": "#999999", "progressive": RED}
+ARM_COLORS |= {"reversed": "#cc79a7", "SFT only": INK}
+ARM_MARKERS = {"SFT only": "D", "fixed-2": "o", "fixed-4": "o", "fixed-6": "o", "random": "s", "progressive": "^"}
+REFERENCE_STYLES = {"any habit": (0, (1, 2)), "oracle": (0, (5, 2))}
+SYSTEM_NAMES = {
+    "base": "base model alone",
+    "context": "context injection",
+    "untrained": "reflection, untrained",
+    "sft": "reflection after SFT",
+    "rl": "reflection after SFT + RL",
+}
+_STYLE: dict[Any, Any] = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
+    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.grid": True,
+    "grid.color": "#e6e6e6", "axes.axisbelow": True, "legend.frameon": False, "xtick.color": INK, "ytick.color": INK,
+}  # fmt: skip
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
+    """Write `name`.png (150 dpi) and `name`.svg, each whole or not at all, equal bytes for equal numbers."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    svg = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "rpo_kit"}):
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    write_text(folder / f"{name}.svg", svg.getvalue())
+    _write_bytes(folder / f"{name}.png", png(figure))
+    return [folder / f"{name}.png", folder / f"{name}.svg"]
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as PNG, without the name and version of the program that drew it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+# ---- Figure 3 -----------------------------------------------------------------------------------------------------
+
+
+def figure3(prefix: str) -> Figure:
+    """Fixed against growing k, from `<prefix>bars.csv`, `<prefix>curves.csv` and `<prefix>provenance.json`."""
+    for name in ("bars.csv", "curves.csv", "provenance.json"):
+        if not Path(prefix + name).exists():
+            raise KitError(f"{prefix}{name} is missing: finish a sweep first (`python -m rpo_kit sweep`).")
+    bars, curves = pd.read_csv(f"{prefix}bars.csv"), pd.read_csv(f"{prefix}curves.csv")
+    about = json.loads(Path(f"{prefix}provenance.json").read_text(encoding="utf-8"))
+    window = max(1, int(curves["step"].max()) // 10)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 5.1), facecolor="white")
+        grid = figure.add_gridspec(
+            2, 2, height_ratios=(4, 1), width_ratios=(1, 1.05), left=0.065, right=0.985, top=0.84, bottom=0.22,
+            wspace=0.16, hspace=0.14,
+        )  # fmt: skip
+        reward, shots = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
+        _draw_curves(reward, shots, curves, window)
+        _draw_bars(figure.add_subplot(grid[:, 1]), bars)
+        lines = {line.get_label(): line for ax in figure.axes for line in ax.get_legend_handles_labels()[0]}
+        arms = [arm for arm in bars["arm"].unique() if arm in lines]
+        figure.legend([lines[arm] for arm in arms], arms, loc="upper center", ncols=len(arms), fontsize=9.5)
+        figure.text(0.012, 0.012, _caption(bars, curves, about, window), fontsize=8.5, color=GREY, va="bottom")
+    return figure
+
+
+def _draw_curves(reward: Axes, shots: Axes, curves: pd.DataFrame, window: int) -> None:
+    """Mean reward over the seeds, a centred running mean over `window` steps; below it the k of each arm."""
+    arms = list(curves["arm"].unique())
+    for place, arm in enumerate(arms):
+        mean = curves[curves["arm"] == arm].groupby("step")[["reward", "shots"]].mean()
+        look = _look(arm)
+        smooth = mean["reward"].rolling(window, center=True, min_periods=1).mean()
+        if window > 1:
+            reward.plot(mean.index, mean["reward"], color=look["color"], alpha=0.18, lw=0.8)
+        reward.plot(smooth.index, smooth, color=look["color"], lw=2.6 if arm == "progressive" else 1.7,
+                    marker=look["marker"] if len(mean) < 6 else None, ms=5)  # fmt: skip
+        nudge = (place - (len(arms) - 1) / 2) * 0.06  # lines of equal k lie side by side
+        shots.step(mean.index, mean["shots"] + nudge, where="mid", color=look["color"], lw=1.2, alpha=0.55,
+                   marker=look["marker"] if len(mean) < 6 else None, ms=4)  # fmt: skip
+    reward.set(title="training reward", xlim=_steps(curves))
+    reward.tick_params(labelbottom=False)
+    shots.set(xlabel="RL step", ylabel="$k$", yticks=(2, 4, 6), ylim=(1.5, 6.6), xlim=_steps(curves))
+    shots.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _steps(curves: pd.DataFrame) -> tuple[float, float]:
+    first, last = float(curves["step"].min()), float(curves["step"].max())
+    return (first, last) if last > first else (first - 0.5, last + 0.5)
+
+
+def _draw_bars(ax: Axes, bars: pd.DataFrame) -> None:
+    """Score with its 95 % interval for each arm, grouped by k; references as lines across their group."""
+    arms = [arm for arm in bars["arm"].unique() if arm not in REFERENCE_STYLES]
+    groups = sorted(bars["shots"].unique())
+    width = 0.8 / len(arms)
+    for place, arm in enumerate(arms):
+        rows = bars[bars["arm"] == arm]
+        x = [groups.index(k) + (place - (len(arms) - 1) / 2) * width for k in rows["shots"]]
+        error = np.array([rows["score"] - rows["low"], rows["high"] - rows["score"]])
+        ax.errorbar(x, rows["score"], yerr=error.clip(0), label=arm, ls="none", ms=6.5, elinewidth=1.6, **_look(arm))
+    for name, style in REFERENCE_STYLES.items():
+        for row in bars[bars["arm"] == name].itertuples():
+            at = groups.index(row.shots)
+            ax.plot([at - 0.45, at + 0.45], [row.score] * 2, color=INK, lw=1.2, ls=style)
+            if at == len(groups) - 1:
+                ax.annotate(name, (at + 0.45, row.score), (0, 3), textcoords="offset points", ha="right", fontsize=9)
+    ax.set(title="score on unseen users, with 95 % intervals", xlabel="history items $k$ at evaluation")
+    ax.set_xticks(range(len(groups)), [str(k) for k in groups])
+    ax.set_xlim(-0.55, len(groups) - 0.45)
+    ax.grid(axis="x", visible=False)
+
+
+def _look(arm: str) -> dict[str, Any]:
+    return {"color": ARM_COLORS.get(arm, ORANGE), "marker": ARM_MARKERS.get(arm, "v")}
+
+
+def _caption(bars: pd.DataFrame, curves: pd.DataFrame, about: Mapping[str, Any], window: int) -> str:
+    preset = about["preset"]
+    seeds = ", ".join(str(seed) for seed in sorted(curves["seed"].unique()))
+    smooth = f"reward: mean of the seeds, running mean over {window} steps. " if window > 1 else ""
+    return (
+        f"{preset['data']['task']} ({preset['data']['source']}), {bars['users'].max()} unseen users; each arm "
+        f"{curves['step'].max()} RL steps from the same SFT adapter, seeds: {seeds}; {preset['reflection']['name']}.\n"
+        f"{smooth}Intervals: bootstrap over users. any habit: a reader who does not know the user; oracle: follows "
+        "what most of\nthe same k items show, and makes no mistake in reading them."
+    )
+
+
+# ---- the stages ---------------------------------------------------------------------------------------------------
+
+_TITLES = {
+    "loss": "loss",
+    "mean_token_accuracy": "right tokens",
+    "reward": "reward",
+    "kl": "KL to the SFT adapter",
+    "parsed": "share that parses",
+    "shots": "history items $k$",
+    "frac_reward_zero_std": "groups without variance",
+    "completions/clipped_ratio": "truncated completions",
+    "completions/mean_length": "tokens a completion",
+}
+
+
+def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Figure:
+    """One small panel for each column of a training log; the reward with the spread inside its groups."""
+    log = pd.DataFrame(rows)
+    known = [column for column in columns if column in log]
+    if not known:
+        raise KitError(f"The log has no column of {', '.join(columns)}; it has {', '.join(map(str, log.columns))}.")
+    wide = min(3, len(known))
+    high = math.ceil(len(known) / wide)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10 if wide > 1 else 6.5, 2.5 * high + 0.2), facecolor="white", layout="constrained")
+        steps = log["step"] if "step" in log else log.index + 1
+        for place, column in enumerate(known):
+            _draw_log(figure.add_subplot(high, wide, place + 1), steps, log, column)
+    return figure
+
+
+def _draw_log(ax: Axes, steps: Any, log: pd.DataFrame, column: str) -> None:
+    values = log[column].astype(float)
+    if column == "reward" and "reward_std" in log:
+        spread = log["reward_std"].astype(float)
+        ax.fill_between(steps, values - spread, values + spread, color=SKY, alpha=0.3, lw=0)
+    ax.plot(steps, values, color=BLUE, lw=1.6, marker="o" if len(values) < 30 else None, ms=3.5)
+    ax.set(title=_TITLES.get(column, column), xlabel="step")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if column in ("parsed", "frac_reward_zero_std", "completions/clipped_ratio"):
+        ax.set_ylim(-0.05, 1.05)
+
+
+def results_figure(metrics: pd.DataFrame) -> Figure:
+    """Score of each system as a point with its 95 % interval; the references as lines from top to bottom."""
+    references = metrics[metrics["system"].isin(REFERENCE_STYLES)]
+    systems = metrics[~metrics["system"].isin(REFERENCE_STYLES)].reset_index(drop=True)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.5, 1.1 + 0.48 * len(systems)), facecolor="white", layout="constrained")
+        ax = figure.add_subplot()
+        for row in systems.itertuples():
+            color = {"rl": RED, "sft": BLUE}.get(str(row.system), GREY)
+            error = [[max(0.0, row.score - row.low)], [max(0.0, row.high - row.score)]]
+            ax.errorbar(row.score, row.Index, xerr=error, fmt="o", color=color, ms=7, elinewidth=2)
+            ax.annotate(f"{row.score:.3f}", (row.score, row.Index), (0, 7), textcoords="offset points", ha="center",
+                        fontsize=9, color=color)  # fmt: skip
+        for row in references.itertuples():
+            ax.axvline(row.score, color=INK, lw=1.2, ls=REFERENCE_STYLES[str(row.system)])
+            ax.annotate(row.system, (row.score, 1), (0, 2), xycoords=("data", "axes fraction"),
+                        textcoords="offset points", ha="center", va="bottom", fontsize=9)  # fmt: skip
+        ax.set_yticks(range(len(systems)), [SYSTEM_NAMES.get(name, name) for name in systems["system"]])
+        ax.set_ylim(len(systems) - 0.5, -0.6)
+        ax.set_xlabel(_results_label(metrics))
+        ax.grid(axis="y", visible=False)
+    return figure
+
+
+def _results_label(metrics: pd.DataFrame) -> str:
+    row = metrics.iloc[0]
+    about = f"{row['task']}, {row['examples']} unseen users, k = {row['shots']}"
+    return f"score (0 to 1, higher is better) with 95 % interval · {about}"
+
+
+def oracle_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Score of the model-free oracle by k, one panel a task; `rows` as `personas.oracle.oracle_table` gives them."""
+    table = pd.DataFrame(rows)
+    tasks = list(table["task"].unique())
+    wide = min(3, len(tasks))
+    high = math.ceil(len(tasks) / wide)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10 if wide > 1 else 6, 2.7 * high + 0.2), facecolor="white", layout="constrained")
+        for place, task in enumerate(tasks):
+            ax, part = figure.add_subplot(high, wide, place + 1), table[table["task"] == task]
+            ax.axhline(part["ceiling"].iloc[0], color=INK, lw=1.2, ls=REFERENCE_STYLES["oracle"])
+            ax.plot(part["k"], part["score"], color=GREEN, marker="o", ms=5, lw=1.8)
+            ax.set(title=task, xlabel="history items $k$", ylabel="score", xticks=part["k"])
+            top = part["ceiling"].iloc[0]
+            ax.annotate("true habit known", (part["k"].iloc[0], top), (0, 3), textcoords="offset points", fontsize=9)
+            ax.margins(y=0.14)
+    return figure
+
+
+def curriculum_figure(plans: Mapping[str, Sequence[int]]) -> Figure:
+    """How k moves with the RL step under each plan, one small panel a plan."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 2.4), facecolor="white", layout="constrained")
+        axes = figure.subplots(1, len(plans), sharey=True, squeeze=False)[0]
+        highest = max(max(plan) for plan in plans.values())
+        for ax, (name, plan) in zip(axes, plans.items(), strict=True):
+            color = ARM_COLORS.get(name, ORANGE)
+            ax.bar(range(1, len(plan) + 1), plan, width=0.85, color=color)
+            ax.set(title=name, xlabel="RL step", ylim=(0, highest + 0.5), yticks=range(0, highest + 1, 2))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.grid(axis="x", visible=False)
+        axes[0].set_ylabel("history items $k$")
+    return figure

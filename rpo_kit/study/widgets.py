@@ -1,0 +1,287 @@
+"""What notebooks show: pictures, a live plot, and two browsers one can click through.
+
+Pure functions make HTML or PNG from plain values; two thin classes put ipywidgets around them. Nothing here trains,
+loads a model or uses pyplot. Text of users is escaped: it is shown, never interpreted. Without a screen (papermill, the
+tests) everything works the same: set `.value`, call `.click()`, read `.page.value`.
+
+    train_sft(run, live := live_plot(lambda rows: training_figure(rows, ["loss"])))
+    user_browser(load_prepared(run, "dev"), get_task("LaMP-3"))
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as w
+import pandas as pd
+from IPython.display import HTML, DisplayHandle, Image, display
+from matplotlib.figure import Figure
+
+from rpo_kit.lamp.metrics import example_scores
+from rpo_kit.lamp.retrieval import rank, take
+from rpo_kit.lamp.tasks import Item, Task
+from rpo_kit.rewriting.prepare import Example
+from rpo_kit.runs import Run, package_versions
+from rpo_kit.study.figures import png, save
+
+RETRIEVERS = ("bm25", "recency", "random")
+Rows = list[dict[str, float]]
+_DRAWING_SHARE = 0.05  # ours: at most this part of the time goes into drawing
+_BOX = "border:1px solid currentColor;border-radius:6px;padding:8px 12px;margin:6px 0;max-width:60em"
+_LABEL = "opacity:0.65;font-size:90%"
+
+
+# ---- a run's opening lines, and pictures ----------------------------------------------------------------------------
+
+
+def introduce(run: Run, minutes: Mapping[str, str]) -> None:
+    """Print versions, machine, preset and what this notebook will take; `minutes` by preset, measured or unknown."""
+    versions = package_versions()
+    shown = "  ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl", "peft", "unsloth"))
+    preset = run.preset
+    print(f"versions  Python {platform.python_version()}  {shown}")
+    print(f"machine   {machine()}")
+    print(f"preset    {preset.name}: {preset.about}")
+    print(f"run       {run.name}: {preset.data.task} from {preset.data.source}, in {os.path.relpath(run.folder)}")
+    print(f"minutes   {minutes.get(preset.name, 'not measured for this preset')} (less where a stage is done already)")
+
+
+def machine() -> str:
+    """Cores, memory, and the GPU if there is one."""
+    import psutil
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GB of memory, {gpu}, {platform.system()}"
+
+
+def show(figure: Figure, keep_as: Path | None = None) -> Image:
+    """The figure as a picture of the page; `keep_as` also saves it, as `keep_as`.png and .svg."""
+    if keep_as is not None:
+        save(figure, keep_as.parent, keep_as.name)
+    return Image(png(figure, dpi=150), width=round(figure.get_figwidth() * 85))
+
+
+class LivePlot:
+    """A picture on the page which follows a log; drawn anew only as often as `_DRAWING_SHARE` allows."""
+
+    def __init__(self, draw: Callable[[Rows], Figure], clock: Callable[[], float] = time.perf_counter) -> None:
+        self.draw, self.clock = draw, clock
+        self.frames, self.next_at = 0, 0.0
+        self.rows: Rows = []
+        self.drawn_rows = 0
+        self.handle: DisplayHandle | None = None
+
+    def __call__(self, rows: Rows) -> None:
+        self.rows = list(rows)
+        if self.clock() >= self.next_at:
+            self._frame()
+
+    def finish(self) -> None:
+        """Draw the last rows, if the throttle kept them back."""
+        if len(self.rows) > self.drawn_rows:
+            self._frame()
+
+    def _frame(self) -> None:
+        start = self.clock()
+        picture = show(self.draw(self.rows))
+        if self.handle is None:
+            self.handle = display(picture, display_id=True)
+        else:
+            self.handle.update(picture)
+        self.frames, self.drawn_rows = self.frames + 1, len(self.rows)
+        self.next_at = self.clock() + (self.clock() - start) / _DRAWING_SHARE
+
+
+def live_plot(draw: Callable[[Rows], Figure]) -> LivePlot:
+    """An `OnLog` that keeps one picture up to date while training runs; call `.finish()` when it is over."""
+    return LivePlot(draw)
+
+
+# ---- pages: plain values in, HTML out -------------------------------------------------------------------------------
+
+
+def page(*parts: str) -> HTML:
+    return HTML("".join(parts))
+
+
+def item_lines(task: Task, items: Sequence[Item], first: int = 1, marked: Sequence[str] = ()) -> str:
+    """Numbered history items; those whose id is in `marked` in bold."""
+    lines = []
+    for number, item in enumerate(items, first):
+        text = f"[{number}] {html.escape(task.item_line(item))}"
+        lines.append(f"<div style='margin:3px 0'>{f'<b>{text}</b>' if item['id'] in marked else text}</div>")
+    return "".join(lines) or "<i>no items</i>"
+
+
+def box(label: str, body: str) -> str:
+    """A framed part of a page; `body` is HTML, `label` is text."""
+    return f"<div style='{_BOX}'><div style='{_LABEL}'>{html.escape(label)}</div>{body}</div>"
+
+
+def trajectory_html(task: Task, record: Mapping[str, Any], example: Example) -> str:
+    """One accepted or rejected trajectory beside what the teacher was shown, and the habit which it was not."""
+    items = {item["id"]: item for item in example["profile"]}
+    shown = [items[item_id] for item_id in record["items"]]
+    if "reason" in record:
+        verdict, text = f"rejected: {record['reason']}", record["text"] or "(the teacher wrote nothing)"
+    else:
+        verdict, text = "accepted", "\n".join(f"{part:8} {record[part]}" for part in ("observe", "plan", "rewrite"))
+    query = html.escape(task.query_text(example["input"]))
+    asked = f"{query}<br>generic answer: <b>{html.escape(example['generic'])}</b>"
+    asked += f" &nbsp; the user's own: <b>{html.escape(example['output'])}</b>"
+    return (
+        box("query", asked)
+        + box("history shown to the teacher", item_lines(task, shown, record["first"]))
+        + box(f"trajectory, {verdict}", f"<pre style='white-space:pre-wrap;margin:0'>{html.escape(text)}</pre>")
+        + f"<div style='{_LABEL}'>hidden habit of this user: {html.escape(hidden_habit(example))}</div>"
+    )
+
+
+def hidden_habit(example: Example) -> str:
+    """The habit that `personas` stored beside the data; real LaMP users have no label."""
+    facts = example.get("facts") or {}
+    return str(facts["habit"]["name"]) if facts else "unknown (no personas)"
+
+
+def retrieved_html(task: Task, example: Example, methods: Sequence[str], k: int) -> str:
+    """The first k items of each retrieval method, side by side; what all of them found is bold."""
+    found = {method: take(example, rank(task, [example], method)[0], k) for method in methods}
+    common = set.intersection(*({item["id"] for item in items} for items in found.values()))
+    columns = [
+        f"<div style='flex:1 1 18em;min-width:16em'>{box(method, item_lines(task, items, marked=sorted(common)))}</div>"
+        for method, items in found.items()
+    ]
+    asked = html.escape(task.query_text(example["input"]))
+    return (
+        box(
+            f"user {example['user_id']} asks",
+            f"{asked}<br>the user's own answer: <b>{html.escape(example['output'])}</b>",
+        )
+        + f"<div style='display:flex;gap:12px;flex-wrap:wrap'>{''.join(columns)}</div>"
+        + f"<div style='{_LABEL}'>hidden habit of this user: {html.escape(hidden_habit(example))}</div>"
+    )
+
+
+def tokens_html(grey: str, counted: str) -> str:
+    """A prompt in grey and, highlighted, the completion: the part that counts in the loss."""
+    style = "white-space:pre-wrap;max-width:60em;margin:0"
+    return box(
+        "grey: the prompt, not in the loss; marked: the completion, in the loss",
+        f"<pre style='{style}'><span style='opacity:0.55'>{html.escape(grey)}</span>"
+        f"<span style='background:#56b4e955'>{html.escape(counted)}</span></pre>",
+    )
+
+
+def comparison_table(task: Task, examples: Sequence[Example], predictions: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """One row an example: query, generic answer, the predictions of each system with their scores, the true output."""
+    golds = [example["output"] for example in examples]
+    table = pd.DataFrame({"query": [task.query_text(e["input"]) for e in examples], "true": golds})
+    table["generic"] = [example["generic"] for example in examples]
+    for name, texts in predictions.items():
+        table[name] = list(texts)
+        table[f"{name} score"] = example_scores(task, golds, texts).round(2)
+    return table
+
+
+def show_table(table: pd.DataFrame, caption: str = "") -> HTML:
+    """A small table with whole texts, left-aligned, numbers to three places."""
+    plain = table.to_html(index=False, float_format="{:.3f}".format, na_rep="", max_colwidth=None, escape=True)
+    return HTML(f"<div style='{_LABEL}'>{html.escape(caption)}</div><div style='max-width:70em'>{plain}</div>")
+
+
+# ---- browsers -----------------------------------------------------------------------------------------------------
+
+
+class TrajectoryBrowser:
+    """Page through trajectories: `which` chooses accepted ones or one reason of rejection, `number` the page."""
+
+    def __init__(
+        self, task: Task, accepted: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]],
+        examples: Sequence[Example],
+    ) -> None:  # fmt: skip
+        self.task, self.examples = task, {example["id"]: example for example in examples}
+        self.groups = {f"accepted ({len(accepted)})": list(accepted)} if accepted else {}
+        for reason, count in Counter(record["reason"] for record in rejected).most_common():
+            self.groups[f"rejected: {reason} ({count})"] = [r for r in rejected if r["reason"] == reason]
+        self.which = w.Dropdown(options=list(self.groups), layout=w.Layout(width="auto"))
+        self.number = w.BoundedIntText(1, 1, max(1, len(self.records)), layout=w.Layout(width="7em"))
+        self.back, self.on = w.Button(description="previous"), w.Button(description="next", button_style="primary")
+        self.page = w.HTML()
+        self.which.observe(lambda _: self._choose(), "value")
+        self.number.observe(lambda _: self._draw(), "value")
+        self.back.on_click(lambda _: self._move(-1))
+        self.on.on_click(lambda _: self._move(1))
+        self.widget = w.VBox([w.HBox([self.which, self.number, self.back, self.on]), self.page])
+        self._draw()
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return self.groups.get(self.which.value, [])
+
+    def _choose(self) -> None:
+        self.number.max = max(1, len(self.records))
+        self.number.value = 1
+        self._draw()
+
+    def _move(self, by: int) -> None:
+        self.number.value = min(max(1, self.number.value + by), self.number.max)
+
+    def _draw(self) -> None:
+        if not self.records:
+            self.page.value = "<i>there are no trajectories yet</i>"
+            return
+        record = self.records[self.number.value - 1]
+        count = f"<div style='{_LABEL}'>{self.number.value} of {len(self.records)}</div>"
+        self.page.value = count + trajectory_html(self.task, record, self.examples[record["example"]])
+
+    def _ipython_display_(self) -> None:
+        display(self.widget)
+
+
+def trajectory_browser(
+    task: Task, accepted: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]], examples: Sequence[Example]
+) -> TrajectoryBrowser:
+    """Accepted and rejected trajectories with the items they rest on; `examples` are those of the train split."""
+    return TrajectoryBrowser(task, accepted, rejected, examples)
+
+
+class UserBrowser:
+    """Look at a user's history as retrieval finds it: choose `user`, `methods` (one or more) and `k`."""
+
+    def __init__(self, examples: Sequence[Example], task: Task, k: int = 4) -> None:
+        self.examples, self.task = list(examples), task
+        long = {"description_width": "auto"}
+        users = [(f"{e['user_id']} (question {e['id']})", place) for place, e in enumerate(self.examples)]
+        self.user = w.Dropdown(options=users, description="user", style=long, layout=w.Layout(width="auto"))
+        self.methods = w.SelectMultiple(options=RETRIEVERS, value=RETRIEVERS[:2], rows=3, description="retrieval")
+        longest = max((len(example["profile"]) for example in self.examples), default=1)
+        self.k = w.IntSlider(min(k, longest), 1, max(1, longest), description="k", style=long)
+        self.page = w.HTML()
+        for control in (self.user, self.methods, self.k):
+            control.observe(lambda _: self._draw(), "value")
+        self.widget = w.VBox([w.HBox([self.user, self.methods, self.k]), self.page])
+        self._draw()
+
+    def _draw(self) -> None:
+        if self.user.value is None or not self.methods.value:
+            self.page.value = "<i>choose a user and at least one retrieval method</i>"
+            return
+        chosen = self.examples[self.user.value]
+        self.page.value = retrieved_html(self.task, chosen, self.methods.value, self.k.value)
+
+    def _ipython_display_(self) -> None:
+        display(self.widget)
+
+
+def user_browser(examples: Sequence[Example], task: Task, k: int = 4) -> UserBrowser:
+    """Pick a user, one or more retrieval methods and k; see the items side by side."""
+    return UserBrowser(examples, task, k)
