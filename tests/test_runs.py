@@ -106,7 +106,7 @@ def test_a_changed_input_file_redoes_the_stage_and_an_equal_copy_does_not(run, t
 
 
 def test_a_missing_input_file_is_named(run, tmp_path):
-    with pytest.raises(KitError, match=r"generic\.jsonl is missing"), stage(run, "sft", data=tmp_path / "generic.jsonl"):
+    with pytest.raises(KitError, match=r"gone\.jsonl is missing"), stage(run, "sft", data=tmp_path / "gone.jsonl"):
         pass
 
 

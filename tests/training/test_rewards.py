@@ -1,0 +1,89 @@
+"""The reward of a completion, worked out by hand: R = 0.9 * score + 0.1 for a well-formed trajectory."""
+
+import pytest
+
+from rpo_kit.lamp.tasks import TASKS, get_task
+from rpo_kit.training.reinforce import reward_function
+from rpo_kit.training.rewards import reward
+
+
+def written(rewrite: str, observe: str = "[1] reads 2, gave 1: harsh") -> str:
+    return f"<observe>{observe}</observe>\n<plan>as the history</plan>\n<rewrite>{rewrite}</rewrite>"
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "gold", "expected"),
+    [
+        ("2", "2", 1.0),  # 0.9 * 1 + 0.1
+        ("2", "1", 0.775),  # 0.9 * (1 - 1/4) + 0.1
+        ("5", "1", 0.1),  # 0.9 * (1 - 4/4) + 0.1
+        ("3.0", "3", 1.0),  # LaMP reads numbers, not labels
+        ("99", "1", 0.1),  # beyond the scale: not below 0
+        ("about 4", "4", 0.1),  # unreadable: score 0, although the worst end would be 1 - 3/4
+        ("nan", "3", 0.1),
+        ("five", "5", 0.1),
+    ],
+)
+def test_ratings_are_rewarded_by_their_distance(rewrite, gold, expected):
+    assert reward(get_task("LaMP-3"), written(rewrite), gold, items=2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("task", "rewrite", "gold", "expected"),
+    [
+        ("LaMP-1", "[2]", "[2]", 1.0),
+        ("LaMP-1", "[1]", "[2]", 0.1),
+        ("LaMP-1", "2", "[2]", 0.1),  # not one of the two labels
+        ("LaMP-2", "dark comedy", "dark comedy", 1.0),
+        ("LaMP-2", "comedy", "dark comedy", 0.1),
+        ("LaMP-2", "Comedy", "comedy", 0.1),  # LaMP's evaluator is case-sensitive
+    ],
+)
+def test_labels_are_rewarded_when_right(task, rewrite, gold, expected):
+    assert reward(get_task(task), written(rewrite), gold, items=2) == pytest.approx(expected)
+
+
+def test_texts_are_rewarded_by_the_mean_of_rouge_1_and_rouge_l():
+    # gold "a b c d", rewrite "b a d": ROUGE-1 has 3 common words, F = 2*3/(3+4) = 6/7;
+    # the longest common subsequence ("b d" or "a d") has 2, F = 2*2/(3+4) = 4/7; their mean is 5/7
+    expected = 0.9 * 5 / 7 + 0.1
+    for task in ("LaMP-4", "LaMP-5", "LaMP-7"):
+        assert reward(get_task(task), written("b a d"), "a b c d", items=1) == pytest.approx(expected)
+    assert reward(get_task("LaMP-7"), written("nothing alike"), "a b c d", items=1) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_completion_that_does_not_parse_has_no_rewrite_and_no_reward(name):
+    task = get_task(name)
+    for text in ("", "2", "<rewrite>2</rewrite>", written("2") + written("2"), "Sure: " + written("2")):
+        assert reward(task, text, gold="2" if task.kind == "regression" else "a", items=2) == 0.0
+
+
+def test_citing_no_item_or_one_that_was_not_shown_costs_the_format_part_only():
+    task = get_task("LaMP-3")
+    assert reward(task, written("2", "harsh"), "2", items=2) == pytest.approx(0.9)
+    assert reward(task, written("2", "[3] harsh"), "2", items=2) == pytest.approx(0.9)
+    assert reward(task, written("2", "[3] harsh"), "2", items=3) == pytest.approx(1.0)
+    assert reward(task, written("2", "[0] harsh"), "2", items=3) == pytest.approx(0.9)
+    assert reward(task, written("2"), "2", items=0) == pytest.approx(0.9)
+
+
+def test_the_format_weight_shares_out_the_reward():
+    task = get_task("LaMP-3")
+    assert reward(task, written("2"), "1", items=1, format_weight=0.5) == pytest.approx(0.5 * 0.75 + 0.5)
+    assert reward(task, written("2"), "1", items=1, format_weight=0.0) == pytest.approx(0.75)
+
+
+def test_the_trainer_gets_one_float_a_completion_and_the_log_what_is_worth_watching():
+    logged = {}
+    texts = [written("2"), "no tags", written("2", "[3] x")]
+    rewards = reward_function(get_task("LaMP-3"), 0.1)(
+        completions=[[{"role": "assistant", "content": text}] for text in texts],
+        gold=["1", "1", "2"],
+        k=[2, 2, 5],
+        log_metric=lambda name, value: logged.update({name: value}),
+        prompts=["what TRL passes beside"],
+    )
+    assert rewards == pytest.approx([0.775, 0.0, 1.0])
+    assert all(type(value) is float for value in rewards), "None or numpy values would be turned into numbers later"
+    assert logged == {"shots": 3.0, "parsed": pytest.approx(2 / 3)}
