@@ -95,7 +95,7 @@ class EndpointChat:
         from openai import AsyncOpenAI
 
         gate = asyncio.Semaphore(self.concurrency)
-        key = os.environ.get("OPENAI_API_KEY", "not-needed")
+        key = os.environ.get("OPENAI_API_KEY") or "not-needed"
         async with AsyncOpenAI(base_url=self.base_url, api_key=key) as client:
             return await asyncio.gather(*(self._one(client, gate, messages, **sampling) for messages in conversations))
 
@@ -111,13 +111,20 @@ class EndpointChat:
                 )
         except OpenAIError as error:
             raise KitError(
-                f"The model {self.name} did not answer ({error}). What is finished is kept; run again."
-            ) from error
+                f"The model {self.name} did not answer ({_without_key(str(error))}). "
+                "What is finished is kept; run again."
+            ) from None  # a notebook shows causes too, and with them what the server said about the key
         if not answer.choices or not answer.choices[0].message.content:
             raise KitError(f"The model {self.name} sent an empty answer. What is finished is kept; run again.")
         choice, usage = answer.choices[0], answer.usage
         counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         return Completion(choice.message.content, choice.finish_reason != "length", *counts)
+
+
+def _without_key(text: str) -> str:
+    """Some servers repeat the key which they refuse."""
+    key = os.environ.get("OPENAI_API_KEY")
+    return text.replace(key, "…") if key else text
 
 
 def _run(work: Any) -> list[Completion]:
