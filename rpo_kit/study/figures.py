@@ -15,6 +15,7 @@ import json
 import math
 import os
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def figure3(prefix: str) -> Figure:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 5.1), facecolor="white")
         grid = figure.add_gridspec(
-            2, 2, height_ratios=(4, 1), width_ratios=(1, 1.05), left=0.065, right=0.985, top=0.84, bottom=0.22,
+            2, 2, height_ratios=(4, 1), width_ratios=(1, 1.05), left=0.065, right=0.985, top=0.855, bottom=0.22,
             wspace=0.16, hspace=0.14,
         )  # fmt: skip
         reward, shots = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
@@ -164,13 +165,14 @@ def _look(arm: str) -> dict[str, Any]:
 def _caption(bars: pd.DataFrame, curves: pd.DataFrame, about: Mapping[str, Any], window: int) -> str:
     preset = about["preset"]
     seeds = ", ".join(str(seed) for seed in sorted(curves["seed"].unique()))
-    smooth = f"reward: mean of the seeds, running mean over {window} steps. " if window > 1 else ""
-    return (
-        f"{preset['data']['task']} ({preset['data']['source']}), {bars['users'].max()} unseen users; each arm "
-        f"{curves['step'].max()} RL steps from the same SFT adapter, seeds: {seeds}; {preset['reflection']['name']}.\n"
-        f"{smooth}Intervals: bootstrap over users. any habit: a reader who does not know the user; oracle: follows "
-        "what most of\nthe same k items show, and makes no mistake in reading them."
+    smooth = f"Reward: mean of the seeds, running mean over {window} steps. " if window > 1 else ""
+    data, model, steps = preset["data"], preset["reflection"]["name"], curves["step"].max()
+    text = (
+        f"{data['task']} ({data['source']}), {bars['users'].max()} unseen users; {model}; each arm {steps} RL steps "
+        f"from the same SFT adapter; seeds: {seeds}. {smooth}Intervals: bootstrap over users. any habit: a reader who "
+        "does not know the user. oracle: follows what most of the same k items show."
     )
+    return textwrap.fill(text, 128)
 
 
 # ---- the stages ---------------------------------------------------------------------------------------------------
