@@ -6,6 +6,7 @@ resume it holds each step once. On CPU two threads spin for each other when core
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -34,12 +35,29 @@ def log_callback(path: Path, on_log: OnLog | None = None) -> Any:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written whole (trainer_state.json is its last file), or None."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+    """The newest checkpoint that was written whole, or None."""
+    whole = [path for path in folder.glob("checkpoint-*") if _is_json(path / "trainer_state.json")]
     newest = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
     if newest:
         print(f"going on from {newest.name}")
     return str(newest) if newest else None
+
+
+def _is_json(path: Path) -> bool:
+    """Whether the file is there and whole. The trainer writes trainer_state.json last, and not atomically."""
+    try:
+        json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def is_trained(work: Path) -> bool:
+    """Whether training ended here before the process was killed; then only the stage's manifest is missing."""
+    if not (work / "adapter").exists():  # it is put in place whole, see finish_training
+        return False
+    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    return True
 
 
 def finish_training(model: Any, tokenizer: Any, work: Path) -> None:

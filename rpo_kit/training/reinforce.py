@@ -28,7 +28,7 @@ from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_tra
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, require, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
-from rpo_kit.training.progress import OnLog, finish_training, last_checkpoint, log_callback, precision
+from rpo_kit.training.progress import OnLog, finish_training, is_trained, last_checkpoint, log_callback, precision
 from rpo_kit.training.rewards import reward
 from rpo_kit.training.shared_prefix import generate_groups, score_groups
 
@@ -38,7 +38,7 @@ def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", sett
     settings = settings or run.preset.rl
     start, data = require(run, "sft") / "adapter", require(run, "prepare") / "generic.jsonl"
     with stage(run, stage_name, sft=start / "adapter_model.safetensors", data=data, settings=settings) as work:
-        if work is None:
+        if work is None or is_trained(work):
             return
         loaded = load_trainable(run.preset.reflection, start, settings.seed)
         trainer = make_trainer(

@@ -19,14 +19,14 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_trainable
 from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run, read_records, require, stage
-from rpo_kit.training.progress import OnLog, finish_training, last_checkpoint, log_callback, precision
+from rpo_kit.training.progress import OnLog, finish_training, is_trained, last_checkpoint, log_callback, precision
 
 
 def train_sft(run: Run, on_log: OnLog | None = None) -> None:
     """Train the adapter; goes on from the last checkpoint after an interruption."""
     settings, source = run.preset.sft, require(run, "synthesize") / "trajectories.jsonl"
     with stage(run, "sft", trajectories=source, settings=settings, model=run.preset.reflection) as work:
-        if work is None:
+        if work is None or is_trained(work):
             return
         loaded = load_trainable(run.preset.reflection, adapter=None, seed=settings.seed)
         trainer = make_trainer(loaded, sft_dataset(run, loaded), settings, work, on_log)
