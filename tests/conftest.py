@@ -40,6 +40,11 @@ class RecordingChat:
         return [Completion(self.answer(c), True, 1, 1) for c in conversations]
 
 
+@pytest.fixture
+def recording_chat() -> type[RecordingChat]:
+    return RecordingChat
+
+
 def make_tokenizer() -> Any:
     """A byte-level BPE of 400 tokens with a chat template; its pad token is not its end token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
