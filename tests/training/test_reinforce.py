@@ -1,0 +1,477 @@
+"""REINFORCE++ with baseline is the algorithm of the module's first paragraph, on a Llama small enough to check.
+
+The traps of the RL stage are numbered as in the project's notes: 1 resume, 2 frozen adapter, 3 pad and end token,
+4 groups without variance, 12 versions.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import inspect
+import math
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.presets import RLSettings, get_preset
+from rpo_kit.rewriting import reflection
+from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.rewriting.reflection import LoadedModel, load_trainable
+from rpo_kit.runs import Run
+from rpo_kit.training import reinforce
+from rpo_kit.training.curriculum import prompt_order
+from rpo_kit.training.reinforce import (
+    ensure_reference,
+    make_trainer,
+    rl_dataset,
+    train_rl,
+    trainer_class,
+    trainer_config,
+    until_end,
+    whiten,
+)
+from rpo_kit.training.sft import train_sft
+from rpo_kit.training.synthesis import synthesize
+
+SETTINGS = RLSettings(
+    steps=1,
+    prompts_per_step=2,
+    group_size=3,
+    micro_batch=3,
+    learning_rate=1e-2,
+    beta=0.1,
+    temperature=0.7,
+    max_new_tokens=12,
+    save_every=1,
+)
+MANY_ENDS = list(range(2, 400, 12))  # so many end tokens that completions have different lengths
+
+
+@pytest.fixture(autouse=True)
+def unsloth_first_and_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    reflection._unsloth()
+    monkeypatch.setattr(reinforce, "precision", lambda: {"bf16": False, "fp16": False})
+
+
+@pytest.fixture
+def policy(tiny_llama: Path) -> LoadedModel:
+    """The random Llama in fp32 with a LoRA adapter that does something."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    model.generation_config.eos_token_id = MANY_ENDS
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama, padding_side="left")
+    return LoadedModel(get_peft_model(model, lora), tokenizer, 2048)
+
+
+def prompts(golds: list[str]) -> Dataset:
+    """One row a gold; prompts of different lengths."""
+    texts = ["a short one", "a prompt which is quite a bit longer than the others are", "another"]
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{texts[n % 3]} {n}"}], "gold": gold, "k": 2 + n}
+        for n, gold in enumerate(golds)
+    ]
+    return Dataset.from_list(rows)
+
+
+def reward_by_text(record: list[float]) -> Callable[..., float]:
+    """A reward that differs within a group and has nothing to do with the task; 0.5 where the gold is "same"."""
+
+    def reward(task: Any, text: str, gold: str, items: int, weight: float) -> float:
+        record.append(0.5 if gold == "same" else (sum(text.encode()) % 17) / 16)
+        return record[-1]
+
+    return reward
+
+
+def one_step(
+    policy: LoadedModel, settings: RLSettings, golds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *hooks
+) -> tuple[Any, dict[str, torch.Tensor], list[float]]:
+    """Train one step; the trainer, its rollout batch and the rewards in the batch's order."""
+    rewards: list[float] = []
+    monkeypatch.setattr(reinforce, "reward", reward_by_text(rewards))
+    trainer = make_trainer(policy, get_task("LaMP-3"), prompts(golds), settings, tmp_path, None)
+    trainer.args.max_grad_norm = 1e9  # clipping would scale the gradient that is compared
+    batch, generate = {}, trainer._generate_and_score_completions
+
+    def remember(inputs: Any) -> Any:
+        out = generate(inputs)
+        batch.update({name: value for name, value in out.items() if isinstance(value, torch.Tensor)})
+        return out
+
+    trainer._generate_and_score_completions = remember
+    for hook in hooks:
+        hook(trainer, batch)
+    trainer.train()
+    return trainer, batch, rewards
+
+
+# ---- the advantage ------------------------------------------------------------------------------------------------
+
+
+def test_whitening_counts_each_centred_reward_once_for_every_token():
+    # rewards 1, 0 | 1, 1 in two groups give c = 0.5, -0.5, 0, 0; lengths 1, 3, 2, 2 (8 tokens)
+    # mu  = (1*0.5 - 3*0.5) / 8 = -0.125
+    # var = (1*0.625^2 + 3*0.375^2 + 4*0.125^2) / 8 = 0.875 / 8 = 0.109375
+    centred, lengths = torch.tensor([0.5, -0.5, 0.0, 0.0]), torch.tensor([1.0, 3.0, 2.0, 2.0])
+    mu, scale = whiten(centred, lengths)
+    assert mu.item() == pytest.approx(-0.125)
+    assert scale.item() == pytest.approx(1 / math.sqrt(0.109375))
+    advantages = (centred - mu) * scale
+    assert advantages.tolist() == pytest.approx([1.889822, -1.133893, 0.377964, 0.377964], abs=1e-5)
+    assert (lengths * advantages).sum().item() == pytest.approx(0.0, abs=1e-6)
+    assert (lengths * advantages**2).sum().item() == pytest.approx(8.0, rel=1e-5)
+
+
+def test_with_equal_lengths_and_whole_groups_the_mean_is_not_moved():
+    mu, scale = whiten(torch.tensor([0.25, -0.25, 1.0, -1.0]), torch.full((4,), 7.0))
+    assert mu.item() == 0.0
+    assert scale.item() == pytest.approx(1 / math.sqrt((0.0625 * 2 + 2) / 4))
+
+
+def test_a_batch_in_which_all_are_equally_good_gives_no_advantage_and_no_nan():
+    mu, scale = whiten(torch.zeros(4), torch.tensor([3.0, 5.0, 2.0, 2.0]))
+    assert ((torch.zeros(4) - mu) * scale).tolist() == [0.0] * 4
+    mu, scale = whiten(torch.zeros(2), torch.zeros(2))  # nothing was written at all
+    assert math.isfinite(mu.item())
+    assert math.isfinite(scale.item())
+
+
+def test_the_trainers_advantages_are_the_formula(policy, tmp_path, monkeypatch):
+    _, batch, rewards = one_step(policy, SETTINGS, ["a", "b"], tmp_path, monkeypatch)
+    lengths = batch["completion_mask"].sum(1).tolist()
+    assert len(rewards) == len(lengths) == 6
+    assert len(set(lengths)) > 1, "completions of one length would hide the weighting"
+    centred = [r - sum(rewards[i // 3 * 3 : i // 3 * 3 + 3]) / 3 for i, r in enumerate(rewards)]
+    tokens = sum(lengths)
+    mu = sum(n * c for n, c in zip(lengths, centred, strict=True)) / tokens
+    var = sum(n * (c - mu) ** 2 for n, c in zip(lengths, centred, strict=True)) / tokens
+    assert batch["advantages"].tolist() == pytest.approx([(c - mu) / math.sqrt(var) for c in centred], abs=1e-5)
+
+
+def test_trap_4_a_group_without_variance_is_logged_and_has_no_advantage_before_whitening(policy, tmp_path, monkeypatch):
+    trainer, batch, rewards = one_step(policy, SETTINGS, ["same", "b"], tmp_path, monkeypatch)
+    assert rewards[:3] == [0.5] * 3
+    assert len(set(rewards[3:])) > 1
+    logged = pd.read_csv(tmp_path / "log.csv")
+    assert logged["frac_reward_zero_std"].tolist() == [0.5]
+    assert list(trainer._logs["advantages"])[:3] == [0.0] * 3, "TRL keeps them as they are before whitening"
+    after = batch["advantages"][:3].tolist()
+    assert after == pytest.approx([after[0]] * 3), "the whitening moves them all alike, by -mu / sigma"
+
+
+def test_trap_4_a_step_of_such_groups_only_does_not_move_the_policy(policy, tmp_path, monkeypatch):
+    before = adapter_weights(policy.model)
+    _, batch, _ = one_step(policy, replace(SETTINGS, beta=0.0), ["same", "same"], tmp_path, monkeypatch)
+    assert batch["advantages"].tolist() == [0.0] * 6
+    assert pd.read_csv(tmp_path / "log.csv")["frac_reward_zero_std"].tolist() == [1.0]
+    after = adapter_weights(policy.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# ---- the loss -----------------------------------------------------------------------------------------------------
+
+
+def log_probabilities(model: Any, batch: dict[str, torch.Tensor], temperature: float) -> list[torch.Tensor]:
+    """Of each completion's tokens, one sequence at a time, without padding: the definition."""
+    found = []
+    for prompt, mask, completion, own in zip(
+        batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"], strict=True
+    ):
+        prompt, completion = prompt[mask == 1], completion[own == 1]
+        logits = model(input_ids=torch.cat([prompt, completion])[None]).logits[0] / temperature
+        logps = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        found.append(logps.gather(-1, completion[:, None])[:, 0])
+    return found
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.5])
+def test_the_gradient_is_the_handwritten_one(policy, tmp_path, monkeypatch, moved):
+    """loss = -sum_i A_i sum_t log p_it / sum L_i + beta sum (log p - log p_ref)^2 / 2 / sum L_i, as rho = 1.
+
+    With `moved` the policy has left the SFT adapter, so that the KL part pulls it back.
+    """
+    reference, compared = copy.deepcopy(policy.model), []
+
+    def compare_at_the_step(trainer: Any, batch: dict[str, torch.Tensor]) -> None:
+        from transformers import TrainerCallback
+
+        weights = [p for p in trainer.model.parameters() if p.requires_grad]
+        torch.manual_seed(2)
+        for weight in weights:
+            weight.data += moved * torch.randn_like(weight)
+
+        class Compare(TrainerCallback):
+            def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+                logps = log_probabilities(trainer.model, batch, SETTINGS.temperature)
+                with torch.no_grad():
+                    anchors = log_probabilities(reference, batch, SETTINGS.temperature)
+                loss = sum(
+                    (-a * logp + SETTINGS.beta * (logp - anchor) ** 2 / 2).sum()
+                    for a, logp, anchor in zip(batch["advantages"], logps, anchors, strict=True)
+                ) / sum(map(len, logps))
+                distance = max((a - b).abs().max().item() for a, b in zip(logps, anchors, strict=True))
+                compared.append((distance, [w.grad.clone() for w in weights], torch.autograd.grad(loss, weights)))
+
+        trainer.add_callback(Compare())
+
+    one_step(policy, SETTINGS, ["a", "b"], tmp_path, monkeypatch, compare_at_the_step)
+    ((distance, got, expected),) = compared  # one update: the two micro-batches are one batch
+    assert distance > 0.05 if moved else distance < 1e-5
+    assert max(g.abs().max().item() for g in expected) > 1e-4
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
+    logged = pd.read_csv(tmp_path / "log.csv")["kl"].item()
+    assert logged > 1e-4 if moved else logged == pytest.approx(0.0, abs=1e-9)
+
+
+def adapter_weights(model: Any, name: str = "default") -> dict[str, torch.Tensor]:
+    return {
+        key.replace(f".{name}.", "."): value.detach().clone()
+        for key, value in model.named_parameters()
+        if f".{name}." in key
+    }
+
+
+def test_the_reference_is_a_frozen_copy_of_the_sft_adapter(policy):
+    ensure_reference(policy.model, beta=0.1)
+    sft, reference = adapter_weights(policy.model), adapter_weights(policy.model, "ref")
+    assert reference.keys() == sft.keys() != set()
+    assert all(torch.equal(reference[name], sft[name]) for name in sft)
+    trainable = {name for name, p in policy.model.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(".default." in name for name in trainable)
+    assert policy.model.active_adapter == "default"
+
+
+def test_without_a_kl_term_there_is_no_reference(policy):
+    ensure_reference(policy.model, beta=0.0)
+    assert set(policy.model.peft_config) == {"default"}
+
+
+def test_a_reference_that_trl_made_is_left_alone(policy):
+    ensure_reference(policy.model, beta=0.1)
+    for parameter in (p for name, p in policy.model.named_parameters() if ".ref." in name):
+        parameter.data += 1
+    before = adapter_weights(policy.model, "ref")
+    ensure_reference(policy.model, beta=0.1)
+    assert all(torch.equal(value, adapter_weights(policy.model, "ref")[name]) for name, value in before.items())
+
+
+# ---- settings and rows --------------------------------------------------------------------------------------------
+
+
+def test_one_rollout_batch_is_one_update_so_that_rho_is_one(tmp_path):
+    config = trainer_config(RLSettings(prompts_per_step=8, group_size=8, micro_batch=16), tmp_path)
+    assert config.gradient_accumulation_steps == config.steps_per_generation == 4
+    assert config.num_iterations == 1
+    assert (config.scale_rewards, config.loss_type) == ("none", "dapo")
+    assert config.shuffle_dataset is False, "the curriculum lies in the order of the rows"
+    assert config.use_bias_correction_kl is True, "only then is TRL's KL gradient the k2 one"
+    assert config.mask_truncated_completions is False
+
+
+@pytest.mark.parametrize(("prompts_per_step", "group", "micro"), [(4, 8, 12), (4, 8, 24), (4, 8, 4), (1, 8, 16)])
+def test_a_micro_batch_that_cuts_groups_or_does_not_divide_the_step_is_refused(
+    tmp_path, prompts_per_step, group, micro
+):
+    settings = RLSettings(prompts_per_step=prompts_per_step, group_size=group, micro_batch=micro)
+    with pytest.raises(KitError, match=f"rl.micro_batch={micro} must be a multiple of rl.group_size={group}"):
+        trainer_config(settings, tmp_path)
+
+
+def test_rows_lie_in_training_order_with_k_growing_from_2_to_6(prepared, tiny_llama, policy):
+    run = prepared()
+    settings = RLSettings(steps=5, prompts_per_step=3, max_new_tokens=24)
+    rows = rl_dataset(run, policy, settings)
+    assert rows["k"] == [2] * 3 + [3] * 3 + [4] * 3 + [5] * 3 + [6] * 3
+    expected = prompt_order(load_prepared(run, "train"), 15, settings.seed)
+    assert rows["gold"] == [example["output"] for example in expected]
+    for row, example in zip(rows, expected, strict=True):
+        shown = row["prompt"][1]["content"]
+        texts = [example["profile"][n]["text"] for n in example["ranking"]]
+        assert [text in shown for text in texts] == [True] * row["k"] + [False] * (7 - row["k"])
+        assert f"[{row['k']}] " in shown
+
+
+def test_a_profile_shorter_than_k_shows_what_it_has(prepared, policy):
+    run = prepared({"data.items_per_user": 3})
+    rows = rl_dataset(run, policy, RLSettings(steps=5, prompts_per_step=1, max_new_tokens=24))
+    assert rows["k"] == [2, 3, 3, 3, 3], "the reward then counts items [4] and above as not shown"
+
+
+def test_prompts_that_are_too_long_are_shortened_and_counted(prepared, policy, capsys):
+    run, settings = prepared(), RLSettings(steps=5, prompts_per_step=1, max_new_tokens=24)
+
+    def lengths(rows: Dataset) -> list[int]:
+        return [reflection.prompt_tokens(policy.tokenizer, prompt) for prompt in rows["prompt"]]
+
+    full = lengths(rl_dataset(run, policy, settings))
+    assert "shortened" not in capsys.readouterr().out
+    limit = sorted(full)[2]  # the two longest do not fit
+    short = lengths(rl_dataset(run, replace(policy, max_seq_length=limit + 24), settings))
+    assert f"2 of 5 prompts were longer than {limit} tokens: their history items" in capsys.readouterr().out
+    assert [n for n in short if n in full] == [n for n in full if n <= limit]
+    assert max(short) <= limit
+
+
+# ---- the stage, end to end ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def after_sft(prepared: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run with an SFT adapter, at a learning rate at which two RL steps leave a trace."""
+    settings = {"rl.learning_rate": 0.01, "rl.beta": 0.1, "rl.max_new_tokens": 12, "rl.prompts_per_step": 2}
+    run = prepared(settings | {"rl.micro_batch": 4, "sft.steps": 2, "sft.learning_rate": 0.05})
+    synthesize(run)
+    train_sft(run)
+    monkeypatch.setattr(reinforce, "reward", reward_by_text([]))
+    return run
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_trap_1_a_resumed_run_goes_on_with_the_policy_and_not_with_the_sft_adapter(after_sft, capsys):
+    run = after_sft
+    train_rl(run, stage_name="whole")
+
+    def kill_in_step_2(rows: list[dict[str, float]]) -> None:
+        if len(rows) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_rl(run, kill_in_step_2, stage_name="killed")
+    assert (run.stage("killed") / "checkpoints" / "checkpoint-1" / "ref").is_dir(), "the adapter which is the trap"
+    capsys.readouterr()
+    train_rl(run, stage_name="killed")
+    assert "going on from checkpoint-1" in capsys.readouterr().out
+
+    whole, resumed, sft = (stored(run.stage(name)) for name in ("whole", "killed", "sft"))
+    assert whole.keys() == resumed.keys() == sft.keys()
+    assert max((whole[name] - sft[name]).abs().max().item() for name in sft) > 0.005
+    for name in whole:
+        torch.testing.assert_close(resumed[name], whole[name], atol=0, rtol=0)
+    logs = [pd.read_csv(run.stage(name) / "log.csv") for name in ("whole", "killed")]
+    for column in ("step", "reward", "kl", "shots", "grad_norm"):
+        assert logs[0][column].tolist() == logs[1][column].tolist(), column
+    assert logs[0]["kl"][1] > 1e-5 > logs[0]["kl"][0], "in step 2 the policy has left the SFT adapter"
+
+
+def test_trap_2_the_loaded_adapter_is_trained(after_sft):
+    run = after_sft
+    train_rl(run, settings=replace(run.preset.rl, steps=1))
+    before, after = stored(run.stage("sft")), stored(run.stage("rl"))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(changed) == len(before), "every LoRA matrix"
+    assert not (run.stage("rl") / "adapter" / "ref").exists()
+    assert not (run.stage("rl") / "checkpoints").exists()
+
+
+def test_trap_2_a_stored_adapter_is_loaded_with_its_weights_open(after_sft):
+    loaded = load_trainable(after_sft.preset.reflection, after_sft.stage("sft") / "adapter", 0)
+    open_weights = [name for name, p in loaded.model.named_parameters() if p.requires_grad]
+    assert len(open_weights) == len(stored(after_sft.stage("sft")))
+    assert all(".default." in name for name in open_weights)
+
+
+def test_before_sft_it_says_what_to_run_first(prepared):
+    with pytest.raises(KitError, match="first run `python -m rpo_kit sft --run r`"):
+        train_rl(prepared())
+
+
+# ---- the other traps ----------------------------------------------------------------------------------------------
+
+
+def test_trap_3_the_end_token_is_scored_like_every_other(policy, tmp_path, monkeypatch):
+    _, batch, _ = one_step(policy, SETTINGS, ["a", "b"], tmp_path, monkeypatch)
+    ended = 0
+    for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True):
+        own, rest = ids[mask == 1].tolist(), ids[mask == 0].tolist()
+        assert rest == [policy.tokenizer.pad_token_id] * len(rest)
+        assert not set(own[:-1]) & set(MANY_ENDS)
+        assert own[-1] in MANY_ENDS or len(own) == SETTINGS.max_new_tokens
+        ended += own[-1] in MANY_ENDS
+    assert ended >= 2
+
+
+def test_trap_3_a_completion_ends_with_its_first_end_token():
+    assert until_end([5, 6, 2, 7, 2], [2]) == [5, 6, 2]
+    assert until_end([5, 6, 7], [2]) == [5, 6, 7]
+    assert until_end([9, 2], [2, 9]) == [9]
+    assert until_end([], [2]) == []
+
+
+def test_trap_3_a_tokenizer_whose_pad_token_is_its_end_token_is_refused_by_name(tiny_llama, tmp_path):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "pad-is-end"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    settings = get_preset("tiny", {"reflection.name": str(folder)}).reflection
+    with pytest.raises(KitError, match="pad-is-end: the pad token must differ from the end token"):
+        load_trainable(settings, None, 0)
+
+
+def test_trap_12_on_a_gpu_without_unsloths_patch_there_is_no_trainer(monkeypatch):
+    import trl
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(trl, "GRPOTrainer", type("GRPOTrainer", (), {}))
+    with pytest.raises(KitError, match="Unsloth did not patch TRL's trainer: check that the pinned versions"):
+        trainer_class()
+    monkeypatch.setattr(trl, "GRPOTrainer", type("UnslothGRPOTrainer", (), {}))
+    assert trainer_class().__mro__[1].__name__ == "UnslothGRPOTrainer"
+
+
+@pytest.mark.parametrize("package", ["trl", "transformers", "peft"])
+def test_trap_12_the_libraries_we_reach_into_are_pinned_and_installed_as_pinned(package):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert f"{package}=={importlib.metadata.version(package)}" in project["dependencies"]
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("_generate_and_score_completions", ["self", "inputs"]),
+        ("_generate_single_turn", ["self", "prompt_ids"]),
+        (
+            "_get_per_token_logps_and_entropies",
+            ["self", "model", "input_ids", "attention_mask", "logits_to_keep"],
+        ),
+        ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
+    ],
+)
+def test_trap_12_what_we_override_is_there_and_takes_what_we_pass(method, parameters):
+    import trl
+
+    names = list(inspect.signature(getattr(trl.GRPOTrainer, method)).parameters)
+    assert names[: len(parameters)] == parameters
+    assert method in vars(trainer_class())
+
+
+def test_one_pass_scores_a_group_only_where_unsloth_does_not_do_it_itself(monkeypatch):
+    llama = SimpleNamespace(config=SimpleNamespace(model_type="llama"))
+    assert reinforce.shares_prefix(llama)
+    assert not reinforce.shares_prefix(SimpleNamespace(config=SimpleNamespace(model_type="mamba")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not reinforce.shares_prefix(llama)
