@@ -1,8 +1,7 @@
-"""What notebooks show: pictures, a live plot, and two browsers one can click through.
+"""What moves in the notebooks: a live plot, and two browsers to click through.
 
-Pure functions make HTML or PNG from plain values; two thin classes put ipywidgets around them. Nothing here trains,
-loads a model or uses pyplot. Text of users is escaped: it is shown, never interpreted. Without a screen (papermill, the
-tests) everything works the same: set `.value`, call `.click()`, read `.page.value`.
+Thin classes around the pure functions of `pages.py` and `figures.py`. Nothing here trains, loads a model or
+uses pyplot. Without a screen (papermill, the tests) all works the same: set `.value`, `.click()`, read `.page.value`.
 
     train_sft(run, live := live_plot(lambda rows: training_figure(rows, ["loss"])))
     user_browser(load_prepared(run, "dev"), get_task("LaMP-3"))
@@ -10,7 +9,6 @@ tests) everything works the same: set `.value`, call `.click()`, read `.page.val
 
 from __future__ import annotations
 
-import html
 import os
 import platform
 import time
@@ -20,22 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
-import pandas as pd
-from IPython.display import HTML, DisplayHandle, Image, display
+from IPython.display import DisplayHandle, Image, display
 from matplotlib.figure import Figure
 
-from rpo_kit.lamp.metrics import example_scores
-from rpo_kit.lamp.retrieval import rank, take
-from rpo_kit.lamp.tasks import Item, Task
+from rpo_kit.lamp.tasks import Task
 from rpo_kit.rewriting.prepare import Example
 from rpo_kit.runs import Run, package_versions
 from rpo_kit.study.figures import png, save
+from rpo_kit.study.pages import LABEL, retrieved_html, trajectory_html
 
 RETRIEVERS = ("bm25", "recency", "random")
 Rows = list[dict[str, float]]
 _DRAWING_SHARE = 0.05  # ours: at most this part of the time goes into drawing
-_BOX = "border:1px solid currentColor;border-radius:6px;padding:8px 12px;margin:6px 0;max-width:60em"
-_LABEL = "opacity:0.65;font-size:90%"
 
 
 # ---- a run's opening lines, and pictures ----------------------------------------------------------------------------
@@ -106,98 +100,6 @@ def live_plot(draw: Callable[[Rows], Figure]) -> LivePlot:
     return LivePlot(draw)
 
 
-# ---- pages: plain values in, HTML out -------------------------------------------------------------------------------
-
-
-def page(*parts: str) -> HTML:
-    return HTML("".join(parts))
-
-
-def item_lines(task: Task, items: Sequence[Item], first: int = 1, marked: Sequence[str] = ()) -> str:
-    """Numbered history items; those whose id is in `marked` in bold."""
-    lines = []
-    for number, item in enumerate(items, first):
-        text = f"[{number}] {html.escape(task.item_line(item))}"
-        lines.append(f"<div style='margin:3px 0'>{f'<b>{text}</b>' if item['id'] in marked else text}</div>")
-    return "".join(lines) or "<i>no items</i>"
-
-
-def box(label: str, body: str) -> str:
-    """A framed part of a page; `body` is HTML, `label` is text."""
-    return f"<div style='{_BOX}'><div style='{_LABEL}'>{html.escape(label)}</div>{body}</div>"
-
-
-def trajectory_html(task: Task, record: Mapping[str, Any], example: Example) -> str:
-    """One accepted or rejected trajectory beside what the teacher was shown, and the habit which it was not."""
-    items = {item["id"]: item for item in example["profile"]}
-    shown = [items[item_id] for item_id in record["items"]]
-    if "reason" in record:
-        verdict, text = f"rejected: {record['reason']}", record["text"] or "(the teacher wrote nothing)"
-    else:
-        verdict, text = "accepted", "\n".join(f"{part:8} {record[part]}" for part in ("observe", "plan", "rewrite"))
-    query = html.escape(task.query_text(example["input"]))
-    asked = f"{query}<br>generic answer: <b>{html.escape(example['generic'])}</b>"
-    asked += f" &nbsp; the user's own: <b>{html.escape(example['output'])}</b>"
-    return (
-        box("query", asked)
-        + box("history shown to the teacher", item_lines(task, shown, record["first"]))
-        + box(f"trajectory, {verdict}", f"<pre style='white-space:pre-wrap;margin:0'>{html.escape(text)}</pre>")
-        + f"<div style='{_LABEL}'>hidden habit of this user: {html.escape(hidden_habit(example))}</div>"
-    )
-
-
-def hidden_habit(example: Example) -> str:
-    """The habit that `personas` stored beside the data; real LaMP users have no label."""
-    facts = example.get("facts") or {}
-    return str(facts["habit"]["name"]) if facts else "unknown (no personas)"
-
-
-def retrieved_html(task: Task, example: Example, methods: Sequence[str], k: int) -> str:
-    """The first k items of each retrieval method, side by side; what all of them found is bold."""
-    found = {method: take(example, rank(task, [example], method)[0], k) for method in methods}
-    common = set.intersection(*({item["id"] for item in items} for items in found.values()))
-    columns = [
-        f"<div style='flex:1 1 18em;min-width:16em'>{box(method, item_lines(task, items, marked=sorted(common)))}</div>"
-        for method, items in found.items()
-    ]
-    asked = html.escape(task.query_text(example["input"]))
-    return (
-        box(
-            f"user {example['user_id']} asks",
-            f"{asked}<br>the user's own answer: <b>{html.escape(example['output'])}</b>",
-        )
-        + f"<div style='display:flex;gap:12px;flex-wrap:wrap'>{''.join(columns)}</div>"
-        + f"<div style='{_LABEL}'>hidden habit of this user: {html.escape(hidden_habit(example))}</div>"
-    )
-
-
-def tokens_html(grey: str, counted: str) -> str:
-    """A prompt in grey and, highlighted, the completion: the part that counts in the loss."""
-    style = "white-space:pre-wrap;max-width:60em;margin:0"
-    return box(
-        "grey: the prompt, not in the loss; marked: the completion, in the loss",
-        f"<pre style='{style}'><span style='opacity:0.55'>{html.escape(grey)}</span>"
-        f"<span style='background:#56b4e955'>{html.escape(counted)}</span></pre>",
-    )
-
-
-def comparison_table(task: Task, examples: Sequence[Example], predictions: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """One row an example: query, generic answer, the predictions of each system with their scores, the true output."""
-    golds = [example["output"] for example in examples]
-    table = pd.DataFrame({"query": [task.query_text(e["input"]) for e in examples], "true": golds})
-    table["generic"] = [example["generic"] for example in examples]
-    for name, texts in predictions.items():
-        table[name] = list(texts)
-        table[f"{name} score"] = example_scores(task, golds, texts).round(2)
-    return table
-
-
-def show_table(table: pd.DataFrame, caption: str = "") -> HTML:
-    """A small table with whole texts, left-aligned, numbers to three places."""
-    plain = table.to_html(index=False, float_format="{:.3f}".format, na_rep="", max_colwidth=None, escape=True)
-    return HTML(f"<div style='{_LABEL}'>{html.escape(caption)}</div><div style='max-width:70em'>{plain}</div>")
-
-
 # ---- browsers -----------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +142,7 @@ class TrajectoryBrowser:
             self.page.value = "<i>there are no trajectories yet</i>"
             return
         record = self.records[self.number.value - 1]
-        count = f"<div style='{_LABEL}'>{self.number.value} of {len(self.records)}</div>"
+        count = f"<div style='{LABEL}'>{self.number.value} of {len(self.records)}</div>"
         self.page.value = count + trajectory_html(self.task, record, self.examples[record["example"]])
 
     def _ipython_display_(self) -> None:

@@ -1,0 +1,167 @@
+"""Every figure is drawn from a handful of numbers written by hand, and drawn the same each time."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import PolyCollection
+
+from rpo_kit.errors import KitError
+from rpo_kit.study import figures
+from rpo_kit.study.drawing import REWARDS
+
+ARMS = ("fixed-2", "progressive")
+
+
+def sweep_files(folder: Path, steps: int, seeds: int, shots: tuple[int, ...]) -> str:
+    """The three files of a sweep: reward of the arm number a at step t is a + t / 100 + seed / 1000."""
+    bar = {"low": 0.5, "high": 0.7, "users": 40, "seeds": seeds}
+    arms = ["SFT only", *ARMS, "any habit", "oracle"]
+    bars = [{"arm": arm, "shots": k, "score": 0.6 + k / 100} | bar for arm in arms for k in shots]
+    curves = [
+        {"arm": arm, "seed": seed, "step": t, "reward": a + t / 100 + seed / 1000, "shots": 2}
+        for a, arm in enumerate(ARMS)
+        for seed in range(seeds)
+        for t in range(1, steps + 1)
+    ]
+    preset = {"data": {"task": "LaMP-3", "source": "personas"}, "reflection": {"name": "smollm2"}}
+    pd.DataFrame(bars).to_csv(folder / "x_bars.csv", index=False)
+    pd.DataFrame(curves).to_csv(folder / "x_curves.csv", index=False)
+    (folder / "x_provenance.json").write_text(json.dumps({"preset": preset}))
+    return f"{folder}/x_"
+
+
+@pytest.mark.parametrize(("steps", "seeds", "shots"), [(1, 1, (2,)), (30, 3, (2, 4, 6))])
+def test_figure_3_says_task_users_seeds_and_steps(tmp_path, steps, seeds, shots):
+    figure = figures.figure3(sweep_files(tmp_path, steps, seeds, shots))
+    caption = " ".join(figure.texts[0].get_text().split())
+    for said in ("LaMP-3", "40 unseen users", f"{steps} RL steps", f"seeds: {', '.join(map(str, range(seeds)))}."):
+        assert said in caption
+
+
+def test_figure_3_names_every_arm_once_and_the_references_at_their_lines(tmp_path):
+    figure = figures.figure3(sweep_files(tmp_path, 5, 1, (2, 6)))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SFT only", *ARMS]
+    assert [text.get_text() for text in figure.axes[2].texts] == ["any habit", "oracle"]
+
+
+def test_figure_3_draws_the_mean_of_the_seeds(tmp_path):
+    figure = figures.figure3(sweep_files(tmp_path, 4, 3, (2,)))
+    line = figure.axes[0].lines[0]  # fixed-2; four steps: no smoothing
+    assert line.get_ydata() == pytest.approx([0.011, 0.021, 0.031, 0.041])
+
+
+def test_figure_3_smooths_over_a_tenth_of_the_steps(tmp_path):
+    figure = figures.figure3(sweep_files(tmp_path, 30, 1, (2,)))
+    raw, smooth = figure.axes[0].lines[:2]
+    assert smooth.get_ydata()[10] == pytest.approx(np.mean(raw.get_ydata()[9:12]))
+
+
+def test_figure_3_shows_scores_with_their_intervals(tmp_path):
+    axes = figures.figure3(sweep_files(tmp_path, 2, 1, (2, 6))).axes[2]
+    first = axes.containers[0]  # SFT only
+    assert first.lines[0].get_ydata() == pytest.approx([0.62, 0.66])
+    assert [segment[:, 1].tolist() for segment in first.lines[2][0].get_segments()] == [
+        pytest.approx([0.5, 0.7]),
+        pytest.approx([0.5, 0.7]),
+    ]
+
+
+def test_figure_3_without_its_numbers_says_what_to_do(tmp_path):
+    with pytest.raises(KitError, match="finish a sweep first"):
+        figures.figure3(f"{tmp_path}/none_")
+
+
+def test_the_reward_is_drawn_with_the_spread_inside_its_groups():
+    rows = [{"step": 1, "reward": 0.4, "reward_std": 0.1}, {"step": 2, "reward": 0.6, "reward_std": 0.2}]
+    axes = figures.training_figure(rows, ["reward"]).axes[0]
+    band = next(c for c in axes.collections if isinstance(c, PolyCollection)).get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.3, 0.8))
+    assert axes.lines[0].get_ydata() == pytest.approx([0.4, 0.6])
+
+
+def test_a_column_that_the_log_lacks_gets_no_panel():
+    figure = figures.training_figure([{"step": 1, "loss": 2.0}], ["loss", "mean_token_accuracy"])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss"]
+    with pytest.raises(KitError, match="no column of kl; it has step, loss"):
+        figures.training_figure([{"step": 1, "loss": 2.0}], ["kl"])
+
+
+def metrics() -> pd.DataFrame:
+    rows = [("base", 0.5), ("sft", 0.6), ("rl", 0.7), ("any habit", 0.55), ("oracle", 0.9)]
+    return pd.DataFrame(
+        [
+            {"system": s, "score": x, "low": x - 0.1, "high": x + 0.1, "task": "LaMP-3", "shots": 6, "examples": 40}
+            for s, x in rows
+        ]
+    )
+
+
+def test_results_show_each_system_from_top_to_bottom_and_references_as_lines():
+    axes = figures.results_figure(metrics()).axes[0]
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels == ["base model alone", "reflection after SFT", "reflection after SFT + RL"]
+    assert [container.lines[0].get_xdata()[0] for container in axes.containers] == [0.5, 0.6, 0.7]
+    assert [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2] == [0.55, 0.9]
+    assert axes.yaxis_inverted()
+
+
+def test_the_oracle_has_a_panel_a_task_with_its_ceiling():
+    rows = [{"task": t, "k": k, "score": k / 10, "ceiling": 1.0} for t in ("LaMP-3", "LaMP-7") for k in (1, 2, 4)]
+    panels = figures.oracle_figure(rows).axes
+    assert [panel.get_title(loc="left") for panel in panels] == ["LaMP-3", "LaMP-7"]
+    assert panels[0].lines[0].get_ydata()[0] == 1.0
+    assert panels[0].lines[1].get_ydata() == pytest.approx([0.1, 0.2, 0.4])
+
+
+def test_the_curriculum_is_drawn_step_by_step():
+    panels = figures.curriculum_figure({"progressive": [2, 4, 6], "fixed-3": [3, 3, 3]}).axes
+    assert [bar.get_height() for bar in panels[0].patches] == [2, 4, 6]
+    assert [bar.get_height() for bar in panels[1].patches] == [3, 3, 3]
+
+
+def test_saved_figures_are_the_same_bytes_each_time_and_carry_no_date(tmp_path):
+    first = [path.read_bytes() for path in figures.save(figures.results_figure(metrics()), tmp_path / "a", "r")]
+    second = [path.read_bytes() for path in figures.save(figures.results_figure(metrics()), tmp_path / "b", "r")]
+    assert first == second
+    assert b"<dc:date>" not in first[1]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["r.png", "r.svg"]  # no temporary file is left
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    figures.save(figures.curriculum_figure({"fixed-2": [2]}), tmp_path, "r")
+    before = (tmp_path / "r.png").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(figures.os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        figures.save(figures.curriculum_figure({"fixed-4": [4]}), tmp_path, "r")
+    assert (tmp_path / "r.png").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.png", "r.svg"]
+
+
+def test_the_bars_of_figure_2_are_centred_rewards_of_one_group():
+    figure = figures.figure2()
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert {"trajectory", "filter", "policy gradient", "$k=2$", "$k=6$"} <= set(words)
+    assert any(reward == 0 for reward in REWARDS)  # one attempt does not parse
+    assert min(REWARDS) >= 0
+    assert max(REWARDS) <= 1
+
+
+def test_figure_1_keeps_the_profile_away_from_the_base_model():
+    words = " ".join(text.get_text() for text in figures.figure1().axes[0].texts)
+    for name in ("query", "base model", "generic answer", "profile", "retrieval", "observe", "plan", "rewrite"):
+        assert name in words
+    assert "the base model never sees the user" in words
+
+
+def test_the_committed_drawings_are_those_of_the_code(tmp_path):
+    committed = Path(__file__).parents[2] / "figures"
+    for name, figure in (("figure1", figures.figure1()), ("figure2", figures.figure2())):
+        svg = figures.save(figure, tmp_path, name)[1].read_text()
+        assert svg.count("<path") == (committed / f"{name}.svg").read_text().count("<path")

@@ -1,0 +1,213 @@
+"""Pages, the live plot and the two browsers, clicked without a screen."""
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from rpo_kit.lamp.personas import build
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.study import pages, widgets
+
+TASK = get_task("LaMP-3")
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return [row | {"generic": "3"} for row in build("LaMP-3", "dev", 3, items_per_user=5)]
+
+
+def record(example, item, **rest):
+    return {
+        "id": f"{example['id']}/0",
+        "example": example["id"],
+        "first": 1,
+        "items": [example["profile"][item]["id"]],
+    } | rest
+
+
+def accepted(example, item=0):
+    return record(example, item, observe="[1] reads 2, gave 1: harsh", plan="give 2", rewrite="2")
+
+
+# ---- pages --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_user_wrote_is_shown_and_never_interpreted(examples):
+    item = {"id": "9", "text": "<script>alert(1)</script>", "score": "1"}
+    assert "<script>" not in pages.item_lines(TASK, [item])
+    assert "&lt;script&gt;" in pages.item_lines(TASK, [item])
+    assert "<b>x</b>" not in pages.show_table(pd.DataFrame({"a": ["<b>x</b>"]})).data
+    assert "<i>" not in pages.tokens_html("<i>", "<i>")
+
+
+def test_items_are_numbered_by_their_place_in_the_ranking(examples):
+    lines = pages.item_lines(TASK, examples[0]["profile"][:2], first=4)
+    assert "[4] " in lines
+    assert "[5] " in lines
+    assert pages.item_lines(TASK, []) == "<i>no items</i>"
+
+
+def test_items_which_every_method_finds_are_bold(examples):
+    both = pages.retrieved_html(TASK, examples[0], ["recency", "recency"], k=2)
+    assert both.count("<b>[") == 2
+    neither = pages.retrieved_html(TASK, examples[0], ["recency", "random"], k=5)  # five of five: all in common
+    assert neither.count("<b>[") == 10
+
+
+def test_a_trajectory_stands_beside_its_items_and_the_hidden_habit(examples):
+    shown = pages.trajectory_html(TASK, accepted(examples[0]), examples[0])
+    for part in ("accepted", "reads 2, gave 1: harsh", examples[0]["facts"]["habit"]["name"], "give 2"):
+        assert part in shown
+    rejected = record(examples[0], 0, text="", reason="no tags")
+    assert "rejected: no tags" in pages.trajectory_html(TASK, rejected, examples[0])
+
+
+def test_the_habit_of_a_lamp_user_is_unknown(examples):
+    assert pages.hidden_habit(examples[0] | {"facts": {}}) == "unknown (no personas)"
+
+
+def test_the_comparison_scores_each_system_for_each_user(examples):
+    golds = [example["output"] for example in examples]
+    table = pages.comparison_table(TASK, examples, {"right": golds, "none": ["?"] * 3})
+    assert table["right score"].tolist() == [1.0, 1.0, 1.0]
+    assert (table["none score"] < 1).all()
+
+
+def test_the_habit_check_counts_kept_and_rejected(examples):
+    example, facts = examples[0], examples[0]["facts"]
+    rules = pages.persona("LaMP-3")
+    shows = [
+        rules.shown_habit(item, facts["items"][item["id"]]) == facts["habit"]["name"] for item in example["profile"]
+    ]
+    records = [
+        accepted(example, n) if show else record(example, n, reason="x", text="") for n, show in enumerate(shows)
+    ]
+    table = pages.habit_check(TASK, records, {example["id"]: example})
+    assert table["kept"].tolist() == [sum(shows), 0]
+    assert table["rejected"].tolist() == [0, len(shows) - sum(shows)]
+
+
+def test_the_preset_table_counts_what_costs_time():
+    table = pages.preset_table().set_index("preset")
+    assert table.loc["tiny", "SFT sequences"] == 3 * 2 * 1
+    assert table.loc["tiny", "RL completions"] == 2 * 1 * 2
+
+
+def test_tables_show_numbers_to_three_places_and_nothing_for_what_is_missing():
+    shown = pages.show_table(pd.DataFrame({"score": [0.12345, None], "kept": [True, False]}), "a caption").data
+    for part in ("a caption", ">0.123<", ">yes<", ">no<"):
+        assert part in shown
+    assert "nan" not in shown
+
+
+# ---- the live plot ------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Stands still but for what the test says."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    class Handle:
+        updates = 0
+
+        def update(self, _):
+            self.updates += 1
+
+    handle = Handle()
+    monkeypatch.setattr(widgets, "display", lambda *_, **__: handle)
+    return handle
+
+
+def test_drawing_takes_at_most_a_twentieth_of_the_time(shown):
+    clock, drawn = Clock(), []
+
+    def draw(rows):
+        drawn.append(len(rows))
+        clock.now += 1.0  # a drawing that takes a second
+        return Figure(figsize=(1, 1))
+
+    plot = widgets.LivePlot(draw, clock)
+    for step in range(1, 101):
+        plot([{"step": float(s)} for s in range(step)])
+        clock.now += 1.0
+    assert plot.frames == len(drawn) <= 6  # 1 + 100 steps / 20
+    assert shown.updates == len(drawn) - 1
+
+
+def test_the_last_rows_are_drawn_when_training_is_over(shown):
+    clock, drawn = Clock(), []
+
+    def draw(rows):
+        drawn.append(len(rows))
+        clock.now += 1.0
+        return Figure(figsize=(1, 1))
+
+    plot = widgets.LivePlot(draw, clock)
+    plot([{"step": 1.0}])
+    plot([{"step": 1.0}, {"step": 2.0}])  # too early: kept back
+    assert drawn == [1]
+    plot.finish()
+    plot.finish()
+    assert drawn == [1, 2]
+
+
+def test_a_stage_that_was_done_already_draws_nothing(shown):
+    plot = widgets.live_plot(lambda rows: Figure())
+    plot.finish()
+    assert plot.frames == 0
+
+
+# ---- browsers -----------------------------------------------------------------------------------------------------
+
+
+def test_trajectories_are_paged_through_by_clicking(examples):
+    good = [accepted(examples[0]), accepted(examples[1])]
+    bad = [record(examples[2], 1, text="", reason="no tags")]
+    browser = widgets.trajectory_browser(TASK, good, bad, examples)
+    assert "1 of 2" in browser.page.value
+    browser.on.click()
+    assert "2 of 2" in browser.page.value
+    assert pages.item_lines(TASK, examples[1]["profile"][:1]) in browser.page.value
+    browser.on.click()  # the last page stays
+    assert "2 of 2" in browser.page.value
+    browser.back.click()
+    assert "1 of 2" in browser.page.value
+
+
+def test_choosing_a_reason_shows_what_was_rejected_for_it(examples):
+    good = [accepted(examples[0]), accepted(examples[1])]
+    bad = [record(examples[2], 1, text="", reason="no tags")]
+    browser = widgets.trajectory_browser(TASK, good, bad, examples)
+    browser.on.click()
+    browser.which.value = "rejected: no tags (1)"
+    assert browser.number.value == 1
+    assert "rejected: no tags" in browser.page.value
+    browser.which.value = "accepted (2)"
+    assert "1 of 2" in browser.page.value
+
+
+def test_without_trajectories_the_browser_says_so():
+    assert "no trajectories yet" in widgets.trajectory_browser(TASK, [], [], []).page.value
+
+
+def test_the_user_browser_follows_user_method_and_k(examples):
+    browser = widgets.user_browser(examples, TASK, k=2)
+    assert examples[0]["user_id"] in browser.page.value
+    browser.user.value = 2
+    assert examples[2]["user_id"] in browser.page.value
+    browser.methods.value = ("recency",)
+    browser.k.value = 5
+    assert browser.page.value == pages.retrieved_html(TASK, examples[2], ["recency"], 5)
+    browser.methods.value = ()
+    assert "at least one retrieval method" in browser.page.value
+
+
+def test_k_cannot_exceed_the_longest_profile(examples):
+    assert widgets.user_browser(examples, TASK, k=9).k.value == 5

@@ -1,0 +1,137 @@
+"""What must hold for every notebook, read without running one (`make demo` runs them)."""
+
+import ast
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from rpo_kit.study.demo import CHAPTERS, NOTEBOOKS
+
+PARAMETERS = 'run_name = "demo"\npreset = "cpu"\noverrides = {}'
+LONGEST = 15  # lines of a code cell
+
+
+def read(chapter):
+    return json.loads((NOTEBOOKS / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+
+
+def cells(chapter, kind=None):
+    return [c | {"text": "".join(c["source"])} for c in read(chapter)["cells"] if kind in (None, c["cell_type"])]
+
+
+def imported_from_kit(chapter):
+    for cell in cells(chapter, "code"):
+        for node in ast.walk(ast.parse(cell["text"])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rpo_kit"):
+                yield from ((node.module, alias.name) for alias in node.names)
+
+
+every_notebook = pytest.mark.parametrize("chapter", CHAPTERS)
+
+
+def test_the_demo_runs_every_notebook_that_there_is():
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))[: len(CHAPTERS)] == list(CHAPTERS)
+
+
+@every_notebook
+def test_it_is_committed_without_outputs_and_widget_state(chapter):
+    notebook = read(chapter)
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    for cell in cells(chapter, "code"):
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+        assert set(cell["metadata"]) <= {"tags"}
+
+
+@every_notebook
+def test_cell_ids_are_unique_words(chapter):
+    ids = [cell["id"] for cell in cells(chapter)]
+    assert len(set(ids)) == len(ids)
+    assert all(name.replace("-", "").isalnum() and len(name) <= 64 for name in ids)
+
+
+@every_notebook
+def test_it_has_the_parameters_which_papermill_sets(chapter):
+    tagged = [cell["text"] for cell in cells(chapter, "code") if "parameters" in cell["metadata"].get("tags", [])]
+    assert tagged == [PARAMETERS]
+
+
+@every_notebook
+def test_it_opens_with_its_question_then_parameters_then_the_run(chapter):
+    first, second, third = cells(chapter)[:3]
+    assert first["text"].startswith(f"# {chapter[:2]} · ")
+    assert first["text"].splitlines()[0].endswith("?")
+    assert "**At the end**" in first["text"]
+    assert second["id"] == "parameters"
+    assert "run = open_run(run_name, preset, overrides)\nintroduce(run, " in third["text"]
+
+
+@every_notebook
+def test_every_cell_parses_is_short_and_defines_no_long_function(chapter):
+    for cell in cells(chapter, "code"):
+        assert len(cell["text"].splitlines()) <= LONGEST, cell["id"]
+        for node in ast.walk(ast.parse(cell["text"])):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno <= 4, f"{node.name} in {cell['id']} belongs in rpo_kit"
+
+
+@every_notebook
+def test_every_name_it_imports_from_the_kit_exists(chapter):
+    for module, name in imported_from_kit(chapter):
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+@every_notebook
+def test_every_name_is_bound_before_it_is_used(chapter):
+    known = set(dir(__builtins__)) | set(__builtins__ if isinstance(__builtins__, dict) else ())
+    for cell in cells(chapter, "code"):
+        names = [node for node in ast.walk(ast.parse(cell["text"])) if isinstance(node, ast.Name | ast.alias | ast.arg)]
+        for node in names:
+            if isinstance(node, ast.alias):
+                known.add((node.asname or node.name).split(".")[0])
+            elif isinstance(node, ast.arg):
+                known.add(node.arg)
+            elif isinstance(node.ctx, ast.Store):
+                known.add(node.id)
+        used = {node.id for node in names if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        assert used <= known, f"{sorted(used - known)} in {cell['id']}"
+
+
+@every_notebook
+def test_pyplot_and_magics_stay_out(chapter):
+    text = "\n".join(cell["text"] for cell in cells(chapter, "code"))
+    assert "pyplot" not in text
+    assert not any(line.lstrip().startswith(("%", "!")) for line in text.splitlines())
+
+
+@every_notebook
+def test_it_asserts_something(chapter):
+    nodes = [node for cell in cells(chapter, "code") for node in ast.walk(ast.parse(cell["text"]))]
+    assert sum(isinstance(node, ast.Assert) for node in nodes) >= 2
+
+
+@every_notebook
+def test_it_ends_with_what_was_made_exercises_that_can_be_checked_and_the_way_on(chapter):
+    last = cells(chapter)[-1]["text"]
+    assert last.startswith("## What you made, where it is, what to try")
+    exercises = [line for line in last.splitlines() if line[:2] in ("1.", "2.", "3.")]
+    assert len(exercises) in (2, 3)
+    assert any("Check" in line for line in exercises)
+    after = (*CHAPTERS, CHAPTERS[0])[CHAPTERS.index(chapter) + 1]
+    assert f"]({after}.ipynb)" in last
+
+
+@every_notebook
+def test_its_links_lead_to_files_that_exist(chapter):
+    for cell in cells(chapter, "markdown"):
+        for target in (part.split(")")[0] for part in cell["text"].split("](")[1:]):
+            assert (Path(NOTEBOOKS) / target).exists(), target
+
+
+@every_notebook
+def test_no_machine_path_and_no_address_is_in_it(chapter):
+    text = (NOTEBOOKS / f"{chapter}.ipynb").read_text(encoding="utf-8")
+    assert not any(word in text for word in ("/home/", "/root/", "/work/", "/tmp/", "localhost", "https://"))
