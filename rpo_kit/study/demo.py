@@ -47,7 +47,12 @@ def execute(run: Run, chapter: str) -> bool:
     parameters = {"run_name": run.name, "preset": run.preset.name, "overrides": overrides(run)}
     try:
         papermill.execute_notebook(
-            source, folder / f"{chapter}.ipynb", parameters, kernel_name="python3", cwd=NOTEBOOKS
+            source,
+            folder / f"{chapter}.ipynb",
+            parameters,
+            kernel_name="python3",
+            cwd=NOTEBOOKS,
+            extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it speaks TCP with its own machine
         )
     except PapermillExecutionError as error:
         where = folder / f"{chapter}.ipynb"
