@@ -1,0 +1,161 @@
+"""Stage 3: the loss counts the completion only, and the adapter learns to write what the teacher wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.presets import ModelSettings, SFTSettings
+from rpo_kit.rewriting import reflection
+from rpo_kit.rewriting.bundled import bundled_model
+from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.rewriting.reflection import load_trainable, reflection_messages
+from rpo_kit.rewriting.trajectory import parse
+from rpo_kit.runs import Run, read_records
+from rpo_kit.training import sft
+from rpo_kit.training.sft import make_trainer, sft_dataset, train_sft
+from rpo_kit.training.synthesis import synthesize
+
+
+@pytest.fixture(autouse=True)
+def unsloth_first() -> None:
+    reflection._unsloth()
+
+
+@pytest.fixture
+def synthesized(prepared: Callable[..., Run]) -> Callable[..., Run]:
+    def make(overrides: dict | None = None) -> Run:
+        run = prepared(overrides)
+        synthesize(run)
+        return run
+
+    return make
+
+
+def test_a_row_asks_with_one_history_item_and_answers_with_the_trajectory(synthesized):
+    run = synthesized({"synthesis.per_query": 3})
+    loaded = load_trainable(run.preset.reflection, None, 0)
+    rows, records = sft_dataset(run, loaded), read_records(run.stage("synthesize") / "trajectories.jsonl")
+    examples = {example["id"]: example for example in load_prepared(run, "train")}
+    assert len(rows) == len(records) > 12
+    assert {record["first"] for record in records} == {1, 2, 3}, "items keep their rank as their number"
+    for row, record in zip(rows, records, strict=True):
+        example = examples[record["example"]]
+        items = [item for item in example["profile"] if item["id"] in record["items"]]
+        assert len(items) == 1
+        assert row["prompt"] == reflection_messages(
+            get_task("LaMP-3"), example["input"], example["generic"], items, record["first"]
+        )
+        assert parse(row["completion"][0]["content"]).trajectory.rewrite == example["output"]
+
+
+def test_the_loss_counts_the_completion_with_its_end_token_and_nothing_of_the_prompt(synthesized, tmp_path):
+    run = synthesized()
+    loaded = load_trainable(run.preset.reflection, None, 0)
+    rows = sft_dataset(run, loaded)
+    trainer = make_trainer(loaded, rows, SFTSettings(steps=1, batch_size=2), tmp_path, None)
+    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(2)])
+    for n in range(2):
+        labels = batch["labels"][n]
+        counted = labels[labels != -100].tolist()
+        assert loaded.tokenizer.decode(counted).strip() == rows[n]["completion"][0]["content"] + "<|im_end|>"
+        assert loaded.tokenizer.eos_token_id in counted, "else no rewrite ever ends"
+        assert batch["input_ids"][n][labels != -100].tolist() == counted
+
+
+def test_a_history_item_that_is_too_long_is_shortened_and_the_trajectory_is_not(synthesized):
+    run = synthesized()
+    loaded = load_trainable(run.preset.reflection, None, 0)
+    full = sft_dataset(run, loaded)
+    tokens = [
+        len(loaded.tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False)) for row in full
+    ]
+    limit = max(tokens) + 2
+    rows = sft_dataset(run, replace(loaded, max_seq_length=limit))
+    assert rows["completion"] == full["completion"]
+    assert any("…" in row["prompt"][1]["content"] for row in rows)
+    for row in rows:
+        both = loaded.tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False)
+        assert len(both) <= limit
+
+
+def test_training_lowers_the_loss_and_leaves_an_adapter_and_a_log(synthesized):
+    run, seen = synthesized({"sft.steps": 12, "sft.learning_rate": 0.05, "sft.save_every": 6}), []
+    train_sft(run, seen.append)
+    work = run.stage("sft")
+    log = pd.read_csv(work / "log.csv")
+    assert log["step"].tolist() == list(range(1, 13))
+    assert log["loss"][9:].mean() < log["loss"][:3].mean() - 0.02
+    assert [len(rows) for rows in seen][:12] == list(range(1, 13)), "a live plot gets all rows so far"
+    weights = load_file(work / "adapter" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in weights} == {"q_proj", "v_proj"}
+    assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name), "B begins as zeros"
+    assert not (work / "checkpoints").exists()
+    assert (work / "adapter" / "tokenizer.json").exists()
+
+
+def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_ends(synthesized, capsys):
+    run = synthesized({"sft.steps": 4, "sft.learning_rate": 0.05})
+    train_sft(run)
+    run.stage("sft").rename(run.folder / "whole")
+
+    def kill_in_step_3(rows: list[dict[str, float]]) -> None:
+        if len(rows) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(run, kill_in_step_3)
+    capsys.readouterr()
+    train_sft(run)
+    assert "going on from checkpoint-2" in capsys.readouterr().out
+    whole, resumed = (load_file(run.folder / n / "adapter/adapter_model.safetensors") for n in ("whole", "sft"))
+    for name in whole:
+        torch.testing.assert_close(resumed[name], whole[name], atol=0, rtol=0)
+    logs = [pd.read_csv(run.folder / name / "log.csv") for name in ("whole", "sft")]
+    assert logs[0]["loss"].tolist() == logs[1]["loss"].tolist()
+
+
+def test_a_kill_after_the_adapter_was_put_in_place_does_not_train_again(synthesized, monkeypatch):
+    run = synthesized()
+    train_sft(run)
+    (run.stage("sft") / "manifest.json").unlink()
+    monkeypatch.setattr(sft, "load_trainable", lambda *_, **__: pytest.fail("all steps are done"))
+    train_sft(run)
+    assert (run.stage("sft") / "manifest.json").exists()
+
+
+def test_before_synthesize_it_says_what_to_run_first(prepared):
+    with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize --run r`"):
+        train_sft(prepared())
+
+
+@pytest.mark.slow
+def test_4_bit_training_works_on_a_cpu_for_real(prepared, tmp_path):
+    """The bundled SmolLM2-135M, quantised to 4 bits by bitsandbytes, one SFT step: the LoRA weights change."""
+    import bitsandbytes
+
+    settings = ModelSettings("smollm2", load_in_4bit=True, lora_rank=4, lora_alpha=8)
+    run = prepared({"data.train_users": 4})
+    synthesize(run)
+    loaded = load_trainable(settings, adapter=None, seed=0)
+    linear = [m for m in loaded.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(linear) == 30 * 7, "all linear layers of the 30 blocks"
+    assert linear[0].weight.dtype == torch.uint8
+    assert linear[0].weight.quant_state is not None, "really quantised, not only named so"
+
+    before = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
+    assert before
+    assert all("lora" in name for name in before)
+    trainer = make_trainer(loaded, sft_dataset(run, loaded), SFTSettings(steps=1, batch_size=2), tmp_path, None)
+    trainer.train()
+    after = dict(loaded.model.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], after[name].detach())}
+    assert changed == {name for name in before if "lora_B" in name}, "A follows from step 2 on, B begins as zeros"
+    assert bundled_model().exists()
