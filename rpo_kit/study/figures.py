@@ -128,7 +128,7 @@ def _draw_curves(reward: Axes, shots: Axes, curves: pd.DataFrame, window: int) -
     reward.set(title="training reward", xlim=_steps(curves))
     reward.tick_params(labelbottom=False)
     shots.set(xlabel="RL step", ylabel="$k$", yticks=(2, 4, 6), ylim=(1.5, 6.6), xlim=_steps(curves))
-    shots.xaxis.set_major_locator(MaxNLocator(integer=True))
+    shots.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _steps(curves: pd.DataFrame) -> tuple[float, float]:
@@ -172,14 +172,15 @@ def _caption(bars: pd.DataFrame, curves: pd.DataFrame, about: Mapping[str, Any],
         f"from the same SFT adapter; seeds: {seeds}. {smooth}Intervals: bootstrap over users. any habit: a reader who "
         "does not know the user. oracle: follows what most of the same k items show."
     )
-    return textwrap.fill(text, 128)
+    return textwrap.fill(text, 152)
 
 
 # ---- the stages ---------------------------------------------------------------------------------------------------
 
 _TITLES = {
     "loss": "loss",
-    "mean_token_accuracy": "right tokens",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
     "reward": "reward",
     "kl": "KL to the SFT adapter",
     "parsed": "share that parses",
@@ -213,7 +214,7 @@ def _draw_log(ax: Axes, steps: Any, log: pd.DataFrame, column: str) -> None:
         ax.fill_between(steps, values - spread, values + spread, color=SKY, alpha=0.3, lw=0)
     ax.plot(steps, values, color=BLUE, lw=1.6, marker="o" if len(values) < 30 else None, ms=3.5)
     ax.set(title=_TITLES.get(column, column), xlabel="step")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if column in ("parsed", "frac_reward_zero_std", "completions/clipped_ratio"):
         ax.set_ylim(-0.05, 1.05)
 
@@ -251,7 +252,7 @@ def _results_label(metrics: pd.DataFrame) -> str:
 def oracle_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Score of the model-free oracle by k, one panel a task; `rows` as `personas.oracle.oracle_table` gives them."""
     table = pd.DataFrame(rows)
-    tasks = list(table["task"].unique())
+    tasks, lowest = list(table["task"].unique()), float(table["score"].min())
     wide = min(3, len(tasks))
     high = math.ceil(len(tasks) / wide)
     with matplotlib.rc_context(_STYLE):
@@ -263,7 +264,7 @@ def oracle_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             ax.set(title=task, xlabel="history items $k$", ylabel="score", xticks=part["k"])
             top = part["ceiling"].iloc[0]
             ax.annotate("true habit known", (part["k"].iloc[0], top), (0, 3), textcoords="offset points", fontsize=9)
-            ax.margins(y=0.14)
+            ax.set_ylim(lowest - 0.03, float(table["ceiling"].max()) + 0.05)  # one scale for all tasks
     return figure
 
 
@@ -277,7 +278,7 @@ def curriculum_figure(plans: Mapping[str, Sequence[int]]) -> Figure:
             color = ARM_COLORS.get(name, ORANGE)
             ax.bar(range(1, len(plan) + 1), plan, width=0.85, color=color)
             ax.set(title=name, xlabel="RL step", ylim=(0, highest + 0.5), yticks=range(0, highest + 1, 2))
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.grid(axis="x", visible=False)
         axes[0].set_ylabel("history items $k$")
     return figure

@@ -71,17 +71,17 @@ class LivePlot:
         self.draw, self.clock = draw, clock
         self.frames, self.next_at = 0, 0.0
         self.rows: Rows = []
-        self.drawn_rows = 0
+        self.behind = False
         self.handle: DisplayHandle | None = None
 
     def __call__(self, rows: Rows) -> None:
-        self.rows = list(rows)
+        self.rows, self.behind = list(rows), True
         if self.clock() >= self.next_at:
             self._frame()
 
     def finish(self) -> None:
         """Draw the last rows, if the throttle kept them back."""
-        if len(self.rows) > self.drawn_rows:
+        if self.behind:
             self._frame()
 
     def _frame(self) -> None:
@@ -91,7 +91,7 @@ class LivePlot:
             self.handle = display(picture, display_id=True)
         else:
             self.handle.update(picture)
-        self.frames, self.drawn_rows = self.frames + 1, len(self.rows)
+        self.frames, self.behind = self.frames + 1, False
         self.next_at = self.clock() + (self.clock() - start) / _DRAWING_SHARE
 
 

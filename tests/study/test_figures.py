@@ -83,7 +83,7 @@ def test_the_reward_is_drawn_with_the_spread_inside_its_groups():
 
 
 def test_a_column_that_the_log_lacks_gets_no_panel():
-    figure = figures.training_figure([{"step": 1, "loss": 2.0}], ["loss", "mean_token_accuracy"])
+    figure = figures.training_figure([{"step": 1, "loss": 2.0}], ["loss", "learning_rate"])
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss"]
     with pytest.raises(KitError, match="no column of kl; it has step, loss"):
         figures.training_figure([{"step": 1, "loss": 2.0}], ["kl"])

@@ -50,8 +50,8 @@ def test_items_are_numbered_by_their_place_in_the_ranking(examples):
 def test_items_which_every_method_finds_are_bold(examples):
     both = pages.retrieved_html(TASK, examples[0], ["recency", "recency"], k=2)
     assert both.count("<b>[") == 2
-    neither = pages.retrieved_html(TASK, examples[0], ["recency", "random"], k=5)  # five of five: all in common
-    assert neither.count("<b>[") == 10
+    whole_profile = pages.retrieved_html(TASK, examples[0], ["recency", "random"], k=5)
+    assert whole_profile.count("<b>[") == 10
 
 
 def test_a_trajectory_stands_beside_its_items_and_the_hidden_habit(examples):
