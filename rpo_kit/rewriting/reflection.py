@@ -31,6 +31,7 @@ from rpo_kit.rewriting.prompts import fill, harmless, load
 from rpo_kit.rewriting.trajectory import Trajectory, parse
 
 _WORD_LIMITS = (None, 200, 100, 50, 25, 12, 6)  # ours: how far history items are shortened to make a prompt fit
+_WORD_LENGTH = 20  # ours: characters kept of a word in an item that has to be shortened
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,11 @@ def prompt_tokens(tokenizer: Any, messages: Conversation) -> int:
 
 
 def _cut(text: str, words: int | None) -> str:
-    parts = text.split()
-    return text if words is None or len(parts) <= words else " ".join(parts[: words - 1]) + " … " + parts[-1]
+    if words is None:
+        return text
+    # Not every script puts spaces between words, and some texts have none at all.
+    parts = [part if len(part) <= _WORD_LENGTH else f"{part[:_WORD_LENGTH]}…" for part in text.split()]
+    return " ".join(parts if len(parts) <= words else [*parts[: words - 1], "…", parts[-1]])
 
 
 # ---- generating ---------------------------------------------------------------------------------------------------
