@@ -1,0 +1,249 @@
+"""Stage 5: systems side by side, with intervals over users that a reader can check."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.metrics import score_files
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.rewriting.chat import Completion
+from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.runs import read_records, write_text
+from rpo_kit.study import evaluation
+from rpo_kit.study.evaluation import (
+    bootstrap_interval,
+    copy_rate,
+    evaluate,
+    inject_context,
+    metrics_table,
+    paired_table,
+    predict,
+    references,
+    rewrite,
+)
+
+RATINGS = get_task("LaMP-3")
+
+
+def trajectory(text: str) -> str:
+    return f"<observe>[1] a</observe><plan>b</plan><rewrite>{text}</rewrite>"
+
+
+def record(prediction: str, complaint: str | None = None) -> dict[str, Any]:
+    return {"id": "?", "prediction": prediction, "complaint": complaint}
+
+
+# ---- statistics ---------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_resamples_whole_users():
+    """Two users, one with three right answers, one with a wrong one: a resample is (a,a), (a,b), (b,a) or (b,b).
+
+    Means: 6/6 = 1, 3/4, 3/4, 0/2 = 0, so the 2.5 and 97.5 percentiles are 0 and 1; resampling queries would give a
+    mean below 1/4 in 5 % of the cases only, and a mean of 3/4 as the most frequent one.
+    """
+    values, users = np.array([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"]
+    assert bootstrap_interval(values, users) == (0.0, 1.0)
+
+
+def test_users_of_different_size_weigh_by_their_queries():
+    # every resample of one user is that user: the mean over queries, 2/3
+    assert bootstrap_interval(np.array([1.0, 1.0, 0.0]), ["a"] * 3) == pytest.approx((2 / 3, 2 / 3))
+
+
+def test_the_interval_of_many_single_queries_is_the_usual_one():
+    # 400 users, half of them right: sd 0.5, standard error 0.025, interval 0.5 +- 1.96 * 0.025
+    values = np.array([0.0, 1.0] * 200)
+    low, high = bootstrap_interval(values, [str(n) for n in range(400)], resamples=5000)
+    assert low == pytest.approx(0.451, abs=0.004)
+    assert high == pytest.approx(0.549, abs=0.004)
+
+
+def test_the_order_of_the_rows_and_the_users_names_do_not_matter_and_the_seed_does():
+    values, users = np.array([0.1, 0.5, 0.9, 0.3]), ["a", "b", "c", "a"]
+    assert bootstrap_interval(values, users) == bootstrap_interval(values, users)
+    swapped = bootstrap_interval(values[[3, 1, 2, 0]], users)
+    assert swapped == pytest.approx(bootstrap_interval(values, users))
+    assert bootstrap_interval(values, users, 50, seed=1) != bootstrap_interval(values, users, 50, seed=2)
+
+
+def examples(golds: list[str], users: list[str], generic: str = "3") -> list[dict[str, Any]]:
+    return [
+        {
+            "id": str(n),
+            "user_id": user,
+            "input": RATINGS.make_input(text="fine"),
+            "output": gold,
+            "profile": [{"id": f"{n}0", "text": "good", "score": "5"}],
+            "ranking": [0],
+            "generic": generic,
+            "facts": {},
+        }
+        for n, (gold, user) in enumerate(zip(golds, users, strict=True))
+    ]
+
+
+def test_the_table_holds_scores_lamps_metrics_and_what_went_wrong(new_run):
+    rows = examples(["1", "5", "3", "2"], ["a", "a", "b", "c"])
+    found = {
+        "base": [record("3")] * 4,
+        "sft": [record("1"), record("4"), record("3", "no tags"), record("a five, I think")],
+    }
+    table = metrics_table(new_run(), RATINGS, rows, found).set_index("system")
+    # base: errors 2, 2, 0, 1; 1 - |e|/4 = 0.5, 0.5, 1, 0.75
+    assert table.loc["base", "score"] == pytest.approx(0.6875)
+    assert table.loc["base", "MAE"] == pytest.approx(1.25)
+    assert table.loc["base", "RMSE"] == pytest.approx(np.sqrt(9 / 4))
+    # sft: errors 0, 1, 0 and, for a gold of 2, the worst end 5: 3
+    assert table.loc["sft", "score"] == pytest.approx((1 + 0.75 + 1 + 0.25) / 4)
+    assert table.loc["sft", "MAE"] == pytest.approx(1.0)
+    assert table.loc["sft", "unparsed"] == 0.25
+    assert table.loc["sft", "words"] == pytest.approx((1 + 1 + 1 + 4) / 4)
+    assert (table["low"] <= table["score"]).all()
+    assert (table["score"] <= table["high"]).all()
+    assert table["examples"].tolist() == [4, 4]
+    assert list(table.index) == ["base", "sft"], "no references where the habits are not known"
+
+
+def test_a_rating_that_lamps_evaluator_refuses_counts_as_the_worst_end_and_stops_nothing(new_run):
+    table = metrics_table(new_run(), RATINGS, examples(["1"], ["a"]), {"rl": [record("nan")]})
+    assert table["MAE"].item() == 4.0
+
+
+def test_each_system_is_compared_with_the_one_before_and_with_the_first(new_run):
+    rows = examples(["1", "5"], ["a", "b"])
+    found = {
+        "base": [record("3"), record("3")],  # 0.5, 0.5
+        "sft": [record("2"), record("4")],  # 0.75, 0.75
+        "rl": [record("1"), record("4")],  # 1, 0.75
+    }
+    table = paired_table(new_run(), RATINGS, rows, found)
+    assert table[["system", "minus"]].values.tolist() == [["sft", "base"], ["rl", "base"], ["rl", "sft"]]
+    assert table["score"].tolist() == pytest.approx([0.25, 0.375, 0.125])
+    # sft - base is 0.25 for both users, whatever is drawn; rl - sft is 0.25 or 0
+    assert table.loc[0, ["low", "high"]].tolist() == pytest.approx([0.25, 0.25])
+    assert table.loc[2, ["low", "high"]].tolist() == pytest.approx([0.0, 0.25])
+
+
+def test_a_single_system_has_nothing_to_be_compared_with(new_run):
+    assert paired_table(new_run(), RATINGS, examples(["1"], ["a"]), {"base": [record("3")]}).empty
+
+
+def test_copied_outputs_are_counted_among_the_shown_items_of_generation_tasks():
+    task = get_task("LaMP-4")
+    profile = [{"id": str(n), "text": "long", "title": title} for n, title in enumerate(["Rain", "Sun "])]
+    rows = [{"profile": profile, "ranking": [1, 0]}] * 4
+    assert copy_rate(task, rows, ["Sun", "Rain", "Snow", "sun"], shots=1) == 0.25
+    assert copy_rate(task, rows, ["Sun", "Rain", "Snow", "sun"], shots=2) == 0.5
+    assert copy_rate(RATINGS, rows, ["1"] * 4, shots=2) == 0.0
+
+
+def test_the_references_are_a_guess_and_the_majority_of_the_shown_items():
+    facts = {
+        "query": {"reads": 3},
+        "items": {"a": {"reads": 3}, "b": {"reads": 2}, "c": {"reads": 4}},
+        "habit": {"name": "harsh"},
+    }
+    profile = [{"id": i, "text": "t", "score": score} for i, score in (("a", "4"), ("b", "1"), ("c", "3"))]
+    row = examples(["2"], ["u"])[0] | {"facts": facts, "profile": profile, "ranking": [0, 1, 2]}
+    # a harsh user who would give 2; harsh, fair and generous readers give 2, 3, 4: scores 1, 0.75, 0.5
+    assert references(RATINGS, [row], 3)["any habit"].tolist() == pytest.approx([0.75])
+    # the items show generous, harsh, harsh: with three of them the oracle says 2, with one 4
+    assert references(RATINGS, [row], 3)["oracle"].tolist() == [1.0]
+    assert references(RATINGS, [row], 1)["oracle"].tolist() == [0.5]
+
+
+# ---- predictions --------------------------------------------------------------------------------------------------
+
+
+def test_context_injection_is_lamps_prompt_with_the_k_best_items(prepared, recording_chat):
+    example = load_prepared(prepared(), "dev")[0]
+    base = recording_chat(lambda conversation: "I'd say 4")
+    (found,) = inject_context(base, RATINGS, [example], shots=2, tokens=32)
+    assert found == {"id": example["id"], "prediction": "4", "raw": "I'd say 4"}
+    prompt = base.asked[0][0]["content"]
+    shown = [item["text"] in prompt for item in (example["profile"][n] for n in example["ranking"])]
+    assert shown == [True, True] + [False] * 5
+    assert prompt.endswith(example["input"])
+
+
+def test_a_completion_without_trajectory_leaves_the_generic_answer_and_is_kept(monkeypatch, tiny_llama):
+    from transformers import AutoTokenizer
+
+    written = iter([Completion(trajectory("1"), True, 9, 5), Completion("1", False, 9, 24)])
+    monkeypatch.setattr(evaluation, "generate", lambda loaded, prompts, **_: [next(written) for _ in prompts])
+    loaded = evaluation.LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 2048)
+    first, second = rewrite(loaded, RATINGS, examples(["1", "1"], ["a", "b"]), shots=6, max_new_tokens=24)
+    assert (first["prediction"], first["complaint"], first["tokens"]) == ("1", None, 5)
+    assert (second["prediction"], second["complaint"], second["raw"]) == ("3", "no tags", "1")
+    assert second["finished"] is False
+
+
+def test_a_killed_evaluation_asks_only_for_what_is_missing_and_keeps_the_order(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_CHUNK", 2)
+    run, asked = prepared(), []
+    rows = load_prepared(run, "dev")
+
+    def answerer(*_: Any) -> Any:
+        def answer(chunk: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            if len(asked) == 4:
+                raise KeyboardInterrupt
+            asked.extend(example["id"] for example in chunk)
+            return [{"id": e["id"], "prediction": f"for {e['id']}"} for e in chunk]
+
+        return answer
+
+    monkeypatch.setattr(evaluation, "_answerer", answerer)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run, "sft", rows, tmp_path, None)
+    before = asked.copy()
+    asked.clear()
+    found = predict(run, "sft", rows, tmp_path, None)
+    assert (before, asked) == ([e["id"] for e in rows[:4]], [e["id"] for e in rows[4:]])
+    assert [r["prediction"] for r in found] == [f"for {e['id']}" for e in rows]
+    assert len(read_records(tmp_path / "records" / "sft.jsonl")) == 6
+
+
+# ---- the stage ----------------------------------------------------------------------------------------------------
+
+
+def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(prepared, tmp_path, monkeypatch):
+    run = prepared()
+    for name in ("sft", "rl"):
+        write_text(run.stage(name) / "adapter" / "adapter_model.safetensors", name)
+        write_text(run.stage(name) / "manifest.json", "{}")
+    opened = []
+
+    def answerer(run: Any, system: str, adapter: Any) -> Any:
+        opened.append((system, adapter and adapter.parent.name))
+        return lambda chunk: [{"id": e["id"], "prediction": e["output"] if system == "rl" else "3"} for e in chunk]
+
+    monkeypatch.setattr(evaluation, "_answerer", answerer)
+    evaluate(run)
+    names = ["base", "context", "untrained", "sft", "rl"]
+    assert opened == [(n, n if n in ("sft", "rl") else None) for n in names]
+    work = run.stage("evaluate")
+    metrics = pd.read_csv(work / "metrics.csv").set_index("system")
+    assert list(metrics.index) == [*names, "any habit", "oracle"]
+    assert metrics.loc["rl", "score"] == 1.0
+    rows = load_prepared(run, "dev")
+    golds = {"task": "LaMP_3", "golds": [{"id": e["id"], "output": e["output"]} for e in rows]}
+    (tmp_path / "golds.json").write_text(json.dumps(golds))
+    assert score_files(tmp_path / "golds.json", work / "predictions" / "rl.json") == {"MAE": 0.0, "RMSE": 0.0}
+    found = score_files(tmp_path / "golds.json", work / "predictions" / "base.json")
+    assert found["MAE"] == pytest.approx(metrics.loc["base", "MAE"])
+    assert len(pd.read_csv(work / "paired.csv")) == 7  # four against base, three more against the one before
+    opened.clear()
+    evaluate(run)
+    assert opened == [], "done already"
+
+
+def test_without_the_trained_stages_it_says_what_to_run_first(prepared):
+    with pytest.raises(KitError, match="first run `python -m rpo_kit sft --run r`"):
+        evaluate(prepared())
