@@ -115,8 +115,9 @@ def stage(run: Run, name: str, **inputs: Any) -> Iterator[Path | None]:
     if before and before != wanted:
         changed = sorted(key for key in wanted.keys() | before.keys() if wanted.get(key) != before.get(key))
         print(f"{name}: redone, because {', '.join(changed)} changed (the old result is in {name}.old)")
-        shutil.rmtree(folder.with_name(f"{name}.old"), ignore_errors=True)
-        folder.rename(folder.with_name(f"{name}.old"))
+        aside = folder.with_name(f"{folder.name}.old")  # a stage's name may hold slashes: sweep/fixed-2-seed0
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "started.json", {"inputs": wanted})
     yield folder
