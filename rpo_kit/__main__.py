@@ -90,12 +90,17 @@ def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
 
 def open_from(options: argparse.Namespace) -> Run:
     """The run that the options name: new, or reopened with its own settings where the options say nothing."""
-    overrides = dict(_pair(text) for text in options.set)
-    overrides |= {key: value for key, value in (("data.task", options.task), ("data.source", options.data)) if value}
+    changes = dict(_pair(text) for text in options.set)
+    changes |= {key: value for key, value in (("data.task", options.task), ("data.source", options.data)) if value}
     stored = (runs_root() / options.run / "run.json").exists()
-    if stored and not overrides and options.preset is None:
-        return existing_run(options.run)
-    return open_run(options.run, options.preset or "cpu", overrides)
+    if not stored or options.preset:
+        return open_run(options.run, options.preset or "cpu", changes)
+    run = existing_run(options.run)
+    if not changes:
+        return run
+    from rpo_kit.study.demo import overrides
+
+    return open_run(run.name, run.preset.name, overrides(run) | changes)
 
 
 def _pair(text: str) -> tuple[str, str]:
