@@ -1,0 +1,145 @@
+"""Stage 6: the cells of Figure 3 differ in their curriculum only, and a cell that is done is not run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rpo_kit.errors import KitError
+from rpo_kit.presets import RLSettings
+from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.runs import Run, stage, write_text
+from rpo_kit.study import ablation
+from rpo_kit.study.ablation import export_figure_data, score_cell, sweep
+from rpo_kit.study.evaluation import references
+
+ARMS = ("fixed-2", "progressive")
+
+
+@pytest.fixture
+def swept(prepared: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[Any]]:
+    """A run whose RL and scoring are replaced: an adapter is a text, a score is known for each cell, user and k."""
+    run = prepared({"sweep.seeds": [0, 1], "sweep.steps": 3, "sweep.eval_shots": [2, 6], "rl.learning_rate": 0.5})
+    write_text(run.stage("sft") / "adapter" / "adapter_model.safetensors", "sft")
+    write_text(run.stage("sft") / "manifest.json", "{}")
+    calls: list[Any] = []
+
+    def train(run: Run, on_log: Any, stage_name: str, settings: RLSettings) -> None:
+        with stage(run, stage_name, settings=settings) as work:
+            if work is None:
+                return
+            calls.append((stage_name, settings))
+            write_text(work / "adapter" / "adapter_model.safetensors", stage_name)
+            log = pd.DataFrame({"step": [1, 2, 3], "reward": [0.1, 0.2, 0.3], "shots": [2, 4, 6], "loss": 0.0})
+            write_text(work / "log.csv", log.to_csv(index=False))
+
+    def load(settings: Any, adapter: Path) -> str:
+        calls.append(("loaded", adapter.parent.name))
+        return (adapter / "adapter_model.safetensors").read_text()
+
+    def write(loaded: str, task: Any, examples: list[Any], shots: int, *_: int) -> list[dict[str, Any]]:
+        """Right with k = 6 after progressive training with seed 0, otherwise always 3."""
+        right = loaded == "sweep/progressive-seed0" and shots == 6
+        return [{"id": e["id"], "prediction": e["output"] if right else "3"} for e in examples]
+
+    for name, value in (("train_rl", train), ("load_reflection", load), ("rewrite", write)):
+        monkeypatch.setattr(ablation, name, value)
+    return run, calls
+
+
+def test_cells_differ_in_curriculum_and_seed_only_and_start_from_the_same_adapter(swept):
+    run, calls = swept
+    sweep(run)
+    trained = [call for call in calls if call[0] != "loaded"]
+    assert [name for name, _ in trained] == [f"sweep/{arm}-seed{seed}" for seed in (0, 1) for arm in ARMS]
+    for (name, settings), (arm, seed) in zip(trained, [(arm, s) for s in (0, 1) for arm in ARMS], strict=True):
+        assert (settings.curriculum, settings.seed, settings.steps) == (arm, seed, 3), name
+        assert settings.learning_rate == 0.5
+        assert (settings.shots_from, settings.shots_to) == (2, 6)
+    assert [call[1] for call in calls if call[0] == "loaded"] == [
+        "sft",
+        *(f"{arm}-seed{seed}" for seed in (0, 1) for arm in ARMS),
+    ]
+
+
+def test_the_bars_are_means_over_seeds_with_intervals_over_users(swept):
+    run, _ = swept
+    sweep(run)
+    bars = pd.read_csv(run.stage("sweep") / "bars.csv").set_index(["arm", "shots"])
+    examples = load_prepared(run, "dev")[:4]
+    generic = np.mean([1 - abs(int(e["output"]) - 3) / 4 for e in examples])
+    assert set(bars.index) == {
+        (arm, k) for arm in ("SFT only", *ARMS, "any habit", "oracle") for k in run.preset.sweep.eval_shots
+    }
+    assert bars.loc[("SFT only", 2), "score"] == pytest.approx(generic)
+    assert bars.loc[("progressive", 2), "score"] == pytest.approx(generic)
+    assert bars.loc[("progressive", 6), "score"] == pytest.approx((1 + generic) / 2), "seed 0 is right, seed 1 is not"
+    assert bars.loc[("oracle", 6), "score"] == pytest.approx(
+        references(ablation.get_task("LaMP-3"), examples, 6)["oracle"].mean()
+    )
+    assert bars["users"].eq(4).all(), "tiny looks at four dev users"
+    assert bars["seeds"].to_dict()[("progressive", 2)] == 2
+    assert bars["seeds"].to_dict()[("SFT only", 2)] == 1
+    assert ((bars["low"] <= bars["score"]) & (bars["score"] <= bars["high"])).all()
+
+
+def test_the_curves_are_the_training_logs(swept):
+    run, _ = swept
+    sweep(run)
+    curves = pd.read_csv(run.stage("sweep") / "curves.csv")
+    assert curves.columns.tolist() == ["arm", "seed", "step", "reward", "shots"]
+    assert len(curves) == 4 * 3
+    chosen = curves[(curves["arm"] == "progressive") & (curves["seed"] == 1)]
+    assert chosen["reward"].tolist() == [0.1, 0.2, 0.3]
+
+
+def test_a_second_call_runs_nothing_and_a_new_seed_only_what_is_new(swept, new_run):
+    run, calls = swept
+    sweep(run)
+    calls.clear()
+    sweep(run)
+    assert calls == []
+    changed = {"sweep.seeds": [0, 1, 2], "sweep.steps": 3, "sweep.eval_shots": [2, 6], "rl.learning_rate": 0.5}
+    sweep(new_run(changed))
+    assert [call[0] for call in calls if call[0] != "loaded"] == [f"sweep/{arm}-seed2" for arm in ARMS]
+    assert [call[1] for call in calls if call[0] == "loaded"] == [f"{arm}-seed2" for arm in ARMS]
+
+
+def test_a_retrained_cell_is_scored_again(swept, new_run):
+    run, calls = swept
+    sweep(run)
+    calls.clear()
+    sweep(new_run({"sweep.seeds": [0], "sweep.steps": 4, "sweep.eval_shots": [2, 6], "rl.learning_rate": 0.5}))
+    assert [call[1] for call in calls if call[0] == "loaded"] == [f"{arm}-seed0" for arm in ARMS], "and not sft"
+
+
+def test_scores_are_stored_for_each_example_and_k(swept):
+    run, _ = swept
+    score_cell(run, "sft", run.stage("sft") / "adapter")
+    scores = pd.read_csv(run.stage("sweep/sft/scores") / "scores.csv", dtype=str)
+    assert len(scores) == 4 * 2
+    assert scores["user"].tolist()[:4] == [f"dev-{n}" for n in range(4)]
+
+
+def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swept, tmp_path):
+    run, _ = swept
+    with pytest.raises(KitError, match=r"no finished sweep: run `python -m rpo_kit sweep --run r` first"):
+        export_figure_data(run, tmp_path / "data", "long")
+    sweep(run)
+    paths = export_figure_data(run, tmp_path / "data", "long")
+    assert [path.name for path in paths] == ["long_bars.csv", "long_curves.csv", "long_provenance.json"]
+    told = json.loads(paths[2].read_text())
+    assert told["preset"]["sweep"]["seeds"] == [0, 1]
+    assert told.keys() == {"preset", "machine", "packages", "commit"}
+    assert str(tmp_path) not in told["machine"]
+
+
+def test_before_sft_it_says_what_to_run_first(prepared):
+    with pytest.raises(KitError, match="first run `python -m rpo_kit sft --run r`"):
+        sweep(prepared())

@@ -1,0 +1,111 @@
+"""The demo executes the notebooks with the run's own settings, each once, and ends with the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from rpo_kit.errors import KitError
+from rpo_kit.presets import PRESETS, get_preset
+from rpo_kit.runs import open_run, write_text
+from rpo_kit.study import demo as demo_module
+from rpo_kit.study.demo import CHAPTERS, demo, execute, overrides, summary
+
+
+@pytest.fixture
+def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Notebooks of our own, and papermill replaced by a list of what it was asked."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+    notebooks = tmp_path / "notebooks"
+    for chapter in CHAPTERS:
+        write_text(notebooks / f"{chapter}.ipynb", chapter)
+
+    def execute_notebook(source: Path, target: Path, parameters: dict[str, Any], **_: Any) -> None:
+        calls.append((Path(source).stem, parameters))
+        write_text(Path(target), "executed")
+
+    monkeypatch.setattr(demo_module, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(papermill, "execute_notebook", execute_notebook)
+    return calls
+
+
+def finished_run(tmp_path: Path, settings: dict[str, Any] | None = None) -> Any:
+    run = open_run("r", "tiny", settings, root=tmp_path)
+    row = {"system": "sft", "score": 0.71234, "low": 0.6, "high": 0.8, "task": "LaMP-3", "shots": 6, "examples": 6}
+    write_text(run.stage("evaluate") / "metrics.csv", pd.DataFrame([row]).to_csv(index=False))
+    return run
+
+
+def test_all_chapters_run_in_order_with_the_runs_settings(tmp_path, executed, capsys):
+    run = finished_run(tmp_path, {"rl.steps": 3, "sweep.arms": ["random"]})
+    demo(run)
+    assert [chapter for chapter, _ in executed] == list(CHAPTERS)
+    assert CHAPTERS[0] == "00_start_here"
+    assert CHAPTERS[-1] == "06_shot_sweep"
+    for _, parameters in executed:
+        assert parameters == {
+            "run_name": "r",
+            "preset": "tiny",
+            "overrides": {"rl.steps": 3, "sweep.arms": ["random"]},
+        }
+    said = capsys.readouterr().out
+    assert "[7/7] 06_shot_sweep" in said
+    assert "0.712" in said
+    assert "make lab" in said
+
+
+def test_what_is_done_is_skipped_and_what_changed_is_executed_again(tmp_path, executed):
+    run = finished_run(tmp_path)
+    assert execute(run, CHAPTERS[0]) is False
+    assert execute(run, CHAPTERS[0]) is True
+    write_text(demo_module.NOTEBOOKS / f"{CHAPTERS[0]}.ipynb", "new text")
+    assert execute(run, CHAPTERS[0]) is False
+    assert execute(finished_run(tmp_path, {"rl.steps": 3}), CHAPTERS[0]) is False
+    assert len(executed) == 3
+
+
+def test_an_interrupted_notebook_is_executed_again(tmp_path, executed, monkeypatch):
+    run, good = finished_run(tmp_path), papermill.execute_notebook
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(papermill, "execute_notebook", killed)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, CHAPTERS[0])
+    monkeypatch.setattr(papermill, "execute_notebook", good)
+    assert execute(run, CHAPTERS[0]) is False
+
+
+def test_a_notebook_that_stops_is_named_with_its_error_and_where_to_look(tmp_path, executed, monkeypatch):
+    def failed(*_: Any, **__: Any) -> None:
+        raise PapermillExecutionError(0, 1, "stage", "KitError", "The data are missing.", [])
+
+    monkeypatch.setattr(papermill, "execute_notebook", failed)
+    with pytest.raises(KitError, match=r"Notebook 00_start_here stopped: KitError: The data are missing\. .*\.ipynb"):
+        execute(finished_run(tmp_path), CHAPTERS[0])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_overrides_turn_the_preset_into_the_runs_settings(tmp_path, preset):
+    settings = {"rl.steps": 3, "data.task": "LaMP-5", "base": "openai:m", "sweep.seeds": [4, 5], "sft.warmup": 0.5}
+    run = open_run("r", preset, settings, root=tmp_path)
+    found = overrides(run)
+    assert get_preset(preset, json.loads(json.dumps(found))) == run.preset
+    assert found == settings
+    assert overrides(open_run("r", preset, root=tmp_path)) == {}
+
+
+def test_the_summary_shows_the_table_and_where_everything_is(tmp_path):
+    run = finished_run(tmp_path)
+    text = summary(run)
+    assert "LaMP-3, 6 unseen users, 6 history items" in text
+    assert "0.712" in text
+    for place in ("metrics.csv", "figures/", "notebooks/"):
+        assert place in text

@@ -1,0 +1,194 @@
+"""The command line: helpful before it starts, one sentence when something is wrong, and settings that stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rpo_kit.__main__ as command_line
+from rpo_kit.__main__ import STAGE_FUNCTIONS, STAGES, main, open_from, stage_function
+from rpo_kit.errors import KitError
+from rpo_kit.presets import PRESETS
+from rpo_kit.runs import Run, existing_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def runs_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path))
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Stages which only note the run that they were called with."""
+    runs: list[Run] = []
+    monkeypatch.setattr(command_line, "stage_function", lambda name: runs.append)
+    return runs
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The sentence on stderr of a command that must end with exit code 2."""
+    try:
+        code = main(list(arguments))
+    except SystemExit as stop:  # argparse's own way
+        code = stop.code
+    said = capsys.readouterr().err
+    assert code == 2
+    assert "Traceback" not in said
+    return said.strip().splitlines()[-1]
+
+
+# ---- help ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in (*STAGES, "demo", "doctor"))])
+def test_help_is_there_for_every_command(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    assert capsys.readouterr().out
+
+
+def test_the_help_tells_a_newcomer_the_stages_in_order_and_where_to_start(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Start with: python -m rpo_kit demo" in said
+    assert "goes on where it was" in said
+    places = [said.index(f"{number}. ") for number in range(1, 7)]
+    assert places == sorted(places)
+    for name in ("demo", "doctor", "presets", "score", "figure3"):
+        assert name in said
+
+
+def test_the_help_of_a_stage_explains_its_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["rl", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("--run", "--preset", "--task", "--data", "--set KEY=VALUE", "rl.steps=40", *PRESETS):
+        assert part in said
+
+
+def test_no_command_at_all_is_answered_with_what_there_is(capsys):
+    assert "command" in refused(capsys)
+
+
+def test_help_and_mistakes_need_no_training_library():
+    """A typing mistake is answered at once: torch alone takes seconds to load."""
+    code = "import sys; from rpo_kit.__main__ import main; main(['presets']); sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(PRESETS)
+
+
+# ---- mistakes -----------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
+    assert "invalid choice: 'train'" in refused(capsys, "train")
+    said = refused(capsys, "rl", "--preset", "huge")
+    assert "invalid choice: 'huge'" in said
+    assert all(name in said for name in PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["figure3", "--run", "nosuch"], "rpo_kit: There is no run 'nosuch' in "),
+        (["prepare", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
+        (["prepare", "--set", "rl.stepz=3"], "rpo_kit: There is no setting 'rl.stepz'; at 'stepz' the settings are"),
+        (["prepare", "--set", "rl.steps"], "rpo_kit: --set rl.steps is not of the form KEY=VALUE"),
+        (["prepare", "--set", "rl.steps=many"], "rpo_kit: rl.steps='many' is not of the type int"),
+        (["prepare", "--run", "../up"], "rpo_kit: '../up' cannot be the name of a run"),
+        (["sft", "--run", "new"], "rpo_kit: The stage 'synthesize' of run 'new' is not finished: first run"),
+        (["score", "no.json", "no.json"], "rpo_kit: "),
+        (["prepare", "--data", "no-such-folder", "--run", "b"], "rpo_kit: "),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(arguments, sentence, capsys):
+    assert refused(capsys, *arguments).startswith(sentence)
+
+
+def test_the_real_process_shows_no_traceback(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RPO_RUNS": str(tmp_path)}
+    command = [sys.executable, "-m", "rpo_kit", "synthesize", "--run", "new", "--preset", "tiny"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("rpo_kit: The stage 'prepare' of run 'new' is not finished")
+
+
+def test_an_interrupt_says_that_the_command_can_be_given_again(monkeypatch, capsys):
+    def interrupted(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "stage_function", lambda name: interrupted)
+    assert main(["rl", "--preset", "tiny"]) == 130
+    assert "give the same command again to go on" in capsys.readouterr().err
+
+
+# ---- which run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_run_takes_the_cpu_preset_and_what_the_options_say(called):
+    assert main(["prepare", "--task", "LaMP-5", "--set", "rl.steps=7", "--data", "some/folder"]) == 0
+    (run,) = called
+    assert (run.name, run.preset.name, run.preset.data.task, run.preset.rl.steps) == ("demo", "cpu", "LaMP-5", 7)
+    assert run.preset.data.source == "some/folder"
+
+
+def test_a_run_keeps_its_settings_where_the_options_say_nothing(called):
+    main(["prepare", "--run", "mine", "--preset", "tiny", "--set", "data.train_users=5"])
+    main(["synthesize", "--run", "mine"])
+    assert called[0].preset == called[1].preset
+    main(["rl", "--run", "mine", "--set", "rl.steps=9"])
+    changed = called[2].preset
+    assert (changed.name, changed.data.train_users, changed.rl.steps) == ("tiny", 5, 9), "not back to cpu's settings"
+    main(["rl", "--run", "mine"])
+    assert called[3].preset == changed == existing_run("mine").preset
+
+
+def test_a_preset_that_is_named_replaces_all_settings(called):
+    main(["prepare", "--run", "mine", "--preset", "tiny", "--set", "data.train_users=5"])
+    main(["prepare", "--run", "mine", "--preset", "tiny"])
+    assert called[1].preset == PRESETS["tiny"]
+
+
+# ---- commands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_has_its_function(name):
+    assert callable(stage_function(name))
+    assert stage_function(name).__name__ == STAGE_FUNCTIONS[name].rpartition(".")[2]
+
+
+def test_score_prints_lamps_metrics_of_two_files(tmp_path, capsys):
+    for name, outputs in (("golds", ["5", "1"]), ("predictions", ["4", "1"])):
+        golds = [{"id": str(n), "output": output} for n, output in enumerate(outputs)]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"task": "LaMP_3", "golds": golds}))
+    assert main(["score", str(tmp_path / "golds.json"), str(tmp_path / "predictions.json")]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["MAE", "0.5000"], ["RMSE", "0.7071"]]
+
+
+def test_the_doctors_verdict_is_the_exit_code(monkeypatch):
+    from rpo_kit import doctor
+
+    monkeypatch.setattr(doctor, "main", lambda: 1)
+    assert main(["doctor"]) == 1
+
+
+def test_options_alone_open_a_run_for_a_notebook_too(tmp_path):
+    from argparse import Namespace
+
+    run = open_from(Namespace(run="n", preset="tiny", task=None, data=None, set=[]))
+    assert run == existing_run("n")
+    with pytest.raises(KitError, match="no run"):
+        existing_run("m")
