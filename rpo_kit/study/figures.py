@@ -98,7 +98,7 @@ def figure3(prefix: str) -> Figure:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 5.1), facecolor="white")
         grid = figure.add_gridspec(
-            2, 2, height_ratios=(4, 1), width_ratios=(1, 1.05), left=0.065, right=0.985, top=0.855, bottom=0.22,
+            2, 2, height_ratios=(4, 1), width_ratios=(1, 1.05), left=0.065, right=0.985, top=0.855, bottom=0.2,
             wspace=0.16, hspace=0.14,
         )  # fmt: skip
         reward, shots = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
@@ -126,6 +126,7 @@ def _draw_curves(reward: Axes, shots: Axes, curves: pd.DataFrame, window: int) -
         shots.step(mean.index, mean["shots"] + nudge, where="mid", color=look["color"], lw=1.2, alpha=0.55,
                    marker=look["marker"] if len(mean) < 6 else None, ms=4)  # fmt: skip
     reward.set(title="training reward", xlim=_steps(curves))
+    reward.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     reward.tick_params(labelbottom=False)
     shots.set(xlabel="RL step", ylabel="$k$", yticks=(2, 4, 6), ylim=(1.5, 6.6), xlim=_steps(curves))
     shots.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -24,7 +24,9 @@ from rpo_kit.rewriting.prepare import Example
 
 LABEL = "opacity:0.65;font-size:90%"
 _BOX = "border:1px solid currentColor;border-radius:6px;padding:8px 12px;margin:6px 0;max-width:60em"
-_CELL = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;max-width:32em;padding:3px 10px"
+_CELL = (
+    "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:break-word;max-width:32em;padding:3px 10px"
+)
 
 
 def page(*parts: str) -> HTML:
@@ -35,7 +37,9 @@ def item_lines(task: Task, items: Sequence[Item], first: int = 1, marked: Sequen
     """Numbered history items; those whose id is in `marked` in bold."""
     lines = []
     for number, item in enumerate(items, first):
-        text = f"[{number}] {html.escape(task.item_line(item))}"
+        text = f"[{number}] {html.escape(task.item_line(item))}".replace(
+            "-&gt; ", "-&#8288;&gt;&nbsp;"
+        )  # no line break
         lines.append(f"<div style='margin:3px 0'>{f'<b>{text}</b>' if item['id'] in marked else text}</div>")
     return "".join(lines) or "<i>no items</i>"
 
@@ -75,7 +79,7 @@ def retrieved_html(task: Task, example: Example, methods: Sequence[str], k: int)
     found = {method: take(example, rank(task, [example], method)[0], k) for method in methods}
     common = set.intersection(*({item["id"] for item in items} for items in found.values()))
     columns = [
-        f"<div style='flex:1 1 18em;min-width:16em'>{box(method, item_lines(task, items, marked=sorted(common)))}</div>"
+        f"<div style='flex:1 1 13em;min-width:13em'>{box(method, item_lines(task, items, marked=sorted(common)))}</div>"
         for method, items in found.items()
     ]
     asked = html.escape(task.query_text(example["input"]))
