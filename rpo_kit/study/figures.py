@@ -216,6 +216,8 @@ def _draw_log(ax: Axes, steps: Any, log: pd.DataFrame, column: str) -> None:
     ax.plot(steps, values, color=BLUE, lw=1.6, marker="o" if len(values) < 30 else None, ms=3.5)
     ax.set(title=_TITLES.get(column, column), xlabel="step")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if column == "shots":
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if column in ("parsed", "frac_reward_zero_std", "completions/clipped_ratio"):
         ax.set_ylim(-0.05, 1.05)
 
