@@ -30,7 +30,7 @@ from rpo_kit.runs import Run, require, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.progress import OnLog, finish_training, is_trained, last_checkpoint, log_callback, precision
 from rpo_kit.training.rewards import reward
-from rpo_kit.training.shared_prefix import generate_groups, score_groups
+from rpo_kit.training.shared_prefix import sample_groups, score_groups
 
 
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
@@ -186,13 +186,16 @@ def trainer_class() -> Any:
 
         def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
             model: Any = self.accelerator.unwrap_model(self.model)
-            if not shares_prefix(model):
+            distinct, group = prompt_ids[:: self.num_generations], self.num_generations
+            if not shares_prefix(model) or prompt_ids != [ids for ids in distinct for _ in range(group)]:
                 return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-            rows = [torch.tensor(ids, device=model.device) for ids in prompt_ids]
+            rows = [torch.tensor(ids, device=model.device) for ids in distinct]
             ids = pad(rows, padding_value=self._tokenizer.pad_token_id, padding_side="left")
             mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left")
-            out = generate_groups(model, ids, mask, generation_config=self.generation_config)[:, ids.shape[1] :]
-            return [until_end(row, self.eos_token_ids) for row in out.tolist()], None
+            limit, ends = self.max_completion_length, self.eos_token_ids
+            with self.accelerator.autocast():
+                out = sample_groups(model, ids, mask, group, limit, self.temperature, ends)
+            return [until_end(row, ends) for row in out.flatten(0, 1).tolist()], None
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             """Load the policy too: where a `ref` adapter exists, transformers loads only that one (facts, trap 1)."""

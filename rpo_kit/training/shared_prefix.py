@@ -11,6 +11,7 @@ Hugging Face path; Unsloth's GPU trainer groups prefixes itself, so there this m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,22 +92,45 @@ def score_groups(
 
 
 @torch.no_grad()
-def generate_groups(model: Any, input_ids: Tensor, attention_mask: Tensor, **settings: Any) -> Tensor:
-    """`model.generate`, but each distinct prompt is read once and its cache repeated for its rows.
+def sample_groups(
+    model: Any,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    group: int,
+    new_tokens: int,
+    temperature: float,
+    ends: Sequence[int],
+) -> Tensor:
+    """Sample `group` completions of each left-padded prompt (R, P); (R, group, at most new_tokens), greedy at 0.
 
-    `input_ids` (B, P) is left-padded; the result is (B, P + new), as from `generate`.
+    A row of the cache holds the prompt once and the tokens of all its completions, and each step reads one new token of
+    each: (R, group) instead of R * group rows which would all carry, and attend to, a copy of the prompt's cache.
     """
-    prompts, row = torch.unique(torch.cat([input_ids, attention_mask], 1), dim=0, return_inverse=True)
-    ids, mask = prompts.chunk(2, dim=1)
-    cache = model(
-        input_ids=ids[:, :-1],  # generate itself reads the last prompt token
-        attention_mask=mask[:, :-1],
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, :-1],
-        use_cache=True,
-        logits_to_keep=1,
-    ).past_key_values
-    cache.batch_select_indices(row)
-    return model.generate(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, **settings)
+    positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
+    out = model(input_ids=prompts, attention_mask=prompt_mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    tokens = [_sample(out.logits.expand(-1, group, -1), temperature)]
+    seen = prompt_mask.bool()[:, None, None].expand(-1, -1, group, -1)
+    own = torch.eye(group, dtype=torch.bool, device=prompts.device).expand(len(prompts), 1, group, group)
+    ended = torch.isin(tokens[0], torch.tensor(ends, device=prompts.device))
+    while len(tokens) < new_tokens and not ended.all():
+        seen = torch.cat([seen, own], -1)
+        out = model(
+            input_ids=tokens[-1],
+            attention_mask=seen,
+            position_ids=positions[:, -1:].expand(-1, group) + len(tokens),
+            past_key_values=out.past_key_values,
+        )
+        tokens.append(_sample(out.logits, temperature))
+        ended |= torch.isin(tokens[-1], torch.tensor(ends, device=prompts.device))
+    return torch.stack(tokens, -1)
+
+
+def _sample(logits: Tensor, temperature: float) -> Tensor:
+    """One token for each distribution in (R, group, vocabulary)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    chances = (logits.float() / temperature).softmax(-1)
+    return chances.flatten(0, 1).multinomial(1).view(chances.shape[:2])
 
 
 def _logps(head: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rpo_kit.training.shared_prefix import block_causal_mask, generate_groups, pack, score_groups
+from rpo_kit.training.shared_prefix import block_causal_mask, pack, sample_groups, score_groups
 
 
 @pytest.fixture
@@ -86,9 +86,35 @@ def test_a_completion_sees_the_prompt_and_itself_only():
     ]
 
 
-def test_generation_from_the_repeated_cache_writes_what_separate_prompts_write(llama):
+def test_greedy_groups_write_what_separate_prompts_write(llama):
     ids, mask, length = batch_of_groups()
-    prompts, prompt_mask = ids[:, :-length], mask[:, :-length]
-    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    expected = llama.generate(input_ids=prompts, attention_mask=prompt_mask, **settings)
-    assert generate_groups(llama, prompts, prompt_mask, **settings).tolist() == expected.tolist()
+    prompts, prompt_mask = ids[:2, :-length], mask[:2, :-length]
+    expected = llama.generate(
+        input_ids=prompts,
+        attention_mask=prompt_mask,
+        max_new_tokens=6,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+    )[:, prompts.shape[1] :]
+    written = sample_groups(llama, prompts, prompt_mask, 3, new_tokens=6, temperature=0.0, ends=[])
+    assert written.tolist() == [[row] * 3 for row in expected.tolist()]
+
+
+def test_each_sampled_completion_reads_its_own_tokens_and_no_others(llama):
+    """Sampled completions differ; what the shared cache predicts next for each is what the plain model predicts."""
+    torch.manual_seed(0)
+    prompt, ones = torch.randint(1, 53, (1, 4)), torch.ones(1, 4, dtype=torch.long)
+    sampled = sample_groups(llama, prompt, ones, 4, new_tokens=5, temperature=1.5, ends=[])[0]
+    assert len({tuple(row) for row in sampled.tolist()}) == 4
+    torch.manual_seed(0)
+    prompt, chances = torch.randint(1, 53, (1, 4)), []
+    for step in range(5):  # the same draws, from the plain model's distributions
+        rows = torch.cat([prompt.expand(4, -1), sampled[:, :step]], 1)
+        chances.append((llama(input_ids=rows).logits[:, -1] / 1.5).softmax(-1))
+        assert chances[-1].multinomial(1).flatten().tolist() == sampled[:, step].tolist()
+
+
+def test_sampling_stops_when_every_completion_has_ended(llama):
+    prompt, ones = torch.randint(1, 53, (1, 4)), torch.ones(1, 4, dtype=torch.long)
+    assert sample_groups(llama, prompt, ones, 2, new_tokens=9, temperature=1.0, ends=list(range(53))).shape == (1, 2, 1)
