@@ -1,0 +1,109 @@
+"""The main job survives `kill -9` at any stage: the same command, given again, goes on where it was.
+
+The harness starts a stage as a child, waits until its first work lies on the disk, kills it, and gives the command
+again. The bundled model at the `tiny` preset; ten children, about ten seconds each.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rpo_kit.rewriting.bundled import bundled_model
+from rpo_kit.runs import existing_run, read_records
+
+ROOT = Path(__file__).resolve().parents[1]
+# More queries than one chunk of 64, so that `prepare` can be killed between two chunks.
+SETTINGS = ("--preset", "tiny", "--set", "data.train_users=70", "--set", "synthesis.per_query=6")
+PATIENCE = 240  # seconds, for a busy machine; nothing waits that long on a quiet one
+
+
+class Harness:
+    """Runs stages of one run in children of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.run = root / "r"
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RPO_RUNS": str(root)}
+
+    def folder(self, stage: str) -> Path:
+        return self.run / stage
+
+    def start(self, stage: str, output: int | None) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "rpo_kit", stage, "--run", "r", *SETTINGS]
+        return subprocess.Popen(command, env=self.environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+
+    def kill_once(self, stage: str, has_begun: Callable[[Path], bool]) -> None:
+        """Start the stage and kill it with SIGKILL as soon as `has_begun` holds for its folder."""
+        child, deadline = self.start(stage, subprocess.DEVNULL), time.monotonic() + PATIENCE
+        while child.poll() is None and not has_begun(self.folder(stage)):
+            assert time.monotonic() < deadline, f"{stage} has not begun"
+            time.sleep(0.002)  # between two looks, not for something to happen
+        child.kill()
+        assert child.wait() == -9, f"{stage} ended before it could be killed"
+
+    def finish(self, stage: str) -> str:
+        """Give the command again and let it end; what it printed."""
+        child = self.start(stage, subprocess.PIPE)
+        printed, _ = child.communicate(timeout=PATIENCE)
+        assert child.returncode == 0, printed
+        assert (self.folder(stage) / "manifest.json").exists()
+        return printed
+
+
+def has_records(name: str) -> Callable[[Path], bool]:
+    return lambda folder: (folder / name).exists() and (folder / name).stat().st_size > 0
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
+
+
+def ids(*paths: Path) -> list[str]:
+    return [record["id"] for path in paths for record in read_records(path)]
+
+
+@pytest.mark.slow
+def test_every_stage_survives_a_kill_and_does_nothing_twice(tmp_path):
+    bundled_model()  # converted before the first child, whose work begins after it
+    harness = Harness(tmp_path)
+    folder = harness.folder
+
+    harness.kill_once("prepare", has_records("generic.jsonl"))
+    before = (folder("prepare") / "generic.jsonl").read_bytes()
+    assert 0 < before.count(b"\n") < 76, "killed in the middle"
+    harness.finish("prepare")
+    assert (folder("prepare") / "generic.jsonl").read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    found = ids(folder("prepare") / "generic.jsonl")
+    assert len(found) == len(set(found)) == 76
+
+    harness.kill_once("synthesize", has_records("trajectories.jsonl"))
+    harness.finish("synthesize")
+    found = ids(*(folder("synthesize") / f"{name}.jsonl" for name in ("trajectories", "rejected")))
+    assert len(found) == len(set(found)) == 70 * 6
+
+    for stage, steps in (("sft", [1, 2, 3]), ("rl", [1, 2])):
+        harness.kill_once(stage, has_checkpoint)
+        assert not (folder(stage) / "manifest.json").exists()
+        assert "going on from checkpoint-" in harness.finish(stage)
+        assert pd.read_csv(folder(stage) / "log.csv")["step"].tolist() == steps
+        assert (folder(stage) / "adapter" / "adapter_model.safetensors").exists()
+
+    harness.kill_once("evaluate", has_records("records/context.jsonl"))
+    records = {path: path.read_bytes() for path in (folder("evaluate") / "records").iterdir()}
+    assert not (folder("evaluate") / "manifest.json").exists()
+    harness.finish("evaluate")
+    for path, content in records.items():
+        assert path.read_bytes().startswith(content), "finished records stay as they are"
+    for system in ("base", "context", "untrained", "sft", "rl"):
+        found = ids(folder("evaluate") / "records" / f"{system}.jsonl")
+        assert len(found) == len(set(found)) == 6
+    assert len(pd.read_csv(folder("evaluate") / "metrics.csv")) == 7
+
+    assert existing_run("r", root=tmp_path).preset.data.train_users == 70
