@@ -1,7 +1,7 @@
 """What both training stages share: the log that survives a kill, the callback that a live plot hangs on, the resume.
 
 `log.csv` is rewritten whole at every logged step from the trainer's own state, which a checkpoint carries; so after a
-resume it holds each step once. On CPU two threads spin for each other when cores are shared: see `calm_threads`.
+resume it holds each step once.
 """
 
 from __future__ import annotations
