@@ -35,7 +35,8 @@ _CHUNK = 64  # ours: generic answers stored at a time
 def prepare(run: Run, open_base: Callable[[str], Chat] = open_chat) -> None:
     """Write `prepare/{train,dev}` (Arrow, with the ranking) and `prepare/generic.jsonl`."""
     preset = run.preset
-    with stage(run, "prepare", data=preset.data, base=preset.base, base_tokens=preset.base_max_new_tokens) as work:
+    inputs = {"data": preset.data, "base": preset.base, "base_tokens": preset.base_max_new_tokens}
+    with stage(run, "prepare", **inputs, **source_files(preset.data)) as work:
         if work is None:
             return
         task = get_task(preset.data.task)
@@ -45,6 +46,13 @@ def prepare(run: Run, open_base: Callable[[str], Chat] = open_chat) -> None:
         missing = _without_generic(work)
         if missing:
             _answer(task, open_base(preset.base), missing, work / "generic.jsonl", preset.base_max_new_tokens)
+
+
+def source_files(settings: DataSettings) -> dict[str, Path]:
+    """The files that somebody else may change: LaMP's own. Personas are made from their settings alone."""
+    names = [f"{split}_{kind}.json" for split in SPLITS for kind in ("questions", "outputs")]
+    files = {name: Path(settings.source) / name for name in names}
+    return {} if settings.source == "personas" else {name: path for name, path in files.items() if path.exists()}
 
 
 def read_source(settings: DataSettings, split: str, work: Path) -> Dataset:
@@ -112,12 +120,18 @@ def _without_generic(work: Path) -> list[dict[str, str]]:
     return [row for row in rows if row["id"] not in done]
 
 
+def ask_base(base: Chat, task: Task, prompts: list[str], tokens: int) -> list[dict[str, str]]:
+    """The base model's answers: `prediction`, and `raw` as it came. A label needs no more than 12 tokens (ours)."""
+    limit = tokens if task.kind == "generation" else min(tokens, 12)
+    answers = base.complete([base_conversation(prompt) for prompt in prompts], max_new_tokens=limit)
+    return [{"prediction": read_answer(task, answer.text), "raw": answer.text} for answer in answers]
+
+
 def _answer(task: Task, base: Chat, rows: list[dict[str, str]], path: Path, tokens: int) -> None:
-    limit = tokens if task.kind == "generation" else min(tokens, 12)  # ours: a label needs no more
     with tqdm(total=len(rows), desc=f"{base.name} answers without seeing the user", unit="query") as bar:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            answers = base.complete([base_conversation(row["input"]) for row in chunk], max_new_tokens=limit)
+            answers = ask_base(base, task, [row["input"] for row in chunk], tokens)
             pairs = zip(chunk, answers, strict=True)
-            append_records(path, [{"id": r["id"], "text": read_answer(task, a.text), "raw": a.text} for r, a in pairs])
+            append_records(path, [{"id": r["id"], "text": a["prediction"], "raw": a["raw"]} for r, a in pairs])
             bar.update(len(chunk))

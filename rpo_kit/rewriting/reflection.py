@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.presets import ModelSettings
 from rpo_kit.rewriting.bundled import bundled_model
 from rpo_kit.rewriting.chat import Chat, Completion, Conversation
+from rpo_kit.rewriting.prepare import ask_base
 from rpo_kit.rewriting.prompts import fill, harmless, load
 from rpo_kit.rewriting.trajectory import Trajectory, parse
 
@@ -131,9 +131,7 @@ def _on_gpu() -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Hide loading bars and banners; errors still raise."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    """Hide banners; errors still raise."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -165,19 +163,19 @@ def reflection_messages(
 
 
 def fitting_messages(
-    tokenizer: Any, limit: int, task: Task, query: str, generic: str, items: Sequence[Item], first: int = 1
+    tokenizer: Any, limit: int, task: Task, example: Mapping[str, Any], items: Sequence[Item], first: int = 1
 ) -> tuple[Conversation, bool]:
-    """The same, with history items cut at word ends until the prompt has at most `limit` tokens; says whether it cut.
-
-    The query is never cut: KitError where it does not fit even with the shortest items.
+    """The same for an example (its `id`, `input` and `generic`), with history items cut at word ends until the prompt
+    has at most `limit` tokens; says whether it cut. The query is never cut: KitError where it does not fit.
     """
+    query, generic = example["input"], example["generic"]
     for words in _WORD_LIMITS:
         messages = reflection_messages(task, query, generic, items, first, words)
         if prompt_tokens(tokenizer, messages) <= limit:
             return messages, words is not None
     raise KitError(
-        f"A query of {len(query):,} characters does not fit into {limit} tokens beside {len(items)} items: "
-        "raise reflection.max_seq_length, or leave this query out."
+        f"Question {example['id']} with its {len(query):,} characters does not fit into {limit} tokens beside "
+        f"{len(items)} history items: raise reflection.max_seq_length, or leave this question out of the data."
     )
 
 
@@ -253,12 +251,12 @@ class Personalizer:
     def __call__(self, query: str, profile: list[Item]) -> Rewrite:
         """`query` is a LaMP input; the base model sees it and nothing else."""
         start = time.perf_counter()
-        example = {"id": "query", "input": query, "profile": profile}
+        example: dict[str, Any] = {"id": "query", "input": query, "profile": profile}
         items = take(example, rank(self.task, [example], self.retriever)[0], self.shots)
-        ask = [{"role": "user", "content": query}]
-        generic = self.base.complete([ask], max_new_tokens=self.new_tokens)[0].text
+        generic = ask_base(self.base, self.task, [query], self.new_tokens)[0]["prediction"]
         limit = self.reflection.max_seq_length - self.new_tokens
-        messages, _ = fitting_messages(self.reflection.tokenizer, limit, self.task, query, generic, items)
+        example["generic"] = generic
+        messages, _ = fitting_messages(self.reflection.tokenizer, limit, self.task, example, items)
         parsed = parse(generate(self.reflection, [messages], max_new_tokens=self.new_tokens)[0].text)
         text = parsed.trajectory.rewrite if parsed.trajectory else generic
         return Rewrite(text, generic, items, parsed.trajectory, parsed.complaint, time.perf_counter() - start)

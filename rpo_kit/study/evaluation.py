@@ -27,7 +27,7 @@ from rpo_kit.lamp.personas import oracle, persona
 from rpo_kit.lamp.retrieval import take
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.rewriting.chat import Chat, open_chat
-from rpo_kit.rewriting.prepare import Example, load_prepared, read_answer
+from rpo_kit.rewriting.prepare import Example, ask_base, load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate, load_reflection
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, append_records, read_records, require, stage, write_text
@@ -49,7 +49,7 @@ def evaluate(run: Run, systems: Sequence[str] = SYSTEMS) -> None:
         task, examples = get_task(preset.data.task), load_prepared(run, "dev")
         found = {name: predict(run, name, examples, work, adapters.get(name)) for name in systems}
         for name, records in found.items():
-            predictions = [record["prediction"] for record in records]
+            predictions = [scorable(task, record["prediction"]) for record in records]
             write_predictions(work / "predictions" / f"{name}.json", task, [e["id"] for e in examples], predictions)
         write_text(work / "metrics.csv", metrics_table(run, task, examples, found).to_csv(index=False))
         write_text(work / "paired.csv", paired_table(run, task, examples, found).to_csv(index=False))
@@ -86,10 +86,8 @@ def _answerer(run: Run, system: str, adapter: Path | None) -> Callable[[list[Exa
 def inject_context(base: Chat, task: Task, examples: list[Example], shots: int, tokens: int) -> list[Record]:
     """LaMP's own way to personalise: the k items in front of the query, in the base model's prompt."""
     prompts = [task.context_prompt(e["input"], take(e, e["ranking"], shots)) for e in examples]
-    limit = tokens if task.kind == "generation" else min(tokens, 12)
-    answers = base.complete([[{"role": "user", "content": prompt}] for prompt in prompts], max_new_tokens=limit)
-    pairs = zip(examples, answers, strict=True)
-    return [{"id": e["id"], "prediction": read_answer(task, a.text), "raw": a.text} for e, a in pairs]
+    answers = ask_base(base, task, prompts, tokens)
+    return [{"id": e["id"]} | answer for e, answer in zip(examples, answers, strict=True)]
 
 
 def rewrite(
@@ -97,10 +95,7 @@ def rewrite(
 ) -> list[Record]:
     """The reflection module's rewrites with `shots` items each; greedy."""
     limit = loaded.max_seq_length - max_new_tokens
-    prompts = [
-        fitting_messages(loaded.tokenizer, limit, task, e["input"], e["generic"], take(e, e["ranking"], shots))[0]
-        for e in examples
-    ]
+    prompts = [fitting_messages(loaded.tokenizer, limit, task, e, take(e, e["ranking"], shots))[0] for e in examples]
     completions = generate(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     records = []
     for example, completion in zip(examples, completions, strict=True):
@@ -109,6 +104,11 @@ def rewrite(
         record = {"id": example["id"], "prediction": prediction, "raw": completion.text, "complaint": parsed.complaint}
         records.append(record | {"tokens": completion.new_tokens, "finished": completion.finished})
     return records
+
+
+def scorable(task: Task, prediction: str) -> str:
+    """The prediction as LaMP's evaluator can take it: a rating "nan" would make it raise, "" counts as the worst."""
+    return prediction if is_parseable(task, prediction) or task.kind != "regression" else ""
 
 
 def references(task: Task, examples: list[Example], shots: int) -> dict[str, np.ndarray]:
@@ -148,7 +148,7 @@ def metrics_table(run: Run, task: Task, examples: list[Example], found: dict[str
         rows.append(
             {"system": name}
             | _mean_with_interval(values, users, settings.bootstrap, settings.seed)
-            | score(task, golds, [p if is_parseable(task, p) else "" for p in predictions])  # "nan" is no rating
+            | score(task, golds, [scorable(task, prediction) for prediction in predictions])
             | {
                 "unparsed": float(np.mean([bool(record.get("complaint")) for record in records])),
                 "words": float(np.mean([len(prediction.split()) for prediction in predictions])),

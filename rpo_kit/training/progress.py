@@ -14,24 +14,45 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from rpo_kit.runs import write_text
 
 OnLog = Callable[[list[dict[str, float]]], None]
 
 
-def log_callback(path: Path, on_log: OnLog | None = None) -> Any:
-    """A trainer callback which keeps `path` (CSV) up to date and hands all rows so far to `on_log`."""
+def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Any:
+    """A trainer callback: a progress bar with the value `shown`, the log in `path` (CSV), all its rows to `on_log`."""
     from transformers import TrainerCallback
 
     class KeepLog(TrainerCallback):
+        bar = tqdm(disable=True)
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar.update(1)
+
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             rows = [row for row in state.log_history if "loss" in row]
             write_text(path, pd.DataFrame(rows).to_csv(index=False))
+            if rows:
+                self.bar.set_postfix({shown: f"{rows[-1][shown]:.3f}"})
             if on_log:
                 on_log(rows)
 
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar.close()
+
     return KeepLog()
+
+
+def only_our_progress(trainer: Any) -> None:
+    """Take out the callback that prints every log line."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -28,7 +28,15 @@ from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_tra
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, require, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
-from rpo_kit.training.progress import OnLog, finish_training, is_trained, last_checkpoint, log_callback, precision
+from rpo_kit.training.progress import (
+    OnLog,
+    finish_training,
+    is_trained,
+    last_checkpoint,
+    log_callback,
+    only_our_progress,
+    precision,
+)
 from rpo_kit.training.rewards import reward
 from rpo_kit.training.shared_prefix import sample_groups, score_groups
 
@@ -56,7 +64,7 @@ def rl_dataset(run: Run, loaded: LoadedModel, settings: RLSettings) -> Dataset:
     rows, shortened = [], 0
     for slot, example in enumerate(examples):
         items = take(example, example["ranking"], plan[slot // settings.prompts_per_step])
-        prompt, cut = fitting_messages(loaded.tokenizer, limit, task, example["input"], example["generic"], items)
+        prompt, cut = fitting_messages(loaded.tokenizer, limit, task, example, items)
         rows.append({"prompt": prompt, "gold": example["output"], "k": len(items)})
         shortened += cut
     if shortened:
@@ -88,9 +96,10 @@ def make_trainer(
         args=trainer_config(settings, work),
         train_dataset=rows,
         processing_class=loaded.tokenizer,
-        callbacks=[log_callback(work / "log.csv", on_log)],
+        callbacks=[log_callback(work / "log.csv", "reward", on_log)],
     )
     ensure_reference(trainer.model, settings.beta)
+    only_our_progress(trainer)
     return trainer
 
 
@@ -135,6 +144,7 @@ def trainer_config(settings: RLSettings, work: Path) -> Any:
         save_steps=settings.save_every,
         save_total_limit=2,
         report_to=[],
+        disable_tqdm=True,  # the bar is ours: a table of losses, near 0 by construction, would mislead
         seed=settings.seed,
         data_seed=settings.seed,
         gradient_checkpointing=False,
@@ -186,13 +196,15 @@ def trainer_class() -> Any:
 
         def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
             model: Any = self.accelerator.unwrap_model(self.model)
-            distinct, group = prompt_ids[:: self.num_generations], self.num_generations
+            config: Any = self.args
+            group = config.num_generations
+            distinct = prompt_ids[::group]
             if not shares_prefix(model) or prompt_ids != [ids for ids in distinct for _ in range(group)]:
                 return super()._generate_single_turn(prompt_ids, *args, **kwargs)
             rows = [torch.tensor(ids, device=model.device) for ids in distinct]
             ids = pad(rows, padding_value=self._tokenizer.pad_token_id, padding_side="left")
             mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left")
-            limit, ends = self.max_completion_length, self.eos_token_ids
+            limit, ends = config.max_completion_length, self.eos_token_ids
             with self.accelerator.autocast():
                 out = sample_groups(model, ids, mask, group, limit, self.temperature, ends)
             return [until_end(row, ends) for row in out.flatten(0, 1).tolist()], None

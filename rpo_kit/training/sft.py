@@ -19,7 +19,15 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_trainable
 from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run, read_records, require, stage
-from rpo_kit.training.progress import OnLog, finish_training, is_trained, last_checkpoint, log_callback, precision
+from rpo_kit.training.progress import (
+    OnLog,
+    finish_training,
+    is_trained,
+    last_checkpoint,
+    log_callback,
+    only_our_progress,
+    precision,
+)
 
 
 def train_sft(run: Run, on_log: OnLog | None = None) -> None:
@@ -47,9 +55,7 @@ def _row(run: Run, loaded: LoadedModel, example: dict[str, Any], record: dict[st
     text = render(Trajectory(record["observe"], record["plan"], record["rewrite"]))
     limit = loaded.max_seq_length - len(loaded.tokenizer(text)["input_ids"]) - 8
     task = get_task(run.preset.data.task)
-    prompt, _ = fitting_messages(
-        loaded.tokenizer, limit, task, example["input"], example["generic"], items, record["first"]
-    )
+    prompt, _ = fitting_messages(loaded.tokenizer, limit, task, example, items, record["first"])
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
 
 
@@ -78,13 +84,15 @@ def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work
         seed=settings.seed,
         data_seed=settings.seed,
         dataloader_pin_memory=False,
-        disable_tqdm=False,
+        disable_tqdm=True,
         **precision(),
     )
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=loaded.model,
         args=config,
         train_dataset=rows,
         processing_class=loaded.tokenizer,
-        callbacks=[log_callback(work / "log.csv", on_log)],
+        callbacks=[log_callback(work / "log.csv", "loss", on_log)],
     )
+    only_our_progress(trainer)
+    return trainer

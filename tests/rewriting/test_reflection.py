@@ -25,6 +25,7 @@ from rpo_kit.rewriting.reflection import (
 
 TASK = get_task("LaMP-3")
 QUERY = TASK.make_input(text="The lid leaks.")
+EXAMPLE = {"id": "410", "input": QUERY, "generic": "3"}
 ITEMS = [{"id": str(n), "text": f"item number {n} " + "so and so " * 6, "score": str(1 + n % 5)} for n in range(6)]
 
 
@@ -70,10 +71,10 @@ def test_nothing_of_the_user_can_open_a_tag_or_a_turn(name):
 
 
 def test_items_are_cut_at_word_ends_and_keep_their_answer_until_the_prompt_fits(untrained):
-    whole, cut = fitting_messages(untrained.tokenizer, 2048, TASK, QUERY, "3", ITEMS)
+    whole, cut = fitting_messages(untrained.tokenizer, 2048, TASK, EXAMPLE, ITEMS)
     assert not cut
     limit = prompt_tokens(untrained.tokenizer, whole) - 1
-    shorter, cut = fitting_messages(untrained.tokenizer, limit, TASK, QUERY, "3", ITEMS)
+    shorter, cut = fitting_messages(untrained.tokenizer, limit, TASK, EXAMPLE, ITEMS)
     assert cut
     assert prompt_tokens(untrained.tokenizer, shorter) <= limit
     lines = [line for line in shorter[1]["content"].splitlines() if line.startswith("[")]
@@ -86,15 +87,15 @@ def test_items_are_cut_at_word_ends_and_keep_their_answer_until_the_prompt_fits(
 
 def test_a_history_item_of_one_endless_word_is_cut_too(untrained):
     item = {"id": "1", "text": "x" * 50_000, "score": "2"}
-    messages, cut = fitting_messages(untrained.tokenizer, 600, TASK, QUERY, "3", [item])
+    messages, cut = fitting_messages(untrained.tokenizer, 600, TASK, EXAMPLE, [item])
     assert cut
     assert messages[1]["content"].splitlines()[2] == '[1] "' + "x" * 19 + "… -> 2"
 
 
 def test_a_query_that_does_not_fit_is_said_and_never_cut(untrained):
     query = TASK.make_input(text="leaks " * 3000)
-    with pytest.raises(KitError, match=r"A query of 18,\d\d\d characters does not fit into 2000 tokens beside 6 items"):
-        fitting_messages(untrained.tokenizer, 2000, TASK, query, "3", ITEMS)
+    with pytest.raises(KitError, match=r"Question 410 with its 18,\d\d\d characters does not fit into 2000 tokens"):
+        fitting_messages(untrained.tokenizer, 2000, TASK, EXAMPLE | {"input": query}, ITEMS)
 
 
 # ---- loading and generating ---------------------------------------------------------------------------------------

@@ -41,11 +41,11 @@ def test_a_checkpoint_that_was_being_written_when_the_process_was_killed_does_no
 
 def test_the_log_holds_each_logged_step_once_also_after_a_resume(tmp_path):
     seen = []
-    log = log_callback(tmp_path / "log.csv", seen.append)
+    log = log_callback(tmp_path / "log.csv", "loss", seen.append)
     state = SimpleNamespace(log_history=[{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}])
     log.on_log(None, state, None)
     # a checkpoint carries the history of the steps before it
-    resumed = log_callback(tmp_path / "log.csv")
+    resumed = log_callback(tmp_path / "log.csv", "loss")
     state.log_history += [{"loss": 0.5, "step": 3}, {"train_loss": 1.2, "step": 3}]
     resumed.on_log(None, state, None)
     assert pd.read_csv(tmp_path / "log.csv")["step"].tolist() == [1, 2, 3]

@@ -12,7 +12,9 @@ import re
 from functools import cache
 from importlib.resources import files
 
-_POWERFUL = re.compile(r"<(?=\s*/?\s*(?:observe|plan|rewrite)\b|\|)", re.IGNORECASE)
+# the grammar's own tags, and what tokenizers read as special tokens: <|…|>, <s>, <start_of_turn>, …
+_TAGS = "observe|plan|rewrite|s|pad|unk|mask|bos|eos|start_of_turn|end_of_turn"
+_POWERFUL = re.compile(rf"<(?=\s*/?\s*(?:{_TAGS})\b|\|)", re.IGNORECASE)
 
 
 def harmless(text: str) -> str:
