@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from rpo_kit.presets import RLSettings, SFTSettings
 from rpo_kit.runs import write_text
 
 OnLog = Callable[[list[dict[str, float]]], None]
@@ -46,6 +47,28 @@ def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Any:
             self.bar.close()
 
     return KeepLog()
+
+
+def common_arguments(settings: SFTSettings | RLSettings, work: Path) -> dict[str, Any]:
+    """The trainer fields that both stages share. The bar is ours: the trainer's table of losses, near 0 by construction
+    in RL, would mislead.
+    """
+    return {
+        "output_dir": str(work / "checkpoints"),
+        "max_steps": settings.steps,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": 0.0,
+        "optim": "adamw_torch",
+        "save_steps": settings.save_every,
+        "save_total_limit": 2,
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+        **precision(),
+    }
 
 
 def only_our_progress(trainer: Any) -> None:

@@ -30,12 +30,12 @@ from rpo_kit.runs import Run, require, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.progress import (
     OnLog,
+    common_arguments,
     finish_training,
     is_trained,
     last_checkpoint,
     log_callback,
     only_our_progress,
-    precision,
 )
 from rpo_kit.training.rewards import reward
 from rpo_kit.training.shared_prefix import sample_groups, score_groups
@@ -114,8 +114,6 @@ def trainer_config(settings: RLSettings, work: Path) -> Any:
             f"{settings.group_size} and divide the {sequences} sequences of a step."
         )
     return GRPOConfig(
-        output_dir=str(work / "checkpoints"),
-        max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch,
         gradient_accumulation_steps=sequences // settings.micro_batch,
         steps_per_generation=sequences // settings.micro_batch,  # one rollout batch, one update: rho = 1, on-policy
@@ -134,23 +132,12 @@ def trainer_config(settings: RLSettings, work: Path) -> Any:
         use_bias_correction_kl=True,  # makes TRL's KL gradient the k2 one (facts)
         mask_truncated_completions=False,
         shuffle_dataset=False,  # the curriculum lies in the order of the rows
-        learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         warmup_steps=0,
-        weight_decay=0.0,
         max_grad_norm=1.0,
-        optim="adamw_torch",
         logging_steps=1,
-        save_steps=settings.save_every,
-        save_total_limit=2,
-        report_to=[],
-        disable_tqdm=True,  # the bar is ours: a table of losses, near 0 by construction, would mislead
-        seed=settings.seed,
-        data_seed=settings.seed,
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
         use_vllm=False,
-        **precision(),
+        **common_arguments(settings, work),
     )
 
 

@@ -21,12 +21,12 @@ from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run, read_records, require, stage
 from rpo_kit.training.progress import (
     OnLog,
+    common_arguments,
     finish_training,
     is_trained,
     last_checkpoint,
     log_callback,
     only_our_progress,
-    precision,
 )
 
 
@@ -64,28 +64,15 @@ def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work
     from trl import SFTConfig, SFTTrainer  # after Unsloth, which `loaded` has imported
 
     config = SFTConfig(
-        output_dir=str(work / "checkpoints"),
-        max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,
-        learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=round(settings.warmup * settings.steps),
-        weight_decay=0.0,
-        optim="adamw_torch",
         max_length=loaded.max_seq_length,
         completion_only_loss=True,
         packing=False,
-        gradient_checkpointing=False,
         logging_steps=max(1, settings.steps // 40),
-        save_steps=settings.save_every,
-        save_total_limit=2,
-        report_to=[],
-        seed=settings.seed,
-        data_seed=settings.seed,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        **precision(),
+        **common_arguments(settings, work),
     )
     trainer = SFTTrainer(
         model=loaded.model,
