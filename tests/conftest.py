@@ -99,10 +99,15 @@ def tiny_model(tiny_llama: Path) -> ModelSettings:
 
 @pytest.fixture
 def new_run(tmp_path: Path, tiny_llama: Path) -> Callable[..., Run]:
-    """A run at the `tiny` preset with the random Llama in all roles: new_run({"data.task": "LaMP-5"})."""
+    """A run of LaMP-3 at the `tiny` preset, the random Llama in all roles: new_run({"data.task": "LaMP-5"})."""
 
     def new(overrides: dict[str, Any] | None = None, name: str = "r") -> Run:
-        models = {"base": f"local:{tiny_llama}", "reflection.name": str(tiny_llama), "reflection.max_seq_length": 2048}
+        models = {
+            "data.task": "LaMP-3",
+            "base": f"local:{tiny_llama}",
+            "reflection.name": str(tiny_llama),
+            "reflection.max_seq_length": 2048,
+        }
         return open_run(name, "tiny", models | (overrides or {}), root=tmp_path)
 
     return new

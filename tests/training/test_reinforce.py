@@ -30,7 +30,7 @@ from rpo_kit.rewriting import reflection
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, load_trainable
 from rpo_kit.runs import Run
-from rpo_kit.training import reinforce
+from rpo_kit.training import progress, reinforce
 from rpo_kit.training.curriculum import prompt_order
 from rpo_kit.training.reinforce import (
     ensure_reference,
@@ -62,7 +62,7 @@ MANY_ENDS = list(range(2, 400, 12))  # so many end tokens that completions have 
 @pytest.fixture(autouse=True)
 def unsloth_first_and_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     reflection._unsloth()
-    monkeypatch.setattr(reinforce, "precision", lambda: {"bf16": False, "fp16": False})
+    monkeypatch.setattr(progress, "precision", lambda: {"bf16": False, "fp16": False})
 
 
 @pytest.fixture
