@@ -26,7 +26,7 @@ from rpo_kit.errors import KitError
 @dataclass(frozen=True)
 class DataSettings:
     source: str = "personas"  # ours: the embedded benchmark; or a folder with LaMP's official files
-    task: str = "LaMP-7"  # measured: the task on which a demo of 25 minutes shows most
+    task: str = "LaMP-7"  # measured: of 1, 3 and 7 the one on which a short demo shows most
     train_users: int = 480  # ours
     dev_users: int = 120  # ours: intervals of about +-0.05 on a 0..1 score
     items_per_user: int = 12  # ours; LaMP's own profiles hold 15 to 200 items on average
