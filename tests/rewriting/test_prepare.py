@@ -63,9 +63,10 @@ def test_a_killed_call_goes_on_with_the_missing_answers(new_run, recording_chat,
     assert [record["text"] for record in records] == ["2"] * 10 + ["4"] * 8
 
 
-def test_a_finished_stage_opens_no_model(prepared):
+def test_a_finished_stage_opens_no_model(prepared, capsys):
     run = prepared()
     prepare(run, lambda spec: pytest.fail("there is nothing to answer"))
+    assert "prepare: done already" in capsys.readouterr().out
 
 
 def test_another_base_model_means_new_answers(prepared, new_run, recording_chat):
