@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ def precision() -> dict[str, Any]:
         bf16 = torch.cuda.get_device_capability()[0] >= 8
         return {"bf16": bf16, "fp16": not bf16}
     return {"bf16": _cpu_has_bf16(), "fp16": False}
+
+
+@contextmanager
+def autocast_casts(model: Any) -> Iterator[None]:
+    """Leave the casting of LoRA inputs to autocast, where it is on: PEFT would cast them to fp32 first, and autocast
+    back again (measured: a fifth of an SFT step on a CPU with all seven LoRA targets).
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    arguments = precision()
+    with disable_input_dtype_casting(model, arguments["bf16"] or arguments["fp16"]):
+        yield
 
 
 def _cpu_has_bf16() -> bool:

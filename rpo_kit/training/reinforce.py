@@ -30,6 +30,7 @@ from rpo_kit.runs import Run, require, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.progress import (
     OnLog,
+    autocast_casts,
     common_arguments,
     finish_training,
     is_trained,
@@ -52,7 +53,8 @@ def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", sett
         trainer = make_trainer(
             loaded, get_task(run.preset.data.task), rl_dataset(run, loaded, settings), settings, work, on_log
         )
-        trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+        with autocast_casts(loaded.model):
+            trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
         finish_training(trainer.model, loaded.tokenizer, work)
 
 

@@ -21,6 +21,7 @@ from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run, read_records, require, stage
 from rpo_kit.training.progress import (
     OnLog,
+    autocast_casts,
     common_arguments,
     finish_training,
     is_trained,
@@ -38,7 +39,8 @@ def train_sft(run: Run, on_log: OnLog | None = None) -> None:
             return
         loaded = load_trainable(run.preset.reflection, adapter=None, seed=settings.seed)
         trainer = make_trainer(loaded, sft_dataset(run, loaded), settings, work, on_log)
-        trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+        with autocast_casts(loaded.model):
+            trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
         finish_training(trainer.model, loaded.tokenizer, work)
 
 

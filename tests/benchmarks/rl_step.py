@@ -10,6 +10,7 @@ import platform
 import resource
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import get_preset
 from rpo_kit.rewriting.reflection import load_trainable, reflection_messages
 from rpo_kit.training import reinforce
+from rpo_kit.training.progress import autocast_casts
 
 
 def rows(task_name: str, count: int, shots: int) -> Dataset:
@@ -63,7 +65,8 @@ def seconds_a_step(shared: bool, options: argparse.Namespace) -> float:
             return out
 
         trainer.training_step = timed
-        trainer.train()
+        with autocast_casts(loaded.model) if shared else nullcontext():
+            trainer.train()
     return sum(times[1:]) / len(times[1:])
 
 
