@@ -65,6 +65,7 @@ class SFTSettings:
 @dataclass(frozen=True)
 class RLSettings:
     steps: int = 20
+    algorithm: str = "reinforce++-baseline"  # paper; or reinforce++, grpo, rloo
     prompts_per_step: int = 4  # OpenRLHF uses 128; at least 8 if time allows (facts on tiny batches)
     group_size: int = 8  # OpenRLHF
     micro_batch: int = 32  # sequences in one forward pass
@@ -75,7 +76,7 @@ class RLSettings:
     max_new_tokens: int = 96
     shots_from: int = 2  # paper
     shots_to: int = 6  # paper
-    curriculum: str = "progressive"  # paper; or fixed-K, random, reversed
+    curriculum: str = "progressive"  # paper; or fixed-K, random, reversed, or a list as in "2,4,6"
     format_weight: float = 0.1  # ours: share of the reward for a well-formed trajectory
     save_every: int = 5
     seed: int = 0

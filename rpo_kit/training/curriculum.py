@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from rpo_kit.errors import KitError
 from rpo_kit.rewriting.prepare import Example
 
-PLANS = "progressive, reversed, random, or fixed-K as in fixed-4"
+PLANS = "progressive, reversed, random, fixed-K as in fixed-4, or a list as in 2,2,3,6, whose stages are equally long"
 
 
 def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int = 0) -> list[int]:
@@ -30,7 +30,10 @@ def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int =
         return growing[::-1]
     if plan == "random":
         return random.Random(f"shots/{seed}").choices(range(first, last + 1), k=steps)
-    if plan.startswith("fixed-") and plan[6:].isdigit() and int(plan[6:]) > 0:
+    stages = [int(part) for part in plan.split(",") if part.strip().isdecimal() and int(part) > 0]
+    if "," in plan and len(stages) == plan.count(",") + 1:
+        return [stages[t * len(stages) // steps] for t in range(steps)]
+    if plan.startswith("fixed-") and plan[6:].isdecimal() and int(plan[6:]) > 0:
         return [int(plan[6:])] * steps
     raise KitError(f"There is no curriculum {plan!r}; there are {PLANS}.")
 

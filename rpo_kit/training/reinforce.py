@@ -8,8 +8,9 @@ included) and all sums over the *global* batch of the step (arXiv 2501.03262; Op
     A_i = (c_i - mu) / sqrt(max(var, 1e-8))           the same for every token of completion i
     loss = sum_i sum_t -min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i) / sum L_i  +  beta KL(policy || SFT adapter)
 
-mu is not zero where length and reward correlate. TRL's GRPOTrainer does everything but the whitening, which is ours.
-TRL's own normalisations differ: its 'batch' divides by the spread of the raw rewards, between prompts included.
+mu is not zero where length and reward correlate. TRL's GRPOTrainer does everything but the advantage, which is ours:
+its own normalisations differ (its 'batch' divides by the spread of the raw rewards, between prompts included). For the
+ablation `rl.algorithm` takes the advantage of REINFORCE++ without baseline, GRPO or RLOO; the loss stays the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.retrieval import take
@@ -28,6 +31,7 @@ from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_tra
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, require, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
+from rpo_kit.training.guard import speak
 from rpo_kit.training.progress import (
     OnLog,
     autocast_casts,
@@ -40,6 +44,8 @@ from rpo_kit.training.progress import (
 )
 from rpo_kit.training.rewards import reward
 from rpo_kit.training.shared_prefix import sample_groups, score_groups
+
+ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
 
 
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
@@ -67,7 +73,8 @@ def rl_dataset(run: Run, loaded: LoadedModel, settings: RLSettings) -> Dataset:
     for slot, example in enumerate(examples):
         items = take(example, example["ranking"], plan[slot // settings.prompts_per_step])
         prompt, cut = fitting_messages(loaded.tokenizer, limit, task, example, items)
-        rows.append({"prompt": prompt, "gold": example["output"], "k": len(items)})
+        row = {"prompt": prompt, "gold": example["output"], "k": len(items), "generic": example["generic"]}
+        rows.append(row | {"history": [item[task.gold_field] for item in items]})
         shortened += cut
     if shortened:
         print(f"{shortened} of {len(rows)} prompts were longer than {limit} tokens: their history items were shortened")
@@ -75,30 +82,47 @@ def rl_dataset(run: Run, loaded: LoadedModel, settings: RLSettings) -> Dataset:
 
 
 def reward_function(task: Task, format_weight: float) -> Any:
-    """The reward in the form TRL calls: lists in, one float a completion out; logs k and the share that parses."""
+    """The reward in the form TRL calls: lists in, one float a completion out; logs what the guard looks at."""
 
     def task_reward(
-        completions: list[Any], gold: list[str], k: list[int], log_metric: Any = None, **_: Any
+        completions: list[Any],
+        gold: list[str],
+        k: list[int],
+        generic: list[str],
+        history: list[list[str]],
+        log_metric: Any = None,
+        **_: Any,
     ) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]
         if log_metric:
             log_metric("shots", sum(k) / len(k))
-            log_metric("parsed", sum(parse(text).trajectory is not None for text in texts) / len(texts))
+            for name, share in shares(task, texts, generic, history).items():
+                log_metric(name, share)
         return [reward(task, text, g, n, format_weight) for text, g, n in zip(texts, gold, k, strict=True)]
 
     return task_reward
 
 
+def shares(task: Task, texts: list[str], generic: list[str], history: list[list[str]]) -> dict[str, float]:
+    """Share of completions that parse; for texts also of rewrites that are a history item, or the generic answer."""
+    rewrites = [parsed.trajectory and parsed.trajectory.rewrite for parsed in map(parse, texts)]
+    found = {"parsed": sum(rewrite is not None for rewrite in rewrites) / len(texts)}
+    if task.kind == "generation":  # a label is right or wrong whatever it repeats
+        found["copied_history"] = sum(r in own for r, own in zip(rewrites, history, strict=True)) / len(texts)
+        found["copied_generic"] = sum(r == g.strip() for r, g in zip(rewrites, generic, strict=True)) / len(texts)
+    return found
+
+
 def make_trainer(
     loaded: LoadedModel, task: Task, rows: Dataset, settings: RLSettings, work: Path, on_log: OnLog | None
 ) -> Any:
-    trainer = trainer_class()(
+    trainer = trainer_class(settings.algorithm)(
         model=loaded.model,
         reward_funcs=[reward_function(task, settings.format_weight)],
         args=trainer_config(settings, work),
         train_dataset=rows,
         processing_class=loaded.tokenizer,
-        callbacks=[log_callback(work / "log.csv", "reward", on_log)],
+        callbacks=[log_callback(work / "log.csv", "reward", speak(on_log))],
     )
     ensure_reference(trainer.model, settings.beta)
     only_our_progress(trainer)
@@ -108,6 +132,8 @@ def make_trainer(
 def trainer_config(settings: RLSettings, work: Path) -> Any:
     """Every field that decides something is set: Unsloth's defaults differ from TRL's."""
     from trl import GRPOConfig
+
+    advantages(torch.zeros(2), torch.ones(2), 2, settings.algorithm)  # an unknown one is told now, not after sampling
 
     sequences = settings.prompts_per_step * settings.group_size
     if sequences % settings.micro_batch or settings.micro_batch % settings.group_size:
@@ -125,7 +151,7 @@ def trainer_config(settings: RLSettings, work: Path) -> Any:
         temperature=settings.temperature,
         top_p=1.0,
         top_k=0,
-        scale_rewards="none",  # A = r - group mean; the whitening is ours
+        scale_rewards="none",  # TRL's log then keeps r - group mean; the advantage is ours
         loss_type="dapo",  # token sum over the global token count
         importance_sampling_level="token",
         epsilon=settings.clip,
@@ -143,16 +169,33 @@ def trainer_config(settings: RLSettings, work: Path) -> Any:
     )
 
 
-def whiten(centred: Any, lengths: Any) -> tuple[Any, Any]:
-    """Mean and 1/std of the centred rewards, each counted once for every token; tensors of shape (sequences,)."""
-    mu = (lengths * centred).sum() / lengths.sum().clamp(min=1)
-    var = (lengths * (centred - mu) ** 2).sum() / lengths.sum().clamp(min=1)
-    return mu, var.clamp(min=1e-8).rsqrt()
+def advantages(rewards: Tensor, lengths: Tensor, group: int, algorithm: str = "reinforce++-baseline") -> Tensor:
+    """One advantage a completion from the rewards and lengths (in tokens) of the global batch; shapes (sequences,).
+
+    Completions of one prompt stand together, `group` of them.
+    """
+    groups = rewards.view(-1, group)
+    centred = (groups - groups.mean(1, keepdim=True)).flatten()
+    if algorithm == "reinforce++-baseline":  # the kit's method
+        return whiten(centred, lengths)
+    if algorithm == "reinforce++":  # no baseline: a hard prompt's attempts are all below the mean
+        return whiten(rewards, lengths)
+    if algorithm == "rloo":  # baseline: the mean of the *other* attempts
+        return centred * group / (group - 1)
+    if algorithm == "grpo":  # TRL's constants: Bessel's correction, 1e-4
+        return centred / (groups.std(1).repeat_interleave(group) + 1e-4)
+    raise KitError(f"There is no rl.algorithm={algorithm!r}; there are {', '.join(ALGORITHMS)}.")
 
 
-def trainer_class() -> Any:
+def whiten(values: Tensor, lengths: Tensor) -> Tensor:
+    """Mean 0 and variance 1 (biased) over the tokens of the batch: each value counts once for every token."""
+    mu = (lengths * values).sum() / lengths.sum().clamp(min=1)
+    var = (lengths * (values - mu) ** 2).sum() / lengths.sum().clamp(min=1)
+    return (values - mu) * var.clamp(min=1e-8).rsqrt()
+
+
+def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
     """The trainer. Made in a function, because it must derive from whatever Unsloth has put in TRL's place by now."""
-    import torch
     from trl import GRPOTrainer
     from trl.trainer.utils import pad
 
@@ -161,16 +204,21 @@ def trainer_class() -> Any:
             "Unsloth did not patch TRL's trainer: check that the pinned versions of unsloth and trl are installed."
         )
 
-    class ReinforcePPBaselineTrainer(GRPOTrainer):  # type: ignore[misc]
+    class RewritingTrainer(GRPOTrainer):  # type: ignore[misc]
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             out = super()._generate_and_score_completions(inputs)
             model: Any = self.model
             if model.training:
-                gather = self.accelerator.gather
-                lengths = out["completion_mask"].sum(1).float()
-                mu, scale = whiten(gather(out["advantages"]).float(), gather(lengths))
-                out["advantages"] = (out["advantages"] - mu) * scale
+                lengths = self.accelerator.gather(out["completion_mask"].sum(1).float())
+                found = advantages(self.gathered_rewards, lengths, self.num_generations, algorithm)
+                out["advantages"] = found.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
             return out
+
+        def _calculate_rewards(self, *args: Any) -> Any:
+            """One column for our one reward, of all processes; TRL goes on with it for its log."""
+            rewards = super()._calculate_rewards(*args)
+            self.gathered_rewards = rewards[:, 0]
+            return rewards
 
         def _get_per_token_logps_and_entropies(
             self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, **rest: Any
@@ -205,7 +253,7 @@ def trainer_class() -> Any:
             policy.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
             policy.set_adapter("default")
 
-    return ReinforcePPBaselineTrainer
+    return RewritingTrainer
 
 
 def shares_prefix(model: Any) -> bool:
@@ -213,8 +261,6 @@ def shares_prefix(model: Any) -> bool:
 
     Not on a GPU, where Unsloth has replaced the forward pass and groups prefixes itself.
     """
-    import torch
-
     return model.config.model_type in ("llama", "qwen2", "qwen3") and not torch.cuda.is_available()
 
 

@@ -33,9 +33,16 @@ def test_random_draws_every_k_about_equally_often_and_depends_on_the_seed_only()
     assert plan != shots_plan("random", 1000, seed=1)
 
 
-@pytest.mark.parametrize("plan", ["", "growing", "fixed", "fixed-", "fixed-0", "fixed--2", "fixed-2.5", "Progressive"])
+def test_a_list_of_ones_own_is_followed_in_stages_of_equal_length():
+    assert shots_plan("2,6,3", 6) == [2, 2, 6, 6, 3, 3]
+    assert shots_plan("1, 12", 3) == [1, 1, 12]
+
+
+@pytest.mark.parametrize(
+    "plan", ["2,", "2,0", "2,x", "", "growing", "fixed", "fixed-", "fixed-0", "fixed--2", "fixed-2.5", "Progressive"]
+)
 def test_an_unknown_plan_is_told_which_there_are(plan):
-    with pytest.raises(KitError, match=r"no curriculum.*progressive, reversed, random, or fixed-K"):
+    with pytest.raises(KitError, match=r"no curriculum.*progressive, reversed, random, fixed-K.* or a list"):
         shots_plan(plan, 4)
 
 

@@ -21,6 +21,9 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from rpo_kit.errors import KitError
@@ -33,6 +36,7 @@ from rpo_kit.runs import Run
 from rpo_kit.training import progress, reinforce
 from rpo_kit.training.curriculum import prompt_order
 from rpo_kit.training.reinforce import (
+    advantages,
     ensure_reference,
     make_trainer,
     rl_dataset,
@@ -40,7 +44,6 @@ from rpo_kit.training.reinforce import (
     trainer_class,
     trainer_config,
     until_end,
-    whiten,
 )
 from rpo_kit.training.sft import train_sft
 from rpo_kit.training.synthesis import synthesize
@@ -83,7 +86,13 @@ def prompts(golds: list[str]) -> Dataset:
     """One row a gold; prompts of different lengths."""
     texts = ["a short one", "a prompt which is quite a bit longer than the others are", "another"]
     rows = [
-        {"prompt": [{"role": "user", "content": f"{texts[n % 3]} {n}"}], "gold": gold, "k": 2 + n}
+        {
+            "prompt": [{"role": "user", "content": f"{texts[n % 3]} {n}"}],
+            "gold": gold,
+            "k": 2 + n,
+            "generic": "3",
+            "history": ["1"],
+        }
         for n, gold in enumerate(golds)
     ]
     return Dataset.from_list(rows)
@@ -124,32 +133,67 @@ def one_step(
 # ---- the advantage ------------------------------------------------------------------------------------------------
 
 
+REWARDS = torch.tensor([1.0, 0.0, 1.0, 1.0])  # two groups of two
+LENGTHS = torch.tensor([1.0, 3.0, 2.0, 2.0])
+
+
 def test_whitening_counts_each_centred_reward_once_for_every_token():
-    # rewards 1, 0 | 1, 1 in two groups give c = 0.5, -0.5, 0, 0; lengths 1, 3, 2, 2 (8 tokens)
+    # c = 0.5, -0.5, 0, 0; 8 tokens
     # mu  = (1*0.5 - 3*0.5) / 8 = -0.125
     # var = (1*0.625^2 + 3*0.375^2 + 4*0.125^2) / 8 = 0.875 / 8 = 0.109375
-    centred, lengths = torch.tensor([0.5, -0.5, 0.0, 0.0]), torch.tensor([1.0, 3.0, 2.0, 2.0])
-    mu, scale = whiten(centred, lengths)
-    assert mu.item() == pytest.approx(-0.125)
-    assert scale.item() == pytest.approx(1 / math.sqrt(0.109375))
-    advantages = (centred - mu) * scale
-    assert advantages.tolist() == pytest.approx([1.889822, -1.133893, 0.377964, 0.377964], abs=1e-5)
-    assert (lengths * advantages).sum().item() == pytest.approx(0.0, abs=1e-6)
-    assert (lengths * advantages**2).sum().item() == pytest.approx(8.0, rel=1e-5)
+    found = advantages(REWARDS, LENGTHS, 2)
+    assert found.tolist() == pytest.approx([1.889822, -1.133893, 0.377964, 0.377964], abs=1e-5)
+    assert (LENGTHS * found).sum().item() == pytest.approx(0.0, abs=1e-6)
+    assert (LENGTHS * found**2).sum().item() == pytest.approx(8.0, rel=1e-5)
 
 
-def test_with_equal_lengths_and_whole_groups_the_mean_is_not_moved():
-    mu, scale = whiten(torch.tensor([0.25, -0.25, 1.0, -1.0]), torch.full((4,), 7.0))
-    assert mu.item() == 0.0
-    assert scale.item() == pytest.approx(1 / math.sqrt((0.0625 * 2 + 2) / 4))
+def test_without_baseline_the_rewards_themselves_are_whitened():
+    # mu = (1 + 0 + 2 + 2) / 8 = 5/8, var = (5*(3/8)^2 + 3*(5/8)^2) / 8 = 15/64
+    found = advantages(REWARDS, LENGTHS, 2, "reinforce++")
+    assert found.tolist() == pytest.approx([(r - 5 / 8) / math.sqrt(15 / 64) for r in REWARDS.tolist()])
 
 
-def test_a_batch_in_which_all_are_equally_good_gives_no_advantage_and_no_nan():
-    mu, scale = whiten(torch.zeros(4), torch.tensor([3.0, 5.0, 2.0, 2.0]))
-    assert ((torch.zeros(4) - mu) * scale).tolist() == [0.0] * 4
-    mu, scale = whiten(torch.zeros(2), torch.zeros(2))  # nothing was written at all
-    assert math.isfinite(mu.item())
-    assert math.isfinite(scale.item())
+def test_rloo_compares_with_the_other_attempts():
+    rewards = torch.tensor([1.0, 0.0, 0.5, 0.2, 0.2, 0.2])  # 1 - (0 + 0.5)/2, 0 - (1 + 0.5)/2, 0.5 - (1 + 0)/2
+    found = advantages(rewards, torch.ones(6), 3, "rloo")
+    assert found.tolist() == pytest.approx([0.75, -0.75, 0.0, 0.0, 0.0, 0.0], abs=1e-6)
+
+
+def test_grpo_divides_by_the_spread_of_the_group():
+    found = advantages(torch.tensor([1.0, 0.0, 0.3, 0.3]), torch.ones(4), 2, "grpo")
+    assert found.tolist() == pytest.approx([0.5 / (math.sqrt(0.5) + 1e-4), -0.5 / (math.sqrt(0.5) + 1e-4), 0, 0])
+
+
+def test_with_equal_lengths_the_mean_is_not_moved():
+    found = advantages(torch.tensor([0.25, -0.25, 1.0, -1.0]), torch.full((4,), 7.0), 2)
+    assert found.tolist() == pytest.approx([c / math.sqrt(2.125 / 4) for c in (0.25, -0.25, 1.0, -1.0)])
+
+
+@pytest.mark.parametrize("algorithm", reinforce.ALGORITHMS)
+def test_a_batch_in_which_all_are_equally_good_gives_no_advantage_and_no_nan(algorithm):
+    assert advantages(torch.full((4,), 0.5), LENGTHS, 2, algorithm).tolist() == [0.0] * 4
+    nothing_written = advantages(torch.zeros(2), torch.zeros(2), 2, algorithm)
+    assert nothing_written.isfinite().all()
+
+
+def test_an_unknown_algorithm_is_told_before_anything_is_sampled(tmp_path):
+    with pytest.raises(KitError, match=r"no rl.algorithm='ppo'; there are reinforce\+\+-baseline, reinforce"):
+        trainer_config(RLSettings(algorithm="ppo"), tmp_path)
+
+
+@examples(max_examples=60, deadline=None)
+@given(st.data(), st.integers(2, 5), st.integers(1, 6))
+def test_the_advantage_is_the_formula_written_out_in_plain_python(data, group, prompts):
+    """Unequal lengths, one group, groups without variance: whatever hypothesis finds."""
+    count = group * prompts
+    numbers = data.draw(st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.775, 1.0]), min_size=count, max_size=count))
+    lengths = data.draw(st.lists(st.integers(1, 90), min_size=count, max_size=count))
+    means = [sum(numbers[i // group * group : i // group * group + group]) / group for i in range(count)]
+    centred = [r - mean for r, mean in zip(numbers, means, strict=True)]
+    mu = sum(n * c for n, c in zip(lengths, centred, strict=True)) / sum(lengths)
+    var = sum(n * (c - mu) ** 2 for n, c in zip(lengths, centred, strict=True)) / sum(lengths)
+    found = advantages(torch.tensor(numbers), torch.tensor(lengths).float(), group)
+    assert found.tolist() == pytest.approx([(c - mu) / math.sqrt(max(var, 1e-8)) for c in centred], abs=2e-3)
 
 
 def test_the_trainers_advantages_are_the_formula(policy, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 
 from rpo_kit.lamp.tasks import TASKS, get_task
-from rpo_kit.training.reinforce import reward_function
+from rpo_kit.training.reinforce import reward_function, shares
 from rpo_kit.training.rewards import reward
 
 
@@ -81,9 +81,17 @@ def test_the_trainer_gets_one_float_a_completion_and_the_log_what_is_worth_watch
         completions=[[{"role": "assistant", "content": text}] for text in texts],
         gold=["1", "1", "2"],
         k=[2, 2, 5],
+        generic=["3"] * 3,
+        history=[["2"]] * 3,
         log_metric=lambda name, value: logged.update({name: value}),
         prompts=["what TRL passes beside"],
     )
     assert rewards == pytest.approx([0.775, 0.0, 1.0])
     assert all(type(value) is float for value in rewards), "None or numpy values would be turned into numbers later"
     assert logged == {"shots": 3.0, "parsed": pytest.approx(2 / 3)}
+
+
+def test_copies_of_the_history_and_of_the_generic_answer_are_counted_among_all_completions():
+    texts = [written("lol the bus left"), written("I missed it."), written("my own"), "no tags"]
+    found = shares(get_task("LaMP-7"), texts, ["I missed it. "] * 4, [["lol the bus left", "ok"]] * 4)
+    assert found == {"parsed": 0.75, "copied_history": 0.25, "copied_generic": 0.25}

@@ -1,0 +1,112 @@
+"""What a training log says about the health of an RL run, in sentences with a remedy (Figure 2, right).
+
+The reward alone does not tell: it can rise because the policy copies the history, and stand still because no group has
+any variance. Read from the rows of `rl/log.csv`; the thresholds are ours. Left out: what only a held-out metric shows.
+
+    >>> complaints([{"step": n, "reward": 0.5, "kl": 0.0, "frac_reward_zero_std": 0.9} for n in range(1, 9)])
+    {'frac_reward_zero_std': '90 % of the groups of the last 5 steps had no variance, so their prompts taught nothing: …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from tqdm.auto import tqdm
+
+Rows = Sequence[Mapping[str, float]]
+OnLog = Callable[[list[dict[str, float]]], None]
+
+WINDOW = 5  # ours: steps that are averaged before anything is said
+
+# column, the average above (or below) which it is said, the sentence
+_ABOVE = {
+    "completions/clipped_ratio": (
+        0.3,
+        "{share} of the rewrites of the last {window} steps were cut off at the token limit and earn nothing: raise "
+        "rl.max_new_tokens.",
+    ),
+    "frac_reward_zero_std": (
+        0.75,
+        "{share} of the groups of the last {window} steps had no variance, so their prompts taught nothing: raise "
+        "rl.group_size or rl.temperature, or train SFT for fewer steps.",
+    ),
+    "unparsed": (
+        0.3,
+        "{share} of the rewrites of the last {window} steps did not parse: train SFT for more steps, or lower "
+        "rl.learning_rate if it was less at the start.",
+    ),
+    "kl": (
+        0.5,
+        "The KL to the SFT adapter is {value:.2f} a token: the policy has left what SFT taught; lower rl.learning_rate "
+        "or raise rl.beta.",
+    ),
+    "copied_history": (
+        0.3,
+        "{share} of the rewrites of the last {window} steps are a history item word for word: the reward is being "
+        "hacked or the items resemble the outputs too much; look at samples, raise rl.beta.",
+    ),
+    "copied_generic": (
+        0.9,
+        "{share} of the rewrites of the last {window} steps are the generic answer word for word: the module leaves it "
+        "as it is; check that SFT's trajectories change it.",
+    ),
+}
+_DRIFT = 1.6  # ours: how many times longer or shorter than at the start completions may get
+
+
+def complaints(rows: Rows) -> dict[str, str]:
+    """What is wrong by now, one sentence a column; {} for a healthy run and for the first few steps."""
+    if len(rows) < WINDOW:
+        return {}
+    found = {}
+    for column, (most, sentence) in _ABOVE.items():
+        value = _mean(rows[-WINDOW:], column)
+        if value is not None and value > most:
+            found[column] = sentence.format(share=f"{value:.0%}".replace("%", " %"), window=WINDOW, value=value)
+    return found | _drift(rows) | _standstill(rows)
+
+
+def speak(on_log: OnLog | None = None) -> OnLog:
+    """A log hook that prints each complaint once, when it first holds, and passes the rows on to `on_log`."""
+    said: set[str] = set()
+
+    def listen(rows: list[dict[str, float]]) -> None:
+        for column, sentence in complaints(rows).items():
+            if column not in said:
+                tqdm.write(f"step {rows[-1]['step']:.0f}: {sentence}")
+            said.add(column)
+        if on_log:
+            on_log(rows)
+
+    return listen
+
+
+def _drift(rows: Rows) -> dict[str, str]:
+    column = "completions/mean_length"
+    first, last = _mean(rows[:WINDOW], column), _mean(rows[-WINDOW:], column)
+    if not first or not last or 1 / _DRIFT <= last / first <= _DRIFT:
+        return {}
+    return {
+        column: f"Completions have gone from {first:.0f} to {last:.0f} tokens: reward and length are tied; look at "
+        "samples, and check that the task's metric does not pay for length alone."
+    }
+
+
+def _standstill(rows: Rows) -> dict[str, str]:
+    """After 4 windows: the reward of the last window is not above that of the first."""
+    first, last = _mean(rows[:WINDOW], "reward"), _mean(rows[-WINDOW:], "reward")
+    if len(rows) < 4 * WINDOW or first is None or last is None or last > first:
+        return {}
+    return {
+        "reward": f"The reward has not risen in {len(rows)} steps ({first:.3f} to {last:.3f}; more history items can "
+        "also make it harder): raise rl.learning_rate or rl.prompts_per_step, or look at the groups without variance."
+    }
+
+
+def _mean(rows: Rows, column: str) -> float | None:
+    """The mean of a column over these rows; None where the log does not have it. "unparsed" is 1 - "parsed"."""
+    if column == "unparsed":
+        parsed = _mean(rows, "parsed")
+        return None if parsed is None else 1 - parsed
+    values = [row[column] for row in rows if column in row]
+    return sum(values) / len(values) if values else None

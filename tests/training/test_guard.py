@@ -1,0 +1,70 @@
+"""What the log of an RL run says in words: each unhealthy sign by its own sentence, and nothing about a healthy run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rpo_kit.training.guard import complaints, speak
+
+HEALTHY = {
+    "reward": 0.5,
+    "kl": 0.02,
+    "parsed": 0.98,
+    "frac_reward_zero_std": 0.3,
+    "completions/clipped_ratio": 0.02,
+    "completions/mean_length": 50.0,
+    "copied_history": 0.01,
+    "copied_generic": 0.1,
+}
+
+
+def log(steps: int, **changes: float) -> list[dict[str, float]]:
+    """A healthy run whose reward rises, with `changes` in its last five steps."""
+    rows = [HEALTHY | {"step": n, "reward": 0.5 + 0.01 * n} for n in range(1, steps + 1)]
+    return rows[:-5] + [row | changes for row in rows[-5:]]
+
+
+def test_a_healthy_run_is_left_in_peace():
+    assert complaints(log(40)) == {}
+
+
+@pytest.mark.parametrize(
+    ("column", "changes", "told"),
+    [
+        ("completions/clipped_ratio", {"completions/clipped_ratio": 0.5}, "50 % of the rewrites .* raise rl.max_new"),
+        ("frac_reward_zero_std", {"frac_reward_zero_std": 0.8}, "80 % of the groups .* had no variance"),
+        ("unparsed", {"parsed": 0.4}, "60 % of the rewrites .* did not parse"),
+        ("kl", {"kl": 0.7}, "The KL to the SFT adapter is 0.70 a token"),
+        ("copied_history", {"copied_history": 0.5}, "50 % .* are a history item word for word"),
+        ("copied_generic", {"copied_generic": 0.95}, "95 % .* are the generic answer word for word"),
+        ("completions/mean_length", {"completions/mean_length": 95.0}, "gone from 50 to 95 tokens"),
+        ("completions/mean_length", {"completions/mean_length": 20.0}, "gone from 50 to 20 tokens"),
+        ("reward", {"reward": 0.4}, r"has not risen in 40 steps \(0.530 to 0.400"),
+    ],
+)
+def test_each_sign_has_its_own_sentence_with_a_remedy(column, changes, told):
+    found = complaints(log(40, **changes))
+    assert list(found) == [column]
+    assert re.search(told, found[column])
+
+
+def test_one_bad_step_and_the_first_few_steps_are_not_enough():
+    assert complaints([*log(40)[:-1], log(40, parsed=0.0)[-1]]) == {}
+    assert complaints(log(40, parsed=0.0)[-4:]) == {}
+    assert "reward" not in complaints(log(19, reward=0.1)), "20 steps before it is said that nothing is learned"
+
+
+def test_a_column_that_the_log_lacks_is_no_complaint():
+    assert complaints([{"step": n, "reward": 0.1 * n} for n in range(30)]) == {}
+
+
+def test_each_complaint_is_printed_once_and_every_row_is_passed_on(capsys):
+    seen: list[int] = []
+    listen = speak(lambda rows: seen.append(len(rows)))
+    rows = log(40, kl=0.9)
+    for steps in (38, 39, 40):
+        listen(rows[:steps])
+    assert capsys.readouterr().out.count("The KL to the SFT adapter") == 1
+    assert seen == [38, 39, 40]
