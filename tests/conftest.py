@@ -124,3 +124,23 @@ def prepared(new_run: Callable[..., Run]) -> Callable[..., Run]:
         return run
 
     return make
+
+
+@pytest.fixture
+def llama() -> Any:
+    """A two-layer random Llama in fp32 whose query heads share key heads; the output layer is frozen."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=53,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config).float()
+    model.lm_head.requires_grad_(False)
+    return model

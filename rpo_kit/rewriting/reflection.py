@@ -217,20 +217,35 @@ def generate(
 
 
 def _generate_batch(loaded: LoadedModel, texts: list[str], max_new_tokens: int, temperature: float) -> list[Completion]:
-    import torch
-
     tokenizer = loaded.tokenizer
     batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.model.device)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    with torch.no_grad(), _quiet():
-        out = loaded.model.generate(
-            **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling
-        )
-    new, ends = out[:, batch["input_ids"].shape[1] :], tokenizer.eos_token_id
-    finished, lengths = (new == ends).any(1).tolist(), (new != tokenizer.pad_token_id).sum(1).tolist()
-    prompts = batch["attention_mask"].sum(1).tolist()
-    decoded = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [Completion(t.strip(), f, p, n) for t, f, p, n in zip(decoded, finished, prompts, lengths, strict=True)]
+    new = _new_tokens(loaded, batch, max_new_tokens, temperature)
+    prompts, decoded = batch["attention_mask"].sum(1).tolist(), tokenizer.batch_decode(new, skip_special_tokens=True)
+    ended = [bool(tokens) and tokens[-1] in end_tokens(loaded) for tokens in new]
+    return [Completion(t.strip(), e, p, len(n)) for t, e, p, n in zip(decoded, ended, prompts, new, strict=True)]
+
+
+def end_tokens(loaded: LoadedModel) -> list[int]:
+    """The tokenizer's end token and those which the model's own settings name beside it."""
+    named = loaded.model.generation_config.eos_token_id
+    return sorted({loaded.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None})
+
+
+def _new_tokens(loaded: LoadedModel, batch: Any, limit: int, temperature: float) -> list[list[int]]:
+    """What each row of the batch goes on with, up to its end token."""
+    import torch
+
+    from rpo_kit.rewriting.sampling import sample_groups, shares_prefix, until_end
+
+    model, ends = loaded.model, end_tokens(loaded)
+    if shares_prefix(model):
+        new = sample_groups(model, batch["input_ids"], batch["attention_mask"], 1, limit, temperature, ends)[:, 0]
+    else:
+        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        with torch.no_grad(), _quiet():
+            out = model.generate(**batch, max_new_tokens=limit, pad_token_id=loaded.tokenizer.pad_token_id, **sampling)
+        new = out[:, batch["input_ids"].shape[1] :]
+    return [until_end(tokens, ends) for tokens in new.tolist()]
 
 
 class Personalizer:

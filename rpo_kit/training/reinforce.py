@@ -28,6 +28,7 @@ from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_trainable
+from rpo_kit.rewriting.sampling import sample_groups, shares_prefix, until_end
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, require, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
@@ -43,7 +44,7 @@ from rpo_kit.training.progress import (
     only_our_progress,
 )
 from rpo_kit.training.rewards import reward
-from rpo_kit.training.shared_prefix import sample_groups, score_groups
+from rpo_kit.training.shared_prefix import score_groups
 
 ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
 
@@ -254,20 +255,6 @@ def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
             policy.set_adapter("default")
 
     return RewritingTrainer
-
-
-def shares_prefix(model: Any) -> bool:
-    """Whether one pass can score a whole group: Llama- and Qwen-type models on the Hugging Face path.
-
-    Not on a GPU, where Unsloth has replaced the forward pass and groups prefixes itself.
-    """
-    return model.config.model_type in ("llama", "qwen2", "qwen3") and not torch.cuda.is_available()
-
-
-def until_end(tokens: list[int], ends: list[int]) -> list[int]:
-    """The tokens up to and including the first end token."""
-    stop = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:stop]
 
 
 def ensure_reference(model: Any, beta: float) -> None:

@@ -1,4 +1,4 @@
-"""Read the prompt of a group once: to score its G completions, and to sample them.
+"""Score the G completions of one prompt in a single pass, so that the long prompt is read once instead of G times.
 
 In RL a group of rewrites shares its prompt: query, generic answer and up to six history items. Here all tokens of a
 batch lie in one row without padding, each prompt once; positions of a completion go on from its prompt's end. Only
@@ -14,8 +14,6 @@ trainer on the plain Hugging Face path; Unsloth's GPU trainer groups prefixes it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +22,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from rpo_kit.errors import KitError
+from rpo_kit.rewriting.sampling import attention
 
 _CHUNK = 64  # ours: tokens whose logits (vocabulary wide, fp32) stand in memory at a time: 13 MB for SmolLM2
 
@@ -75,9 +74,6 @@ def lay_out(prompts: Tensor, prompt_mask: Tensor, completions: Tensor, completio
         before[real],
         torch.nonzero(real, as_tuple=True),
     )
-
-
-# ---- scoring ------------------------------------------------------------------------------------------------------
 
 
 def score_groups(
@@ -180,80 +176,4 @@ def _later(length: int, like: Tensor) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=like.device).triu(1)
 
 
-# ---- sampling -----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def sample_groups(
-    model: Any,
-    prompts: Tensor,
-    prompt_mask: Tensor,
-    group: int,
-    new_tokens: int,
-    temperature: float,
-    ends: Sequence[int],
-) -> Tensor:
-    """Sample `group` completions of each left-padded prompt (R, P); (R, group, at most new_tokens), greedy at 0.
-
-    A row of the cache holds the prompt once and the tokens of all its completions, and each step reads one new token of
-    each: (R, group) instead of R * group rows which would all carry, and attend to, a copy of the prompt's cache.
-    """
-    positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
-    out = model(input_ids=prompts, attention_mask=prompt_mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    tokens = [draw(out.logits.expand(-1, group, -1), temperature)]
-    seen = prompt_mask.bool()[:, None, None].expand(-1, -1, group, -1)
-    own = torch.eye(group, dtype=torch.bool, device=prompts.device).expand(len(prompts), 1, group, group)
-    ended = torch.isin(tokens[0], torch.tensor(ends, device=prompts.device))
-    with attention(model, "rpo_cache"):
-        while len(tokens) < new_tokens and not ended.all():
-            seen = torch.cat([seen, own], -1)
-            out = model(
-                input_ids=tokens[-1],
-                attention_mask=seen,
-                position_ids=positions[:, -1:].expand(-1, group) + len(tokens),
-                past_key_values=out.past_key_values,
-            )
-            tokens.append(draw(out.logits, temperature))
-            ended |= torch.isin(tokens[-1], torch.tensor(ends, device=prompts.device))
-    return torch.stack(tokens, -1)
-
-
-def draw(logits: Tensor, temperature: float) -> Tensor:
-    """One token for each distribution in (R, group, vocabulary)."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    # By the inverse of the distribution function: multinomial would draw a random number for every word (measured:
-    # a fifth of the sampling time on a CPU).
-    reached = (logits.float() / temperature).softmax(-1).cumsum(-1)
-    drawn = torch.rand_like(reached[..., :1]) * reached[..., -1:]
-    return torch.searchsorted(reached, drawn, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
-
-
-def attend_in_cache(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, **_: Any
-) -> tuple[Tensor, None]:
-    """Attention of G new tokens a row to its cache of T: query (R, H, G, D), key and value (R, K, T, D), mask
-    (R, 1, G, T), result (R, G, H, D). As above, keys are not copied for the H / K query heads that read them.
-    """
-    rows, heads, group, width = query.shape
-    scores = (query * scaling).reshape(rows, key.shape[1], -1, width) @ key.mT
-    scores = scores.view(rows, heads, group, -1).masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    read = scores.softmax(-1).view(rows, key.shape[1], -1, key.shape[2]) @ value
-    return read.view(query.shape).transpose(1, 2), None
-
-
-# ---- our attention, inside the model ------------------------------------------------------------------------------
-
 AttentionInterface.register("rpo_groups", attend_in_groups)
-AttentionInterface.register("rpo_cache", attend_in_cache)
-
-
-@contextmanager
-def attention(model: Any, name: str) -> Iterator[None]:
-    """Let the model attend by the registered function of this name, and afterwards as before."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = name
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before

@@ -10,7 +10,7 @@ import torch
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
-from rpo_kit.rewriting import reflection
+from rpo_kit.rewriting import reflection, sampling
 from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.reflection import (
     LoadedModel,
@@ -110,14 +110,14 @@ def test_a_batch_of_unequal_prompts_gives_what_each_prompt_gives_alone_in_the_sa
     assert len({c.text for c in together}) > 1
 
 
-def test_an_answer_that_reaches_its_end_is_told_from_one_that_was_cut_off(untrained, monkeypatch):
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_answer_that_reaches_its_end_is_told_from_one_that_was_cut_off(untrained, monkeypatch, ours):
+    """From our sampler, and from `model.generate` where Unsloth has the decoder."""
     end, pad = untrained.tokenizer.eos_token_id, untrained.tokenizer.pad_token_id
-
-    def write(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-        new = torch.tensor([[50, 51, end, pad], [50, 51, 52, 53]])
-        return torch.cat([input_ids, new], 1)
-
-    monkeypatch.setattr(untrained.model, "generate", write)
+    new = torch.tensor([[50, 51, end, pad], [50, 51, 52, 53]])
+    monkeypatch.setattr(sampling, "shares_prefix", lambda model: ours)
+    monkeypatch.setattr(sampling, "sample_groups", lambda *_: new[:, None])
+    monkeypatch.setattr(untrained.model, "generate", lambda input_ids, **_: torch.cat([input_ids, new], 1))
     found = generate(untrained, [[{"role": "user", "content": "a"}]] * 2, max_new_tokens=4)
     assert [(c.finished, c.new_tokens) for c in found] == [(True, 3), (False, 4)]
     assert found[0].text == untrained.tokenizer.decode([50, 51]).strip()

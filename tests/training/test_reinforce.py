@@ -43,7 +43,6 @@ from rpo_kit.training.reinforce import (
     train_rl,
     trainer_class,
     trainer_config,
-    until_end,
 )
 from rpo_kit.training.sft import train_sft
 from rpo_kit.training.synthesis import synthesize
@@ -453,13 +452,6 @@ def test_trap_3_the_end_token_is_scored_like_every_other(policy, tmp_path, monke
         assert own[-1] in MANY_ENDS or len(own) == SETTINGS.max_new_tokens
         ended += own[-1] in MANY_ENDS
     assert ended >= 2
-
-
-def test_trap_3_a_completion_ends_with_its_first_end_token():
-    assert until_end([5, 6, 2, 7, 2], [2]) == [5, 6, 2]
-    assert until_end([5, 6, 7], [2]) == [5, 6, 7]
-    assert until_end([9, 2], [2, 9]) == [9]
-    assert until_end([], [2]) == []
 
 
 def test_trap_3_a_tokenizer_whose_pad_token_is_its_end_token_is_refused_by_name(tiny_llama, tmp_path):
