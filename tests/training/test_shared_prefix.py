@@ -1,8 +1,14 @@
 """One row for a whole group gives what G separate rows give: log-probabilities, entropies and gradients."""
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from rpo_kit.errors import KitError
 from rpo_kit.training.shared_prefix import lay_out, score_groups
@@ -52,6 +58,62 @@ def test_gradients_flow_through_the_shared_prompt(llama):
     expected = gradients(separately(llama, ids, mask, length, 1.0)[0])
     for got, want in zip(gradients(score_groups(llama, ids, mask, length, 1.0)[0]), expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-3)
+
+
+def random_model(kind: str, heads: int, shared: int, seed: int) -> Any:
+    """A random two-layer model of this kind with a LoRA that does something; `shared` query heads a key head."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=53,
+        hidden_size=8 * heads * shared,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=heads * shared,
+        num_key_value_heads=heads,
+        head_dim=8,
+        use_sliding_window=False,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "k_proj", "down_proj"], init_lora_weights=False)
+    return get_peft_model(model, lora)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Up to three prompts with one to four completions each, all lengths unequal, groups in mixed order."""
+    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    prompts = [draw(st.lists(st.integers(1, 52), min_size=1, max_size=8)) for _ in sizes]
+    order = draw(st.permutations([n for n, size in enumerate(sizes) for _ in range(size)]))
+    completions = [draw(st.lists(st.integers(1, 52), min_size=1, max_size=6)) for _ in order]
+    before, after = max(map(len, prompts)), max(map(len, completions))
+    rows = [
+        [0] * (before - len(prompts[n])) + prompts[n] + own + [0] * (after - len(own))
+        for n, own in zip(order, completions, strict=True)
+    ]
+    return torch.tensor(rows), (torch.tensor(rows) > 0).long(), after
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@examples(max_examples=15, deadline=None)
+@given(batches(), st.integers(1, 2), st.integers(1, 3), st.sampled_from([0.7, 1.0]))
+def test_on_any_shape_log_probabilities_loss_and_lora_gradients_are_the_plain_ones(
+    kind, batch, heads, shared, temperature
+):
+    """To 1e-4 in fp32; the loss is the policy gradient's, with an arbitrary advantage a sequence."""
+    ids, mask, length = batch
+    model, found = random_model(kind, heads, shared, seed=len(ids)), []
+    advantages = torch.linspace(-1, 0.3, len(ids))[:, None]
+    for score in (separately, score_groups):
+        model.zero_grad()
+        logps, entropy = score(model, ids, mask, length, temperature)
+        loss = -(logps * advantages).sum() / mask[:, -length:].sum()
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        found.append([logps.detach(), entropy.detach(), loss.detach(), *gradients])
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+    assert max(gradient.abs().max() for gradient in found[0][3:]) > 0
 
 
 def test_a_prompt_is_laid_out_once_and_positions_go_on_from_its_end():
