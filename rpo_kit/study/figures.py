@@ -189,6 +189,8 @@ _TITLES = {
     "frac_reward_zero_std": "groups without variance",
     "completions/clipped_ratio": "truncated completions",
     "completions/mean_length": "tokens a completion",
+    "copied_history": "copies of a history item",
+    "copied_generic": "copies of the generic answer",
 }
 
 
@@ -218,7 +220,7 @@ def _draw_log(ax: Axes, steps: Any, log: pd.DataFrame, column: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if column == "shots":
         ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if column in ("parsed", "frac_reward_zero_std", "completions/clipped_ratio"):
+    if column in ("parsed", "frac_reward_zero_std", "completions/clipped_ratio", "copied_history", "copied_generic"):
         ax.set_ylim(-0.05, 1.05)
 
 

@@ -15,6 +15,7 @@ ablation `rl.algorithm` takes the advantage of REINFORCE++ without baseline, GRP
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", sett
         trainer = make_trainer(
             loaded, get_task(run.preset.data.task), rl_dataset(run, loaded, settings), settings, work, on_log
         )
+        reason = scores_apart(trainer.model, trainer.accelerator.num_processes)
+        print(f"a group's prompt is {f'read for each rewrite: {reason}' if reason else 'read once'}")
         with autocast_casts(loaded.model):
             trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
         finish_training(trainer.model, loaded.tokenizer, work)
@@ -136,16 +139,17 @@ def trainer_config(settings: RLSettings, work: Path) -> Any:
 
     advantages(torch.zeros(2), torch.ones(2), 2, settings.algorithm)  # an unknown one is told now, not after sampling
 
-    sequences = settings.prompts_per_step * settings.group_size
-    if sequences % settings.micro_batch or settings.micro_batch % settings.group_size:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch and torchrun
+    sequences, at_once = settings.prompts_per_step * settings.group_size, settings.micro_batch * processes
+    if sequences % at_once or settings.micro_batch % settings.group_size:
         raise KitError(
-            f"rl.micro_batch={settings.micro_batch} must be a multiple of rl.group_size="
-            f"{settings.group_size} and divide the {sequences} sequences of a step."
+            f"rl.micro_batch={settings.micro_batch} must be a multiple of rl.group_size={settings.group_size} and, on "
+            f"{processes} process(es), divide the {sequences} sequences of a step."
         )
     return GRPOConfig(
         per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=sequences // settings.micro_batch,
-        steps_per_generation=sequences // settings.micro_batch,  # one rollout batch, one update: rho = 1, on-policy
+        gradient_accumulation_steps=sequences // at_once,
+        steps_per_generation=sequences // at_once,  # one rollout batch, one update: rho = 1, on-policy
         num_generations=settings.group_size,
         num_iterations=1,
         max_completion_length=settings.max_new_tokens,
@@ -224,7 +228,7 @@ def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
         def _get_per_token_logps_and_entropies(
             self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, **rest: Any
         ) -> Any:
-            if not shares_prefix(model):
+            if scores_apart(model, self.accelerator.num_processes):
                 return super()._get_per_token_logps_and_entropies(
                     model, input_ids, attention_mask, logits_to_keep, **rest
                 )
@@ -255,6 +259,15 @@ def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
             policy.set_adapter("default")
 
     return RewritingTrainer
+
+
+def scores_apart(model: Any, processes: int = 1) -> str | None:
+    """Why each rewrite is scored with a prompt of its own, or None where a group shares it."""
+    if processes > 1:
+        return "several processes exchange their gradients in the model's own forward pass"
+    if torch.cuda.is_available():
+        return "Unsloth's GPU trainer groups prefixes itself"
+    return None if shares_prefix(model) else f"the attention of a {model.config.model_type} model is not known here"
 
 
 def ensure_reference(model: Any, beta: float) -> None:

@@ -10,6 +10,8 @@ import copy
 import importlib.metadata
 import inspect
 import math
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -207,6 +209,27 @@ def test_the_trainers_advantages_are_the_formula(policy, tmp_path, monkeypatch):
     assert batch["advantages"].tolist() == pytest.approx([(c - mu) / math.sqrt(var) for c in centred], abs=1e-5)
 
 
+@pytest.mark.slow
+def test_on_two_processes_the_advantages_are_those_of_one_on_the_same_batch(tiny_llama, tmp_path):
+    """Two ranks (gloo), a group each: the whitening is global, and both ranks end with the same adapter."""
+    script = Path(__file__).with_name("one_step_of_two_ranks.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*launch, script, tiny_llama, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    rewards, lengths, found = (
+        torch.cat([rank[name] for rank in ranks]) for name in ("rewards", "lengths", "advantages")
+    )
+    assert len(set(rewards.tolist())) > 2
+    torch.testing.assert_close(found, advantages(rewards, lengths.float(), 3), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found[:3], advantages(rewards[:3], lengths[:3].float(), 3)), (
+        "each rank alone would differ"
+    )
+    first, second = (rank["adapter"] for rank in ranks)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(value.any() for name, value in first.items() if "lora_B" in name), "0 before the step"
+
+
 def test_trap_4_a_group_without_variance_is_logged_and_has_no_advantage_before_whitening(policy, tmp_path, monkeypatch):
     trainer, batch, rewards = one_step(policy, SETTINGS, ["same", "b"], tmp_path, monkeypatch)
     assert rewards[:3] == [0.5] * 3
@@ -334,7 +357,9 @@ def test_a_micro_batch_that_cuts_groups_or_does_not_divide_the_step_is_refused(
     tmp_path, prompts_per_step, group, micro
 ):
     settings = RLSettings(prompts_per_step=prompts_per_step, group_size=group, micro_batch=micro)
-    with pytest.raises(KitError, match=f"rl.micro_batch={micro} must be a multiple of rl.group_size={group}"):
+    with pytest.raises(
+        KitError, match=f"rl.micro_batch={micro} must be a multiple of rl.group_size={group}, and with 1 process"
+    ):
         trainer_config(settings, tmp_path)
 
 
