@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from rpo_kit.errors import KitError
 from rpo_kit.presets import RLSettings, SFTSettings
 from rpo_kit.runs import write_text
 
@@ -123,6 +125,27 @@ def precision() -> dict[str, Any]:
         bf16 = torch.cuda.get_device_capability()[0] >= 8
         return {"bf16": bf16, "fp16": not bf16}
     return {"bf16": _cpu_has_bf16(), "fp16": False}
+
+
+def train(trainer: Any, work: Path) -> None:
+    """Train from the last whole checkpoint in `work` on; KitError where the disk is full, with that checkpoint kept."""
+    with autocast_casts(trainer.model), full_disk_told(work):
+        trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+
+
+@contextmanager
+def full_disk_told(work: Path) -> Iterator[None]:
+    """Turn what torch, safetensors and Python say about a full disk into one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not any(sign in str(error) for sign in ("No space left", "inline_container", "os error 28")):
+            raise
+        free = shutil.disk_usage(work).free / 1e9
+        raise KitError(
+            f"A checkpoint could not be written to {work}: the disk is full ({free:.2f} GB free now). Make room and "
+            "give the same command again; it goes on from the last whole checkpoint."
+        ) from error
 
 
 @contextmanager

@@ -36,13 +36,12 @@ from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.guard import speak
 from rpo_kit.training.progress import (
     OnLog,
-    autocast_casts,
     common_arguments,
     finish_training,
     is_trained,
-    last_checkpoint,
     log_callback,
     only_our_progress,
+    train,
 )
 from rpo_kit.training.rewards import reward
 from rpo_kit.training.shared_prefix import score_groups
@@ -63,8 +62,7 @@ def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", sett
         )
         reason = scores_apart(trainer.model, trainer.accelerator.num_processes)
         print(f"a group's prompt is {f'read for each rewrite: {reason}' if reason else 'read once'}")
-        with autocast_casts(loaded.model):
-            trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+        train(trainer, work)
         finish_training(trainer.model, loaded.tokenizer, work)
 
 

@@ -21,13 +21,12 @@ from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run, read_records, require, stage
 from rpo_kit.training.progress import (
     OnLog,
-    autocast_casts,
     common_arguments,
     finish_training,
     is_trained,
-    last_checkpoint,
     log_callback,
     only_our_progress,
+    train,
 )
 
 
@@ -39,8 +38,7 @@ def train_sft(run: Run, on_log: OnLog | None = None) -> None:
             return
         loaded = load_trainable(run.preset.reflection, adapter=None, seed=settings.seed)
         trainer = make_trainer(loaded, sft_dataset(run, loaded), settings, work, on_log)
-        with autocast_casts(loaded.model):
-            trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+        train(trainer, work)
         finish_training(trainer.model, loaded.tokenizer, work)
 
 

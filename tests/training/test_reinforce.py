@@ -442,6 +442,26 @@ def test_trap_1_a_resumed_run_goes_on_with_the_policy_and_not_with_the_sft_adapt
     assert logs[0]["kl"][1] > 1e-5 > logs[0]["kl"][0], "in step 2 the policy has left the SFT adapter"
 
 
+def test_a_full_disk_is_told_and_the_last_whole_checkpoint_is_gone_on_from(after_sft, capsys):
+    """The optimiser's state of step 2 goes to a device which is always full; then there is room again."""
+    run = after_sft
+    train_rl(run, stage_name="whole")
+    second = run.stage("full") / "checkpoints" / "checkpoint-2"
+
+    def fill_the_disk(rows: list[dict[str, float]]) -> None:
+        second.mkdir(parents=True, exist_ok=True)
+        if not (second / "optimizer.pt").exists():
+            (second / "optimizer.pt").symlink_to("/dev/full")
+
+    with pytest.raises(KitError, match=r"the disk is full .* Make room and give the same command again"):
+        train_rl(run, fill_the_disk, stage_name="full")
+    (second / "optimizer.pt").unlink()
+    train_rl(run, stage_name="full")
+    assert "going on from checkpoint-1" in capsys.readouterr().out
+    whole, resumed = stored(run.stage("whole")), stored(run.stage("full"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_trap_2_the_loaded_adapter_is_trained(after_sft):
     run = after_sft
     train_rl(run, settings=replace(run.preset.rl, steps=1))
