@@ -85,14 +85,20 @@ def read_outputs(path: Path) -> tuple[str, dict[str, str]]:
             "Questions and outputs may have been swapped."
         )
     outputs: dict[str, str] = {}
+    twice: list[str] = []
     for number, row in enumerate(content["golds"]):
         where = f"Row {number} of {path}"
         if not isinstance(row, dict) or not {"id", "output"} <= set(row):
             raise KitError(f'{where} lacks "id" or "output": complete it, or {AGAIN}.')
         key = as_text(row["id"], f'"id" of row {number} of {path}')
         if key in outputs:
-            raise KitError(f"The id {key!r} stands twice in {path}: keep one of the two rows.")
+            twice.append(key)
         outputs[key] = as_text(row["output"], f'"output" of id {key!r} in {path}')
+    if twice:  # LaMP's script would silently take the last of them
+        raise KitError(
+            f"{path} has {len(content['golds'])} rows but only {len(outputs)} ids: {len(twice)} rows repeat one, such as "
+            f"{twice[0]!r}, which stands twice or more. Keep one row an id."
+        )
     return as_text(content["task"], f'"task" in {path}'), outputs
 
 
