@@ -76,5 +76,5 @@ def _reserved(task: Task, tokenizer: Any) -> int:
 
 
 def _frame(task: Task, item: Item, tokenizer: Any) -> int:
-    """Tokens of the item's line around its text, which LaMP measures with a blank in its place; two quotes in LaMP-1."""
+    """Tokens of the item's line around its text: two quotes in LaMP-1, else the line with a blank for the text."""
     return 2 if task.name == "LaMP-1" else _length(tokenizer, task.context_line(item | {task.text_field: " "}))

@@ -82,6 +82,13 @@ class Task:
         assert found is not None  # is_official has seen this match
         return '"{title}" [1]: "{ref1}" [2]: "{ref2}"'.format(**found.groupdict())
 
+    def references(self, input: str) -> tuple[str, str]:
+        """The two references that a question of LaMP-1 asks about."""
+        found = _CITATION.fullmatch(input, len(self.prefix)) if self.name == "LaMP-1" else None
+        if found is None:
+            raise KitError(f"Only questions of LaMP-1 have two references, and {input[:60]!r}… is none.")
+        return found["ref1"], found["ref2"]
+
     def retrieval_query(self, input: str) -> str:
         """What LaMP asks BM25 with: the varying text; for LaMP-1 the two references and not the author's title."""
         if self.name != "LaMP-1":

@@ -167,9 +167,7 @@ def test_parts_that_do_not_belong_to_the_task_are_refused() -> None:
 
 
 def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(
-        KitError, match=r"'LaMP-8'.*LaMP-1, LaMP-2, LaMP-3, LaMP-4, LaMP-5, LaMP-7, LaMP-2-news, LaMP-6"
-    ):
+    with pytest.raises(KitError, match=r"'LaMP-8'.*LaMP-1, LaMP-2, .*, LaMP-7, LaMP-2-news, LaMP-6\."):
         get_task("LaMP-8")
     assert get_task("LaMP_3") is TASKS["LaMP-3"]
 
