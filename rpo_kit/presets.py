@@ -25,12 +25,14 @@ from rpo_kit.errors import KitError
 
 @dataclass(frozen=True)
 class DataSettings:
-    source: str = "personas"  # ours: the embedded benchmark; or a folder with LaMP's official files
+    source: str = "personas"  # ours: the embedded benchmark; or official (downloads), or a folder with LaMP's files
+    separation: str = "user"  # LaMP: its user split, or its time split; for source = official
+    drop_gold: bool = False  # ours: take items that give the answer away out of the profiles; LaMP leaves them in
     task: str = "LaMP-7"  # measured: of 1, 3 and 7 the one on which a short demo shows most
     train_users: int = 480  # ours
     dev_users: int = 120  # ours: intervals of about +-0.05 on a 0..1 score
     items_per_user: int = 12  # ours; LaMP's own profiles hold 15 to 200 items on average
-    retriever: str = "bm25"  # LaMP
+    retriever: str = "bm25"  # LaMP; or bm25-lamp (its order of ties), dense:facebook/contriever, recency, random
     seed: int = 0
 
 
