@@ -89,6 +89,8 @@ class EvaluationSettings:
     max_new_tokens: int = 96
     batch_size: int = 32
     bootstrap: int = 2000
+    # the two baselines without a model cost nothing; context-K and pag-K ask the base model again for every user
+    systems: tuple[str, ...] = ("base", "majority", "copy-nearest", "context", "untrained", "sft", "rl")
     seed: int = 0
 
 
@@ -124,6 +126,11 @@ class Preset:
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+_ALL_SYSTEMS = (  # LaMP and its followers report context injection at k = 1, 2, 4 and PAG at 0 and 1
+    *("base", "majority", "copy-nearest", "context-1", "context-2", "context-4", "context", "pag-0", "pag-1"),
+    *("untrained", "sft", "rl"),
+)
+
 _GPU_24GB = Preset(
     name="gpu-24gb",
     about="one 24 GB GPU, bf16, 4-bit",
@@ -134,7 +141,7 @@ _GPU_24GB = Preset(
     ),
     sft=SFTSettings(steps=300, batch_size=4, accumulate=4, learning_rate=2e-4),
     rl=RLSettings(steps=200, prompts_per_step=8, micro_batch=8, learning_rate=5e-6, max_new_tokens=256, save_every=20),
-    evaluation=EvaluationSettings(max_new_tokens=256, batch_size=16),
+    evaluation=EvaluationSettings(max_new_tokens=256, batch_size=16, systems=_ALL_SYSTEMS),
     sweep=SweepSettings(steps=100, seeds=(0, 1, 2), eval_shots=(2, 4, 6), dev_users=500),
 )
 
@@ -162,7 +169,7 @@ PRESETS: dict[str, Preset] = {
         rl=RLSettings(
             steps=100, prompts_per_step=8, micro_batch=8, learning_rate=1e-5, max_new_tokens=192, save_every=10
         ),
-        evaluation=EvaluationSettings(max_new_tokens=192, batch_size=16),
+        evaluation=EvaluationSettings(max_new_tokens=192, batch_size=16, systems=_ALL_SYSTEMS),
         sweep=SweepSettings(steps=50, eval_shots=(2, 4, 6), dev_users=300),
     ),
     "gpu-24gb": _GPU_24GB,
