@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import Any, cast
@@ -89,7 +90,7 @@ def fetch(
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     urls = addresses(task, separation, splits, base)
-    remotes = [_patiently(lambda name=name: _look(urls[name], folder / name), sleep) for name in missing]
+    remotes = [_patiently(partial(_look, urls[name], folder / name), sleep) for name in missing]
     _announce(remotes, folder)
     for remote in remotes:
         _download(remote, sleep)

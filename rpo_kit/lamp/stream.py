@@ -10,14 +10,15 @@ inside of an item, which is a user and fits into memory.
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
-from json.decoder import WHITESPACE
 from pathlib import Path
 from typing import BinaryIO
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.files import AGAIN, check_present, not_json, not_utf8, web_page
 
+_BLANKS = re.compile(r"[ \t\n\r]*")  # JSON's own
 _CHUNK = 2**23  # bytes read at a time
 _TOKEN = 16  # characters: an error this near the end of the buffer may be a word cut in two, such as "nul"
 
@@ -74,7 +75,7 @@ class _Buffer:
     def next_character(self) -> str:
         """The next one that is not blank, not taken yet; "" at the end."""
         while True:
-            match = WHITESPACE.match(self.text, self.at)
+            match = _BLANKS.match(self.text, self.at)
             assert match is not None  # it matches the empty text as well
             self.at = match.end()
             if self.at < len(self.text) or not self.read():

@@ -115,7 +115,7 @@ def _write(task: Task, batches: Iterable[list[Row]], dated: bool, sink: Any) -> 
     schema = features.arrow_schema
     with pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
-            rows = [row | {"profile": [_whole(item, fields, row) for item in row["profile"]]} for row in batch]
+            rows = [{**row, "profile": [_whole(item, fields, row) for item in row["profile"]]} for row in batch]
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
 
 
