@@ -25,12 +25,14 @@ from rpo_kit.errors import KitError
 
 @dataclass(frozen=True)
 class DataSettings:
-    source: str = "personas"  # ours: the embedded benchmark; or a folder with LaMP's official files
+    source: str = "personas"  # ours: the embedded benchmark; or official (downloads), or a folder with LaMP's files
+    separation: str = "user"  # LaMP: its user split, or its time split; for source = official
+    drop_gold: bool = False  # ours: take items that give the answer away out of the profiles; LaMP leaves them in
     task: str = "LaMP-7"  # measured: of 1, 3 and 7 the one on which a short demo shows most
     train_users: int = 480  # ours
     dev_users: int = 120  # ours: intervals of about +-0.05 on a 0..1 score
     items_per_user: int = 12  # ours; LaMP's own profiles hold 15 to 200 items on average
-    retriever: str = "bm25"  # LaMP
+    retriever: str = "bm25"  # LaMP; or bm25-lamp (its order of ties), dense:facebook/contriever, recency, random
     seed: int = 0
 
 
@@ -88,6 +90,8 @@ class EvaluationSettings:
     max_new_tokens: int = 96
     batch_size: int = 32
     bootstrap: int = 2000
+    # the two baselines without a model cost nothing; context-K and pag-K ask the base model again for every user
+    systems: tuple[str, ...] = ("base", "majority", "copy-nearest", "context", "untrained", "sft", "rl")
     seed: int = 0
 
 
@@ -123,6 +127,11 @@ class Preset:
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+_ALL_SYSTEMS = (  # LaMP and its followers report context injection at k = 1, 2, 4 and PAG at 0 and 1
+    *("base", "majority", "copy-nearest", "context-1", "context-2", "context-4", "context", "pag-0", "pag-1"),
+    *("untrained", "sft", "rl"),
+)
+
 _GPU_24GB = Preset(
     name="gpu-24gb",
     about="one 24 GB GPU, bf16, 4-bit",
@@ -133,7 +142,7 @@ _GPU_24GB = Preset(
     ),
     sft=SFTSettings(steps=300, batch_size=4, accumulate=4, learning_rate=2e-4),
     rl=RLSettings(steps=200, prompts_per_step=8, micro_batch=8, learning_rate=5e-6, max_new_tokens=256, save_every=20),
-    evaluation=EvaluationSettings(max_new_tokens=256, batch_size=16),
+    evaluation=EvaluationSettings(max_new_tokens=256, batch_size=16, systems=_ALL_SYSTEMS),
     sweep=SweepSettings(steps=100, seeds=(0, 1, 2), eval_shots=(2, 4, 6), dev_users=500),
 )
 
@@ -161,7 +170,7 @@ PRESETS: dict[str, Preset] = {
         rl=RLSettings(
             steps=100, prompts_per_step=8, micro_batch=8, learning_rate=1e-5, max_new_tokens=192, save_every=10
         ),
-        evaluation=EvaluationSettings(max_new_tokens=192, batch_size=16),
+        evaluation=EvaluationSettings(max_new_tokens=192, batch_size=16, systems=_ALL_SYSTEMS),
         sweep=SweepSettings(steps=50, eval_shots=(2, 4, 6), dev_users=300),
     ),
     "gpu-24gb": _GPU_24GB,

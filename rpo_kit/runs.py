@@ -37,7 +37,7 @@ _PACKAGES = (
     "unsloth_zoo",
     "datasets",
     "bitsandbytes",
-    "bm25s",
+    "pyarrow",
     "rouge-score",
 )
 

@@ -57,7 +57,7 @@ def exact(requirement: Requirement) -> str:
 
 
 def test_the_fragile_packages_are_pinned_exactly() -> None:
-    for name in ("transformers", "trl", "peft", "datasets", "bitsandbytes", "gguf", "rouge-score", "bm25s"):
+    for name in ("transformers", "trl", "peft", "datasets", "bitsandbytes", "gguf", "rouge-score"):
         assert exact(DEPENDENCIES[name])
 
 

@@ -3,7 +3,7 @@
 The left edge of Figure 1: where the question q and the profile U come from, be it LaMP's official files or the embedded
 personas, which have the same format. Every row is checked at this door. A question without the task's instruction
 (LaMP-2 has one) is excluded, counted and shown; any other defect stops with a sentence. An empty profile is kept: the
-method must cope. Left out: downloading, and streaming of the files of several gigabytes.
+method must cope. Left out: downloading (see `download`); how gigabytes stay out of memory (see `stream` and `table`).
 
 In: `dev_questions.json` with `[{"id": "310", "input": "What is the score … review: Does what it should.", "profile":
 [{"id": "3100", "text": "Broke twice.", "score": "1"}]}]` and `dev_outputs.json` with `{"task": "LaMP_3", "golds":
@@ -14,21 +14,23 @@ In: `dev_questions.json` with `[{"id": "310", "input": "What is the score … re
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
-from datasets import Dataset, DatasetInfo, Features, Value
+import pyarrow.compute as pc
+from datasets import Dataset
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.files import AGAIN, as_text, read_json, read_outputs, write_json, write_outputs
+from rpo_kit.lamp.files import AGAIN, as_text, check_present, read_outputs, write_json, write_outputs
+from rpo_kit.lamp.leaks import check_is_text, gold_positions, has_entity, history_key, users_by_history
+from rpo_kit.lamp.stream import stream_list
+from rpo_kit.lamp.table import conversion_of, open_rows, write_rows
 from rpo_kit.lamp.tasks import Item, Task
 
 log = logging.getLogger(__name__)
-
-
-_TEXTS: tuple[Literal["id", "user_id", "input", "output"], ...] = ("id", "user_id", "input", "output")
 
 
 class Example(TypedDict):
@@ -41,63 +43,114 @@ class Example(TypedDict):
     profile: list[Item]
 
 
-def read_lamp(folder: Path, task: Task, split: str) -> Dataset:
+def read_lamp(folder: Path, task: Task, split: str, *, drop_gold: bool = False, cache: Path | None = None) -> Dataset:
     """`{split}_questions.json` and `{split}_outputs.json` of a folder, in the order of the questions.
 
-    `user_id` is the question's id where the file has none (LaMP's user split: there, several questions of LaMP-2 and
-    LaMP-4 may come from one user all the same). Items keep their id, the task's fields and, where given, `date`.
+    `user_id` is the file's, or where it has none (LaMP's user split) the id of the first question with the same
+    history. Items keep their id, the task's fields and, where given, `date`. `drop_gold` takes items that give the
+    answer away out of the profiles; they are counted either way. A large file is converted once, into `cache`.
     """
     path = Path(folder) / f"{split}_questions.json"
-    questions = _read_questions(path)
-    outputs = _read_golds(path.with_name(f"{split}_outputs.json"), task, split, questions)
-    rows, excluded = [], []
-    for key, row in questions.items():
-        example = _example(task, row, outputs[key], f"Question {key!r} in {path}")
-        if task.is_official(example["input"]):
-            rows.append(example)
-        else:
-            excluded.append(key)
-    if not rows:
-        raise KitError(
-            f"No question in {path} is a question of {task.name}, which begin with {task.prefix[:60]!r}…: "
-            f"give the folder of {task.name} ({task.title}), or name the task it is."
-        )
-    _say_what_is_odd(path, excluded, sum(not row["profile"] for row in rows), len(questions))
-    return _dataset(task, rows, json.dumps({"task": task.name, "split": split, "excluded": excluded}))
+    check_present(path)
+    outputs = path.with_name(f"{split}_outputs.json")
+    place = conversion_of(path, outputs, task, f"drop_gold={drop_gold}", cache)
+    if place and place.is_there():
+        dataset = open_rows(place)
+    else:
+        reading = _Reading(path, task, split, _read_golds(outputs, task, split), drop_gold)
+        dataset = write_rows(task, reading.rows(), place, reading.notes)
+    _say_what_is_odd(path, json.loads(dataset.info.description))
+    return dataset
 
 
-def _read_questions(path: Path) -> dict[str, dict[str, Any]]:
-    """{id: question} of a questions file; each has "id", "input" and "profile", and no id stands twice."""
-    content = read_json(path)
-    if not isinstance(content, list) or not content:
-        raise KitError(f"{path} should be a JSON list of questions, and not an empty one: {AGAIN}, or swap the files.")
-    questions: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(content):
+@dataclass
+class _Reading:
+    """One pass over a questions file: yields the rows, and counts what must be said afterwards."""
+
+    path: Path
+    task: Task
+    split: str
+    golds: dict[str, str] | None  # None: withheld
+    drop_gold: bool
+    ids: dict[str, None] = field(default_factory=dict)
+    excluded: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    kept: list[str] = field(default_factory=list)
+    histories: list[np.ndarray] = field(default_factory=list)  # of the kept questions; empty for those with a user_id
+    users: list[str | None] = field(default_factory=list)  # as the file says
+
+    def rows(self) -> Iterator[Example]:
+        for number, row in enumerate(stream_list(self.path)):
+            example = self._checked(number, row)
+            if self.task.is_official(example["input"]):
+                yield self._counted(example, "user_id" in row)  # type: ignore[operator]  # checked to be an object
+            else:
+                self.excluded.append(example["id"])
+        self._check_ids()
+        if not self.kept:
+            raise KitError(
+                f"No question in {self.path} is a question of {self.task.name}, which begin with "
+                f"{self.task.prefix[:60]!r}…: give the folder of {self.task.name} ({self.task.title}), or name the "
+                "task it is."
+            )
+
+    def _checked(self, number: int, row: object) -> Example:
+        """One checked row, its id seen for the first time."""
         missing = {"id", "input", "profile"} - set(row) if isinstance(row, dict) else {"everything"}
-        if missing:
+        if missing or not isinstance(row, dict):
             name = f", id {row['id']!r}," if isinstance(row, dict) and "id" in row else ""
-            raise KitError(f"Row {number}{name} of {path} lacks {', '.join(sorted(missing))}: complete it, or {AGAIN}.")
-        key = as_text(row["id"], f'"id" of row {number} of {path}')
-        if key in questions:
-            raise KitError(f"The id {key!r} stands twice in {path}: keep one of the two questions.")
-        questions[key] = row
-    return questions
+            lacking = ", ".join(sorted(missing))
+            raise KitError(f"Row {number}{name} of {self.path} lacks {lacking}: complete it, or {AGAIN}.")
+        key = as_text(row["id"], f'"id" of row {number} of {self.path}')
+        if key in self.ids:
+            raise KitError(f"The id {key!r} stands twice in {self.path}: keep one of the two questions.")
+        self.ids[key] = None
+        return _example(self.task, row, (self.golds or {}).get(key, ""), f"Question {key!r} in {self.path}")
+
+    def _counted(self, example: Example, has_user: bool) -> Example:
+        leaking = gold_positions(self.task, example)
+        self.counts["gold_in_profile"] += bool(leaking)
+        self.counts["html_entities"] += has_entity(example["input"]) or has_entity(example["output"])
+        self.kept.append(example["id"])
+        self.users.append(example["user_id"] if has_user else None)
+        keys = [] if has_user else [history_key(item) for item in example["profile"]]
+        self.histories.append(np.array(keys, np.int64))
+        if self.drop_gold and leaking:
+            self.counts["gold_dropped"] += len(leaking)
+            example["profile"] = [item for n, item in enumerate(example["profile"]) if n not in leaking]
+        self.counts["empty"] += not example["profile"]
+        return example
+
+    def _check_ids(self) -> None:
+        if not self.ids:
+            raise KitError(f"{self.path} should be a JSON list of questions, and not an empty one: {AGAIN}.")
+        if self.golds is None:
+            return
+        missing, extra = sorted(self.ids.keys() - self.golds.keys()), sorted(self.golds.keys() - self.ids.keys())
+        if missing or extra:
+            raise KitError(
+                f"{self.path.with_name(f'{self.split}_outputs.json')} does not fit its questions: {len(missing)} of "
+                f"{len(self.ids)} questions have no output {missing[:3]}, {len(extra)} outputs have no question "
+                f"{extra[:3]}. Take both files from one release, and of one split (LaMP's user split or time split)."
+            )
+
+    def notes(self) -> dict[str, Any]:
+        """What travels with the dataset; "users" where the file does not name them all."""
+        named = {"task": self.task.name, "split": self.split, "excluded": self.excluded, "total": len(self.ids)}
+        counts = {name: self.counts[name] for name in ("empty", "gold_in_profile", "gold_dropped", "html_entities")}
+        found = users_by_history(self.kept, self.histories)
+        users = [said if said is not None else inferred for said, inferred in zip(self.users, found, strict=True)]
+        return named | counts | ({"users": users} if None in self.users else {})
 
 
-def _read_golds(path: Path, task: Task, split: str, questions: Mapping[str, object]) -> dict[str, str]:
-    """{id: output}, for exactly the questions' ids; empty texts where LaMP withholds the outputs."""
+def _read_golds(path: Path, task: Task, split: str) -> dict[str, str] | None:
+    """{id: output}; None where LaMP withholds the outputs."""
     if split == "test" and not path.exists():
         log.warning("%s is not there: LaMP withholds the outputs of its test split; they are read as empty.", path)
-        return dict.fromkeys(questions, "")
+        return None
     name, outputs = read_outputs(path)
-    if name != task.official_name:
+    if name not in (task.official_name, task.name):
         raise KitError(f"{path} says it is of {name} and not of {task.official_name}: give the folder of {task.name}.")
-    missing, extra = sorted(questions.keys() - outputs.keys()), sorted(outputs.keys() - questions.keys())
-    if missing or extra:
-        raise KitError(
-            f"{path} does not fit its questions: {len(missing)} of {len(questions)} questions have no output "
-            f"{missing[:3]}, {len(extra)} outputs have no question {extra[:3]}. Take both files from one release."
-        )
     return outputs
 
 
@@ -105,10 +158,12 @@ def _example(task: Task, row: Mapping[str, Any], output: str, where: str) -> Exa
     """One checked row; KitError says which question and which item is wrong."""
     if not isinstance(row["profile"], list):
         raise KitError(f"{where} has a profile that is no list of items: correct it, or {AGAIN}.")
+    input = as_text(row["input"], f"{where}: input")
+    check_is_text(task, input, f"The input of {where[0].lower()}{where[1:]}")
     return Example(
         id=str(row["id"]),
         user_id=as_text(row.get("user_id", row["id"]), f"{where}: user_id"),
-        input=as_text(row["input"], f"{where}: input"),
+        input=input,
         output=output,
         profile=[_item(task, item, f"{where}, profile item {n}") for n, item in enumerate(row["profile"])],
     )
@@ -126,29 +181,28 @@ def _item(task: Task, item: object, where: str) -> Item:
     return {field: as_text(item[field], f"{where}: {field}") for field in (*wanted, *dated)}
 
 
-def _say_what_is_odd(path: Path, excluded: list[str], empty: int, total: int) -> None:
+def _say_what_is_odd(path: Path, notes: Mapping[str, Any]) -> None:
+    """Once for each opening, also of a conversion."""
+    excluded, total = notes["excluded"], notes["total"]
     if excluded:
         shown = ", ".join(excluded[:5]) + (", …" if len(excluded) > 5 else "")
         log.warning("%s: excluded %d of %d questions without instruction: %s.", path, len(excluded), total, shown)
-    if empty:
-        log.warning("%s: %d of %d questions have an empty profile; they are kept.", path, empty, total)
-
-
-def _dataset(task: Task, rows: list[Example], notes: str) -> Dataset:
-    """The rows as a table. What was excluded travels in the description, which saving and selecting keep."""
-    dated = any("date" in item for row in rows for item in row["profile"])
-    fields = ("id", *task.fields, *(("date",) if dated else ()))
-    text = Value("string")
-    features = Features(dict.fromkeys(_TEXTS, text) | {"profile": [dict.fromkeys(fields, text)]})
-    table: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in _TEXTS}
-    table["profile"] = [[{name: item.get(name, "") for name in fields} for item in row["profile"]] for row in rows]
-    return Dataset.from_dict(table, features=features, info=DatasetInfo(description=notes, features=features))
+    if notes["empty"]:
+        log.warning("%s: %d of %d questions have an empty profile; they are kept.", path, notes["empty"], total)
+    if notes["gold_in_profile"]:
+        done = "those items are dropped" if notes["gold_dropped"] else "set data.drop_gold to take those items out"
+        count = notes["gold_in_profile"]
+        log.warning("%s: %d of %d questions have their answer in their own profile; %s.", path, count, total, done)
 
 
 def split_summary(dataset: Dataset) -> dict[str, Any]:
-    """What a split holds, in numbers: examples, users, profile sizes, outputs, and which questions were excluded."""
+    """What a split holds, in numbers: examples, users, profile sizes, outputs, and what is odd in LaMP's files.
+
+    "excluded", "gold_in_profile", "gold_dropped" and "html_entities" are of the whole file, also in a selection.
+    """
     notes = json.loads(dataset.info.description or "{}")
-    sizes = np.array([len(profile) for profile in dataset["profile"]] or [0])
+    lengths = [pc.list_value_length(batch["profile"]) for batch in dataset.with_format("arrow").iter(256)]
+    sizes = np.array([size for part in lengths for size in part.to_pylist()] or [0])
     outputs = Counter(dataset["output"])
     return {
         "task": notes.get("task", "unknown"),
@@ -162,6 +216,7 @@ def split_summary(dataset: Dataset) -> dict[str, Any]:
         "empty_profiles": int(np.sum(sizes == 0)) if len(dataset) else 0,
         "most_common_outputs": dict(outputs.most_common(5)),
         "excluded": notes.get("excluded", []),
+        **{name: notes.get(name, 0) for name in ("gold_in_profile", "gold_dropped", "html_entities")},
     }
 
 

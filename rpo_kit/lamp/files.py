@@ -1,7 +1,7 @@
 """LaMP's JSON files on disk: a bad download becomes a sentence, and no crash leaves half a file.
 
-Used by `data` (questions and outputs) and `metrics` (outputs and predictions have one shape). The whole file is read at
-once; streaming the files of several gigabytes is left for later, and only `read_json` would change.
+Used by `stream` (questions, which may be gigabytes), `data` and `metrics` (outputs and predictions, which have one
+shape and are small enough to be read whole). Left out: what is inside the questions.
 
 In: `dev_outputs.json` with `{"task": "LaMP_3", "golds": [{"id": "310", "output": "5"}]}`.
 Out of `read_outputs`: `("LaMP_3", {"310": "5"})`.
@@ -21,24 +21,39 @@ AGAIN = "download it again"
 
 def read_json(path: Path) -> object:
     """The content of a JSON file; KitError where it is missing, empty, a web page, truncated or not UTF-8."""
-    if not path.is_file():
-        raise KitError(f"There is no file {path}; {_seen_in(path.parent)}. Point to the folder which has {path.name}.")
+    check_present(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise KitError(f"{path} is not UTF-8 text (byte {error.start}): {AGAIN}, and unpack it if packed.") from error
+        raise not_utf8(path, error.start) from error
     if text.lstrip().startswith("<"):
-        raise KitError(
-            f"{path} is a web page and not JSON; LaMP's server sends one, as if all were well, for a wrong address. "
-            "Check the address on LaMP's download page (movies are LaMP_2/new) and download it again."
-        )
+        raise web_page(path)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise KitError(
-            f"{path} is not complete JSON: {error.msg} at character {error.pos} of {len(text)}. "
-            f"Most likely the download broke off: {AGAIN}."
-        ) from error
+        raise not_json(path, error.msg, error.pos, len(text)) from error
+
+
+def check_present(path: Path) -> None:
+    if not path.is_file():
+        raise KitError(f"There is no file {path}; {_seen_in(path.parent)}. Point to the folder which has {path.name}.")
+
+
+def not_utf8(path: Path, byte: int) -> KitError:
+    return KitError(f"{path} is not UTF-8 text (byte {byte}): {AGAIN}, and unpack it if packed.")
+
+
+def not_json(path: Path, what: str, at: int, size: int) -> KitError:
+    return KitError(
+        f"{path} is not complete JSON: {what} at character {at} of {size}. Most likely the download broke off: {AGAIN}."
+    )
+
+
+def web_page(path: Path) -> KitError:
+    return KitError(
+        f"{path} is a web page and not JSON; LaMP's server sends one, as if all were well, for a wrong address. "
+        "Check the address on LaMP's download page (movies are LaMP_2/new) and download it again."
+    )
 
 
 def _seen_in(folder: Path) -> str:
@@ -85,14 +100,20 @@ def read_outputs(path: Path) -> tuple[str, dict[str, str]]:
             "Questions and outputs may have been swapped."
         )
     outputs: dict[str, str] = {}
+    twice: list[str] = []
     for number, row in enumerate(content["golds"]):
         where = f"Row {number} of {path}"
         if not isinstance(row, dict) or not {"id", "output"} <= set(row):
             raise KitError(f'{where} lacks "id" or "output": complete it, or {AGAIN}.')
         key = as_text(row["id"], f'"id" of row {number} of {path}')
         if key in outputs:
-            raise KitError(f"The id {key!r} stands twice in {path}: keep one of the two rows.")
+            twice.append(key)
         outputs[key] = as_text(row["output"], f'"output" of id {key!r} in {path}')
+    if twice:  # LaMP's script would silently take the last of them
+        raise KitError(
+            f"{path} has {len(content['golds'])} rows but only {len(outputs)} ids: {len(twice)} rows repeat one, "
+            f"such as {twice[0]!r}. Keep one row an id."
+        )
     return as_text(content["task"], f'"task" in {path}'), outputs
 
 

@@ -1,12 +1,15 @@
 """Which history items come first: each user's profile ranked for the user's question, whole, best first.
 
-The arrow from profile U to the retrieved items P in Figure 1; `take` then cuts off the first k ("shots"). Three
-methods: `bm25` (words shared with the question), `recency` (newest first) and `random`. Dense retrieval is left out.
+The arrow from profile U to the retrieved items P in Figure 1; `take` then cuts off the first k ("shots"). The methods:
 
-BM25 is LaMP's (k1 = 1.5, b = 0.75, words = `str.split()`), computed by `bm25s`, one index a distinct profile. No
-variant in `bm25s` weighs words as LaMP's library does (on made-up profiles of 12-150 items the best of them agreed on
-60-80 % of the first four items; measured), so its index is re-weighed: see `_okapi_idf`. Of equal scores the later item
-comes first; LaMP's order of ties depends on machine and numpy version.
+    bm25        LaMP's BM25 (see `okapi`); of equal scores the later item comes first, on every machine
+    bm25-lamp   the same scores; equal ones in the order in which LaMP's own call puts them on this machine
+    dense:NAME  a sentence encoder from the hub or a folder (see `dense`), as LaMP uses facebook/contriever
+    recency     newest first
+    random      a shuffle with a seed
+
+LaMP sorts by `numpy.argsort`, which keeps no order among equals: it differs from processor to processor and between
+numpy versions. `bm25-lamp` makes the same call; take it to compare with files that LaMP's scripts ranked here.
 
 >>> from rpo_kit.lamp.tasks import get_task
 >>> examples = [{"id": "1", "input": get_task("LaMP-7").make_input(text="rain again"), "profile":
@@ -15,40 +18,43 @@ comes first; LaMP's order of ties depends on machine and numpy version.
 [[1, 2, 0]]
 """
 
-import hashlib
-import json
-import logging
-import math
+import os
 import random
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from string import Formatter
 from typing import Any, TypeAlias
 
-import bm25s
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from tqdm import tqdm
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.okapi import okapi_scores
 from rpo_kit.lamp.tasks import Item, Task
 
 Examples: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
 
-K1, B, EPSILON = 1.5, 0.75, 0.25  # LaMP: the defaults of its BM25 library
-
-# bm25s logs each index it builds, at the level of debugging; with one index a user that would be all one reads.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
+METHODS = ("bm25", "bm25-lamp", "dense:NAME", "recency", "random")
+_CHUNK = 128  # examples whose texts are taken out of Arrow at a time; 20 MB for LaMP-3
 
 
 def rank(task: Task, dataset: Examples, method: str, seed: int = 0) -> list[list[int]]:
     """For each example the indices of its whole profile, best first; an empty profile gives an empty list."""
-    if method == "bm25":
-        return _rank_bm25(task, dataset)
+    if method in ("bm25", "bm25-lamp"):
+        return _rank_bm25(task, dataset, stable=method == "bm25")
+    if method.startswith("dense:"):
+        from rpo_kit.lamp.dense import rank_dense  # loading torch takes seconds
+
+        return rank_dense(task, dataset, method.removeprefix("dense:"))
     if method == "recency":
         return [_rank_recency(example) for example in dataset]
     if method == "random":
         return [_rank_random(example, seed) for example in dataset]
-    raise KitError(f"There is no retrieval method {method!r}; the known ones are bm25, recency and random.")
+    raise KitError(f"There is no retrieval method {method!r}; the known ones are {', '.join(METHODS)}.")
 
 
 def take(example: Mapping[str, Any], order: Sequence[int], k: int) -> list[Item]:
@@ -61,57 +67,52 @@ def take(example: Mapping[str, Any], order: Sequence[int], k: int) -> list[Item]
 # --- bm25 ---
 
 
-def _rank_bm25(task: Task, dataset: Examples) -> list[list[int]]:
-    """One index a distinct profile, asked with the questions of all examples that share it."""
-    sharing: dict[bytes, list[int]] = defaultdict(list)
-    for number, example in enumerate(dataset):
-        sharing[_fingerprint(_corpus(task, example))].append(number)
-    orders: dict[int, list[int]] = {}
-    for numbers in tqdm(sharing.values(), desc="BM25", unit="profile", delay=5, leave=False):
-        scores_for = _index([text.split() for text in _corpus(task, dataset[numbers[0]])])
-        for number in numbers:
-            query = task.retrieval_query(dataset[number]["input"])
-            orders[number] = _best_first(scores_for(query.split()))
-    return [orders[number] for number in range(len(orders))]
+def _rank_bm25(task: Task, dataset: Examples, stable: bool) -> list[list[int]]:
+    """Each profile asked once. Arrow counts outside of Python's lock, so threads help where there are free cores."""
+
+    def order(documents: pa.Array, query: str) -> list[int]:
+        scores = okapi_scores(documents, query)
+        ascending = np.argsort(scores, kind="stable") if stable else np.argsort(scores)
+        ranked: list[int] = ascending[::-1].tolist()
+        return ranked
+
+    found: list[list[int]] = []
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(dataset), desc="BM25", unit="profile", delay=5, leave=False) as bar,
+    ):
+        for profiles, queries in corpora(task, dataset):
+            found += pool.map(order, profiles, queries)
+            bar.update(len(queries))
+    return found
 
 
-def _corpus(task: Task, example: Mapping[str, Any]) -> list[str]:
-    return [task.corpus_text(item) for item in example["profile"]]
+def corpora(task: Task, dataset: Examples) -> Iterator[tuple[list[pa.Array], list[str]]]:
+    """What LaMP indexes and what it asks with, a chunk of examples at a time: one array of texts a profile, queries."""
+    for start in range(0, len(dataset), _CHUNK):
+        if isinstance(dataset, Dataset):
+            rows = dataset.with_format("arrow")[start : start + _CHUNK]
+            yield _texts_in_arrow(task, rows["profile"].combine_chunks()), _queries(task, rows["input"].to_pylist())
+        else:
+            rows = dataset[start : start + _CHUNK]
+            texts = [pa.array([task.corpus_text(item) for item in row["profile"]], pa.string()) for row in rows]
+            yield texts, _queries(task, [row["input"] for row in rows])
 
 
-def _fingerprint(texts: list[str]) -> bytes:
-    """Stands for the texts, which may be gigabytes, as a key."""
-    return hashlib.sha256(json.dumps(texts).encode()).digest()
+def _queries(task: Task, inputs: Sequence[str]) -> list[str]:
+    return [task.retrieval_query(input) for input in inputs]
 
 
-def _best_first(scores: np.ndarray) -> list[int]:
-    """Indices by falling score, the later item first among equals."""
-    return [int(index) for index in np.argsort(scores, kind="stable")[::-1]]
-
-
-def _index(documents: list[list[str]]) -> Callable[[list[str]], np.ndarray]:
-    """LaMP's BM25 over the documents: a function from the words of a query to one score a document, shape (n,)."""
-    if not any(documents):  # no profile, or no word in it: bm25s cannot index that, and nothing can be found
-        return lambda query: np.zeros(len(documents))
-    index = bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
-    index.index(documents, show_progress=False)
-    # Column w of the sparse matrix has idf(w) * tf / (tf + k1 * (1 - b + b * length / mean length)), a row a document.
-    found_in = np.diff(index.scores["indptr"])
-    lucene_idf = np.log(1 + (len(documents) - found_in + 0.5) / (found_in + 0.5))
-    factor = (K1 + 1) * _okapi_idf(found_in, len(documents)) / lucene_idf
-    index.scores["data"] = index.scores["data"] * np.repeat(factor, found_in)
-    return lambda query: index.get_scores(query) if query else np.zeros(len(documents))
-
-
-def _okapi_idf(found_in: np.ndarray, documents: int) -> np.ndarray:
-    """Weight of each word, from the number of documents it is found in (LaMP's library, BM25 "Okapi").
-
-    idf(w) = log((N - n + 1/2) / (n + 1/2)); a word in more than half of the documents would weigh less than nothing and
-    gets epsilon times the mean idf instead.
-    """
-    idf = np.log(documents - found_in + 0.5) - np.log(found_in + 0.5)
-    mean = math.fsum(idf) / len(idf)  # exact, because bm25s numbers the words differently in each process
-    return np.where(idf < 0, EPSILON * mean, idf)
+def _texts_in_arrow(task: Task, profiles: pa.ListArray) -> list[pa.Array]:
+    """`Task.corpus_text` of every item, without making Python objects of gigabytes of text."""
+    bounds, items = profiles.offsets.to_numpy(), profiles.values
+    pieces = [
+        part
+        for literal, field, _, _ in Formatter().parse(task.corpus)
+        for part in ((literal,) if literal else ()) + ((items.field(field),) if field else ())
+    ]
+    texts = pieces[0] if len(pieces) == 1 else pc.binary_join_element_wise(*pieces, "")
+    return [texts[first:last] for first, last in pairwise(bounds.tolist())]
 
 
 # --- recency and random ---

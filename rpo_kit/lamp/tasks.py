@@ -1,9 +1,10 @@
 """What a LaMP task is: its instruction, its labels, its profile fields, and the texts made from them.
 
-One `Task` a public LaMP task (1, 2 movies, 3, 4, 5, 7), as data: everything which the method does differently from task
-to task stands in the table `TASKS` below. Figure 1 of the paper calls the question q and the profile U. Left out: LaMP-6
-(its e-mails are under a licence of their own), the deprecated news variant of LaMP-2, and LaMP's shortening of context
-prompts to a token budget. The wording of the instructions, of what is indexed and of the context lines is LaMP's.
+One `Task` a LaMP task, as data: everything which the method does differently from task to task stands in the tables
+below. `TASKS` are the public ones (1, 2 movies, 3, 4, 5, 7), which the embedded personas imitate; `MORE_TASKS` are read
+from files that somebody has: the deprecated news variant of LaMP-2, and LaMP-6, whose e-mails are licensed apart.
+Figure 1 of the paper calls the question q and the profile U. Left out: shortening context prompts to a token budget (see
+`context`). The wording of the instructions, of what is indexed and of the context lines is LaMP's.
 
 >>> task = get_task("LaMP-3")
 >>> task.make_input(text="Does what it should.")
@@ -38,6 +39,7 @@ class Task:
     kind: Kind
     labels: tuple[str, ...]  # in the order of LaMP's evaluator; () for generation
     fields: tuple[str, ...]  # fields of a profile item beside its id
+    text_field: str  # the field of an item which is of the same kind as the varying text of a question
     gold_field: str  # the field of an item which is of the same kind as the output
     prefix: str  # the official instruction before the varying text
     metrics: tuple[str, ...]  # the first one is the headline metric
@@ -45,11 +47,12 @@ class Task:
     line: str  # template: one item in the reflection prompt (ours)
     context: str  # template: one item in LaMP's prompt with context, trailing space included
     context_end: str = ". "  # LaMP: between the joined context lines and the input
+    reserved: str = ""  # LaMP: words for which its length rule keeps room (not quite those of `context_end`)
 
     @property
     def official_name(self) -> str:
-        """The name inside LaMP's files: "LaMP_3"."""
-        return self.name.replace("-", "_")
+        """The name inside LaMP's files: "LaMP_3"; movies and news are both "LaMP_2" there."""
+        return "_".join(self.name.split("-")[:2])
 
     def make_input(self, **parts: str) -> str:
         """The official input from its parts: `text=…`, and for LaMP-1 `title=…, ref1=…, ref2=…`."""
@@ -78,6 +81,13 @@ class Task:
         found = _CITATION.fullmatch(rest)
         assert found is not None  # is_official has seen this match
         return '"{title}" [1]: "{ref1}" [2]: "{ref2}"'.format(**found.groupdict())
+
+    def references(self, input: str) -> tuple[str, str]:
+        """The two references that a question of LaMP-1 asks about."""
+        found = _CITATION.fullmatch(input, len(self.prefix)) if self.name == "LaMP-1" else None
+        if found is None:
+            raise KitError(f"Only questions of LaMP-1 have two references, and {input[:60]!r}… is none.")
+        return found["ref1"], found["ref2"]
 
     def retrieval_query(self, input: str) -> str:
         """What LaMP asks BM25 with: the varying text; for LaMP-1 the two references and not the author's title."""
@@ -130,6 +140,7 @@ _CITATIONS = Task(
     kind="classification",
     labels=("[1]", "[2]"),
     fields=("title", "abstract"),
+    text_field="title",
     gold_field="title",
     prefix="For an author who has written the paper with the title ",
     metrics=("accuracy", "f1"),
@@ -143,6 +154,7 @@ _MOVIES = Task(
     kind="classification",
     labels=MOVIE_TAGS,
     fields=("description", "tag"),
+    text_field="description",
     gold_field="tag",
     prefix=(
         "Which tag does this movie relate to among the following tags? Just answer with the tag name without further "
@@ -159,6 +171,7 @@ _RATINGS = Task(
     kind="regression",
     labels=("1", "2", "3", "4", "5"),
     fields=("text", "score"),
+    text_field="text",
     gold_field="score",
     prefix=(
         "What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, or 5 without "
@@ -175,6 +188,7 @@ _HEADLINES = Task(
     kind="generation",
     labels=(),
     fields=("text", "title"),
+    text_field="text",
     gold_field="title",
     prefix="Generate a headline for the following article: ",
     metrics=("rouge-1", "rouge-L"),
@@ -188,6 +202,7 @@ _TITLES = Task(
     kind="generation",
     labels=(),
     fields=("title", "abstract"),
+    text_field="abstract",
     gold_field="title",
     prefix="Generate a title for the following abstract of a paper: ",
     metrics=("rouge-1", "rouge-L"),
@@ -195,6 +210,7 @@ _TITLES = Task(
     line='"{abstract}" -> {title}',
     context='"{title}" is a title for "{abstract}" ',
     context_end=". Following the given patterns ",
+    reserved="Following the given patterns",
 )
 _TWEETS = Task(
     name="LaMP-7",
@@ -202,6 +218,7 @@ _TWEETS = Task(
     kind="generation",
     labels=(),
     fields=("text",),
+    text_field="text",
     gold_field="text",
     prefix="Paraphrase the following tweet without any explanation before or after it: ",
     metrics=("rouge-1", "rouge-L"),
@@ -209,14 +226,56 @@ _TWEETS = Task(
     line='"{text}"',
     context='"{text}" ',
     context_end=" are written by a person. Following the given patterns ",
+    reserved="are written by user. Following the given patterns",
+)
+
+NEWS_CATEGORIES = (
+    "women", "religion", "politics", "style & beauty", "entertainment", "culture & arts", "sports",
+    "science & technology", "travel", "business", "crime", "education", "healthy living", "parents", "food & drink",
+)  # fmt: skip
+
+_NEWS = Task(
+    name="LaMP-2-news",
+    title="News categorization",
+    kind="classification",
+    labels=NEWS_CATEGORIES,
+    fields=("text", "title", "category"),
+    text_field="text",
+    gold_field="category",
+    prefix=(
+        "Which category does this article relate to among the following categories? Just answer with the category name "
+        f"without further explanation. categories: [{', '.join(NEWS_CATEGORIES)}] article: "
+    ),
+    metrics=("accuracy", "f1"),
+    corpus="{title} {text}",
+    line='"{text}" -> {category}',
+    context='the category for the article: "{text}" is "{category}" ',
+)
+_EMAILS = Task(
+    name="LaMP-6",
+    title="Email subject",
+    kind="generation",
+    labels=(),
+    fields=("text", "title"),
+    text_field="text",
+    gold_field="title",
+    prefix="Generate a subject for the following email: ",
+    metrics=("rouge-1", "rouge-L"),
+    corpus="{text}",
+    line='"{text}" -> {title}',
+    context='"{title}" is the title for "{text}" ',
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in (_CITATIONS, _MOVIES, _RATINGS, _HEADLINES, _TITLES, _TWEETS)}
+MORE_TASKS: dict[str, Task] = {task.name: task for task in (_NEWS, _EMAILS)}
+_OTHER_NAMES = {"LaMP-2-old": "LaMP-2-news", "LaMP-2N": "LaMP-2-news", "LaMP-2M": "LaMP-2", "LaMP-2-movies": "LaMP-2"}
 
 
 def get_task(name: str) -> Task:
-    """The task of this name; LaMP's own spelling with an underscore ("LaMP_3") is understood as well."""
-    task = TASKS.get(name.replace("_", "-"))
+    """The task of this name; "LaMP_3" is understood as well, and what papers call the two tasks that are LaMP-2."""
+    known = TASKS | MORE_TASKS
+    plain = name.replace("_", "-")
+    task = known.get(_OTHER_NAMES.get(plain, plain))
     if task is None:
-        raise KitError(f"There is no task {name!r} here; the known ones are {', '.join(TASKS)}.")
+        raise KitError(f"There is no task {name!r} here; the known ones are {', '.join(known)}.")
     return task

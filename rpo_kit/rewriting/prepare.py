@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
 from rpo_kit.lamp.data import read_lamp
+from rpo_kit.lamp.download import fetch
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.presets import DataSettings
@@ -50,22 +51,32 @@ def prepare(run: Run, open_base: Callable[[str], Chat] = open_chat) -> None:
 
 def source_files(settings: DataSettings) -> dict[str, Path]:
     """The files that somebody else may change: LaMP's own. Personas are made from their settings alone."""
+    if settings.source == "personas":
+        return {}
     names = [f"{split}_{kind}.json" for split in SPLITS for kind in ("questions", "outputs")]
-    files = {name: Path(settings.source) / name for name in names}
-    return {} if settings.source == "personas" else {name: path for name, path in files.items() if path.exists()}
+    files = {name: lamp_folder(settings) / name for name in names}
+    return {name: path for name, path in files.items() if path.exists()}
+
+
+def lamp_folder(settings: DataSettings) -> Path:
+    """The folder with LaMP's files: the one that is named, or the downloaded one, which is completed first."""
+    if settings.source != "official":
+        return Path(settings.source)
+    return fetch(get_task(settings.task), settings.separation, SPLITS)
 
 
 def read_source(settings: DataSettings, split: str, work: Path) -> Dataset:
     """One split with its ranking: from the embedded personas, or from a folder with LaMP's official files."""
     task = get_task(settings.task)
     users = settings.train_users if split == "train" else settings.dev_users
-    folder = Path(settings.source)
     facts: dict[str, Any] = {}
-    if settings.source == "personas":
+    if settings.source != "personas":
+        folder = lamp_folder(settings)
+    else:
         folder = work / "personas"
         personas.write(folder, task.name, {split: users}, items_per_user=settings.items_per_user, seed=settings.seed)
         facts = json.loads((folder / f"{split}_facts.json").read_text(encoding="utf-8"))
-    dataset = first_users(read_lamp(folder, task, split), users)
+    dataset = first_users(read_lamp(folder, task, split, drop_gold=settings.drop_gold), users)
     rows = [json.dumps(facts.get(example_id, {})) for example_id in dataset["id"]]
     return dataset.add_column("ranking", rank(task, dataset, settings.retriever, settings.seed)).add_column(
         "facts", rows

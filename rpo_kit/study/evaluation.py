@@ -6,6 +6,7 @@
     sft         base → the reflection module after SFT
     rl          base → the reflection module after SFT and RL
 
+Further baselines (`context-K`, `pag-K`, `majority`, `copy-nearest`) are in `baselines`. Which systems run is a setting.
 Two references frame them where the embedded benchmark is used, because its hidden habits are known: `any habit` is
 the expected score of a reader who understands every text but does not know the user; `oracle` counts the habits which
 the same k items show and follows the majority. Intervals are 95 % percentile bootstraps over users. A completion that
@@ -15,6 +16,7 @@ does not parse leaves the generic answer standing; it is counted in `unparsed`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +24,36 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import example_scores, is_parseable, score, write_predictions
 from rpo_kit.lamp.personas import oracle, persona
 from rpo_kit.lamp.retrieval import take
 from rpo_kit.lamp.tasks import Task, get_task
-from rpo_kit.rewriting.chat import Chat, open_chat
-from rpo_kit.rewriting.prepare import Example, ask_base, load_prepared
+from rpo_kit.rewriting.chat import open_chat
+from rpo_kit.rewriting.prepare import Example, load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate, load_reflection
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, append_records, read_records, require, stage, write_text
+from rpo_kit.study.baselines import (
+    answer_with_summary,
+    copy_nearest,
+    inject_context,
+    is_defined,
+    majority,
+    shots_of,
+    without_model,
+)
 
-SYSTEMS = ("base", "context", "untrained", "sft", "rl")
+SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the method's own line: each is compared with the one before
 REFERENCES = ("any habit", "oracle")
 Record = dict[str, Any]  # id, prediction; and for the reflection module raw, complaint, tokens
 _CHUNK = 64
 
 
-def evaluate(run: Run, systems: Sequence[str] = SYSTEMS) -> None:
+def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
     """Write `evaluate/{metrics,paired}.csv`, `predictions/<system>.json` (LaMP's format) and every raw completion."""
-    preset, adapters = run.preset, {name: require(run, name) / "adapter" for name in systems if name in ("sft", "rl")}
+    preset, systems = run.preset, chosen_systems(run, systems or run.preset.evaluation.systems)
+    adapters = {name: require(run, name) / "adapter" for name in systems if name in ("sft", "rl")}
     inputs = {name: folder / "adapter_model.safetensors" for name, folder in adapters.items()}
     data = require(run, "prepare") / "generic.jsonl"
     with stage(run, "evaluate", data=data, settings=preset.evaluation, systems=list(systems), **inputs) as work:
@@ -53,6 +66,21 @@ def evaluate(run: Run, systems: Sequence[str] = SYSTEMS) -> None:
             write_predictions(work / "predictions" / f"{name}.json", task, [e["id"] for e in examples], predictions)
         write_text(work / "metrics.csv", metrics_table(run, task, examples, found).to_csv(index=False))
         write_text(work / "paired.csv", paired_table(run, task, examples, found).to_csv(index=False))
+
+
+def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
+    """Those that the task allows, checked before the first model is loaded; what is left out is said."""
+    task = get_task(run.preset.data.task)
+    for name in systems:
+        if name.partition("-")[0] in ("context", "pag"):
+            shots_of(name, run.preset.evaluation.shots)
+        elif name not in (*SYSTEMS, "majority", "copy-nearest"):
+            known = (*SYSTEMS, "context-K", "pag-K", "majority", "copy-nearest")
+            raise KitError(f"There is no system {name!r} to evaluate; there are {', '.join(known)}.")
+    left_out = [name for name in systems if not is_defined(name, task)]
+    if left_out:
+        print(f"evaluate: without {', '.join(left_out)}: items of {task.name} have no label.")
+    return [name for name in systems if name not in left_out]
 
 
 # ---- predictions --------------------------------------------------------------------------------------------------
@@ -72,22 +100,21 @@ def predict(run: Run, system: str, examples: list[Example], work: Path, adapter:
 
 
 def _answerer(run: Run, system: str, adapter: Path | None) -> Callable[[list[Example]], list[Record]]:
-    task, shots = get_task(run.preset.data.task), run.preset.evaluation.shots
-    if system == "base":
-        return lambda chunk: [{"id": example["id"], "prediction": example["generic"]} for example in chunk]
-    if system == "context":
+    task, settings = get_task(run.preset.data.task), run.preset.evaluation
+    ready: dict[str, Callable[[Task, Example], str]] = {
+        "base": lambda task, example: str(example["generic"]),
+        "majority": majority,
+        "copy-nearest": copy_nearest,
+    }
+    if system in ready:
+        return without_model(ready[system], task)
+    kind, shots = system.partition("-")[0], shots_of(system, settings.shots)
+    if kind in ("context", "pag"):
         base = open_chat(run.preset.base, run.preset.reflection.max_seq_length)
-        return lambda chunk: inject_context(base, task, chunk, shots, run.preset.base_max_new_tokens)
+        ask = inject_context if kind == "context" else answer_with_summary
+        return lambda chunk: ask(base, task, chunk, shots, run.preset.base_max_new_tokens)
     loaded = load_reflection(run.preset.reflection, adapter)
-    settings = run.preset.evaluation
     return lambda chunk: rewrite(loaded, task, chunk, shots, settings.max_new_tokens, settings.batch_size)
-
-
-def inject_context(base: Chat, task: Task, examples: list[Example], shots: int, tokens: int) -> list[Record]:
-    """LaMP's own way to personalise: the k items in front of the query, in the base model's prompt."""
-    prompts = [task.context_prompt(e["input"], take(e, e["ranking"], shots)) for e in examples]
-    answers = ask_base(base, task, prompts, tokens)
-    return [{"id": e["id"]} | answer for e, answer in zip(examples, answers, strict=True)]
 
 
 def rewrite(
@@ -161,16 +188,26 @@ def metrics_table(run: Run, task: Task, examples: list[Example], found: dict[str
 
 
 def paired_table(run: Run, task: Task, examples: list[Example], found: dict[str, list[Record]]) -> pd.DataFrame:
-    """Each system minus the one before it in the order of `SYSTEMS`, and minus base: mean difference with interval."""
+    """Mean differences with paired intervals: each system minus base and minus the one before it in the method's line,
+    and the last of that line minus every other baseline.
+    """
     golds, users, settings = [e["output"] for e in examples], [e["user_id"] for e in examples], run.preset.evaluation
     values = {name: example_scores(task, golds, [r["prediction"] for r in records]) for name, records in found.items()}
-    names = list(found)
-    pairs = [(b, a) for i, b in enumerate(names) for a in dict.fromkeys((names[0], names[max(i - 1, 0)])) if a != b]
+    pairs = compared(list(found))
     rows = []
     for better, worse in pairs:
         difference = _mean_with_interval(values[better] - values[worse], users, settings.bootstrap, settings.seed)
         rows.append({"system": better, "minus": worse} | difference)
     return pd.DataFrame(rows)
+
+
+def compared(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(system, the one it is compared with), in the order of the table."""
+    line = [name for name in names if name in SYSTEMS]
+    before = dict(pairwise(reversed(line)))
+    pairs = [(name, other) for name in names for other in dict.fromkeys((names[0], before.get(name, names[0])))]
+    others = [(line[-1], name) for name in names if name not in SYSTEMS] if line else []
+    return [pair for pair in dict.fromkeys([*pairs, *others]) if pair[0] != pair[1]]
 
 
 def copy_rate(task: Task, examples: list[Example], predictions: Sequence[str], shots: int) -> float:

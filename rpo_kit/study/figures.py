@@ -43,6 +43,8 @@ REFERENCE_STYLES = {"any habit": (0, (1, 2)), "oracle": (0, (5, 2))}
 SYSTEM_NAMES = {
     "base": "base model alone",
     "context": "context injection",
+    "majority": "user's majority label",
+    "copy-nearest": "copy of the nearest item",
     "untrained": "reflection, untrained",
     "sft": "reflection after SFT",
     "rl": "reflection after SFT + RL",

@@ -116,6 +116,54 @@ def test_a_question_without_instruction_is_excluded_counted_and_shown(
     assert "excluded 1 of 2 questions without instruction: 110." in caplog.text
 
 
+def test_an_answer_in_the_own_profile_is_counted_shown_and_dropped_if_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [question(0), question(1, input=RATINGS.make_input(text="Item 1."))]  # item 1 rates the asked review
+    dataset = read_lamp(write_split(tmp_path, rows), RATINGS, "dev")
+    assert split_summary(dataset)["gold_in_profile"] == 1
+    assert len(dataset[1]["profile"]) == 2
+    assert "1 of 2 questions have their answer in their own profile; set data.drop_gold" in caplog.text
+    dropped = read_lamp(tmp_path, RATINGS, "dev", drop_gold=True)
+    assert [item["text"] for item in dropped[1]["profile"]] == ["Item 0."]
+    assert len(dropped[0]["profile"]) == 2
+    assert split_summary(dropped)["gold_dropped"] == 1
+    assert "those items are dropped" in caplog.text
+
+
+def test_html_entities_are_counted_and_left_as_lamp_scores_them(tmp_path: Path) -> None:
+    rows = [question(0, input=RATINGS.make_input(text="Q&amp;A")), question(1, input=RATINGS.make_input(text="Q&A;"))]
+    dataset = read_lamp(write_split(tmp_path, rows), RATINGS, "dev")
+    assert split_summary(dataset)["html_entities"] == 1
+    assert dataset[0]["input"].endswith("Q&amp;A")
+
+
+def test_users_that_no_file_names_are_found_by_their_history(tmp_path: Path) -> None:
+    """LaMP-2 and LaMP-4: each question of a user has the items of the others in its profile, but not its own."""
+    reviews = [{"id": str(n), "text": f"Review {n}.", "score": "1"} for n in range(6)]
+    others = [{"id": str(n), "text": f"Other {n}.", "score": "1"} for n in range(6)]
+    profiles = [reviews[1:], others[1:], reviews[:3] + reviews[4:], others[:5]]
+    rows = [question(n, profile=profile) for n, profile in enumerate(profiles)]
+    dataset = read_lamp(write_split(tmp_path, rows), RATINGS, "dev")
+    assert dataset["user_id"][:] == ["310", "311", "310", "311"]
+    assert dataset.column_names == ["id", "user_id", "input", "output", "profile"]
+    assert split_summary(dataset)["users"] == 2
+
+
+def test_lamp_6_as_distributed_is_answered_with_what_is_missing_and_where_it_is(tmp_path: Path) -> None:
+    mails = get_task("LaMP-6")
+    item = {"id": "1", "text": "147-000874-EM.txt", "title": "147-000874-EM.txt"}
+    for input in ("147-000875-EM.txt", mails.make_input(text="147-000875-EM.txt")):
+        write_split(tmp_path, [{"id": "510", "input": input, "profile": [item]}], task="LaMP_6")
+        with pytest.raises(
+            KitError, match=r"'510' .*'\S*.* 147-000875-EM.txt'|'147-000875-EM.txt'.*Avocado.*LDC2015T03"
+        ):
+            read_lamp(tmp_path, mails, "dev")
+    filled = {"id": "510", "input": mails.make_input(text="Lunch?"), "profile": [item | {"text": "a", "title": "b"}]}
+    write_split(tmp_path, [filled], task="LaMP_6")
+    assert read_lamp(tmp_path, mails, "dev")[0]["output"] == "5"
+
+
 def test_a_clean_split_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         read_lamp(write_split(tmp_path, [question(0)]), RATINGS, "dev")
@@ -129,6 +177,7 @@ def test_the_summary_counts_by_hand_and_survives_saving_and_selecting(tmp_path: 
     assert summary == {
         "task": "LaMP-3", "split": "dev", "examples": 3, "users": 2, "empty_profiles": 0, "excluded": ["313"],
         "profile_min": 1, "profile_median": 2.0, "profile_mean": 3.0, "profile_max": 6, "most_common_outputs": {"5": 3},
+        "gold_in_profile": 0, "gold_dropped": 0, "html_entities": 0,
     }  # fmt: skip
     dataset.save_to_disk(str(tmp_path / "arrow"))
     again = load_from_disk(str(tmp_path / "arrow"))

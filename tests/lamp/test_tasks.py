@@ -7,11 +7,16 @@ import pytest
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import metrics, retrieval, tasks
-from rpo_kit.lamp.tasks import TASKS, get_task
+from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, get_task
 
+ALL = TASKS | MORE_TASKS
 TAGS = (
     "sci-fi, based on a book, comedy, action, twist ending, dystopia, dark comedy, classic, psychology, fantasy, "
     "romance, thought-provoking, social commentary, violence, true story"
+)
+CATEGORIES = (
+    "women, religion, politics, style & beauty, entertainment, culture & arts, sports, science & technology, travel, "
+    "business, crime, education, healthy living, parents, food & drink"
 )
 # The official input of each task, written out whole and not put together from the code's own constants.
 INPUTS = {
@@ -26,13 +31,21 @@ INPUTS = {
     "LaMP-4": "Generate a headline for the following article: A ship: lost.",
     "LaMP-5": "Generate a title for the following abstract of a paper: A ship: lost.",
     "LaMP-7": "Paraphrase the following tweet without any explanation before or after it: A ship: lost.",
+    "LaMP-2-news": (
+        "Which category does this article relate to among the following categories? Just answer with the category name "
+        f"without further explanation. categories: [{CATEGORIES}] article: A ship: lost."
+    ),
+    "LaMP-6": "Generate a subject for the following email: A ship: lost.",
 }
 CITATION = (
     'For an author who has written the paper with the title "On Ships", which reference is related? Just answer with '
     '[1] or [2] without explanation. [1]: "Sails" [2]: "Ropes and Knots"'
 )
 # What LaMP looks for to find the question in an input (first occurrence).
-MARKS = {"LaMP-2": "description:", "LaMP-3": "review:", "LaMP-4": "article:", "LaMP-5": "paper:", "LaMP-7": ":"}
+MARKS = {
+    "LaMP-2": "description:", "LaMP-3": "review:", "LaMP-4": "article:", "LaMP-5": "paper:", "LaMP-7": ":",
+    "LaMP-2-news": "article:", "LaMP-6": ":",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -71,12 +84,15 @@ def test_quotes_inside_a_citation_title_shift_the_retrieval_query_as_they_do_in_
 def test_labels_stand_in_the_evaluators_order() -> None:
     assert get_task("LaMP-1").labels == ("[1]", "[2]")
     assert ", ".join(get_task("LaMP-2").labels) == TAGS
+    assert ", ".join(get_task("LaMP-2-news").labels) == CATEGORIES
     assert get_task("LaMP-3").labels == ("1", "2", "3", "4", "5")
-    assert [name for name, task in TASKS.items() if task.kind == "generation"] == ["LaMP-4", "LaMP-5", "LaMP-7"]
-    assert all(not task.labels for task in TASKS.values() if task.kind == "generation")
+    generation = [name for name, task in ALL.items() if task.kind == "generation"]
+    assert generation == ["LaMP-4", "LaMP-5", "LaMP-7", "LaMP-6"]
+    assert all(not ALL[name].labels for name in generation)
 
 
 ITEM = {"id": "9", "title": "T", "abstract": "A", "text": "X", "tag": "comedy", "description": "D", "score": "4"}
+ITEM["category"] = "food & drink"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +104,8 @@ ITEM = {"id": "9", "title": "T", "abstract": "A", "text": "X", "tag": "comedy", 
         ("LaMP-4", "T X", '"T" is the title for "X" '),
         ("LaMP-5", "T A", '"T" is a title for "A" '),
         ("LaMP-7", "X", '"X" '),
+        ("LaMP-2-news", "T X", 'the category for the article: "X" is "food & drink" '),
+        ("LaMP-6", "X", '"T" is the title for "X" '),
     ],
 )
 def test_what_is_indexed_and_shown_of_an_item_is_lamps(name: str, indexed: str, context: str) -> None:
@@ -115,7 +133,7 @@ def test_citation_context_is_put_behind_the_word_title() -> None:
 
 
 def test_without_items_the_context_prompt_is_the_input() -> None:
-    assert all(task.context_prompt("IN", []) == "IN" for task in TASKS.values())
+    assert all(task.context_prompt("IN", []) == "IN" for task in ALL.values())
 
 
 def test_an_item_is_one_line_in_the_reflection_prompt() -> None:
@@ -126,13 +144,14 @@ def test_an_item_is_one_line_in_the_reflection_prompt() -> None:
 
 
 def test_the_gold_field_is_a_field_of_the_items() -> None:
-    assert {name: task.gold_field for name, task in TASKS.items()} == {
+    assert {name: task.gold_field for name, task in ALL.items()} == {
         "LaMP-1": "title", "LaMP-2": "tag", "LaMP-3": "score", "LaMP-4": "title", "LaMP-5": "title", "LaMP-7": "text",
+        "LaMP-2-news": "category", "LaMP-6": "title",
     }  # fmt: skip
-    assert all(task.gold_field in task.fields for task in TASKS.values())
+    assert all({task.gold_field, task.text_field} <= set(task.fields) for task in ALL.values())
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ALL)
 def test_an_input_without_the_instruction_is_refused_by_name(name: str) -> None:
     task = get_task(name)
     assert not task.is_official("x Overwhelmed by her schedule")
@@ -148,9 +167,17 @@ def test_parts_that_do_not_belong_to_the_task_are_refused() -> None:
 
 
 def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(KitError, match=r"'LaMP-6'.*LaMP-1, LaMP-2, LaMP-3, LaMP-4, LaMP-5, LaMP-7"):
-        get_task("LaMP-6")
+    with pytest.raises(KitError, match=r"'LaMP-8'.*LaMP-1, LaMP-2, .*, LaMP-7, LaMP-2-news, LaMP-6\."):
+        get_task("LaMP-8")
     assert get_task("LaMP_3") is TASKS["LaMP-3"]
+
+
+def test_the_two_tasks_called_lamp_2_share_a_name_in_files_and_have_others_in_papers() -> None:
+    movies, news = get_task("LaMP-2"), get_task("LaMP-2-news")
+    assert movies.official_name == news.official_name == "LaMP_2"
+    assert get_task("LaMP-2M") is get_task("LaMP_2") is movies
+    assert get_task("LaMP-2N") is get_task("LaMP-2-old") is news
+    assert not set(movies.labels) & set(news.labels), "which is what tells their files apart"
 
 
 @pytest.mark.parametrize("module", [tasks, metrics, retrieval], ids=lambda module: module.__name__)

@@ -99,6 +99,34 @@ def test_official_files_are_read_from_a_folder_and_an_empty_profile_is_kept(new_
     assert [example["facts"] for example in load_prepared(run, "dev")] == [{}, {}, {}]
 
 
+def test_official_data_is_downloaded_once_and_with_the_wanted_separation(
+    new_run, recording_chat, tmp_path, monkeypatch
+):
+    task, asked = get_task("LaMP-3"), []
+    for number, split in enumerate(("train", "dev")):
+        row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": []}
+        write_lamp(tmp_path / "lamp", task, split, [row])
+    monkeypatch.setattr(
+        prepare_module, "fetch", lambda *wanted: asked.append((wanted[0].name, *wanted[1:])) or tmp_path / "lamp"
+    )
+    run = new_run({"data.source": "official", "data.separation": "time"})
+    prepare(run, lambda spec: recording_chat())
+    assert set(asked) == {("LaMP-3", "time", ("train", "dev"))}
+    assert [example["id"] for example in load_prepared(run, "dev")] == ["1"]
+
+
+def test_an_answer_in_the_own_profile_is_dropped_if_asked(new_run, recording_chat, tmp_path):
+    task = get_task("LaMP-3")
+    profile = [{"id": "9", "text": text, "score": "4"} for text in ("fine", "good")]
+    for number, split in enumerate(("train", "dev")):
+        row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": profile}
+        write_lamp(tmp_path / "lamp", task, split, [row])
+    for name, drop, left in (("a", "false", ["fine", "good"]), ("b", "true", ["good"])):
+        run = new_run({"data.source": str(tmp_path / "lamp"), "data.drop_gold": drop}, name)
+        prepare(run, lambda spec: recording_chat())
+        assert [item["text"] for item in load_prepared(run, "dev")[0]["profile"]] == left
+
+
 def test_splits_that_share_ids_are_refused(new_run, recording_chat, tmp_path):
     task = get_task("LaMP-3")
     row = {"id": "1", "input": task.make_input(text="fine"), "output": "4", "profile": []}

@@ -18,9 +18,10 @@ from rpo_kit.runs import read_records, write_text
 from rpo_kit.study import evaluation
 from rpo_kit.study.evaluation import (
     bootstrap_interval,
+    chosen_systems,
+    compared,
     copy_rate,
     evaluate,
-    inject_context,
     metrics_table,
     paired_table,
     predict,
@@ -131,6 +132,24 @@ def test_each_system_is_compared_with_the_one_before_and_with_the_first(new_run)
     assert table.loc[2, ["low", "high"]].tolist() == pytest.approx([0.0, 0.25])
 
 
+def test_the_best_of_the_method_is_compared_with_every_other_baseline():
+    assert compared(["base", "majority", "context-1", "context", "sft"]) == [
+        ("majority", "base"), ("context-1", "base"), ("context", "base"), ("sft", "base"), ("sft", "context"),
+        ("sft", "majority"), ("sft", "context-1"),
+    ]  # fmt: skip
+    assert compared(["majority", "copy-nearest"]) == [("copy-nearest", "majority")]
+
+
+def test_systems_are_a_setting_and_a_wrong_one_is_said_before_anything_runs(new_run, capsys):
+    tweets = new_run({"data.task": "LaMP-7", "evaluation.systems": '["base", "majority", "pag-1", "context-2"]'})
+    assert chosen_systems(tweets, tweets.preset.evaluation.systems) == ["base", "pag-1", "context-2"]
+    assert "without majority: items of LaMP-7 have no label" in capsys.readouterr().out
+    with pytest.raises(KitError, match=r"no system 'gpt' to evaluate; there are base, .*pag-K, majority"):
+        evaluate(new_run(), ["gpt"])
+    with pytest.raises(KitError, match="no system 'context-many': write context-K"):
+        evaluate(new_run(), ["context-many"])
+
+
 def test_a_single_system_has_nothing_to_be_compared_with(new_run):
     assert paired_table(new_run(), RATINGS, examples(["1"], ["a"]), {"base": [record("3")]}).empty
 
@@ -160,17 +179,6 @@ def test_the_references_are_a_guess_and_the_majority_of_the_shown_items():
 
 
 # ---- predictions --------------------------------------------------------------------------------------------------
-
-
-def test_context_injection_is_lamps_prompt_with_the_k_best_items(prepared, recording_chat):
-    example = load_prepared(prepared(), "dev")[0]
-    base = recording_chat(lambda conversation: "I'd say 4")
-    (found,) = inject_context(base, RATINGS, [example], shots=2, tokens=32)
-    assert found == {"id": example["id"], "prediction": "4", "raw": "I'd say 4"}
-    prompt = base.asked[0][0]["content"]
-    shown = [item["text"] in prompt for item in (example["profile"][n] for n in example["ranking"])]
-    assert shown == [True, True] + [False] * 5
-    assert prompt.endswith(example["input"])
 
 
 def test_a_completion_without_trajectory_leaves_the_generic_answer_and_is_kept(monkeypatch, tiny_llama):
@@ -226,7 +234,7 @@ def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(pre
 
     monkeypatch.setattr(evaluation, "_answerer", answerer)
     evaluate(run)
-    names = ["base", "context", "untrained", "sft", "rl"]
+    names = ["base", "majority", "copy-nearest", "context", "untrained", "sft", "rl"]
     assert opened == [(n, n if n in ("sft", "rl") else None) for n in names]
     work = run.stage("evaluate")
     metrics = pd.read_csv(work / "metrics.csv").set_index("system")
@@ -238,7 +246,9 @@ def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(pre
     assert score_files(tmp_path / "golds.json", work / "predictions" / "rl.json") == {"MAE": 0.0, "RMSE": 0.0}
     found = score_files(tmp_path / "golds.json", work / "predictions" / "base.json")
     assert found["MAE"] == pytest.approx(metrics.loc["base", "MAE"])
-    assert len(pd.read_csv(work / "paired.csv")) == 7  # four against base, three more against the one before
+    paired = pd.read_csv(work / "paired.csv")
+    assert len(paired) == 6 + 3 + 2  # against base, three more against the one before, RL against two baselines
+    assert {"majority", "copy-nearest"} < set(paired[paired["system"] == "rl"]["minus"])
     opened.clear()
     evaluate(run)
     assert opened == [], "done already"

@@ -1,0 +1,135 @@
+"""Dense retrieval: history items by the meaning of their words, with any sentence encoder of the hub or a folder.
+
+LaMP uses facebook/contriever so: the mean of the last hidden states over a text's tokens, texts cut at the encoder's
+length, and the dot product with the question's vector. What is indexed and what is asked with are BM25's. Vectors are
+computed in batches of like length and kept in `$RPO_CACHE/dense/<encoder>.sqlite` (or ~/.cache/rpo_kit), one a distinct
+text, so a killed call goes on and a second ranking asks no model. Left out: prefixes which some encoders were trained
+with ("query: "), other poolings, approximate search; a profile is small.
+
+    rank(task, dataset, "dense:facebook/contriever")      # or dense:FOLDER
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.retrieval import Examples, corpora
+from rpo_kit.lamp.tasks import Task
+from rpo_kit.runs import fingerprint
+
+MAX_TOKENS = 512  # of a text, or less where the encoder reads less
+BATCH = 64  # texts encoded at a time
+_ASKED = 500  # keys in one question to the cache
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model that gives a vector a token, its tokenizer, and a name that changes when its weights do."""
+
+    model: Any
+    tokenizer: Any
+    version: str
+
+
+def rank_dense(task: Task, dataset: Examples, name: str, folder: Path | None = None) -> list[list[int]]:
+    """For each example the indices of its profile by falling dot product, of equal ones the earlier first."""
+    encoder = load_encoder(name)
+    found: list[list[int]] = []
+    with (
+        _cache(encoder, folder) as cache,
+        tqdm(total=len(dataset), desc="dense", unit="profile", delay=5, leave=False) as bar,
+    ):
+        for profiles, queries in corpora(task, dataset):
+            for texts, query in zip(profiles, queries, strict=True):
+                vectors = encode(encoder, [*texts.to_pylist(), query], cache)
+                scores = vectors[:-1] @ vectors[-1]
+                found.append(np.argsort(-scores, kind="stable").tolist())
+                bar.update()
+    return found
+
+
+def load_encoder(name: str) -> Encoder:
+    """The encoder from a folder or the hub; weights as safetensors only, and none of its own code is run."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise KitError(
+            f"The sentence encoder {name!r} cannot be loaded ({str(error).splitlines()[0][:200]}): name a model of the "
+            "hub or a folder which has config.json, a tokenizer and model.safetensors."
+        ) from error
+    version = fingerprint(Path(name)) if Path(name).is_dir() else f"{name}@{model.config._commit_hash}"
+    return Encoder(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, version)
+
+
+def encode(encoder: Encoder, texts: Sequence[str], cache: sqlite3.Connection | None = None) -> np.ndarray:
+    """One vector a text, shape (n, hidden size), float32; equal texts are computed once."""
+    keys = {text: hashlib.sha256(text.encode()).digest() for text in texts}
+    known = _stored(cache, list(keys.values())) if cache else {}
+    missing = sorted((text for text, key in keys.items() if key not in known), key=len)
+    for start in range(0, len(missing), BATCH):
+        batch = missing[start : start + BATCH]
+        new = {keys[text]: vector for text, vector in zip(batch, _mean_pooled(encoder, batch), strict=True)}
+        known |= new
+        if cache:
+            with cache:  # one transaction: all of a batch, or none of it
+                rows = [(key, vector.tobytes()) for key, vector in new.items()]
+                cache.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
+    return np.stack([known[keys[text]] for text in texts])
+
+
+def _mean_pooled(encoder: Encoder, texts: list[str]) -> np.ndarray:
+    """The mean of the last hidden states over each text's own tokens, padding left out."""
+    import torch
+
+    limit = min(MAX_TOKENS, encoder.tokenizer.model_max_length)
+    batch = encoder.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    if not batch["input_ids"].shape[1]:  # not one token in the whole batch
+        return np.zeros((len(texts), encoder.model.config.hidden_size), np.float32)
+    batch = batch.to(encoder.model.device)
+    with torch.no_grad():
+        states = encoder.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    mask = batch["attention_mask"][:, :, None].to(states.dtype)
+    means = (states * mask).sum(1) / mask.sum(1).clamp(min=1)  # a text without tokens gets a zero
+    pooled: np.ndarray = means.float().cpu().numpy()
+    return pooled
+
+
+@contextlib.contextmanager
+def _cache(encoder: Encoder, folder: Path | None) -> Iterator[sqlite3.Connection]:
+    folder = folder or Path(os.environ.get("RPO_CACHE") or "~/.cache/rpo_kit").expanduser().absolute() / "dense"
+    path = folder / f"{hashlib.sha256(encoder.version.encode()).hexdigest()[:16]}.sqlite"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
+            yield connection
+    except (OSError, sqlite3.Error) as error:
+        raise KitError(
+            f"The cache of vectors {path} cannot be used ({error}): delete it, or set RPO_CACHE to a folder you may "
+            "write in."
+        ) from error
+
+
+def _stored(cache: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, np.ndarray]:
+    found: dict[bytes, np.ndarray] = {}
+    for start in range(0, len(keys), _ASKED):
+        chunk = keys[start : start + _ASKED]
+        marks = ",".join("?" * len(chunk))
+        for key, vector in cache.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", chunk):
+            found[key] = np.frombuffer(vector, np.float32)
+    return found

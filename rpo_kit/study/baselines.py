@@ -1,0 +1,132 @@
+"""Other ways to personalise, for the same table: no RPO, no training.
+
+    context-K      the K best-ranked items in the base model's prompt, LaMP's way (context injection); `context`: all k
+    pag-K          the base model first summarises the profile, then answers with the summary and K items (PAG)
+    majority       the user's most frequent label; for ratings the user's median
+    copy-nearest   the output of the item that is ranked first
+
+The last two ask no model. They are not defined everywhere: items of LaMP-1 and of the generation tasks have no label.
+For LaMP-1, where a history holds no answers, copy-nearest takes the reference which shares more words with that item.
+A user without history gets the generic answer. Left out: training the base model.
+
+    majority(get_task("LaMP-3"), example)      # '4.5' for a user who gave 4, 4, 5 and 5
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.context import lamp_prompt
+from rpo_kit.lamp.retrieval import rank, take
+from rpo_kit.lamp.tasks import Task
+from rpo_kit.rewriting.chat import Chat, LocalChat
+from rpo_kit.rewriting.prepare import Example, ask_base, base_conversation
+from rpo_kit.rewriting.prompts import fill, harmless
+
+PAG_ITEMS = 16  # ours: the newest items are summarised
+PAG_WORDS = 40  # ours: words of each of them
+PAG_TOKENS = 96  # ours: length of the summary
+Record = dict[str, Any]
+
+
+def is_defined(name: str, task: Task) -> bool:
+    """Whether the system can answer questions of this task."""
+    return name != "majority" or task.gold_field in _LABEL_FIELDS
+
+
+_LABEL_FIELDS = ("tag", "category", "score")
+
+
+def shots_of(name: str, shots: int) -> int:
+    """The K of "context-K" or "pag-K"; of "context" alone the given number."""
+    kind, dash, number = name.partition("-")
+    if dash and not number.isdecimal():
+        raise KitError(f"There is no system {name!r}: write {kind}-K with K history items, such as {kind}-4.")
+    return int(number) if dash else shots
+
+
+# ---- without a model ----------------------------------------------------------------------------------------------
+
+
+def majority(task: Task, example: Example) -> str:
+    """The user's most frequent label, of equally frequent ones the better-ranked item's; of ratings the median."""
+    labels = [item[task.gold_field] for item in take(example, example["ranking"], len(example["ranking"]))]
+    if not labels:
+        return str(example["generic"])
+    if task.kind == "regression":
+        return f"{median(float(label) for label in labels):g}"
+    return Counter(labels).most_common(1)[0][0]  # most_common keeps the order of first appearance
+
+
+def copy_nearest(task: Task, example: Example) -> str:
+    """The output of the item ranked first; for LaMP-1 the reference which has more of its words in that item."""
+    nearest = take(example, example["ranking"], 1)
+    if not nearest:
+        return str(example["generic"])
+    if task.name != "LaMP-1":
+        return nearest[0][task.gold_field]
+    known = set(task.corpus_text(nearest[0]).lower().split())
+    first, second = (_share(reference.lower().split(), known) for reference in task.references(example["input"]))
+    return task.labels[0] if first >= second else task.labels[1]
+
+
+def _share(words: Sequence[str], known: set[str]) -> float:
+    return sum(word in known for word in words) / max(1, len(words))
+
+
+def without_model(answer: Callable[[Task, Example], str], task: Task) -> Callable[[list[Example]], list[Record]]:
+    return lambda chunk: [{"id": example["id"], "prediction": answer(task, example)} for example in chunk]
+
+
+# ---- with the base model ------------------------------------------------------------------------------------------
+
+
+def inject_context(base: Chat, task: Task, examples: list[Example], shots: int, tokens: int) -> list[Record]:
+    """LaMP's own way to personalise: the k items in front of the query, in the base model's prompt."""
+    tokenizer, limit = _window(base, tokens)
+    prompts = [_with_items(task, example, shots, tokenizer, limit) for example in examples]
+    return _asked(base, task, examples, prompts, tokens)
+
+
+def answer_with_summary(base: Chat, task: Task, examples: list[Example], shots: int, tokens: int) -> list[Record]:
+    """Profile-augmented generation: a summary of the profile, which does not depend on the query, before the prompt."""
+    asked = [base_conversation(_summary_request(task, example)) for example in examples]
+    summaries = [answer.text.strip() for answer in base.complete(asked, max_new_tokens=PAG_TOKENS)]
+    tokenizer, limit = _window(base, tokens)
+    prompts = [
+        fill("pag_answer", summary=summary, prompt=_with_items(task, example, shots, tokenizer, limit - PAG_TOKENS))
+        for example, summary in zip(examples, summaries, strict=True)
+    ]
+    records = _asked(base, task, examples, prompts, tokens)
+    return [record | {"summary": summary} for record, summary in zip(records, summaries, strict=True)]
+
+
+def _summary_request(task: Task, example: Example) -> str:
+    newest = take(example, rank(task, [example], "recency")[0], PAG_ITEMS)
+    lines = [" ".join(task.item_line(item).split()[:PAG_WORDS]) for item in newest]
+    return fill(
+        "pag_summary", title=task.title, history="\n".join(f"- {harmless(line)}" for line in lines) or "(empty)"
+    )
+
+
+def _with_items(task: Task, example: Example, shots: int, tokenizer: Any, limit: int) -> str:
+    items = take(example, example["ranking"], shots)
+    return lamp_prompt(task, example["input"], items, tokenizer, limit, name=example["id"])
+
+
+def _asked(base: Chat, task: Task, examples: list[Example], prompts: list[str], tokens: int) -> list[Record]:
+    answers = ask_base(base, task, prompts, tokens)
+    return [{"id": e["id"]} | answer for e, answer in zip(examples, answers, strict=True)]
+
+
+def _window(base: Chat, tokens: int) -> tuple[Any, int]:
+    """Tokenizer and room for a prompt of a model in this process; an endpoint cuts nothing and says so if it must."""
+    if not isinstance(base, LocalChat):
+        return None, 0
+    tokenizer = base.model.tokenizer
+    frame = tokenizer.apply_chat_template(base_conversation(""), add_generation_prompt=True, return_dict=False)
+    return tokenizer, base.model.max_seq_length - len(frame) - tokens

@@ -1,0 +1,119 @@
+"""LaMP's prompt with context under a token budget: shares, what is handed on, what is never cut, by hand."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rpo_kit.lamp.context import lamp_prompt, shorten
+from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, Task, get_task
+
+RATINGS, CITATIONS, TWEETS, TITLES = (get_task(name) for name in ("LaMP-3", "LaMP-1", "LaMP-7", "LaMP-5"))
+ALL = TASKS | MORE_TASKS
+
+
+class Words:
+    """A tokenizer that can be counted by hand: a token a word, and one end mark, as a T5's."""
+
+    def __init__(self) -> None:
+        self.words = ["</s>"]
+
+    def __call__(self, text: str, max_length: int | None = None, truncation: bool = False) -> SimpleNamespace:
+        for word in text.split():
+            if word not in self.words:
+                self.words.append(word)
+        ids = [self.words.index(word) for word in text.split()]
+        if truncation and max_length is not None:
+            ids = ids[: max_length - 1]
+        return SimpleNamespace(input_ids=[*ids, 0])
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return " ".join(self.words[number] for number in ids if number)
+
+
+def rating(text: str, score: str = "4") -> dict[str, str]:
+    return {"id": "1", "text": text, "score": score}
+
+
+def cut(task: Task, items: list[dict[str, str]], room: int) -> list[str] | None:
+    found = shorten(task, items, Words(), room)
+    return None if found is None else [item[task.text_field] for item in found]
+
+
+def test_each_item_gets_an_equal_share_and_only_its_text_is_cut() -> None:
+    # n = 2, room 37: share = (37 - 1 - 2) // 2 = 17. Frame of '4 is the score for " " ': 7 words + end = 8.
+    # So 17 - 8 = 9 tokens, 8 words and the end mark; nothing is left over, and the second gets the same.
+    long = "a b c d e f g h i j k"
+    assert cut(RATINGS, [rating(long), rating(long)], 37) == ["a b c d e f g h", "a b c d e f g h"]
+
+
+def test_what_a_short_item_leaves_over_goes_to_the_items_after_it_and_never_back() -> None:
+    # The first uses 2 words + end = 3 of its 9 tokens: the second may have 9 + 6 = 15, 14 words and the end mark.
+    long = " ".join("abcdefghijklmnopqrst")
+    assert cut(RATINGS, [rating("a b"), rating(long)], 37) == ["a b", "a b c d e f g h i j k l m n"]
+    assert cut(RATINGS, [rating(long), rating("a b")], 37) == ["a b c d e f g h", "a b"]
+
+
+def test_citations_reserve_nothing_and_count_two_quotes_an_item() -> None:
+    # share = (20 - 0 - 2) // 2 = 9; 9 - 2 = 7 tokens: 6 words and the end mark.
+    items = [{"id": "1", "title": "a b c d e f g h", "abstract": "-"}] * 2
+    assert cut(CITATIONS, items, 20) == ["a b c d e f"] * 2
+
+
+def test_titles_and_tweets_keep_room_for_the_words_behind_the_items() -> None:
+    # Tweets: "are written by user. Following the given patterns" is 8 words + end = 9, so 1 + 9 are reserved.
+    # share = 20 - 10 = 10; the frame '" " ' is 2 words + end = 3: 7 tokens, 6 words.
+    assert cut(TWEETS, [{"id": "1", "text": "a b c d e f g h"}], 20) == ["a b c d e f"]
+    # Titles: 4 words + end, 1 + 5 reserved; share = 26 - 6 = 20; '"T" is a title for " " ': 7 words + end; 12 left.
+    item = {"id": "1", "title": "T", "abstract": " ".join("abcdefghijklmnop")}
+    assert cut(TITLES, [item], 26) == ["a b c d e f g h i j k"]
+
+
+def test_a_longer_label_leaves_less_room_and_stays_whole() -> None:
+    news = get_task("LaMP-2-news")
+    item = {"id": "1", "text": "a b c d e f", "title": "t", "category": "food & drink"}
+    # share = 16 - 1 = 15; 'the category for the article: " " is "food & drink" ' has 11 words + end; 3 left: 2 words.
+    assert cut(news, [item], 16) == ["a b"]
+    assert '"food & drink"' in lamp_prompt(news, "IN", [item], Words(), 18)
+
+
+def test_the_question_keeps_at_most_six_tenths_and_gives_way_by_tenths() -> None:
+    # max_length 20, a question of 19 words + end = 20 tokens: it is counted as 12, then 10, then 8, 6 …
+    # One item needs frame 8 + 1 reserved: room 8 -> share 7 < 8, None; room 10 -> share 9, one token, the end mark.
+    question = " ".join(f"q{n}" for n in range(19))
+    assert cut(RATINGS, [rating("a b c")], 8) is None
+    assert lamp_prompt(RATINGS, question, [rating("a b c")], Words(), 20) == f'4 is the score for "" . {question}'
+    # max_length 25: int(0.6 * 25) = 15 for the question, room 10 as before; 26: room 11, one word.
+    assert '"a"' in lamp_prompt(RATINGS, question, [rating("a b c")], Words(), 26)
+
+
+def test_items_that_never_fit_leave_the_bare_question_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert lamp_prompt(RATINGS, "IN", [rating("a")] * 9, Words(), 30, name="310") == "IN"
+    assert "Question 310: 9 items do not fit into 30 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_fits_is_not_touched_and_no_tokenizer_means_no_limit(name: str) -> None:
+    task = ALL[name]
+    parts = {"title": "t", "ref1": "a", "ref2": "b"} if name == "LaMP-1" else {"text": "some text"}
+    items = [dict.fromkeys(("id", *task.fields), f"word{n} and more") for n in range(3)]
+    whole = task.context_prompt(task.make_input(**parts), items)
+    assert lamp_prompt(task, task.make_input(**parts), items, Words(), 2000) == whole
+    assert lamp_prompt(task, task.make_input(**parts), items) == whole
+    assert lamp_prompt(task, "IN", [], Words(), 5) == "IN"
+
+
+def test_a_real_tokenizer_keeps_the_prompt_within_its_budget() -> None:
+    from tests.conftest import make_tokenizer
+
+    tokenizer: Any = make_tokenizer()
+    items = [rating(f"{n} a story that goes on and on, with a plot and words " * 20) for n in range(4)]
+    question = RATINGS.make_input(text="Does what it should.")
+    for budget in (200, 256, 400):
+        prompt = lamp_prompt(RATINGS, question, items, tokenizer, budget)
+        assert len(tokenizer(prompt).input_ids) <= budget + 4 * 3  # LaMP counts 2 tokens a ", and ", here it is more
+        assert prompt.count("is the score for") == 4
+        assert prompt.endswith(question)

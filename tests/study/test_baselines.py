@@ -1,0 +1,115 @@
+"""Baselines beside RPO: what they answer, by hand, and what the base model is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.rewriting.chat import Completion, LocalChat
+from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.study.baselines import answer_with_summary, copy_nearest, inject_context, is_defined, majority, shots_of
+
+RATINGS, MOVIES, HEADLINES = get_task("LaMP-3"), get_task("LaMP-2"), get_task("LaMP-4")
+
+
+def rated(*scores: str, ranking: list[int] | None = None) -> dict[str, Any]:
+    profile = [{"id": str(n), "text": f"text {n}", "score": score} for n, score in enumerate(scores)]
+    example = {"id": "7", "input": RATINGS.make_input(text="fine"), "profile": profile, "generic": "3"}
+    return example | {"ranking": ranking or list(range(len(scores)))}
+
+
+def test_the_median_rating_may_lie_between_two_and_an_empty_history_leaves_the_generic_answer() -> None:
+    assert majority(RATINGS, rated("5", "1", "4")) == "4"
+    assert majority(RATINGS, rated("4", "4", "5", "5")) == "4.5"
+    assert majority(RATINGS, rated()) == copy_nearest(RATINGS, rated()) == "3"
+
+
+def test_of_equally_frequent_labels_the_better_ranked_one_counts() -> None:
+    profile = [{"id": str(n), "description": "x", "tag": tag} for n, tag in enumerate(["comedy", "classic", "comedy"])]
+    example = {"profile": profile, "ranking": [1, 0, 2], "generic": "action"}
+    assert majority(MOVIES, example) == "comedy"
+    assert majority(MOVIES, example | {"ranking": [1, 0]}) == "classic"
+
+
+def test_copying_takes_the_output_of_the_item_ranked_first() -> None:
+    assert copy_nearest(RATINGS, rated("5", "1", "4", ranking=[2, 0, 1])) == "4"
+    profile = [{"id": "1", "text": "a", "title": "Rain"}]
+    assert copy_nearest(HEADLINES, {"profile": profile, "ranking": [0]}) == "Rain"
+
+
+@pytest.mark.parametrize(
+    ("item", "label"), [("On sails and masts", "[1]"), ("Knots of Ropes", "[2]"), ("Algebra", "[1]")]
+)
+def test_a_citation_is_the_reference_that_is_nearer_to_the_item_ranked_first(item: str, label: str) -> None:
+    task = get_task("LaMP-1")
+    input = task.make_input(title="Ships", ref1="Masts and sails", ref2="Ropes and more knots")
+    profile = [{"id": "1", "title": item, "abstract": "-"}]
+    assert copy_nearest(task, {"input": input, "profile": profile, "ranking": [0]}) == label
+
+
+def test_a_majority_needs_labels_in_the_history() -> None:
+    tasks = ("LaMP-1", "LaMP-2", "LaMP-2-news", "LaMP-3", "LaMP-4", "LaMP-7")
+    assert [is_defined("majority", get_task(name)) for name in tasks] == [False, True, True, True, False, False]
+    assert all(is_defined(system, get_task("LaMP-1")) for system in ("base", "copy-nearest", "pag-0"))
+
+
+def test_the_number_of_items_stands_in_the_name() -> None:
+    assert [shots_of(name, 6) for name in ("context", "context-1", "pag-0")] == [6, 1, 0]
+    with pytest.raises(KitError, match="no system 'pag-': write pag-K"):
+        shots_of("pag-", 6)
+
+
+def test_context_injection_is_lamps_prompt_with_the_k_best_items(prepared: Any, recording_chat: Any) -> None:
+    example = load_prepared(prepared(), "dev")[0]
+    base = recording_chat(lambda conversation: "I'd say 4")
+    (found,) = inject_context(base, RATINGS, [example], shots=2, tokens=32)
+    assert found == {"id": example["id"], "prediction": "4", "raw": "I'd say 4"}
+    prompt = base.asked[0][0]["content"]
+    shown = [item["text"] in prompt for item in (example["profile"][n] for n in example["ranking"])]
+    assert shown == [True, True] + [False] * 5
+    assert prompt.endswith(example["input"])
+
+
+def test_pag_summarises_the_newest_items_first_and_answers_with_the_summary(recording_chat: Any) -> None:
+    example = rated(*"12345" * 4)  # 20 items, without dates: the last ones are the newest
+    base = recording_chat(lambda conversation: "Likes lids." if "typical" in conversation[0]["content"] else "4")
+    (found,) = answer_with_summary(base, RATINGS, [example], shots=1, tokens=32)
+    assert found == {"id": "7", "prediction": "4", "raw": "4", "summary": "Likes lids."}
+    request, prompt = (conversation[0]["content"] for conversation in base.asked)
+    assert [f'"text {n}"' in request for n in (0, 3, 4, 19)] == [False, False, True, True], "sixteen of them"
+    assert RATINGS.query_text(example["input"]) not in request, "the summary does not depend on the query"
+    context = RATINGS.context_prompt(example["input"], example["profile"][:1])
+    assert prompt == f"About the person who asks: Likes lids.\n\n{context}"
+
+
+def test_pag_without_items_shows_the_summary_and_the_bare_query(recording_chat: Any) -> None:
+    base = recording_chat(lambda conversation: "4")
+    answer_with_summary(base, RATINGS, [rated("5", "5")], shots=0, tokens=32)
+    assert base.asked[1][0]["content"] == f"About the person who asks: 4\n\n{rated()['input']}"
+
+
+def test_a_model_in_this_process_gets_prompts_that_fit_its_window(tiny_llama: Any, monkeypatch: Any) -> None:
+    from transformers import AutoTokenizer
+
+    from rpo_kit.rewriting.reflection import LoadedModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    base = LocalChat(LoadedModel(None, tokenizer, 512))
+    asked: list[str] = []
+
+    def complete(conversations: Any, **_: Any) -> list[Completion]:
+        asked.extend(conversation[0]["content"] for conversation in conversations)
+        return [Completion("4", True, 1, 1)] * len(conversations)
+
+    monkeypatch.setattr(base, "complete", complete)
+    example = rated("5", "4")
+    for item in example["profile"]:
+        item["text"] = "a long story " * 500
+    inject_context(base, RATINGS, [example], shots=2, tokens=32)
+    assert asked[0].endswith(example["input"])
+    assert asked[0].count("is the score for") == 2
+    room = len(tokenizer.apply_chat_template([{"role": "user", "content": asked[0]}], return_dict=False)) + 32
+    assert 400 < room <= 512 + 16
