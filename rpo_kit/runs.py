@@ -175,6 +175,16 @@ def append_records(path: Path, records: list[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
+def sort_records(path: Path, ids: list[str]) -> None:
+    """Bring the records of a finished file into the order of `ids`: what endpoints answer comes in any order, and the
+    same work shall give the same bytes.
+    """
+    records = {record["id"]: record for record in read_records(path)}
+    lines = [json.dumps(records[id_], ensure_ascii=False) + "\n" for id_ in ids if id_ in records]
+    if records and path.read_text(encoding="utf-8") != "".join(lines):
+        write_text(path, "".join(lines))
+
+
 def _cut_torn_line(file: Any) -> None:
     size = file.seek(0, os.SEEK_END)
     while size:

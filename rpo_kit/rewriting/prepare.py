@@ -28,7 +28,7 @@ from rpo_kit.presets import DataSettings
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.chat import Chat, Conversation, as_they_come, open_chat_of, told_cost
 from rpo_kit.rewriting.own_items import questions_from_items
-from rpo_kit.runs import Run, append_records, read_records, require, stage, write_text
+from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage
 
 SPLITS = ("train", "dev")
 Example = dict[str, Any]  # id, user_id, input, output, profile, ranking, generic, facts ({} outside of personas)
@@ -53,7 +53,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
             base = open_base(preset.base) if open_base else open_chat_of(run, preset.base)
             _answer(task, base, missing, work, preset.base_max_new_tokens)
         failures.conclude(work, len(rows), preset.endpoint.tolerate)
-        _put_in_order(work / "generic.jsonl", [row["id"] for row in rows])
+        sort_records(work / "generic.jsonl", [row["id"] for row in rows])
 
 
 def source_files(settings: DataSettings) -> dict[str, Path]:
@@ -171,11 +171,3 @@ def _answer(task: Task, base: Chat, rows: list[dict[str, str]], work: Path, toke
             append_records(work / "generic.jsonl", records)
             failures.note(work, {rows[place]["id"]: answer.failure for place, answer in batch if answer.failure})
             bar.update(len(batch))
-
-
-def _put_in_order(path: Path, ids: list[str]) -> None:
-    """Answers of an endpoint come in any order; a finished file has that of the data, the same bytes each time."""
-    records = {record["id"]: record for record in read_records(path)}
-    wanted = "".join(json.dumps(records[id_], ensure_ascii=False) + "\n" for id_ in ids if id_ in records)
-    if records and path.read_text(encoding="utf-8") != wanted:
-        write_text(path, wanted)

@@ -50,12 +50,21 @@ class Parsed:
 
 def render(trajectory: Trajectory) -> str:
     """The text of a trajectory; KitError where a part would not survive being parsed again."""
-    text = "\n".join(f"<{name}>{getattr(trajectory, name)}</{name}>" for name in SECTIONS)
-    if parse(text).trajectory != trajectory:
+    text = _text_of(trajectory)
+    if not is_writable(trajectory):
         raise KitError(
             f"This trajectory cannot be written down ({parse(text).complaint or 'outer spaces'}): {trajectory}"
         )
     return text
+
+
+def is_writable(trajectory: Trajectory) -> bool:
+    """Whether it is read back as it was written."""
+    return parse(_text_of(trajectory)).trajectory == trajectory
+
+
+def _text_of(trajectory: Trajectory) -> str:
+    return "\n".join(f"<{name}>{getattr(trajectory, name)}</{name}>" for name in SECTIONS)
 
 
 def parse(text: str) -> Parsed:
