@@ -26,6 +26,7 @@ from rpo_kit.rewriting.budget import BudgetReached, Ledger, Spending, bound, exp
 from rpo_kit.rewriting.cache import AnswerCache, answer_key, open_database
 from rpo_kit.rewriting.chat import Completion, Conversation
 from rpo_kit.rewriting.keys import OPENAI, Place, key_in, without_key
+from rpo_kit.rewriting.prompts import whole
 from rpo_kit.rewriting.retry import (
     Fault,
     NoAnswers,
@@ -33,7 +34,6 @@ from rpo_kit.rewriting.retry import (
     charged,
     fault_of,
     read_completion,
-    sendable,
     wait_before,
 )
 
@@ -204,7 +204,7 @@ class EndpointChat:
             async with asyncio.timeout(self.settings.timeout):  # a server that drips a byte a minute is late too
                 answer = await round_.client.chat.completions.create(
                     model=self.place.model,
-                    messages=[{"role": m["role"], "content": sendable(m["content"])} for m in messages],
+                    messages=[{"role": m["role"], "content": whole(m["content"])} for m in messages],
                     max_tokens=sampling.max_new_tokens,
                     temperature=sampling.temperature,
                 )

@@ -28,6 +28,7 @@ from rpo_kit.presets import DataSettings
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.chat import Chat, Conversation, as_they_come, open_chat_of, told_cost
 from rpo_kit.rewriting.own_items import questions_from_items
+from rpo_kit.rewriting.prompts import whole
 from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage
 
 SPLITS = ("train", "dev")
@@ -107,7 +108,7 @@ def load_prepared(run: Run, split: str) -> list[Example]:
 
 def base_conversation(query: str) -> Conversation:
     """What the base model sees: the query. No profile can be passed."""
-    return [{"role": "user", "content": query}]
+    return [{"role": "user", "content": whole(query)}]
 
 
 def read_answer(task: Task, text: str) -> str:

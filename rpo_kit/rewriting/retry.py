@@ -20,6 +20,7 @@ from typing import Any
 from rpo_kit.errors import KitError
 from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.keys import without_key
+from rpo_kit.rewriting.prompts import whole
 
 LONGEST_PAUSE = 60.0  # seconds, ours
 LONGEST_ASKED = 300.0  # seconds that a server may ask us to wait before the item counts as failed, ours
@@ -98,11 +99,6 @@ def wait_before(tries: int, first: float, asked: float | None, roll: float) -> f
 # ---- what is an answer ----
 
 
-def sendable(text: str) -> str:
-    """The text without lone surrogates, which no JSON in UTF-8 can carry."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def read_completion(answer: Any, key: str = "") -> Completion:
     """The completion in a response, whatever the server put into it; Fault where there is none."""
     choice = next(iter(getattr(answer, "choices", None) or []), None)
@@ -116,7 +112,7 @@ def read_completion(answer: Any, key: str = "") -> Completion:
         raise charged("the answer is empty", again=1)
     usage = getattr(answer, "usage", None)
     prompt, new = (_count(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
-    return Completion(without_key(sendable(text), key), reason != "length", prompt, new)
+    return Completion(without_key(whole(text), key), reason != "length", prompt, new)
 
 
 def _count(value: Any) -> int:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from rpo_kit.errors import KitError
 
 SECTIONS = ("observe", "plan", "rewrite")
-_ANY_TAG = re.compile(r"<\s*/?\s*(?:observe|plan|rewrite)\b[^>]*>", re.IGNORECASE)
+# Possessive (`+`): a text of nothing but "<" and spaces would otherwise take time with the square of its length.
+_ANY_TAG = re.compile(r"<\s*+/?+\s*+(?:observe|plan|rewrite)\b[^>]*+>", re.IGNORECASE)
 _WHOLE = re.compile(r"\s*" + r"\s*".join(rf"<{name}>(?P<{name}>.*?)</{name}>" for name in SECTIONS) + r"\s*", re.DOTALL)
 _CITED = re.compile(r"\[(\d{1,4})\]")
 
