@@ -13,6 +13,7 @@ all that is finished has been handed out. Works with OpenAI, vLLM, llama.cpp, Ol
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import threading
 from collections import Counter
@@ -38,6 +39,11 @@ from rpo_kit.rewriting.retry import (
 )
 
 _WAITING = 256  # finished answers that may wait to be taken
+for _library in (
+    "httpcore",
+    "httpcore2",
+):  # at the level of debugging they log headers, and a server may repeat the key
+    logging.getLogger(_library).setLevel(logging.INFO)
 _IN_A_ROW = 20  # ours: after so many failed items without one that succeeded, asking on is a waste
 
 
@@ -102,7 +108,7 @@ class EndpointChat:
         """What asking will cost, in a line; what the cache holds costs nothing."""
         total, hits = Spending(), 0
         for messages in conversations:
-            known = self.cache and self.cache.get(self._key(messages, Sampling(max_new_tokens, temperature), 0))
+            known = self.cache and self.cache.get(self.key_of(messages, max_new_tokens, temperature))
             hits += bool(known)
             total += Spending() if known else expected(messages, max_new_tokens)
         told = f"estimate  {self.name}: {self.ledger.describe(total)} at most, and retries; {hits:,} answers are cached"
@@ -136,7 +142,8 @@ class EndpointChat:
             await round_.done.put((following[0], completion))
 
     async def _answer(self, messages: Conversation, round_: Round) -> Completion:
-        key = self._key(messages, round_.sampling, self._sample(messages, round_))
+        sampling = round_.sampling
+        key = self.key_of(messages, sampling.max_new_tokens, sampling.temperature, self._sample(messages, round_))
         if self.cache and (known := self.cache.get(key)):
             return Completion(**known)
         round_.client = round_.client or self._client()
@@ -234,9 +241,10 @@ class EndpointChat:
             client.organization = client.project = client.admin_api_key = None  # read from the environment otherwise
         return client
 
-    def _key(self, messages: Conversation, sampling: Sampling, sample: int) -> str:
-        where = {"url": self.place.url, "model": self.place.model, "sample": sample}
-        return answer_key(**where, messages=messages, **asdict(sampling))
+    def key_of(self, messages: Conversation, max_new_tokens: int, temperature: float, sample: int = 0) -> str:
+        """Under what the cache keeps the answer; `sample` counts answers drawn to the same question."""
+        where = {"url": self.place.url, "model": self.place.model, "messages": messages}
+        return answer_key(**where, max_new_tokens=max_new_tokens, temperature=temperature, sample=sample)
 
     def _sample(self, messages: Conversation, round_: Round) -> int:
         """Which answer to this question it is; always the first where answers are not drawn."""

@@ -1,8 +1,8 @@
 """`python -m rpo_kit serve`: the personalizer as an OpenAI-compatible endpoint in front of any base model.
 
 A client sends what it would send to OpenAI, and says who is asking: `"user": "ann"` takes the history from `ann.json`
-in the folder of profiles (a JSON list of LaMP items), `"profile": [...]` brings it in the request. The last user message
-is the query, a whole LaMP input or the bare text. The answer carries, beside the rewrite, how it came about.
+in the folder of profiles (a JSON list of LaMP items), `"profile": [...]` brings it in the request. The last message is
+the query, a whole LaMP input or the bare text. The answer carries, beside the rewrite, how it came about.
 
     POST /v1/chat/completions  {"model": "rpo", "user": "ann", "messages": [{"role": "user", "content": "It leaks."}]}
     200                        {"choices": [{"message": {"content": "1"}, …}], "rpo": {"generic": "3", "plan": …}, …}
