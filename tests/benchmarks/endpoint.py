@@ -1,7 +1,7 @@
 """Endpoints: throughput against the bare client, cache hits a second, memory over many items; ratios from one run.
 
 `python tests/benchmarks/endpoint.py [--latency 0.1] [--concurrency 16] [--items 400] [--many 100000]`. The server is a
-child on this machine with a fixed latency that answers any number of requests at once. Bare client: `AsyncOpenAI` under a
+child on this machine with a fixed latency that answers any number of requests at once. Bare client: `AsyncOpenAI` in a
 semaphore, nothing else. The two take turns, three rounds each; the ratio is that of the medians. Not a timed test.
 """
 
