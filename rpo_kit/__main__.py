@@ -74,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("--run", default="demo", help="the run with the sweep (default: demo)")
     figure.add_argument("--export", metavar="NAME", help="also keep the numbers as figures/data/NAME_*.csv")
     figure.set_defaults(command=_figure3)
+    about = "the personalizer as an OpenAI-compatible endpoint in front of the base model"
+    served = commands.add_parser("serve", help=about, description=about)
+    served.add_argument("--run", default="demo", help="the trained run (default: demo)")
+    served.add_argument("--stage", choices=("sft", "rl"), default="rl", help="whose adapter rewrites (default: rl)")
+    served.add_argument("--profiles", type=Path, help="folder with one USER.json a user: a JSON list of LaMP items")
+    served.add_argument("--host", default="127.0.0.1", help="another one needs a key in RPO_SERVE_KEY")
+    served.add_argument("--port", type=int, default=8765)
+    served.set_defaults(command=_serve)
     return parser
 
 
@@ -157,6 +165,12 @@ def _figure3(options: argparse.Namespace) -> None:
         "drawn:",
         *save(figure3(str(data)), folder if options.export else run.stage("sweep"), options.export or "figure3"),
     )
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from rpo_kit.rewriting.serve import serve
+
+    serve(existing_run(options.run), options.stage, options.profiles, options.host, options.port)
 
 
 if __name__ == "__main__":

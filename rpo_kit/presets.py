@@ -22,6 +22,10 @@ from typing import Any
 
 from rpo_kit.errors import KitError
 
+LATER = {
+    "later": True
+}  # a setting added after runs were made: at its default it leaves their fingerprints as they were
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -34,6 +38,7 @@ class DataSettings:
     items_per_user: int = 12  # ours; LaMP's own profiles hold 15 to 200 items on average
     retriever: str = "bm25"  # LaMP; or bm25-lamp (its order of ties), dense:facebook/contriever, recency, random
     seed: int = 0
+    leave_one_out: int = field(default=0, metadata=LATER)  # ours: so many items a train user become questions too
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class SynthesisSettings:
     teacher: str = "persona"  # the rule-based offline teacher; or local:NAME, or URL#MODEL
     shots: int = 1  # paper: a generic response and *a* historical example
     per_query: int = 6  # ours: one trajectory for each of the best-ranked items, numbered by its rank
+    match_text: float = field(default=0.9, metadata=LATER)  # ours: ROUGE of a chat teacher's text to the true output
+    max_words: int = field(default=200, metadata=LATER)  # ours: of a whole trajectory
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,22 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
+class EndpointSettings:
+    """How endpoints are asked, base model and teacher alike, and what a run may spend on it (0: no limit). Ours."""
+
+    concurrency: int = 8  # requests at once
+    timeout: float = 120.0  # seconds a request may take
+    tries: int = 6  # of one request, where trying again can help
+    backoff: float = 0.5  # seconds before the second try; doubles, with jitter; the server's Retry-After counts more
+    tolerate: float = 0.02  # share of items that may keep failing without stopping the stage
+    cache: bool = True  # answers kept in answers.sqlite beside the runs
+    max_requests: int = 0  # of the whole run, all stages and calls together
+    max_tokens: int = 0
+    max_cost: float = 0.0  # in the currency of the prices
+    prices: tuple[str, ...] = ()  # "openai:gpt-4o-mini 0.15 0.60": model, a million prompt tokens, a million new ones
+
+
+@dataclass(frozen=True)
 class Preset:
     name: str
     about: str
@@ -123,6 +146,7 @@ class Preset:
     rl: RLSettings = field(default_factory=RLSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings, metadata=LATER)
 
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

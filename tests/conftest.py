@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import Endpoint
 
 # The two cores of a small machine spin for each other otherwise; both are read when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -43,6 +44,18 @@ class RecordingChat:
 @pytest.fixture
 def recording_chat() -> type[RecordingChat]:
     return RecordingChat
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """A server on this machine, asked without proxies and with a store of answers of its own."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path))
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.close()
 
 
 def make_tokenizer() -> Any:

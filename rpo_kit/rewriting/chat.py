@@ -1,38 +1,48 @@
 """The black-box models: conversations in, completions out, whoever answers.
 
-One small protocol, `Chat`, and two implementations: a model in this process, and any OpenAI-compatible endpoint. Which
-one is chosen by one string: `local:smollm2`, `openai:gpt-4o-mini`, `http://localhost:8000/v1#my-model`. Caching,
-budgets and retry policies are left out here (issue 5); the `openai` client's own retries apply. Keys come from the
-environment only.
+One small protocol, `Chat`, and two implementations: a model in this process, and any OpenAI-compatible endpoint (in
+`endpoint.py`). Which one is chosen by one string:
+
+    local:smollm2, local:HUB-ID-OR-FOLDER          in this process
+    openai:gpt-4o-mini                             OpenAI, or the server in OPENAI_BASE_URL; key from OPENAI_API_KEY
+    http://localhost:8000/v1#my-model              any other server; no key is sent
+    https://openrouter.ai/api/v1#org/model@MY_KEY  the same with the key that the variable MY_KEY holds
 
     >>> chat.complete([[{"role": "user", "content": "What is the score of the following review …"}]], max_new_tokens=8)
-    [Completion(text='4', finished=True, prompt_tokens=61, new_tokens=2)]
+    [Completion(text='4', finished=True, prompt_tokens=61, new_tokens=2, failure=None)]
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from rpo_kit.errors import KitError
+from rpo_kit.presets import EndpointSettings
+from rpo_kit.rewriting.keys import place_of
+from rpo_kit.runs import Run, runs_root
 
 if TYPE_CHECKING:
     from rpo_kit.rewriting.reflection import LoadedModel
 
 Conversation = list[dict[str, str]]
+ANSWERS = "answers.sqlite"  # beside the runs: what endpoints have answered, and what each run has spent
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What came back. `finished` is False where the answer was cut off at the token limit."""
+    """What came back. `finished` is False where the answer was cut off at the token limit; `failure` says in words why
+    there is none (the text is "" then).
+    """
 
     text: str
     finished: bool
     prompt_tokens: int
     new_tokens: int
+    failure: str | None = None
 
 
 class Chat(Protocol):
@@ -45,19 +55,31 @@ class Chat(Protocol):
     ) -> list[Completion]: ...
 
 
-def open_chat(spec: str, max_seq_length: int = 1024) -> Chat:
-    """The model that `spec` names; KitError explains the three forms."""
+def open_chat(
+    spec: str, max_seq_length: int = 1024, settings: EndpointSettings | None = None, run: Run | None = None
+) -> Chat:
+    """The model that `spec` names; KitError explains the forms. What an endpoint costs goes to the account of `run`."""
     kind, _, rest = spec.partition(":")
     if kind == "local" and rest:
         from rpo_kit.rewriting.reflection import load_base  # loading torch takes seconds; endpoints need none of it
 
         return LocalChat(load_base(rest, max_seq_length), spec)
-    if kind == "openai" and rest:
-        return EndpointChat(os.environ.get("OPENAI_BASE_URL", ""), rest)
-    if spec.startswith(("http://", "https://")) and "#" in spec:
-        url, _, model = spec.rpartition("#")
-        return EndpointChat(url, model)
-    raise KitError(f"{spec!r} names no model: write local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL.")
+    place = place_of(spec)
+    if place is None:
+        raise KitError(
+            f"{spec!r} names no model: write local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL (with @VARIABLE "
+            "behind it where the server wants a key)."
+        )
+    from rpo_kit.rewriting.cache import open_database
+    from rpo_kit.rewriting.endpoint import EndpointChat
+
+    folder: Path = run.folder.parent if run else runs_root()
+    return EndpointChat(place, settings, open_database(folder / ANSWERS), run.name if run else "")
+
+
+def open_chat_of(run: Run, spec: str) -> Chat:
+    """The model for a stage of `run`, with the run's settings and on its account."""
+    return open_chat(spec, run.preset.reflection.max_seq_length, run.preset.endpoint, run)
 
 
 class LocalChat:
@@ -74,66 +96,33 @@ class LocalChat:
         return generate(self.model, conversations, max_new_tokens=max_new_tokens, temperature=temperature)
 
 
-class EndpointChat:
-    """An OpenAI-compatible endpoint, asked with bounded concurrency."""
+def as_they_come(
+    chat: Chat, conversations: Sequence[Conversation], *, max_new_tokens: int, chunk: int = 64
+) -> Iterator[list[tuple[int, Completion]]]:
+    """Lists of (place in `conversations`, completion), each list as soon as it is there, so that it can be stored.
 
-    def __init__(self, base_url: str, model: str, concurrency: int = 8) -> None:
-        self.base_url, self.model, self.concurrency = base_url or None, model, concurrency
-        self.name = f"{base_url or 'openai'}#{model}"
-        if self.base_url is None and not os.environ.get("OPENAI_API_KEY"):
-            raise KitError(
-                "Set the environment variable OPENAI_API_KEY, or point to a server with http://HOST:PORT/v1#MODEL."
-            )
+    An endpoint is asked for all of them at once and never waits for a chunk to end; any other model answers in chunks.
+    """
+    from rpo_kit.rewriting.endpoint import EndpointChat
 
-    def complete(
-        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float = 0.0
-    ) -> list[Completion]:
-        work = self._complete(conversations, max_new_tokens=max_new_tokens, temperature=temperature)
-        return _run(work)
-
-    async def _complete(self, conversations: Sequence[Conversation], **sampling: Any) -> list[Completion]:
-        from openai import AsyncOpenAI
-
-        gate = asyncio.Semaphore(self.concurrency)
-        key = os.environ.get("OPENAI_API_KEY") or "not-needed"
-        async with AsyncOpenAI(base_url=self.base_url, api_key=key) as client:
-            return await asyncio.gather(*(self._one(client, gate, messages, **sampling) for messages in conversations))
-
-    async def _one(
-        self, client: Any, gate: asyncio.Semaphore, messages: Conversation, max_new_tokens: int, temperature: float
-    ) -> Completion:
-        from openai import OpenAIError
-
-        try:
-            async with gate:
-                answer = await client.chat.completions.create(
-                    model=self.model, messages=messages, max_tokens=max_new_tokens, temperature=temperature
-                )
-        except OpenAIError as error:
-            raise KitError(
-                f"The model {self.name} did not answer ({_without_key(str(error))}). "
-                "What is finished is kept; run again."
-            ) from None  # a notebook shows causes too, and with them what the server said about the key
-        if not answer.choices or not answer.choices[0].message.content:
-            raise KitError(f"The model {self.name} sent an empty answer. What is finished is kept; run again.")
-        choice, usage = answer.choices[0], answer.usage
-        counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Completion(choice.message.content, choice.finish_reason != "length", *counts)
+    if isinstance(chat, EndpointChat):
+        yield from chat.stream(conversations, max_new_tokens=max_new_tokens)
+        return
+    for start in range(0, len(conversations), chunk):
+        answers = chat.complete(conversations[start : start + chunk], max_new_tokens=max_new_tokens)
+        yield list(enumerate(answers, start))
 
 
-def _without_key(text: str) -> str:
-    """Some servers repeat the key which they refuse."""
-    key = os.environ.get("OPENAI_API_KEY")
-    return text.replace(key, "…") if key else text
+@contextmanager
+def told_cost(chat: Chat, conversations: Sequence[Conversation], max_new_tokens: int) -> Iterator[None]:
+    """Print the estimate before asking an endpoint, and what it came to after, also where asking was cut short."""
+    from rpo_kit.rewriting.endpoint import EndpointChat
 
-
-def _run(work: Any) -> list[Completion]:
-    """Run a coroutine to its end, also inside a notebook, whose own event loop is running already."""
+    if not isinstance(chat, EndpointChat):
+        yield
+        return
+    print(chat.estimate(conversations, max_new_tokens))
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return list(asyncio.run(work))
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        return list(pool.submit(asyncio.run, work).result())
+        yield
+    finally:
+        print(chat.actual())

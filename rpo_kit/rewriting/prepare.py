@@ -1,7 +1,8 @@
 """Stage 1, `prepare`: read the benchmark, rank every profile, and let the base model write its generic answers.
 
 The base model sees the official LaMP input and nothing else: `base_conversation` takes no profile, so none can leak.
-Generic answers are appended to `generic.jsonl` as they come; a killed call goes on with the missing ones.
+Generic answers are appended to `generic.jsonl` as they come; a killed call goes on with the missing ones. A query that
+an endpoint does not answer is recorded in `failed.jsonl`, left out, and asked again by the next call (`failures.py`).
 
     prepare(run)
     load_prepared(run, "dev")[0]["generic"]        # '3'
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
@@ -25,17 +26,21 @@ from rpo_kit.lamp.download import fetch
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.presets import DataSettings
-from rpo_kit.rewriting.chat import Chat, Conversation, open_chat
-from rpo_kit.runs import Run, append_records, read_records, require, stage
+from rpo_kit.rewriting import failures
+from rpo_kit.rewriting.chat import Chat, Conversation, as_they_come, open_chat_of, told_cost
+from rpo_kit.rewriting.own_items import questions_from_items
+from rpo_kit.rewriting.prompts import whole
+from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage
 
 SPLITS = ("train", "dev")
 Example = dict[str, Any]  # id, user_id, input, output, profile, ranking, generic, facts ({} outside of personas)
 _CHUNK = 64  # ours: generic answers stored at a time
 
 
-def prepare(run: Run, open_base: Callable[[str], Chat] = open_chat) -> None:
+def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     """Write `prepare/{train,dev}` (Arrow, with the ranking) and `prepare/generic.jsonl`."""
     preset = run.preset
+    failures.reopen(run, "prepare")
     inputs = {"data": preset.data, "base": preset.base, "base_tokens": preset.base_max_new_tokens}
     with stage(run, "prepare", **inputs, **source_files(preset.data)) as work:
         if work is None:
@@ -44,9 +49,13 @@ def prepare(run: Run, open_base: Callable[[str], Chat] = open_chat) -> None:
         for split in SPLITS:
             if not (work / split / "dataset_info.json").exists():
                 read_source(preset.data, split, work).save_to_disk(str(work / split))
-        missing = _without_generic(work)
+        rows = _queries(work)
+        missing = _without_generic(rows, work)
         if missing:
-            _answer(task, open_base(preset.base), missing, work / "generic.jsonl", preset.base_max_new_tokens)
+            base = open_base(preset.base) if open_base else open_chat_of(run, preset.base)
+            _answer(task, base, missing, work, preset.base_max_new_tokens)
+        failures.conclude(work, len(rows), preset.endpoint.tolerate)
+        sort_records(work / "generic.jsonl", [row["id"] for row in rows])
 
 
 def source_files(settings: DataSettings) -> dict[str, Path]:
@@ -77,6 +86,10 @@ def read_source(settings: DataSettings, split: str, work: Path) -> Dataset:
         personas.write(folder, task.name, {split: users}, items_per_user=settings.items_per_user, seed=settings.seed)
         facts = json.loads((folder / f"{split}_facts.json").read_text(encoding="utf-8"))
     dataset = first_users(read_lamp(folder, task, split, drop_gold=settings.drop_gold), users)
+    if settings.leave_one_out and split == "train":
+        own = list(questions_from_items(task, dataset, facts, settings.leave_one_out, settings.seed))
+        dataset = concatenate_datasets([dataset, Dataset.from_list([row for row, _ in own], dataset.features)])
+        facts |= {row["id"]: known for row, known in own}
     rows = [json.dumps(facts.get(example_id, {})) for example_id in dataset["id"]]
     return dataset.add_column("ranking", rank(task, dataset, settings.retriever, settings.seed)).add_column(
         "facts", rows
@@ -93,16 +106,20 @@ def first_users(dataset: Dataset, users: int) -> Dataset:
 
 
 def load_prepared(run: Run, split: str) -> list[Example]:
-    """The examples of a split, each with its ranking (indices into the profile, best first) and its generic answer."""
+    """The examples of a split, each with its ranking (indices into the profile, best first) and its generic answer.
+
+    Examples whose query the base model did not answer are left out; `prepare` has shown them.
+    """
     folder = require(run, "prepare")
     generic = {record["id"]: record["text"] for record in read_records(folder / "generic.jsonl")}
     rows = load_from_disk(str(folder / split)).to_list()
-    return [row | {"generic": generic[row["id"]], "facts": json.loads(row["facts"])} for row in rows]
+    answered = [row for row in rows if row["id"] in generic]
+    return [row | {"generic": generic[row["id"]], "facts": json.loads(row["facts"])} for row in answered]
 
 
 def base_conversation(query: str) -> Conversation:
     """What the base model sees: the query. No profile can be passed."""
-    return [{"role": "user", "content": query}]
+    return [{"role": "user", "content": whole(query)}]
 
 
 def read_answer(task: Task, text: str) -> str:
@@ -121,28 +138,48 @@ def _whole(label: str) -> str:
     return rf"(?<!\w){re.escape(label)}(?!\w)"
 
 
-def _without_generic(work: Path) -> list[dict[str, str]]:
-    done = {record["id"] for record in read_records(work / "generic.jsonl")}
+def _queries(work: Path) -> list[dict[str, str]]:
+    """`id` and `input` of both splits."""
     rows = [
         row for split in SPLITS for row in load_from_disk(str(work / split)).select_columns(["id", "input"]).to_list()
     ]
     if len({row["id"] for row in rows}) < len(rows):
         raise KitError("Train and dev share question ids; take the two splits from the same LaMP download.")
+    return rows
+
+
+def _without_generic(rows: list[dict[str, str]], work: Path) -> list[dict[str, str]]:
+    done = {record["id"] for record in read_records(work / "generic.jsonl")}
     return [row for row in rows if row["id"] not in done]
 
 
+def answer_tokens(task: Task, tokens: int) -> int:
+    """How many tokens an answer may have: a label needs no more than 12 (ours)."""
+    return tokens if task.kind == "generation" else min(tokens, 12)
+
+
 def ask_base(base: Chat, task: Task, prompts: list[str], tokens: int) -> list[dict[str, str]]:
-    """The base model's answers: `prediction`, and `raw` as it came. A label needs no more than 12 tokens (ours)."""
-    limit = tokens if task.kind == "generation" else min(tokens, 12)
-    answers = base.complete([base_conversation(prompt) for prompt in prompts], max_new_tokens=limit)
+    """The base model's answers: `prediction`, and `raw` as it came. KitError where one is missing."""
+    conversations = [base_conversation(prompt) for prompt in prompts]
+    answers = base.complete(conversations, max_new_tokens=answer_tokens(task, tokens))
+    failed = [answer.failure for answer in answers if answer.failure]
+    if failed:
+        raise KitError(
+            f"The model {base.name} left {len(failed)} of {len(prompts)} questions unanswered, the first one with: "
+            f"{failed[0]}. Run again; answers that are in the cache are not paid for twice."
+        )
     return [{"prediction": read_answer(task, answer.text), "raw": answer.text} for answer in answers]
 
 
-def _answer(task: Task, base: Chat, rows: list[dict[str, str]], path: Path, tokens: int) -> None:
-    with tqdm(total=len(rows), desc=f"{base.name} answers without seeing the user", unit="query") as bar:
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            answers = ask_base(base, task, [row["input"] for row in chunk], tokens)
-            pairs = zip(chunk, answers, strict=True)
-            append_records(path, [{"id": r["id"], "text": a["prediction"], "raw": a["raw"]} for r, a in pairs])
-            bar.update(len(chunk))
+def _answer(task: Task, base: Chat, rows: list[dict[str, str]], work: Path, tokens: int) -> None:
+    """Ask for all rows, storing each answer as it comes, and noting each failure."""
+    failures.forget(work)
+    limit, asked = answer_tokens(task, tokens), [base_conversation(row["input"]) for row in rows]
+    bar = tqdm(total=len(rows), desc=f"{base.name} answers without seeing the user", unit="query")
+    with bar, told_cost(base, asked, limit):
+        for batch in as_they_come(base, asked, max_new_tokens=limit, chunk=_CHUNK):
+            good = [(rows[place]["id"], answer.text) for place, answer in batch if not answer.failure]
+            records = [{"id": id_, "text": read_answer(task, text), "raw": text} for id_, text in good]
+            append_records(work / "generic.jsonl", records)
+            failures.note(work, {rows[place]["id"]: answer.failure for place, answer in batch if answer.failure})
+            bar.update(len(batch))

@@ -1,19 +1,17 @@
 """The reflection module at inference time (Figure 1): read k history items and rewrite the generic answer.
 
 Everything that loads or runs a model in this process passes through here, and through Unsloth, on a GPU as on a CPU.
-`Personalizer` is what a practitioner takes home: base model + retrieval + reflection module. A completion that does not
-parse gives no rewrite; the generic answer stays, and the caller sees it (`Rewrite.complaint`).
+`personalizer.py` puts base model and retrieval in front of it.
 
     >>> model = load_reflection(preset.reflection, adapter=run.stage("rl") / "adapter")
-    >>> Personalizer(base, model, task)("… review: The lid leaks.", profile).text
-    '1'
+    >>> generate(model, [reflection_messages(task, query, generic, items)], max_new_tokens=80)[0].text
+    '<observe>[1] reads 2, gave 1: harsh</observe>\n<plan>reads 2, harsh: give 1</plan>\n<rewrite>1</rewrite>'
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.retrieval import rank, take
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.presets import ModelSettings
 from rpo_kit.rewriting.bundled import bundled_model
-from rpo_kit.rewriting.chat import Chat, Completion, Conversation
-from rpo_kit.rewriting.prepare import ask_base
+from rpo_kit.rewriting.chat import Completion, Conversation
 from rpo_kit.rewriting.prompts import fill, harmless, load
-from rpo_kit.rewriting.trajectory import Trajectory, parse
 
 _WORD_LIMITS = (None, 200, 100, 50, 25, 12, 6)  # ours: how far history items are shortened to make a prompt fit
 _WORD_LENGTH = 20  # ours: characters kept of a word in an item that has to be shortened
@@ -41,18 +36,6 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     max_seq_length: int
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """What the personalizer did for one query."""
-
-    text: str  # the rewrite, or the generic answer where there is none
-    generic: str
-    items: list[Item]
-    trajectory: Trajectory | None
-    complaint: str | None
-    seconds: float
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
@@ -246,32 +229,3 @@ def _new_tokens(loaded: LoadedModel, batch: Any, limit: int, temperature: float)
             out = model.generate(**batch, max_new_tokens=limit, pad_token_id=loaded.tokenizer.pad_token_id, **sampling)
         new = out[:, batch["input_ids"].shape[1] :]
     return [until_end(tokens, ends) for tokens in new.tolist()]
-
-
-class Personalizer:
-    """Base model, retrieval and reflection module together: (query, profile) → `Rewrite`."""
-
-    def __init__(
-        self,
-        base: Chat,
-        reflection: LoadedModel,
-        task: Task,
-        shots: int = 6,
-        retriever: str = "bm25",
-        new_tokens: int = 80,
-    ) -> None:
-        self.base, self.reflection, self.task = base, reflection, task
-        self.shots, self.retriever, self.new_tokens = shots, retriever, new_tokens
-
-    def __call__(self, query: str, profile: list[Item]) -> Rewrite:
-        """`query` is a LaMP input; the base model sees it and nothing else."""
-        start = time.perf_counter()
-        example: dict[str, Any] = {"id": "query", "input": query, "profile": profile}
-        items = take(example, rank(self.task, [example], self.retriever)[0], self.shots)
-        generic = ask_base(self.base, self.task, [query], self.new_tokens)[0]["prediction"]
-        limit = self.reflection.max_seq_length - self.new_tokens
-        example["generic"] = generic
-        messages, _ = fitting_messages(self.reflection.tokenizer, limit, self.task, example, items)
-        parsed = parse(generate(self.reflection, [messages], max_new_tokens=self.new_tokens)[0].text)
-        text = parsed.trajectory.rewrite if parsed.trajectory else generic
-        return Rewrite(text, generic, items, parsed.trajectory, parsed.complaint, time.perf_counter() - start)

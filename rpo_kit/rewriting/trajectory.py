@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from rpo_kit.errors import KitError
 
 SECTIONS = ("observe", "plan", "rewrite")
-_ANY_TAG = re.compile(r"<\s*/?\s*(?:observe|plan|rewrite)\b[^>]*>", re.IGNORECASE)
+# Possessive (`+`): a text of nothing but "<" and spaces would otherwise take time with the square of its length.
+_ANY_TAG = re.compile(r"<\s*+/?+\s*+(?:observe|plan|rewrite)\b[^>]*+>", re.IGNORECASE)
 _WHOLE = re.compile(r"\s*" + r"\s*".join(rf"<{name}>(?P<{name}>.*?)</{name}>" for name in SECTIONS) + r"\s*", re.DOTALL)
 _CITED = re.compile(r"\[(\d{1,4})\]")
 
@@ -50,12 +51,21 @@ class Parsed:
 
 def render(trajectory: Trajectory) -> str:
     """The text of a trajectory; KitError where a part would not survive being parsed again."""
-    text = "\n".join(f"<{name}>{getattr(trajectory, name)}</{name}>" for name in SECTIONS)
-    if parse(text).trajectory != trajectory:
+    text = _text_of(trajectory)
+    if not is_writable(trajectory):
         raise KitError(
             f"This trajectory cannot be written down ({parse(text).complaint or 'outer spaces'}): {trajectory}"
         )
     return text
+
+
+def is_writable(trajectory: Trajectory) -> bool:
+    """Whether it is read back as it was written."""
+    return parse(_text_of(trajectory)).trajectory == trajectory
+
+
+def _text_of(trajectory: Trajectory) -> str:
+    return "\n".join(f"<{name}>{getattr(trajectory, name)}</{name}>" for name in SECTIONS)
 
 
 def parse(text: str) -> Parsed:

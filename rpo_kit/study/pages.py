@@ -21,6 +21,7 @@ from rpo_kit.lamp.retrieval import rank, take
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.presets import PRESETS
 from rpo_kit.rewriting.prepare import Example
+from rpo_kit.rewriting.trajectory import Trajectory
 
 LABEL = "opacity:0.65;font-size:90%"
 _BOX = "border:1px solid currentColor;border-radius:6px;padding:8px 12px;margin:6px 0;max-width:60em"
@@ -60,6 +61,10 @@ def trajectory_html(task: Task, record: Mapping[str, Any], example: Example) -> 
     query = html.escape(task.query_text(example["input"]))
     asked = f"{query}<br>generic answer: <b>{html.escape(example['generic'])}</b>"
     asked += f" &nbsp; the user's own: <b>{html.escape(example['output'])}</b>"
+    if "complaint" in record:
+        verdict += f" at the second attempt (the first one: {record['complaint']})"
+    if "wrote" in record:
+        verdict += f"; the teacher wrote {record['wrote']!r}"
     return (
         box("query", asked)
         + box("history shown to the teacher", item_lines(task, shown, record["first"]))
@@ -128,6 +133,23 @@ def habit_check(task: Task, records: Sequence[Mapping[str, Any]], examples: Mapp
     table = pd.DataFrame(rows, columns=["kept", "rejected"])
     table.insert(0, "the items show the user's habit", ["yes", "no"])
     return table
+
+
+def acceptance_table(accepted: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """How many trajectories were accepted, at once or when they were asked for again, and why the others were not."""
+    outcomes = ["accepted at the second attempt" if "complaint" in r else "accepted" for r in accepted]
+    counts = pd.Series(outcomes + [record["reason"] for record in rejected], dtype=object).value_counts()
+    table = counts.rename_axis("outcome").reset_index(name="count")
+    return table.assign(share=table["count"] / max(1, table["count"].sum()))
+
+
+def trajectory_table(accepted: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Words in each part, and how many items are cited: smallest, median and largest."""
+    parts = {part: [len(record[part].split()) for record in accepted] for part in ("observe", "plan", "rewrite")}
+    columns = {f"words in {part}": counts for part, counts in parts.items()}
+    columns["items cited"] = [len(Trajectory(r["observe"], r["plan"], r["rewrite"]).cited) for r in accepted]
+    rows = pd.DataFrame(columns, dtype=float).agg(["min", "median", "max"]).T
+    return rows.set_axis(["smallest", "median", "largest"], axis=1).rename_axis("").reset_index()
 
 
 def preset_table() -> pd.DataFrame:

@@ -1,78 +1,28 @@
-"""Chat models: one string names one, an endpoint's answers come back in order, and its failures as sentences."""
+"""Chat models: one string names one, answers come in order, and a key goes to its own server and nowhere else."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from fakes import Endpoint, Reply, completion, error
 
 from rpo_kit.errors import KitError
-from rpo_kit.rewriting import chat, reflection
-from rpo_kit.rewriting.chat import Completion, EndpointChat, LocalChat, open_chat
+from rpo_kit.presets import EndpointSettings
+from rpo_kit.rewriting import keys, reflection
+from rpo_kit.rewriting.chat import Completion, LocalChat, as_they_come, open_chat
+from rpo_kit.rewriting.keys import Place, place_of
 
 KEY = "sk-not-a-real-key-0123456789"
-Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 
 
-class Endpoint:
-    """An OpenAI-compatible server on this machine; `reply` turns a request body into (status, response body)."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.paths: list[str] = []
-        self.keys: list[str] = []
-        self.reply: Reply = lambda body: (200, completion(f"echo {body['messages'][-1]['content']}"))
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.requests.append(body)
-                endpoint.paths.append(self.path)
-                endpoint.keys.append(self.headers["Authorization"])
-                status, answer = endpoint.reply(body)
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.send_header("retry-after-ms", "1")  # the openai client would wait half a second otherwise
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-
-
-def completion(text: str | None, finish_reason: str = "stop", usage: bool = True) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    found: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
-    found["choices"] = [{"index": 0, "message": message, "finish_reason": finish_reason}]
-    if usage:
-        found["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    return found
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+@pytest.fixture(autouse=True)
+def key_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    endpoint = Endpoint()
-    thread = threading.Thread(target=endpoint.server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield endpoint
-    endpoint.server.shutdown()
-    endpoint.server.server_close()
-    thread.join()
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
 
 def ask(text: str) -> list[dict[str, str]]:
@@ -86,7 +36,6 @@ def test_an_endpoint_answers_each_conversation_in_order(endpoint):
     assert endpoint.paths[0] == "/v1/chat/completions"
     first = endpoint.requests[0]
     assert (first["model"], first["max_tokens"], first["temperature"]) == ("my-model", 9, 0.5)
-    assert endpoint.keys[0] == f"Bearer {KEY}", "the key comes from the environment"
 
 
 def test_an_answer_cut_off_at_the_token_limit_is_marked(endpoint):
@@ -99,64 +48,98 @@ def test_a_server_that_counts_no_tokens_is_understood(endpoint):
     assert open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2) == [Completion("yes", True, 0, 0)]
 
 
-def test_a_server_error_is_tried_again_before_it_counts(endpoint):
-    replies = iter([(500, {"error": {"message": "overloaded"}}), (200, completion("at last"))])
-    endpoint.reply = lambda body: next(replies)
-    assert open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2)[0].text == "at last"
+def test_broken_unicode_is_sent_and_received_as_text(endpoint):
+    endpoint.reply = lambda body: (200, completion(f"{body['messages'][0]['content']} \ud800"))
+    assert open_chat(f"{endpoint.url}#m").complete([ask("a\udfffb\x00")], max_new_tokens=2)[0].text == "a?b\x00 ?"
 
 
-def test_a_server_that_keeps_failing_ends_in_a_sentence_after_three_tries(endpoint):
-    endpoint.reply = lambda body: (500, {"error": {"message": "overloaded"}})
-    with pytest.raises(KitError, match=r"#m did not answer \(.*overloaded.*What is finished is kept; run again"):
-        open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2)
-    assert len(endpoint.requests) == 3
+# ---- keys ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [completion(""), completion(None), {**completion("x"), "choices": []}])
-def test_an_empty_answer_is_an_error_and_no_rewrite(endpoint, answer):
-    endpoint.reply = lambda body: (200, answer)
-    with pytest.raises(KitError, match=r"#m sent an empty answer"):
-        open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2)
+def test_openais_key_is_not_sent_to_another_server(endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-mine")
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY)
+    open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2)
+    assert endpoint.keys == ["Bearer not-needed"]
+    assert not any(secret in str(endpoint.sent_headers) for secret in (KEY, "org-of-mine"))
 
 
-def test_a_server_that_is_not_there_is_named(endpoint):
-    endpoint.server.server_close()
-    model = open_chat(f"{endpoint.url}#m")
-    with pytest.raises(KitError, match=r"The model http://127\.0\.0\.1:\d+/v1#m did not answer"):
-        model.complete([ask("q")], max_new_tokens=2)
+def test_a_url_gets_the_key_of_the_variable_that_it_names(endpoint, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "another-key-987")
+    model = open_chat(f"{endpoint.url}#org/m@MY_KEY")
+    model.complete([ask("q")], max_new_tokens=2)
+    assert endpoint.keys == ["Bearer another-key-987"]
+    assert endpoint.requests[0]["model"] == "org/m"
+    assert model.name == f"{endpoint.url}#org/m"
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(KitError, match=r"Set the environment variable MY_KEY \(on Colab: a secret of that name"):
+        open_chat(f"{endpoint.url}#org/m@MY_KEY")
 
 
-def test_the_key_never_stands_in_an_error_text_not_even_when_the_server_repeats_it(endpoint):
-    endpoint.reply = lambda body: (401, {"error": {"message": f"Incorrect API key provided: {KEY}."}})
-    with pytest.raises(KitError, match="did not answer") as caught:
-        open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2)
-    assert KEY not in str(caught.value)
-    assert "Incorrect API key provided" in str(caught.value)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__, "a traceback would show the server's words"
-
-
-@pytest.mark.parametrize("empty", [True, False])
-def test_without_a_key_a_server_of_ones_own_is_asked_and_openai_is_not(endpoint, monkeypatch, empty):
-    monkeypatch.setenv("OPENAI_API_KEY", "") if empty else monkeypatch.delenv("OPENAI_API_KEY")
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    assert open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2)[0].text == "echo q"
-    with pytest.raises(KitError, match="Set the environment variable OPENAI_API_KEY, or point to a server"):
+def test_openai_means_the_server_that_the_environment_names_and_needs_a_key(endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    assert open_chat("openai:gpt-4o-mini").complete([ask("q")], max_new_tokens=2)[0].text == "echo q"
+    assert endpoint.requests[0]["model"] == "gpt-4o-mini"
+    assert endpoint.keys == [f"Bearer {KEY}"]
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    with pytest.raises(KitError, match=r"Set the environment variable OPENAI_API_KEY .* or point to a server"):
         open_chat("openai:gpt-4o-mini")
 
 
-def test_openai_means_the_server_that_the_environment_names(endpoint, monkeypatch):
+def test_a_redirect_does_not_carry_the_question_elsewhere(endpoint):
+    elsewhere = Endpoint()
+    endpoint.headers = {"Location": f"{elsewhere.url}/chat/completions"}
+    endpoint.reply = lambda body: (307, {})
+    answer = open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2)[0]
+    elsewhere.close()
+    assert answer.failure.startswith("status 307")
+    assert elsewhere.requests == []
+
+
+def test_a_key_asked_for_stays_in_memory_and_a_colab_secret_is_found(monkeypatch):
+    monkeypatch.setattr(keys.getpass, "getpass", lambda prompt: f" {KEY}2 ")
+    monkeypatch.setenv("MY_KEY", "")
+    keys.ask_for_key("MY_KEY")
+    assert os.environ["MY_KEY"] == f"{KEY}2"
+    monkeypatch.setattr(keys, "_colab_secret", {"OTHER": "from-colab"}.get)
+    assert keys.key_in("OTHER") == "from-colab"
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_into_an_answer_or_a_failure(endpoint, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
-    model = open_chat("openai:gpt-4o-mini")
-    assert model.complete([ask("q")], max_new_tokens=2)[0].text == "echo q"
-    assert endpoint.requests[0]["model"] == "gpt-4o-mini"
+    endpoint.reply = lambda body: (200, completion(f"your key is {KEY}"))
+    assert open_chat("openai:m").complete([ask("q")], max_new_tokens=2)[0].text == "your key is …"
+    endpoint.reply = lambda body: error(400, f"bad request of {KEY}")
+    assert "bad request of …" in open_chat("openai:m").complete([ask("r")], max_new_tokens=2)[0].failure
+    endpoint.reply = lambda body: error(401, f"Incorrect API key provided: {KEY}.")
+    with pytest.raises(KitError, match=r"the key was refused .*Incorrect API key provided: ….*put it right") as caught:
+        open_chat("openai:m").complete([ask("s")], max_new_tokens=2)
+    assert KEY not in str(caught.value)
+    assert caught.value.__cause__ is None, "a traceback would show the server's words"
+    assert caught.value.__suppress_context__
 
 
-def test_inside_a_notebook_whose_event_loop_runs_already_it_works_too(endpoint):
-    async def cell() -> list[Completion]:
-        return EndpointChat(endpoint.url, "m").complete([ask("q")], max_new_tokens=2)
+# ---- which model --------------------------------------------------------------------------------------------------
 
-    assert asyncio.run(cell())[0].text == "echo q"
+
+@pytest.mark.parametrize(
+    ("spec", "place"),
+    [
+        ("http://localhost:8000/v1#my-model", Place("http://localhost:8000/v1", "my-model", "")),
+        ("https://h/v1#org/m:free@SOME_KEY", Place("https://h/v1", "org/m:free", "SOME_KEY")),
+        ("https://h/v1#@cf/meta/llama", Place("https://h/v1", "@cf/meta/llama", "")),
+        ("openai:gpt-4o-mini", Place("", "gpt-4o-mini", "OPENAI_API_KEY")),
+    ],
+)
+def test_a_string_names_server_model_and_the_variable_with_the_key(spec, place):
+    assert place_of(spec) == place
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@h/v1", "https://h/v1?api_key=secret", "http://me@h/v1"])
+def test_an_address_with_a_secret_in_it_is_refused_without_repeating_the_secret(url):
+    with pytest.raises(KitError, match="addresses are written down") as caught:
+        open_chat(f"{url}#m")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("spec", ["", "smollm2", "local:", "openai:", "http://host/v1", "gpt:4", "file:///model#m"])
@@ -180,11 +163,21 @@ def test_a_local_model_is_loaded_once_and_generates(monkeypatch):
     assert model.name == "local:org/name"
 
 
+# ---- many at once -------------------------------------------------------------------------------------------------
+
+
+def test_inside_a_notebook_whose_event_loop_runs_already_it_works_too(endpoint):
+    async def cell() -> list[Completion]:
+        return open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2)
+
+    assert asyncio.run(cell())[0].text == "echo q"
+
+
 def test_no_more_requests_run_at_once_than_allowed(endpoint):
     running, most, lock = [0], [0], threading.Lock()
     meet = threading.Barrier(2, timeout=5)
 
-    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def reply(body: dict[str, Any]) -> Reply:
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
@@ -194,5 +187,36 @@ def test_no_more_requests_run_at_once_than_allowed(endpoint):
         return 200, completion("ok")
 
     endpoint.reply = reply
-    chat.EndpointChat(endpoint.url, "m", concurrency=2).complete([ask(str(n)) for n in range(6)], max_new_tokens=2)
+    model = open_chat(f"{endpoint.url}#m", settings=EndpointSettings(concurrency=2))
+    model.complete([ask(str(n)) for n in range(6)], max_new_tokens=2)
     assert most[0] == 2
+
+
+def test_answers_can_be_taken_while_others_are_still_awaited(endpoint):
+    taken = threading.Event()
+    endpoint.reply = lambda body: (200, completion("ok" if "fast" in str(body) or taken.wait(5) else "too late"))
+    model = open_chat(f"{endpoint.url}#m")
+    batches = as_they_come(model, [ask("slow"), ask("fast")], max_new_tokens=2)
+    first = next(batches)
+    taken.set()
+    assert [place for place, _ in first] == [1]
+    assert [(place, answer.text) for batch in batches for place, answer in batch] == [(0, "ok")]
+
+
+def test_a_reader_who_stops_early_leaves_nothing_running(endpoint):
+    batches = as_they_come(open_chat(f"{endpoint.url}#m"), [ask(str(n)) for n in range(2000)], max_new_tokens=2)
+    next(batches)
+    before = threading.active_count()
+    batches.close()
+    assert threading.active_count() < before, "the thread with the event loop is gone"
+    assert len(endpoint.requests) < 2000
+
+
+def test_any_other_model_answers_in_chunks(recording_chat):
+    base = recording_chat(lambda conversation: conversation[0]["content"])
+    batches = list(as_they_come(base, [ask(str(n)) for n in range(5)], max_new_tokens=2, chunk=2))
+    assert [[(place, answer.text) for place, answer in batch] for batch in batches] == [
+        [(0, "0"), (1, "1")],
+        [(2, "2"), (3, "3")],
+        [(4, "4")],
+    ]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from datasets import Dataset
+from fakes import completion
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.data import write_lamp
@@ -11,6 +12,7 @@ from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.rewriting import prepare as prepare_module
 from rpo_kit.rewriting.prepare import base_conversation, first_users, load_prepared, prepare, read_answer
 from rpo_kit.runs import read_records
+from rpo_kit.training.synthesis import synthesize
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -166,3 +168,88 @@ def test_the_first_users_keep_all_their_queries(users, kept):
 )
 def test_the_answer_is_read_out_of_a_chatty_reply(task, reply, answer):
     assert read_answer(get_task(task), reply) == answer
+
+
+# ---- an endpoint as base model ------------------------------------------------------------------------------------
+
+
+def test_a_query_that_fails_is_left_out_shown_and_asked_again_by_the_next_call(new_run, endpoint, capsys):
+    run = new_run({"base": f"{endpoint.url}#m", "endpoint.tries": 1, "endpoint.tolerate": 0.1})
+    broken = [True]
+
+    def reply(body):
+        return (500, {}) if broken and len(endpoint.requests) == 3 else (200, completion("4"))
+
+    endpoint.reply = reply
+    prepare(run)
+    (failed,) = read_records(run.stage("prepare") / "failed.jsonl")
+    assert "status 500" in failed["reason"]
+    assert len(load_prepared(run, "train") + load_prepared(run, "dev")) == 17
+    assert failed["id"] not in {e["id"] for e in load_prepared(run, "train") + load_prepared(run, "dev")}
+    assert "1 of 18 items failed (1 × status 500" in capsys.readouterr().out
+    broken.clear()
+    prepare(run)
+    assert "prepare: 1 items failed last time and are asked again" in capsys.readouterr().out
+    assert len(endpoint.requests) == 19
+    assert len(load_prepared(run, "train") + load_prepared(run, "dev")) == 18
+
+
+def test_two_runs_get_the_same_bytes_and_the_second_makes_no_call(new_run, endpoint):
+    first = new_run({"base": f"{endpoint.url}#m"}, "first")
+    prepare(first)
+    asked = len(endpoint.requests)
+    second = new_run({"base": f"{endpoint.url}#m"}, "second")
+    prepare(second)
+    assert (asked, len(endpoint.requests)) == (18, 18)
+    one, two = (run.stage("prepare") / "generic.jsonl" for run in (first, second))
+    assert one.read_bytes() == two.read_bytes()
+    ids = [record["id"] for record in read_records(one)]
+    assert ids == [e["id"] for split in ("train", "dev") for e in load_prepared(first, split)], "in the data's order"
+
+
+def test_a_budget_stops_the_stage_and_a_larger_one_lets_it_go_on(new_run, endpoint, capsys):
+    settings = {"base": f"{endpoint.url}#m", "endpoint.max_requests": 10}
+    with pytest.raises(KitError, match=r"The budget of this run \(10 requests\) leaves no room"):
+        prepare(new_run(settings))
+    run = new_run(settings | {"endpoint.max_requests": 18})
+    assert len(read_records(run.stage("prepare") / "generic.jsonl")) == 10
+    capsys.readouterr()
+    prepare(run)
+    assert len(endpoint.requests) == 18
+    told = capsys.readouterr().out
+    assert told.index("estimate ") < told.index("8 requests") < told.index("spent ")
+
+
+# ---- items as questions -------------------------------------------------------------------------------------------
+
+
+def test_items_become_questions_with_the_others_as_profile(new_run, recording_chat):
+    run = new_run({"data.train_users": 5, "data.leave_one_out": 3})
+    prepare(run, lambda spec: recording_chat())
+    task, train = get_task("LaMP-3"), load_prepared(run, "train")
+    whole = {example["user_id"]: example["profile"] for example in train[:5]}
+    own = train[5:]
+    assert len(own) == 5 * 3
+    assert len({example["id"] for example in train}) == len(train)
+    for example in own:
+        asked = [item for item in whole[example["user_id"]] if example["input"] == task.make_input(text=item["text"])]
+        assert example["output"] in [item["score"] for item in asked]
+        assert len(example["profile"]) == 6
+        assert not [item for item in example["profile"] if item["id"] in example["id"].split("-")]
+        assert sorted(example["ranking"]) == list(range(6))
+    assert len(load_prepared(run, "dev")) == 6, "unseen users are asked what they asked"
+
+
+def test_they_give_the_persona_teacher_more_to_write(new_run, recording_chat):
+    run = new_run({"data.train_users": 30, "data.leave_one_out": 4})
+    prepare(run, lambda spec: recording_chat())
+    synthesize(run)
+    good = read_records(run.stage("synthesize") / "trajectories.jsonl")
+    own = [record for record in good if "-" in record["example"]]
+    assert 50 < len(own) < 120, "an item shows the habit in 8 of 10 cases, and so does the one that is asked about"
+
+
+@pytest.mark.parametrize("name", ["LaMP-1", "LaMP-7"])
+def test_items_that_hold_no_question_are_said(new_run, recording_chat, name):
+    with pytest.raises(KitError, match=r"hold no question, so data\.leave_one_out must stay 0"):
+        prepare(new_run({"data.task": name, "data.leave_one_out": 1}), lambda spec: recording_chat())

@@ -1,4 +1,4 @@
-"""The reflection module at work: what it is asked, what fits, and what comes back when it writes no trajectory."""
+"""The reflection module at work: what it is asked, what fits, and what comes back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import torch
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
-from rpo_kit.rewriting import reflection, sampling
-from rpo_kit.rewriting.chat import Completion
+from rpo_kit.rewriting import sampling
 from rpo_kit.rewriting.reflection import (
     LoadedModel,
-    Personalizer,
     fitting_messages,
     generate,
     load_reflection,
@@ -148,41 +146,3 @@ def test_a_new_lora_sits_on_the_chosen_layers_only_and_depends_on_the_seed(tiny_
     assert all(p.shape[0] == 4 or p.shape[1] == 4 for p in first.values()), "rank 4"
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
-
-
-# ---- the personalizer ---------------------------------------------------------------------------------------------
-
-
-def personalizer(recording_chat: Any, monkeypatch: Any, loaded: LoadedModel, writes: str) -> tuple[Personalizer, Any]:
-    base = recording_chat(lambda conversation: "3")
-    asked: list[Any] = []
-
-    def write(model: Any, conversations: Any, **sampling: Any) -> list[Completion]:
-        asked.extend(conversations)
-        return [Completion(writes, True, 1, 1) for _ in conversations]
-
-    monkeypatch.setattr(reflection, "generate", write)
-    return Personalizer(base, loaded, TASK, shots=2, new_tokens=24), (base, asked)
-
-
-def test_a_query_is_answered_generically_and_then_rewritten(untrained, recording_chat, monkeypatch):
-    text = "<observe>[1] reads 4, gave 3</observe><plan>one lower</plan><rewrite>2</rewrite>"
-    personalize, (base, asked) = personalizer(recording_chat, monkeypatch, untrained, text)
-    done = personalize(QUERY, ITEMS)
-    assert (done.text, done.generic, done.complaint) == ("2", "3", None)
-    assert done.trajectory.plan == "one lower"
-    assert len(done.items) == 2
-    assert base.asked == [[{"role": "user", "content": QUERY}]], "the base model sees the query and nothing else"
-    assert asked == [reflection_messages(TASK, QUERY, "3", done.items)]
-
-
-def test_without_a_trajectory_the_generic_answer_stands_and_the_caller_sees_why(untrained, recording_chat, monkeypatch):
-    personalize, _ = personalizer(recording_chat, monkeypatch, untrained, "I would say 2.")
-    done = personalize(QUERY, ITEMS[:1])
-    assert (done.text, done.trajectory, done.complaint) == ("3", None, "no tags")
-
-
-def test_a_new_user_without_history_gets_an_answer(untrained, recording_chat, monkeypatch):
-    personalize, (_, asked) = personalizer(recording_chat, monkeypatch, untrained, "")
-    assert personalize(QUERY, []).text == "3"
-    assert "(empty)" in asked[0][1]["content"]

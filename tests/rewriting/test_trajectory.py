@@ -65,6 +65,13 @@ def test_parsing_never_raises_and_gives_either_a_trajectory_or_a_complaint(text)
     assert (parsed.trajectory is None) == bool(parsed.complaint)
 
 
+@pytest.mark.parametrize("text", ["<" + " " * 10**6, "< " * 10**5, "<plan" * 10**3, "<observe " + "x" * 10**6])
+def test_a_huge_text_of_half_tags_is_read_at_once(text):
+    """Backtracking would take hours for the first one."""
+    assert parse(text).trajectory is None
+    assert len(harmless(text)) == len(text)
+
+
 @given(PIECES)
 def test_what_is_taken_as_the_rewrite_stands_between_the_only_rewrite_tags(text):
     trajectory = parse(text).trajectory

@@ -211,3 +211,27 @@ def test_the_user_browser_follows_user_method_and_k(examples):
 
 def test_k_cannot_exceed_the_longest_profile(examples):
     assert widgets.user_browser(examples, TASK, k=9).k.value == 5
+
+
+# ---- the report on synthesis --------------------------------------------------------------------------------------
+
+
+def test_outcomes_are_counted_with_their_shares(examples):
+    good = [accepted(examples[0])] * 2 + [accepted(examples[0]) | {"complaint": "no tags"}]
+    table = pages.acceptance_table(good, [record(examples[0], 0, text="", reason="no tags")]).set_index("outcome")
+    assert table["count"].to_dict() == {"accepted": 2, "accepted at the second attempt": 1, "no tags": 1}
+    assert table["share"].to_dict() == {"accepted": 0.5, "accepted at the second attempt": 0.25, "no tags": 0.25}
+
+
+def test_lengths_and_cited_items_are_told_as_smallest_median_largest(examples):
+    long = accepted(examples[0]) | {"observe": "[1] a\n[2] d", "plan": "give 2 at once"}
+    table = pages.trajectory_table([accepted(examples[0]), long]).set_index("")
+    assert table.loc["words in observe"].tolist() == [4, 5, 6]
+    assert table.loc["words in plan"].tolist() == [2, 3, 4]
+    assert table.loc["items cited"].tolist() == [1, 1.5, 2]
+
+
+def test_a_second_attempt_and_a_corrected_rewrite_are_said_on_the_page(examples):
+    changed = accepted(examples[0]) | {"complaint": "no tags", "wrote": "2!"}
+    shown = pages.trajectory_html(TASK, changed, examples[0])
+    assert "at the second attempt (the first one: no tags); the teacher wrote &#x27;2!&#x27;" in shown

@@ -1,6 +1,7 @@
 """Stage 2: trajectories rest on one history item, end in the true output, and none is lost or written twice."""
 
 import pytest
+from fakes import completion, last
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
@@ -8,15 +9,8 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import read_records
 from rpo_kit.training import synthesis
-from rpo_kit.training.synthesis import (
-    Request,
-    describe,
-    llm_teacher,
-    make_requests,
-    persona_teacher,
-    synthesize,
-    teacher_prompt,
-)
+from rpo_kit.training.synthesis import describe, make_requests, open_teacher, synthesize
+from rpo_kit.training.teachers import ChatTeacher, Request, persona_teacher, sent_back, teacher_prompt
 
 
 def trajectory_text(rewrite: str, cited: int = 1) -> str:
@@ -178,15 +172,124 @@ def test_before_prepare_it_says_what_to_run_first(new_run):
         synthesize(new_run())
 
 
-def test_any_chat_model_can_be_the_teacher(prepared, recording_chat, monkeypatch):
-    run = prepared({"data.train_users": 3, "synthesis.teacher": "openai:m"})
-    golds = iter([e["output"] for e in load_prepared(run, "train")])
-    model = recording_chat(lambda conversation: trajectory_text(next(golds)))
-    opened = []
-    monkeypatch.setattr(synthesis, "open_chat", lambda spec: opened.append(spec) or model)
+# ---- a chat model as teacher --------------------------------------------------------------------------------------
+
+
+def golds_of(run):
+    """The true output of each question, found by its text in the teacher's prompt."""
+    task = get_task(run.preset.data.task)
+    return {task.query_text(e["input"]): e["output"] for e in load_prepared(run, "train")}
+
+
+def right_answer(golds, prompt):
+    return next(gold for query, gold in golds.items() if f"Query: {query}\n" in prompt)
+
+
+def test_the_same_endpoint_is_a_teacher_by_changing_one_setting(prepared, endpoint, capsys):
+    run = prepared({"data.train_users": 3, "synthesis.teacher": f"{endpoint.url}#m"})
+    golds = golds_of(run)
+    endpoint.reply = lambda body: (200, completion(trajectory_text(right_answer(golds, last(body)))))
     synthesize(run)
-    assert opened == ["openai:m"]
-    assert len(read_records(run.stage("synthesize") / "trajectories.jsonl")) == 3
-    task, request = get_task("LaMP-3"), next(make_requests(load_prepared(run, "train"), 1, 1))
-    assert model.asked[0] == [{"role": "user", "content": teacher_prompt(task, request)}]
-    assert callable(llm_teacher("openai:m"))
+    records = read_records(run.stage("synthesize") / "trajectories.jsonl")
+    assert [record["rewrite"] for record in records] == list(golds.values())
+    request = next(make_requests(load_prepared(run, "train"), 1, 1))
+    asked = sorted(body["messages"][0]["content"] for body in endpoint.requests)
+    assert teacher_prompt(get_task("LaMP-3"), request) in asked
+    said = capsys.readouterr().out
+    assert said.index("estimate ") < said.index("spent ") < said.index("3 trajectories accepted")
+
+
+def test_a_text_that_cannot_be_used_is_sent_back_once_with_the_complaint(prepared, recording_chat, capsys):
+    run = prepared({"data.train_users": 4})
+    golds = golds_of(run)
+
+    def answer(conversation):
+        right = trajectory_text(right_answer(golds, conversation[0]["content"]))
+        if len(conversation) == 1:
+            return right if list(golds).index(query_in(conversation)) == 0 else f"Sure! {right}"
+        return right if list(golds).index(query_in(conversation)) < 3 else "I give up."
+
+    def query_in(conversation):
+        return next(query for query in golds if f"Query: {query}\n" in conversation[0]["content"])
+
+    teacher = ChatTeacher(recording_chat(answer))
+    synthesize(run, teacher)
+    first, again = teacher.chat.asked[:4], teacher.chat.asked[4:]
+    assert [len(conversation) for conversation in again] == [3, 3, 3]
+    assert again[0] == sent_back(first[1], answer(first[1]), "text outside the tags")
+    assert "This cannot be used: text outside the tags." in again[0][-1]["content"]
+    work = run.stage("synthesize")
+    good, bad = read_records(work / "trajectories.jsonl"), read_records(work / "rejected.jsonl")
+    assert [record.get("complaint") for record in good] == [None, "text outside the tags", "text outside the tags"]
+    assert [(r["text"], r["reason"], r["complaint"]) for r in bad] == [
+        ("I give up.", "no tags", "text outside the tags")
+    ]
+    assert "2 of the accepted ones at the second attempt" in capsys.readouterr().out
+
+
+def test_what_the_endpoint_does_not_answer_is_recorded_and_asked_by_the_next_call(prepared, endpoint, capsys):
+    settings = {"endpoint.tries": 1, "endpoint.tolerate": 0.2, "synthesis.teacher": f"{endpoint.url}#m"}
+    run = prepared(settings)
+    golds = golds_of(run)
+    broken = list(golds)[:2]
+
+    def reply(body):
+        right = trajectory_text(right_answer(golds, last(body)))
+        return (500, {}) if any(f"Query: {query}\n" in last(body) for query in broken) else (200, completion(right))
+
+    endpoint.reply = reply
+    synthesize(run)
+    work = run.stage("synthesize")
+    assert len(read_records(work / "trajectories.jsonl")) == 10
+    assert [record["id"].endswith("/0") for record in read_records(work / "failed.jsonl")] == [True, True]
+    assert "2 of 12 items failed (2 × status 500" in capsys.readouterr().out
+    broken.clear()
+    before = len(endpoint.requests)
+    synthesize(run)
+    assert len(endpoint.requests) - before == 2
+    records = read_records(work / "trajectories.jsonl")
+    assert [r["id"] for r in records] == [r.id for r in make_requests(load_prepared(run, "train"), 1, 1)], "in order"
+    assert not (work / "failed.jsonl").exists()
+    synthesize(run)
+    assert "synthesize: done already" in capsys.readouterr().out
+
+
+def test_too_many_failures_end_in_a_sentence_after_the_rest_is_stored(prepared, endpoint):
+    run = prepared({"endpoint.tries": 1, "synthesis.teacher": f"{endpoint.url}#m"})
+    golds = golds_of(run)
+    queries = list(golds)
+    endpoint.reply = lambda body: (
+        (500, {}) if f"Query: {queries[5]}\n" in last(body) else (200, completion(right(last(body))))
+    )
+
+    def right(prompt):
+        return trajectory_text(right_answer(golds, prompt))
+
+    with pytest.raises(KitError, match=r"1 of 12 items failed .* more than the share endpoint\.tolerate=0\.02"):
+        synthesize(run)
+    assert len(read_records(run.stage("synthesize") / "trajectories.jsonl")) == 11
+    assert not (run.stage("synthesize") / "manifest.json").exists()
+
+
+def test_a_rewrite_that_comes_close_is_replaced_by_the_users_own_text(prepared, recording_chat):
+    run = prepared({"data.task": "LaMP-4", "data.train_users": 2, "synthesis.teacher": "local:chat"})
+    golds = list(golds_of(run).values())
+    texts = iter([trajectory_text(golds[0].upper() + "!"), *[trajectory_text("Something else entirely")] * 2])
+    synthesize(run, ChatTeacher(recording_chat(lambda conversation: next(texts))))
+    work = run.stage("synthesize")
+    (record,) = read_records(work / "trajectories.jsonl")
+    assert (record["rewrite"], record["wrote"]) == (golds[0], golds[0].upper() + "!")
+    assert [r["reason"] for r in read_records(work / "rejected.jsonl")] == ["does not end in the true output"]
+
+
+def test_the_rules_of_the_personas_are_held_to_word_for_word(prepared):
+    run = prepared({"data.task": "LaMP-4", "data.train_users": 1})
+    (gold,) = golds_of(run).values()
+    with pytest.raises(KitError, match="no usable trajectory"):
+        synthesize(run, lambda task, requests: [trajectory_text(gold + "!")])
+
+
+def test_a_setting_names_the_teacher(new_run, endpoint):
+    assert open_teacher(new_run()) is persona_teacher
+    teacher = open_teacher(new_run({"synthesis.teacher": f"{endpoint.url}#m", "endpoint.tries": 9}))
+    assert (teacher.chat.settings.tries, teacher.chat.ledger.scope) == (9, "r")

@@ -14,12 +14,17 @@ from importlib.resources import files
 
 # the grammar's own tags, and what tokenizers read as special tokens: <|…|>, <s>, <start_of_turn>, …
 _TAGS = "observe|plan|rewrite|s|pad|unk|mask|bos|eos|start_of_turn|end_of_turn"
-_POWERFUL = re.compile(rf"<(?=\s*/?\s*(?:{_TAGS})\b|\|)", re.IGNORECASE)
+_POWERFUL = re.compile(rf"<(?=\s*+/?+\s*+(?:{_TAGS})\b|\|)", re.IGNORECASE)
 
 
 def harmless(text: str) -> str:
-    """Text which can neither open or close a trajectory tag nor a chat turn."""
-    return _POWERFUL.sub("‹", text)
+    """Text which can neither open or close a trajectory tag nor a chat turn, and which every tokenizer can read."""
+    return _POWERFUL.sub("‹", whole(text))
+
+
+def whole(text: str) -> str:
+    """The text with "?" for lone surrogates, which neither JSON in UTF-8 nor a tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @cache

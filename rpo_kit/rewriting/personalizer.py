@@ -1,0 +1,121 @@
+"""What a practitioner takes home: base model, retrieval and reflection module together, (query, profile) → `Rewrite`.
+
+The base model sees the query and nothing else (Figure 1). A completion that does not parse gives no rewrite: the
+generic answer stays, and the caller sees why (`Rewrite.complaint`).
+
+    >>> personalize = Personalizer(open_chat("openai:gpt-4o-mini"), load_reflection(settings, adapter), task)
+    >>> personalize("… review: The lid leaks.", profile).text
+    '1'
+    >>> for rewrite in personalize.each(pairs, batch_size=16): ...       # any number of pairs, as they are ready
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from rpo_kit.lamp.retrieval import rank, take
+from rpo_kit.lamp.tasks import Item, Task
+from rpo_kit.rewriting.chat import Chat
+from rpo_kit.rewriting.prepare import ask_base
+from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate
+from rpo_kit.rewriting.trajectory import Trajectory, parse
+
+Pair = tuple[str, list[Item]]  # a query (a LaMP input) and the user's profile
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What the personalizer did for one query."""
+
+    text: str  # the rewrite, or the generic answer where there is none
+    generic: str
+    items: list[Item]
+    trajectory: Trajectory | None
+    complaint: str | None  # why there is no trajectory
+    timings: dict[str, float]  # seconds for retrieval, base, reflection; a batch's time is shared out evenly
+
+    @property
+    def observations(self) -> list[str]:
+        """One line an observation; none where there is no trajectory."""
+        return self.trajectory.observe.splitlines() if self.trajectory else []
+
+    @property
+    def plan(self) -> str:
+        return self.trajectory.plan if self.trajectory else ""
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.timings.values())
+
+
+class Personalizer:
+    """Base model, retrieval and reflection module together."""
+
+    def __init__(
+        self,
+        base: Chat,
+        reflection: LoadedModel,
+        task: Task,
+        shots: int = 6,
+        retriever: str = "bm25",
+        new_tokens: int = 80,
+    ) -> None:
+        self.base, self.reflection, self.task = base, reflection, task
+        self.shots, self.retriever, self.new_tokens = shots, retriever, new_tokens
+
+    def __call__(self, query: str, profile: list[Item]) -> Rewrite:
+        """`query` is a LaMP input; the base model sees it and nothing else."""
+        return self.batch([(query, profile)])[0]
+
+    def each(self, pairs: Iterable[Pair], batch_size: int = 16) -> Iterator[Rewrite]:
+        """A rewrite for each pair, in order; `pairs` may be endless, and is read a batch at a time."""
+        rest = iter(pairs)
+        while chunk := list(islice(rest, batch_size)):
+            yield from self.batch(chunk)
+
+    def batch(self, pairs: list[Pair]) -> list[Rewrite]:
+        """The same for several users at once."""
+        if not pairs:
+            return []
+        clock = _Clock(len(pairs))
+        examples: list[dict[str, Any]] = [{"id": "query", "input": query, "profile": p} for query, p in pairs]
+        rankings = rank(self.task, examples, self.retriever)
+        shown = [take(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
+        clock.lap("retrieval")
+        answers = ask_base(self.base, self.task, [query for query, _ in pairs], self.new_tokens)
+        generics = [answer["prediction"] for answer in answers]
+        clock.lap("base")
+        texts = self._reflect(examples, generics, shown)
+        clock.lap("reflection")
+        return [_rewrite(*found, clock.laps) for found in zip(texts, generics, shown, strict=True)]
+
+    def _reflect(self, examples: list[dict[str, Any]], generics: list[str], shown: list[list[Item]]) -> list[str]:
+        """The reflection module's completions."""
+        tokenizer, limit = self.reflection.tokenizer, self.reflection.max_seq_length - self.new_tokens
+        prompts = [
+            fitting_messages(tokenizer, limit, self.task, example | {"generic": generic}, items)[0]
+            for example, generic, items in zip(examples, generics, shown, strict=True)
+        ]
+        return [completion.text for completion in generate(self.reflection, prompts, max_new_tokens=self.new_tokens)]
+
+
+def _rewrite(text: str, generic: str, items: list[Item], timings: dict[str, float]) -> Rewrite:
+    parsed = parse(text)
+    chosen = parsed.trajectory.rewrite if parsed.trajectory else generic
+    return Rewrite(chosen, generic, items, parsed.trajectory, parsed.complaint, dict(timings))
+
+
+class _Clock:
+    """Seconds since the last lap, shared out among `count` queries."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.last = count, time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = (now - self.last) / self.count, now

@@ -1,0 +1,125 @@
+"""What to do when an endpoint does not answer: try again, give this item up, or stop asking.
+
+408, 409, 429, 5xx, time-outs, broken connections, garbage   again, after a jittered, doubling pause or Retry-After
+an empty answer                                              again, once: it was paid for
+other 4xx, a refusal                                         this item fails, the others go on
+401, 402, 404, exhausted quota                               nothing else can work either: stop
+
+>>> wait_before(3, first=0.5, asked=None, roll=1.0)      # the pause after the third try, unlucky in the draw
+2.0
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from rpo_kit.errors import KitError
+from rpo_kit.rewriting.chat import Completion
+from rpo_kit.rewriting.keys import without_key
+from rpo_kit.rewriting.prompts import whole
+
+LONGEST_PAUSE = 60.0  # seconds, ours
+LONGEST_ASKED = 300.0  # seconds that a server may ask us to wait before the item counts as failed, ours
+_AGAIN = {408, 409, 429}
+_HOPELESS = {401: "the key was refused", 402: "it asks for payment", 404: "there is no such model or address"}
+
+
+class Fault(Exception):
+    """A request without a usable answer. `again` is how many more tries of it make sense at most."""
+
+    def __init__(self, reason: str, *, again: int = 0, hopeless: bool = False, asked: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.again, self.hopeless, self.asked = reason, again, hopeless, asked
+        self.charged = False  # whether the server may have written (and charged) an answer nevertheless
+
+
+class NoAnswers(KitError):
+    """Asking on makes no sense: the key, the address or the quota is at fault, or nothing at all succeeds."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """A response that is no answer: its status, error code, words and headers."""
+
+    code: int
+    error: str
+    words: str
+    headers: Mapping[str, str]
+
+
+ALWAYS = 10**6
+
+
+def fault_of(status: Status) -> Fault:
+    """The table above."""
+    reason = f"status {status.code}: {status.words}"
+    if status.error == "insufficient_quota":
+        return Fault(f"the quota is exhausted ({reason})", hopeless=True)
+    if status.code in _HOPELESS:
+        return Fault(f"{_HOPELESS[status.code]} ({reason})", hopeless=True)
+    if status.code not in _AGAIN and status.code < 500:
+        return Fault(reason)
+    asked = asked_pause(status.headers)
+    if asked is not None and asked > LONGEST_ASKED:
+        return Fault(f"it asks to wait {asked:.0f} s ({reason})")
+    return Fault(reason, again=ALWAYS, asked=asked)
+
+
+def asked_pause(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks for: Retry-After as seconds or as a date, or retry-after-ms; else None."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            return max(0.0, float(value) * unit)
+        except ValueError:
+            pass
+        try:
+            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        except (ValueError, TypeError):
+            continue
+    return None
+
+
+def wait_before(tries: int, first: float, asked: float | None, roll: float) -> float:
+    """Seconds between try number `tries` and the next one; `roll` is a draw from 0..1.
+
+    first · 2^(tries-1), between half of it and the whole, so that clients that failed together do not come back
+    together; never shorter than what the server asks for.
+    """
+    pause: float = min(LONGEST_PAUSE, first * 2 ** (tries - 1)) * (0.5 + roll / 2)
+    return max(pause, (asked or 0.0) * (1 + roll / 10))
+
+
+# ---- what is an answer ----
+
+
+def read_completion(answer: Any, key: str = "") -> Completion:
+    """The completion in a response, whatever the server put into it; Fault where there is none."""
+    choice = next(iter(getattr(answer, "choices", None) or []), None)
+    message = getattr(choice, "message", None)
+    if message is None:
+        raise charged("the answer holds no choice", again=1)
+    reason, text = getattr(choice, "finish_reason", None), getattr(message, "content", None)
+    if reason == "content_filter" or getattr(message, "refusal", None):
+        raise charged(f"refused: {without_key(str(getattr(message, 'refusal', None) or reason), key)}", again=0)
+    if not isinstance(text, str) or not text.strip():
+        raise charged("the answer is empty", again=1)
+    usage = getattr(answer, "usage", None)
+    prompt, new = (_count(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
+    return Completion(without_key(whole(text), key), reason != "length", prompt, new)
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def charged(reason: str, again: int = ALWAYS) -> Fault:
+    fault = Fault(reason, again=again)
+    fault.charged = True
+    return fault

@@ -1,0 +1,276 @@
+"""`python -m rpo_kit serve`: the personalizer as an OpenAI-compatible endpoint in front of any base model.
+
+A client sends what it would send to OpenAI, and says who is asking: `"user": "ann"` takes the history from `ann.json`
+in the folder of profiles (a JSON list of LaMP items), `"profile": [...]` brings it in the request. The last message is
+the query, a whole LaMP input or the bare text. The answer carries, beside the rewrite, how it came about.
+
+    POST /v1/chat/completions  {"model": "rpo", "user": "ann", "messages": [{"role": "user", "content": "It leaks."}]}
+    200                        {"choices": [{"message": {"content": "1"}, …}], "rpo": {"generic": "3", "plan": …}, …}
+
+It listens on this machine alone unless told otherwise, and then wants the key in RPO_SERVE_KEY. Requests are bounded in
+size, in time and in number; pages of a browser cannot reach it (JSON only, and the Host must be this machine).
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.tasks import Item, Task, get_task
+from rpo_kit.rewriting.chat import open_chat_of
+from rpo_kit.rewriting.personalizer import Personalizer, Rewrite
+from rpo_kit.rewriting.prompts import whole
+from rpo_kit.rewriting.reflection import load_reflection
+from rpo_kit.runs import Run, require
+
+LARGEST_BODY = 1_000_000  # bytes, ours
+MOST_ITEMS = 2_000  # of a profile, ours; LaMP's largest has about a thousand
+MOST_AT_ONCE = 16  # requests being read or waiting for the model, ours
+PATIENCE = 30.0  # seconds for a client to send its request
+KEY_VARIABLE = "RPO_SERVE_KEY"
+HERE = ("127.0.0.1", "localhost", "::1")
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")
+
+
+class Refused(Exception):
+    """A request that is answered with a status and a sentence."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status, self.why = status, why
+
+
+@dataclass
+class Service:
+    """What all requests share: one model, used by one request at a time."""
+
+    personalizer: Personalizer
+    profiles: Path | None
+    key: str = ""
+    name: str = "rpo"
+    only_here: bool = True
+    model: threading.Lock = field(default_factory=threading.Lock)
+    room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MOST_AT_ONCE))
+
+
+def make_server(service: Service, host: str = "127.0.0.1", port: int = 8765) -> ThreadingHTTPServer:
+    """A server, not yet running. KitError where it would be open to other machines without a key."""
+    service.only_here = host in HERE
+    if not service.only_here and not service.key:
+        raise KitError(
+            f"On {host} other machines can ask, and read what the profiles hold: set the environment variable "
+            f"{KEY_VARIABLE} to a key which clients must send, or leave --host at 127.0.0.1."
+        )
+    try:
+        server = ThreadingHTTPServer((host, port), _handler(service))
+    except OSError as error:
+        raise KitError(f"Port {port} on {host} cannot be used ({error.strerror}): choose another --port.") from None
+    server.daemon_threads = True
+    return server
+
+
+def answer(service: Service, body: dict[str, Any]) -> dict[str, Any]:
+    """The completion for a request's body; Refused where the request is at fault, KitError where the base model is."""
+    if body.get("n", 1) != 1:
+        raise Refused(400, "One choice a request: leave n out.")
+    query = query_of(service.personalizer.task, body.get("messages"))
+    profile = profile_of(service, body)
+    with service.model:
+        rewrite = service.personalizer(query, profile)
+    return as_completion(service.name, rewrite)
+
+
+def query_of(task: Task, messages: Any) -> str:
+    """The last user message as an input of the task."""
+    wrong = "`messages` must be a list of {role, content} with texts, the last one from the user."
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        raise Refused(400, wrong)
+    text = messages[-1].get("content")
+    if messages[-1].get("role") != "user" or not isinstance(text, str) or not text.strip():
+        raise Refused(400, wrong)
+    if task.is_official(text):
+        return text
+    if task.name == "LaMP-1":
+        raise Refused(400, "A query of LaMP-1 must be a whole LaMP input, with the title and both references.")
+    return task.make_input(text=text)
+
+
+def profile_of(service: Service, body: dict[str, Any]) -> list[Item]:
+    """The history in the request, or in the user's file."""
+    if "profile" in body:
+        return checked_profile(service.personalizer.task, body["profile"], "`profile`")
+    user = body.get("user")
+    if user is None:
+        raise Refused(400, "Say whose answer it shall be: `user` with a file among the profiles, or `profile`.")
+    if not isinstance(user, str) or not _USER.fullmatch(user):  # no path can be made of it
+        raise Refused(400, "`user` must be a name of letters, digits and _ . @ -")
+    path = service.profiles / f"{user}.json" if service.profiles else None
+    if path is None or not path.is_file():
+        raise Refused(404, f"There is no profile of {user!r} here.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise Refused(500, f"The profile of {user!r} cannot be read: it must be a JSON list of items.") from None
+    return checked_profile(service.personalizer.task, content, f"The profile of {user!r}")
+
+
+def checked_profile(task: Task, content: Any, what: str) -> list[Item]:
+    """Items with the task's fields as texts; ids are made up where they are missing."""
+    if not isinstance(content, list) or len(content) > MOST_ITEMS:
+        raise Refused(400, f"{what} must be a JSON list of at most {MOST_ITEMS:,} items.")
+    items: list[Item] = []
+    for number, item in enumerate(content):
+        if not isinstance(item, dict) or not all(isinstance(item.get(name), str | int) for name in task.fields):
+            raise Refused(400, f"Item {number} of {what} must have {' and '.join(task.fields)}.")
+        texts = {name: whole(str(item[name])) for name in task.fields}
+        items.append({"id": str(item.get("id", number)), **texts})
+    return items
+
+
+def as_completion(name: str, rewrite: Rewrite) -> dict[str, Any]:
+    """The rewrite in OpenAI's form, and under `rpo` how it came about."""
+    message = {"role": "assistant", "content": rewrite.text}
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": name,
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        "rpo": {
+            "generic": rewrite.generic,
+            "items": [item["id"] for item in rewrite.items],
+            "observations": rewrite.observations,
+            "plan": rewrite.plan,
+            "complaint": rewrite.complaint,
+            "seconds": {stage: round(seconds, 4) for stage, seconds in rewrite.timings.items()},
+        },
+    }
+
+
+def as_events(completion: dict[str, Any]) -> str:
+    """The same for a client that asked for a stream: one chunk, for a rewrite is there at once or not at all."""
+    choice = completion["choices"][0]
+    chunk = completion | {"object": "chat.completion.chunk"}
+    chunk["choices"] = [{"index": 0, "delta": choice["message"], "finish_reason": "stop"}]
+    return f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+
+
+# ---- HTTP ---------------------------------------------------------------------------------------------------------
+
+
+def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = PATIENCE
+        server_version, sys_version = "rpo_kit", ""
+
+        def do_GET(self) -> None:
+            self.reply(self.models)
+
+        def do_POST(self) -> None:
+            self.reply(self.completion)
+
+        def reply(self, found: Callable[[], tuple[str, str]]) -> None:
+            """Send what is found, or a sentence with a status. Where all places are taken: 503, come back later."""
+            if not service.room.acquire(blocking=False):
+                return self.send(503, *_error("All places are taken; try again in a moment."))
+            try:
+                check_sender(service, self.headers)
+                self.send(200, *found())
+            except Refused as refused:
+                self.send(refused.status, *_error(refused.why))
+            except KitError as error:  # the base model, or a query too long for the module
+                self.send(502, *_error(str(error)))
+            except TimeoutError:
+                self.send(408, *_error(f"The request did not come in within {PATIENCE:g} s."))
+            finally:
+                service.room.release()
+
+        def models(self) -> tuple[str, str]:
+            if self.path != "/v1/models":
+                raise Refused(404, "There is GET /v1/models and POST /v1/chat/completions.")
+            return _json({"object": "list", "data": [{"id": service.name, "object": "model", "owned_by": "rpo_kit"}]})
+
+        def completion(self) -> tuple[str, str]:
+            if self.path != "/v1/chat/completions":
+                raise Refused(404, "There is GET /v1/models and POST /v1/chat/completions.")
+            body = read_body(self.headers, self.rfile)
+            found = answer(service, body)
+            return ("text/event-stream", as_events(found)) if body.get("stream") else _json(found)
+
+        def send(self, status: int, kind: str, text: str) -> None:
+            content = text.encode("utf-8", "replace")
+            self.close_connection = True
+            self.send_response(status)
+            for name, value in (("Content-Type", kind), ("Content-Length", str(len(content))), ("Connection", "close")):
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass  # who asked what is nobody else's business
+
+    return Handler
+
+
+def check_sender(service: Service, headers: Any) -> None:
+    """The key where there is one; and, where only this machine may ask, no page of a browser that found a way here."""
+    sent = (headers.get("Authorization") or "").removeprefix("Bearer ")
+    if service.key and not hmac.compare_digest(sent.encode(), service.key.encode()):
+        raise Refused(401, "The key is missing or wrong: send it as Authorization: Bearer KEY.")
+    host = urlsplit(f"//{headers.get('Host') or ''}").hostname
+    if service.only_here and host not in HERE:
+        raise Refused(403, "This server is for this machine: ask it as 127.0.0.1 or localhost.")
+
+
+def read_body(headers: Any, stream: Any) -> dict[str, Any]:
+    """The JSON object of a request, read only where it says that it is one and is not too large."""
+    if (headers.get("Content-Type") or "").partition(";")[0].strip() != "application/json":
+        raise Refused(415, "Send JSON, with Content-Type: application/json.")
+    length = headers.get("Content-Length") or ""
+    if not length.isascii() or not length.isdigit():
+        raise Refused(411, "Send the length of the body (Content-Length).")
+    if int(length) > LARGEST_BODY:
+        raise Refused(413, f"The request has {int(length):,} bytes; at most {LARGEST_BODY:,} are read.")
+    try:
+        body = json.loads(stream.read(int(length)))
+    except (ValueError, RecursionError):
+        raise Refused(400, "The body is no JSON.") from None
+    if not isinstance(body, dict):
+        raise Refused(400, "The body must be a JSON object.")
+    return body
+
+
+def _json(content: Any) -> tuple[str, str]:
+    return "application/json", json.dumps(content)
+
+
+def _error(why: str) -> tuple[str, str]:
+    return _json({"error": {"message": why, "type": "rpo_kit", "code": None}})
+
+
+def serve(run: Run, stage: str, profiles: Path | None, host: str, port: int) -> None:
+    """Load the run's base model and its trained module, and answer until Ctrl-C."""
+    task, evaluation = get_task(run.preset.data.task), run.preset.evaluation
+    adapter = require(run, stage) / "adapter"
+    base = open_chat_of(run, run.preset.base)
+    module = load_reflection(run.preset.reflection, adapter)
+    personalizer = Personalizer(
+        base, module, task, evaluation.shots, run.preset.data.retriever, evaluation.max_new_tokens
+    )
+    service = Service(personalizer, profiles, os.environ.get(KEY_VARIABLE, ""))
+    with make_server(service, host, port) as server:
+        print(f"{task.title} at http://{host}:{server.server_address[1]}/v1 (model {service.name}); Ctrl-C ends it")
+        server.serve_forever()

@@ -1,0 +1,150 @@
+"""The budget of a run: stopped before a limit is passed, told before and after, shared by stages and processes."""
+
+import threading
+
+import pytest
+from fakes import completion, error
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rpo_kit.errors import KitError
+from rpo_kit.presets import EndpointSettings, get_preset
+from rpo_kit.rewriting.budget import BudgetReached, Ledger, Spending, bound, read_prices
+from rpo_kit.rewriting.cache import open_database
+from rpo_kit.rewriting.chat import open_chat_of, told_cost
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+QUESTIONS = [ask(f"question {n}") for n in range(40)]
+
+
+def collected(model, questions=QUESTIONS, tokens=3):
+    got = []
+    try:
+        for batch in model.stream(questions, max_new_tokens=tokens):
+            got += batch
+    except BudgetReached as reached:
+        return got, str(reached)
+    return got, None
+
+
+def test_the_request_that_would_pass_the_limit_is_not_sent_and_all_before_it_are_kept(endpoint, new_run):
+    run = new_run({"endpoint.max_requests": 10})
+    got, why = collected(open_chat_of(run, f"{endpoint.url}#m"))
+    assert len(endpoint.requests) == len(got) == 10
+    assert "The budget of this run (10 requests) leaves no room for the next request" in why
+
+
+def test_retries_count_as_requests(endpoint, new_run):
+    endpoint.reply = lambda body: error(500, "no")
+    run = new_run({"endpoint.max_requests": 10, "endpoint.tries": 4, "endpoint.backoff": 0.001})
+    _, why = collected(open_chat_of(run, f"{endpoint.url}#m"))
+    assert why
+    assert len(endpoint.requests) == 10
+
+
+def test_tokens_never_pass_the_limit_and_what_turns_out_cheaper_makes_room(endpoint, new_run):
+    # an answer costs 10 tokens; its bound is 3 new ones and 10 bytes + 16 for the question
+    run = new_run({"endpoint.max_tokens": 100})
+    model = open_chat_of(run, f"{endpoint.url}#m")
+    got, why = collected(model)
+    spent = model.ledger.here
+    assert spent.tokens == 10 * len(got) <= 100
+    assert spent.tokens + bound(QUESTIONS[0], 3).tokens > 100, "no room was left unused"
+    assert why
+
+
+def test_money_is_counted_with_the_prices_given(endpoint, new_run):
+    spec = f"{endpoint.url}#m"
+    prices = [f"{spec} 1000000 2000000"]  # 1 a prompt token and 2 a new one: 7 + 2 * 3 = 13 a request
+    run = new_run({"endpoint.max_cost": 100.0, "endpoint.prices": prices})
+    model = open_chat_of(run, spec)
+    collected(model)
+    assert 13 <= model.ledger.cost(model.ledger.total()) <= 100
+    with pytest.raises(KitError, match=r"max_cost is set, but .*#other has no price: add it"):
+        open_chat_of(run, f"{endpoint.url}#other")
+
+
+def test_the_account_is_the_runs_and_outlives_the_process_that_spends(endpoint, new_run):
+    run = new_run({"endpoint.max_requests": 25})
+    collected(open_chat_of(run, f"{endpoint.url}#teacher"), QUESTIONS[:20])
+    got, why = collected(open_chat_of(run, f"{endpoint.url}#base"), QUESTIONS)
+    assert (len(got), bool(why)) == (5, True)
+    assert len(collected(open_chat_of(new_run({"endpoint.max_requests": 25}, "other"), f"{endpoint.url}#b"))[0]) == 25
+    more = new_run({"endpoint.max_requests": 60})
+    assert len(collected(open_chat_of(more, f"{endpoint.url}#base"))[0]) == 40, "20 + 5 + 35, and 5 from the cache"
+
+
+def test_what_is_cached_costs_nothing(endpoint, new_run):
+    model = open_chat_of(new_run({"endpoint.max_requests": 40}), f"{endpoint.url}#m")
+    assert collected(model)[1] is None
+    assert collected(model)[1] is None
+    assert len(endpoint.requests) == 40
+
+
+def test_a_time_out_stays_charged_at_its_bound(endpoint, new_run):
+    endpoint.reply = lambda body: "hang"
+    run = new_run({"endpoint.timeout": 0.2, "endpoint.tries": 1})
+    model = open_chat_of(run, f"{endpoint.url}#m")
+    model.complete(QUESTIONS[:1], max_new_tokens=3)
+    assert model.ledger.here == bound(QUESTIONS[0], 3)
+
+
+def test_a_server_that_counts_nothing_is_charged_the_bound(endpoint, new_run):
+    endpoint.reply = lambda body: (200, completion("x", usage=False))
+    model = open_chat_of(new_run(), f"{endpoint.url}#m")
+    model.complete(QUESTIONS[:1], max_new_tokens=3)
+    assert model.ledger.here == bound(QUESTIONS[0], 3)
+
+
+def test_the_estimate_is_printed_before_and_the_actual_after_also_when_it_stops(endpoint, new_run, capsys):
+    model = open_chat_of(new_run({"endpoint.max_requests": 10}), f"{endpoint.url}#m")
+    with pytest.raises(BudgetReached), told_cost(model, QUESTIONS, 3):
+        model.complete(QUESTIONS, max_new_tokens=3)
+    before, after = capsys.readouterr().out.splitlines()
+    assert (
+        "40 requests, 120 + 120 tokens at most, and retries; 0 answers are cached; limits of the run: 10 req" in before
+    )
+    assert "10 requests, 70 + 30 tokens; the run so far: 10 requests" in after
+    assert "10 answers are cached" in model.estimate(QUESTIONS, 3)
+
+
+def test_two_who_spend_from_one_account_do_not_pass_its_limit_together(tmp_path):
+    settings = EndpointSettings(max_requests=200)
+    admitted = []
+
+    def spend():
+        ledger = Ledger(open_database(tmp_path / "a.sqlite"), "run", "m", settings)
+        admitted.append(sum(ledger.admit(Spending(1, 5, 5)) for _ in range(150)))
+
+    threads = [threading.Thread(target=spend) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(admitted) == 200
+
+
+@given(st.lists(st.tuples(st.integers(1, 400), st.integers(0, 100), st.booleans())))
+def test_whatever_the_order_of_requests_and_answers_the_limit_holds(steps):
+    """Each step enters a request of up to `most` tokens; it costs a part of that, known at once or at the end only."""
+    ledger, late = Ledger(open_database(None), "run", "m", EndpointSettings(max_tokens=1000)), []
+    for most, percent, at_once in steps:
+        if ledger.admit(Spending(1, most, 0)):
+            late.append((Spending(1, most, 0), Spending(1, most * percent // 100, 0)))
+            if at_once:
+                ledger.settle(*late.pop())
+        assert sum(s.tokens for s in ledger.total().values()) <= 1000
+    for pair in late:
+        ledger.settle(*pair)
+    assert ledger.total().get("m", Spending()) == ledger.here
+
+
+def test_a_price_that_is_none_is_refused():
+    assert read_prices(["openai:gpt-4o-mini 0.15 0.60"]) == {"openai:gpt-4o-mini": (0.15, 0.60)}
+    with pytest.raises(KitError, match=r"'gpt-4o 1' is no price; write the model, the price of a million"):
+        read_prices(["gpt-4o 1"])
+    assert get_preset("cpu", {"endpoint.prices": '["m 1 2"]'}).endpoint.prices == ("m 1 2",)

@@ -1,0 +1,269 @@
+"""An endpoint that fails: what is finished is kept, what can be tried again is, every failure has a name."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from email.utils import formatdate
+
+import pytest
+from fakes import CUT, GARBAGE, HANG, completion, error, last
+
+from rpo_kit.errors import KitError
+from rpo_kit.presets import EndpointSettings
+from rpo_kit.rewriting.chat import open_chat
+from rpo_kit.rewriting.retry import LONGEST_PAUSE, Fault, NoAnswers, Status, asked_pause, fault_of, wait_before
+
+QUICK = EndpointSettings(backoff=0.001, timeout=5.0, cache=False)
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def complete(endpoint, texts, settings=QUICK):
+    return open_chat(f"{endpoint.url}#m", settings=settings).complete([ask(t) for t in texts], max_new_tokens=5)
+
+
+# ---- trying again -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [error(s, "busy") for s in (408, 409, 429, 500, 502, 503, 504)] + [CUT, GARBAGE])
+def test_what_can_pass_is_tried_again(endpoint, first):
+    replies = iter([first, first, (200, completion("at last"))])
+    endpoint.reply = lambda body: next(replies)
+    assert [answer.text for answer in complete(endpoint, ["q"])] == ["at last"]
+
+
+def test_a_server_that_hangs_is_asked_again(endpoint):
+    replies = iter([HANG, (200, completion("at last"))])
+    endpoint.reply = lambda body: next(replies)
+    settings = EndpointSettings(backoff=0.001, timeout=0.3)
+    assert [answer.text for answer in complete(endpoint, ["q"], settings)] == ["at last"]
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_what_cannot_pass_is_not_tried_again_and_the_others_go_on(endpoint, status):
+    endpoint.reply = lambda body: error(status, "no") if last(body) == "bad" else (200, completion("good"))
+    answers = complete(endpoint, ["a", "bad", "b"])
+    assert [answer.text for answer in answers] == ["good", "", "good"]
+    assert answers[1].failure == f"status {status}: Error code: {status} - no (1 try)"
+    assert len(endpoint.requests) == 3
+
+
+def test_an_item_that_keeps_failing_is_named_after_all_tries(endpoint):
+    endpoint.reply = lambda body: error(500, "overloaded") if last(body) == "bad" else (200, completion("good"))
+    answers = complete(endpoint, ["a", "bad"], EndpointSettings(backoff=0.001, tries=3))
+    assert answers[0].text == "good"
+    assert answers[1].failure.endswith("(3 tries)")
+    assert "overloaded" in answers[1].failure
+    assert Counter(map(last, endpoint.requests)) == {"a": 1, "bad": 3}
+
+
+@pytest.mark.parametrize("answer", [completion(""), completion(None), {**completion("x"), "choices": []}, {"a": 1}, []])
+def test_an_empty_answer_is_paid_for_twice_and_no_more(endpoint, answer):
+    endpoint.reply = lambda body: (200, answer)
+    assert complete(endpoint, ["q"])[0].failure.startswith(("the answer is empty", "the answer holds no choice"))
+    assert len(endpoint.requests) == 2
+
+
+def test_a_refusal_is_a_failure_and_no_answer(endpoint):
+    refused = completion(None)
+    refused["choices"][0]["message"]["refusal"] = "I will not."
+    endpoint.reply = lambda body: (200, refused if last(body) == "a" else completion("half", "content_filter"))
+    assert [a.failure for a in complete(endpoint, ["a", "b"])] == [
+        "refused: I will not. (1 try)",
+        "refused: content_filter (1 try)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (error(401, "bad key"), "the key was refused"),
+        (error(404, "no model m"), "there is no such model or address"),
+        (error(429, "You exceeded your quota", "insufficient_quota"), "the quota is exhausted"),
+    ],
+)
+def test_where_nothing_can_work_asking_stops_at_once_and_what_is_finished_is_handed_out(endpoint, reply, why):
+    endpoint.reply = lambda body: (200, completion("good")) if last(body) in "01" else reply
+    model = open_chat(f"{endpoint.url}#m", settings=EndpointSettings(concurrency=1))
+    batches, got = model.stream([ask(str(n)) for n in range(50)], max_new_tokens=5), []
+    with pytest.raises(NoAnswers, match=rf"answers nothing: {why}.*What is finished is kept"):
+        got.extend(pair for batch in batches for pair in batch)
+    assert [place for place, _ in got] == [0, 1]
+    assert len(endpoint.requests) == 3
+
+
+def test_when_twenty_items_in_a_row_fail_the_rest_is_not_tried(endpoint):
+    endpoint.reply = lambda body: error(400, "no")
+    with pytest.raises(NoAnswers, match=r"20 items in a row failed at .*, the last with: status 400"):
+        complete(endpoint, map(str, range(500)))
+    assert len(endpoint.requests) < 40
+
+
+def test_a_server_that_is_not_there_is_named(endpoint):
+    endpoint.server.server_close()
+    answer = complete(endpoint, ["q"], EndpointSettings(backoff=0.001, tries=2))[0]
+    assert answer.failure.startswith("no readable answer: Connection error.")
+    assert "ConnectError" in answer.failure
+
+
+# ---- how long to wait ---------------------------------------------------------------------------------------------
+
+
+def test_pauses_double_with_jitter_up_to_a_ceiling():
+    assert [wait_before(n, 0.5, None, 1.0) for n in (1, 2, 3, 4)] == [0.5, 1.0, 2.0, 4.0]
+    assert [wait_before(n, 0.5, None, 0.0) for n in (1, 2, 3, 4)] == [0.25, 0.5, 1.0, 2.0]
+    assert wait_before(50, 0.5, None, 1.0) == LONGEST_PAUSE
+
+
+def test_the_servers_retry_after_is_never_cut_short():
+    assert wait_before(1, 0.5, 7.0, 0.0) == 7.0
+    assert wait_before(1, 0.5, 7.0, 1.0) == pytest.approx(7.7)
+    assert wait_before(5, 0.5, 1.0, 1.0) == 8.0, "our own pause is longer"
+
+
+def test_retry_after_is_read_as_seconds_milliseconds_or_a_date():
+    assert asked_pause({"retry-after": "3"}) == 3.0
+    assert asked_pause({"retry-after-ms": "250", "retry-after": "3"}) == 0.25
+    assert asked_pause({"retry-after": formatdate(time.time() + 100, usegmt=True)}) == pytest.approx(100, abs=2)
+    assert asked_pause({"retry-after": formatdate(0, usegmt=True)}) == 0.0
+    assert asked_pause({"retry-after": "soon"}) is None
+    assert asked_pause({}) is None
+
+
+def test_a_pause_that_the_server_asks_for_is_made(endpoint):
+    replies = iter([error(429, "slow down"), (200, completion("ok"))])
+    endpoint.headers = {"retry-after-ms": "120"}
+    endpoint.reply = lambda body: next(replies)
+    start = time.perf_counter()
+    complete(endpoint, ["q"])
+    assert time.perf_counter() - start >= 0.12
+
+
+def test_an_hour_is_not_waited_for():
+    fault = fault_of(Status(429, "", "daily limit", {"retry-after": "3600"}))
+    assert (fault.again, fault.reason) == (0, "it asks to wait 3600 s (status 429: daily limit)")
+    assert isinstance(fault, Fault)
+
+
+# ---- the cache ----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_question_is_paid_for_once_also_by_another_run(endpoint):
+    settings = EndpointSettings()
+    first = complete(endpoint, ["a", "b"], settings)
+    assert complete(endpoint, ["b", "a"], settings) == first[::-1]
+    assert len(endpoint.requests) == 2
+
+
+def test_whatever_decides_the_answer_decides_the_key(endpoint):
+    def asked_with(model="m", text="q", tokens=5, temperature=0.0):
+        before = len(endpoint.requests)
+        open_chat(f"{endpoint.url}#{model}").complete([ask(text)], max_new_tokens=tokens, temperature=temperature)
+        return len(endpoint.requests) - before
+
+    assert asked_with() == 1
+    assert asked_with() == 0
+    assert [asked_with(model="n"), asked_with(text="r"), asked_with(tokens=6), asked_with(temperature=0.5)] == [1] * 4
+    system = [{"role": "system", "content": "s"}, *ask("q")]
+    open_chat(f"{endpoint.url}#m").complete([system], max_new_tokens=5)
+    assert len(endpoint.requests) == 6
+
+
+def test_drawn_answers_to_one_question_are_different_samples_and_stay_the_same_ones(endpoint):
+    numbers = iter("abcdef")
+    endpoint.reply = lambda body: (200, completion(next(numbers)))
+
+    def draw(count):
+        model = open_chat(f"{endpoint.url}#m", settings=EndpointSettings(concurrency=1))
+        return [a.text for a in model.complete([ask("q")] * count, max_new_tokens=5, temperature=1.0)]
+
+    assert [draw(2), draw(3)] == [["a", "b"], ["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(
+    "bad", [(200, completion("")), (200, completion("half", "length")), (200, completion("x", "content_filter")), CUT]
+)
+def test_errors_refusals_empty_and_truncated_answers_are_not_kept(endpoint, bad):
+    settings = EndpointSettings(backoff=0.001, tries=2)
+    endpoint.reply = lambda body: bad
+    complete(endpoint, ["q"], settings)
+    endpoint.reply = lambda body: (200, completion("whole"))
+    assert complete(endpoint, ["q"], settings)[0].text == "whole"
+
+
+def test_without_the_cache_everything_is_asked_again(endpoint):
+    complete(endpoint, ["a"])
+    complete(endpoint, ["a"])
+    assert len(endpoint.requests) == 2
+
+
+def test_the_store_holds_no_question(endpoint, tmp_path):
+    complete(endpoint, ["a very secret question"], EndpointSettings())
+    endpoint.reply = lambda body: (200, completion("an answer"))
+    complete(endpoint, ["another secret question"], EndpointSettings())
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("answers.sqlite*"))
+    assert b"an answer" in stored
+    assert b"another secret question" not in stored
+
+
+def test_two_writers_share_one_store(endpoint, tmp_path):
+    def half(start):
+        complete(endpoint, [str(n) for n in range(start, start + 60)], EndpointSettings())
+
+    threads = [threading.Thread(target=half, args=(start,)) for start in (0, 40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    asked = len(endpoint.requests)
+    assert 100 <= asked <= 120, "what both asked at the same moment may be paid twice"
+    assert len(complete(endpoint, map(str, range(100)), EndpointSettings())) == 100
+    assert len(endpoint.requests) == asked
+
+
+def test_a_store_that_is_none_is_named(endpoint, tmp_path):
+    (tmp_path / "answers.sqlite").write_text("not a database, but long enough to be taken for one" * 99)
+    with pytest.raises(KitError, match=r"answers\.sqlite cannot be used as the store of answers .*move it away"):
+        complete(endpoint, ["q"], EndpointSettings())
+
+
+# ---- faults in bulk -----------------------------------------------------------------------------------------------
+
+
+def test_of_a_thousand_items_with_thirty_percent_faults_none_is_lost_none_doubled_every_failure_named(endpoint):
+    """429, 500, hang, cut, garbage, an empty choice: 5 % each of all requests, drawn with a seed by the server."""
+    faults = [error(429, "slow down"), error(500, "oops"), HANG, CUT, GARBAGE, (200, completion(""))]
+    draw, lock, answered = random.Random(0), threading.Lock(), Counter()
+
+    def reply(body):
+        with lock:
+            fault = draw.choice(faults) if draw.random() < 0.3 else None
+            answered[last(body)] += fault is None
+        return fault or (200, completion(f"answer {last(body)}"))
+
+    endpoint.reply = reply
+    settings = EndpointSettings(concurrency=32, backoff=0.001, timeout=2.0, tries=3)
+    model = open_chat(f"{endpoint.url}#m", settings=settings)
+    got = [pair for batch in model.stream([ask(str(n)) for n in range(1000)], max_new_tokens=5) for pair in batch]
+    assert sorted(place for place, _ in got) == list(range(1000))
+    good = [(place, answer) for place, answer in got if not answer.failure]
+    assert all(answer.text == f"answer {place}" for place, answer in good)
+    failed = [answer.failure for _, answer in got if answer.failure]
+    assert len(good) + len(failed) == 1000
+    assert 0 < len(failed) < 100, "about 1000 * (0.3^3 + two empty answers: 0.05 * 0.05)"
+    assert all(failure.endswith(" tries)") and len(failure) > 20 for failure in failed)
+    assert max(answered.values()) <= 2, "an answer that came too late, if any, was asked for again"
+    assert model.ledger.here.requests >= len(endpoint.requests), "each request that arrived is in the account"
+
+    endpoint.reply = lambda body: (200, completion(f"answer {last(body)}"))
+    before = len(endpoint.requests)
+    again = open_chat(f"{endpoint.url}#m", settings=settings).complete(
+        [ask(str(n)) for n in range(1000)], max_new_tokens=5
+    )
+    assert [answer.text for answer in again] == [f"answer {n}" for n in range(1000)]
+    assert len(endpoint.requests) - before == len(failed), "the next run asks for what failed and nothing else"

@@ -1,0 +1,102 @@
+"""What must never leave: the profile towards the base model, and a key towards anything that is kept or shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from pathlib import Path
+
+import pytest
+from fakes import completion, error, last
+from transformers import AutoTokenizer
+
+from rpo_kit.lamp.tasks import TASKS, get_task
+from rpo_kit.rewriting import personalizer
+from rpo_kit.rewriting.chat import Completion, open_chat_of
+from rpo_kit.rewriting.personalizer import Personalizer
+from rpo_kit.rewriting.prepare import load_prepared, prepare
+from rpo_kit.rewriting.reflection import LoadedModel
+from rpo_kit.runs import read_records
+from rpo_kit.training.synthesis import synthesize
+
+KEY = "sk-planted-0123456789abcdef"
+
+
+def texts_of(task, item):
+    """The texts of an item that would be recognised: its line, its id, and each field of more than four words."""
+    return [task.item_line(item), item["id"], *(item[name] for name in task.fields if len(item[name].split()) > 4)]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_request_to_the_base_model_contains_profile_text(new_run, endpoint, tiny_llama, monkeypatch, name):
+    """Over HTTP, in `prepare` and in the personalizer: the base model's server sees queries and nothing else."""
+    task = get_task(name)
+    sizes = {"data.task": name, "data.train_users": 4, "data.dev_users": 3}
+    run = new_run(sizes | {"base": f"{endpoint.url}#base", "endpoint.cache": False})
+    prepare(run)
+    examples = load_prepared(run, "train") + load_prepared(run, "dev")
+    module = LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 4096)
+    monkeypatch.setattr(personalizer, "generate", lambda m, asked, **_: [Completion("", True, 1, 1)] * len(asked))
+    whole = Personalizer(open_chat_of(run, run.preset.base), module, task)
+    for _ in whole.each((example["input"], example["profile"]) for example in examples):
+        pass
+    asked = [body["messages"] for body in endpoint.requests]
+    queries = [[{"role": "user", "content": example["input"]}] for example in examples]
+    assert sorted(map(str, asked)) == sorted(map(str, queries * 2))
+    sent = json.dumps(endpoint.requests, ensure_ascii=False)
+    for item in (item for example in examples for item in example["profile"]):
+        for text in texts_of(task, item):
+            assert json.dumps(text, ensure_ascii=False)[1:-1] not in sent
+
+
+def test_where_items_become_questions_the_base_model_reads_these_and_no_answer_of_the_user(new_run, endpoint):
+    run = new_run({"data.train_users": 3, "data.leave_one_out": 2, "base": f"{endpoint.url}#base"})
+    prepare(run)
+    train, dev = load_prepared(run, "train"), load_prepared(run, "dev")
+    assert len(train) == 3 + 3 * 2
+    asked = sorted(last(body) for body in endpoint.requests)
+    assert asked == sorted(example["input"] for example in train + dev)
+    chosen = {example["input"] for example in train}
+    for example in train:
+        for item in example["profile"]:
+            assert (TASKS["LaMP-3"].make_input(text=item["text"]) in chosen) or all(
+                item["text"] not in a for a in asked
+            )
+
+
+def everything_under(folder: Path) -> bytes:
+    return b"\n".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_a_planted_key_is_in_no_artefact(new_run, endpoint, tmp_path, monkeypatch, capfd, caplog):
+    """The server repeats the key wherever it can: in answers, in errors, in headers. Base model and teacher use it."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    monkeypatch.setenv("OPENAI_LOG", "debug")
+    endpoint.headers = {"X-Your-Key": KEY}
+
+    def reply(body):
+        if "user's own answer" not in last(body):
+            return (
+                error(400, f"{KEY} may not ask this") if len(endpoint.requests) == 2 else (200, completion(f"3 {KEY}"))
+            )
+        target = last(body).split("The user's own answer: ")[1].splitlines()[0]
+        seen = f"<observe>[1] seen by {KEY}</observe><plan>{KEY}</plan><rewrite>{target}</rewrite>"
+        return 200, completion(seen)
+
+    endpoint.reply = reply
+    run = new_run({"base": "openai:m", "synthesis.teacher": "openai:m", "endpoint.tolerate": 0.1})
+    prepare(run)
+    synthesize(run)
+    assert set(endpoint.keys) == {f"Bearer {KEY}"}, "it was really used"
+    good = read_records(run.stage("synthesize") / "trajectories.jsonl")
+    assert good[0]["plan"] == "…"
+    assert "may not ask this" in read_records(run.stage("prepare") / "failed.jsonl")[0]["reason"]
+    stored = sqlite3.connect(tmp_path / "answers.sqlite").execute("SELECT answer FROM answers").fetchall()
+    assert len(stored) > 20
+    shown = capfd.readouterr()
+    kept = everything_under(tmp_path) + (shown.out + shown.err + caplog.text).encode() + str(stored).encode()
+    assert KEY.encode() not in kept
+    assert b"0123456789abcdef" not in kept
