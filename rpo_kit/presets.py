@@ -22,10 +22,6 @@ from typing import Any
 
 from rpo_kit.errors import KitError
 
-LATER = {
-    "later": True
-}  # a setting added after runs were made: at its default it leaves their fingerprints as they were
-
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -38,7 +34,7 @@ class DataSettings:
     items_per_user: int = 12  # ours; LaMP's own profiles hold 15 to 200 items on average
     retriever: str = "bm25"  # LaMP; or bm25-lamp (its order of ties), dense:facebook/contriever, recency, random
     seed: int = 0
-    leave_one_out: int = field(default=0, metadata=LATER)  # ours: so many items a train user become questions too
+    leave_one_out: int = 0  # ours: so many items a train user become questions too
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,13 @@ class SynthesisSettings:
     teacher: str = "persona"  # the rule-based offline teacher; or local:NAME, or URL#MODEL
     shots: int = 1  # paper: a generic response and *a* historical example
     per_query: int = 6  # ours: one trajectory for each of the best-ranked items, numbered by its rank
-    match_text: float = field(default=0.9, metadata=LATER)  # ours: ROUGE of a chat teacher's text to the true output
-    max_words: int = field(default=200, metadata=LATER)  # ours: of a whole trajectory
+    match_text: float = 0.9  # ours: ROUGE of a chat teacher's text to the true output
+    max_words: int = 200  # ours: of a whole trajectory
 
 
 @dataclass(frozen=True)
 class SFTSettings:
-    steps: int = 150
+    steps: int = 130
     batch_size: int = 8  # sequences a step on one device
     accumulate: int = 1
     learning_rate: float = 1e-3  # measured: on 135M with LoRA; larger models want 2e-4
@@ -114,7 +110,7 @@ class SweepSettings:
     seeds: tuple[int, ...] = (0,)
     steps: int = 3  # a demo: enough to see that it works, too few to rank the arms
     eval_shots: tuple[int, ...] = (6,)
-    dev_users: int = 32
+    dev_users: int = 24
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ class Preset:
     rl: RLSettings = field(default_factory=RLSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
-    endpoint: EndpointSettings = field(default_factory=EndpointSettings, metadata=LATER)
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
 
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

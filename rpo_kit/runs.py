@@ -205,24 +205,8 @@ def fingerprint(value: Any) -> str:
     """Sha256 over a file's bytes, a folder's files, or a plain value's JSON."""
     if isinstance(value, Path):
         return _fingerprint_path(value)
-    plain = _deciding(value)
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
-
-
-def _deciding(value: Any) -> Any:
-    """A plain value, settings as a dictionary; those added later (presets.LATER) only where they are used."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    fields = [
-        f for f in dataclasses.fields(value) if not (f.metadata.get("later") and getattr(value, f.name) == usual(f))
-    ]
-    return {f.name: _deciding(getattr(value, f.name)) for f in fields}
-
-
-def usual(field: dataclasses.Field[Any]) -> Any:
-    """The default of a setting."""
-    made: Any = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
 
 
 def _fingerprint_path(path: Path) -> str:

@@ -29,7 +29,7 @@ from rpo_kit.lamp.metrics import example_scores, is_parseable, score, write_pred
 from rpo_kit.lamp.personas import oracle, persona
 from rpo_kit.lamp.retrieval import take
 from rpo_kit.lamp.tasks import Task, get_task
-from rpo_kit.rewriting.chat import open_chat
+from rpo_kit.rewriting.chat import open_chat_of
 from rpo_kit.rewriting.prepare import Example, load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate, load_reflection
 from rpo_kit.rewriting.trajectory import parse
@@ -110,7 +110,7 @@ def _answerer(run: Run, system: str, adapter: Path | None) -> Callable[[list[Exa
         return without_model(ready[system], task)
     kind, shots = system.partition("-")[0], shots_of(system, settings.shots)
     if kind in ("context", "pag"):
-        base = open_chat(run.preset.base, run.preset.reflection.max_seq_length)
+        base = open_chat_of(run, run.preset.base)
         ask = inject_context if kind == "context" else answer_with_summary
         return lambda chunk: ask(base, task, chunk, shots, run.preset.base_max_new_tokens)
     loaded = load_reflection(run.preset.reflection, adapter)
