@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rpo_kit.errors import KitError
 from rpo_kit.presets import PRESETS
-from rpo_kit.runs import Run, existing_run, open_run, runs_root
+from rpo_kit.runs import Run, existing_run, open_run, require, runs_root
 
 STAGES = {
     "prepare": "1. read the benchmark, rank every profile, let the base model write its generic answers",
@@ -74,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("--run", default="demo", help="the run with the sweep (default: demo)")
     figure.add_argument("--export", metavar="NAME", help="also keep the numbers as figures/data/NAME_*.csv")
     figure.set_defaults(command=_figure3)
+    results = commands.add_parser("results", help="draw an evaluation from its stored numbers")
+    results.add_argument("--run", default="demo", help="the evaluated run (default: demo)")
+    results.add_argument("--export", metavar="NAME", help="also keep numbers and logs as figures/data/NAME_*.csv")
+    results.set_defaults(command=_results)
     about = "the personalizer as an OpenAI-compatible endpoint in front of the base model"
     served = commands.add_parser("serve", help=about, description=about)
     served.add_argument("--run", default="demo", help="the trained run (default: demo)")
@@ -165,6 +169,20 @@ def _figure3(options: argparse.Namespace) -> None:
         "drawn:",
         *save(figure3(str(data)), folder if options.export else run.stage("sweep"), options.export or "figure3"),
     )
+
+
+def _results(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from rpo_kit.study.ablation import export_results
+    from rpo_kit.study.figures import results_figure, save
+
+    run, folder = existing_run(options.run), Path(__file__).resolve().parents[1] / "figures"
+    if options.export:
+        export_results(run, folder / "data", options.export)
+    figure = results_figure(pd.read_csv(require(run, "evaluate") / "metrics.csv"))
+    place, name = (folder, f"{options.export}_results") if options.export else (run.folder / "figures", "results")
+    print("drawn:", *save(figure, place, name))
 
 
 def _serve(options: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ def test_the_help_tells_a_newcomer_the_stages_in_order_and_where_to_start(capsys
     assert "goes on where it was" in said
     places = [said.index(f"{number}. ") for number in range(1, 7)]
     assert places == sorted(places)
-    for name in ("demo", "doctor", "presets", "score", "figure3"):
+    for name in ("demo", "doctor", "presets", "score", "figure3", "results", "serve"):
         assert name in said
 
 

@@ -119,6 +119,18 @@ def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
     return [Path(shutil.copyfile(run.stage("sweep") / file, folder / f"{name}_{file}")) for file in CSV_FILES]
 
 
+def export_results(run: Run, folder: Path, name: str) -> list[Path]:
+    """Copy a run's evaluation and training logs to `folder/<name>_*.csv`, with their provenance, to be kept with the
+    code.
+    """
+    work = require(run, "evaluate")
+    files = {"metrics": work / "metrics.csv", "paired": work / "paired.csv"}
+    files |= {f"{stage_name}_log": run.stage(stage_name) / "log.csv" for stage_name in ("sft", "rl")}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}_run.json", provenance(run))
+    return [Path(shutil.copyfile(path, folder / f"{name}_{kind}.csv")) for kind, path in files.items()]
+
+
 def _score_rows(examples: list[Example], shots: int, values: np.ndarray) -> list[dict[str, Any]]:
     pairs = zip(examples, values, strict=True)
     return [{"id": e["id"], "user": e["user_id"], "shots": shots, "score": float(value)} for e, value in pairs]

@@ -16,7 +16,7 @@ from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, stage, write_text
 from rpo_kit.study import ablation
-from rpo_kit.study.ablation import export_figure_data, score_cell, sweep
+from rpo_kit.study.ablation import export_figure_data, export_results, score_cell, sweep
 from rpo_kit.study.evaluation import references
 
 ARMS = ("fixed-2", "progressive")
@@ -143,3 +143,18 @@ def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swep
 def test_before_sft_it_says_what_to_run_first(prepared):
     with pytest.raises(KitError, match="first run `python -m rpo_kit sft --run r`"):
         sweep(prepared())
+
+
+def test_an_evaluation_is_kept_with_its_logs_and_where_it_comes_from(new_run, tmp_path):
+    run = new_run()
+    with pytest.raises(KitError, match="'evaluate' of run 'r' is not finished"):
+        export_results(run, tmp_path / "kept", "long_LaMP-3")
+    written = {"evaluate/metrics.csv": "system,score", "evaluate/paired.csv": "system,minus"}
+    written |= {"sft/log.csv": "step,loss", "rl/log.csv": "step,reward", "evaluate/manifest.json": "{}"}
+    for name, text in written.items():
+        write_text(run.folder / name, text)
+    export_results(run, tmp_path / "kept", "long_LaMP-3")
+    kept = {path.name: path.read_text() for path in (tmp_path / "kept").iterdir()}
+    assert json.loads(kept.pop("long_LaMP-3_run.json"))["preset"]["data"]["task"] == "LaMP-3"
+    logs = {"long_LaMP-3_sft_log.csv": "step,loss", "long_LaMP-3_rl_log.csv": "step,reward"}
+    assert kept == logs | {"long_LaMP-3_metrics.csv": "system,score", "long_LaMP-3_paired.csv": "system,minus"}
