@@ -47,7 +47,7 @@ def test_an_unknown_preset_is_told_which_there_are():
 
 
 def test_an_unknown_setting_is_told_which_there_are_at_that_place():
-    with pytest.raises(KitError, match=r"no setting 'rl\.stepz'.*steps, prompts_per_step"):
+    with pytest.raises(KitError, match=r"no setting 'rl\.stepz'.*steps, algorithm, prompts_per_step"):
         get_preset("cpu", {"rl.stepz": 1})
     with pytest.raises(KitError, match=r"no setting 'reinforce\.steps'.*data, base"):
         get_preset("cpu", {"reinforce.steps": 1})
