@@ -211,9 +211,10 @@ def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             out = super()._generate_and_score_completions(inputs)
             model: Any = self.model
+            group: Any = self.num_generations
             if model.training:
                 lengths = self.accelerator.gather(out["completion_mask"].sum(1).float())
-                found = advantages(self.gathered_rewards, lengths, self.num_generations, algorithm)
+                found = advantages(self.gathered_rewards, lengths, group, algorithm)
                 out["advantages"] = found.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
             return out
 

@@ -36,7 +36,7 @@ class Groups:
     prompts: Tensor  # (R, P); N where there is no token
     completions: Tensor  # (R, G, L); the same
     predictor: Tensor  # (M,) which token predicts each of the M completion tokens
-    at: tuple[Tensor, Tensor]  # where these M stand in the (B, L) completions that were given
+    at: tuple[Tensor, ...]  # where these M stand in the (B, L) completions that were given
 
     @property
     def slots(self) -> Tensor:
@@ -143,7 +143,7 @@ def attend_in_groups(
 
     H / K query heads read one key head, as more rows of the same matrix product: keys are never copied.
     """
-    (rows, most), (_, size, longest) = groups.prompts.shape, groups.completions.shape
+    (rows, most), (size, longest) = groups.prompts.shape, groups.completions.shape[1:]
     heads, shared, width = key.shape[1], query.shape[1] // key.shape[1], query.shape[-1]
     tokens = torch.cat([query * scaling, key, value], 1)[0].transpose(0, 1).flatten(1)
     moved = Move.apply(tokens, groups.slots, groups.places).view(len(groups.slots), -1, width)
