@@ -104,6 +104,6 @@ def test_every_stage_survives_a_kill_and_does_nothing_twice(tmp_path):
     for system in ("base", "context", "untrained", "sft", "rl"):
         found = ids(folder("evaluate") / "records" / f"{system}.jsonl")
         assert len(found) == len(set(found)) == 6
-    assert len(pd.read_csv(folder("evaluate") / "metrics.csv")) == 7
+    assert len(pd.read_csv(folder("evaluate") / "metrics.csv")) == 8, "six systems, two references"
 
     assert existing_run("r", root=tmp_path).preset.data.train_users == 70

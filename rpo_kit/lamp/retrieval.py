@@ -95,8 +95,14 @@ def corpora(task: Task, dataset: Examples) -> Iterator[tuple[list[pa.Array], lis
             yield _texts_in_arrow(task, rows["profile"].combine_chunks()), _queries(task, rows["input"].to_pylist())
         else:
             rows = dataset[start : start + _CHUNK]
-            texts = [pa.array([task.corpus_text(item) for item in row["profile"]], pa.string()) for row in rows]
-            yield texts, _queries(task, [row["input"] for row in rows])
+            found = [[_whole(task.corpus_text(item)) for item in row["profile"]] for row in rows]
+            texts = [pa.array(profile, pa.string()) for profile in found]
+            yield texts, _queries(task, [_whole(row["input"]) for row in rows])
+
+
+def _whole(text: str) -> str:
+    """The text with "?" for lone surrogates, which Arrow does not take. (What is in Arrow already has none.)"""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _queries(task: Task, inputs: Sequence[str]) -> list[str]:

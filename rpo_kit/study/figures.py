@@ -191,6 +191,7 @@ _TITLES = {
     "frac_reward_zero_std": "groups without variance",
     "completions/clipped_ratio": "truncated completions",
     "completions/mean_length": "tokens a completion",
+    "same_answer": "most frequent label",
     "copied_history": "copies of a history item",
     "copied_generic": "copies of the generic answer",
 }
@@ -222,7 +223,14 @@ def _draw_log(ax: Axes, steps: Any, log: pd.DataFrame, column: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if column == "shots":
         ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if column in ("parsed", "frac_reward_zero_std", "completions/clipped_ratio", "copied_history", "copied_generic"):
+    if column in (
+        "parsed",
+        "frac_reward_zero_std",
+        "completions/clipped_ratio",
+        "copied_history",
+        "copied_generic",
+        "same_answer",
+    ):
         ax.set_ylim(-0.05, 1.05)
 
 

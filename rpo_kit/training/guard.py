@@ -40,6 +40,11 @@ _ABOVE = {
         "The KL to the SFT adapter is {value:.2f} a token: the policy has left what SFT taught; lower rl.learning_rate "
         "or raise rl.beta.",
     ),
+    "same_answer": (
+        0.9,
+        "{share} of the rewrites of the last {window} steps are one and the same label: the policy no longer reads the "
+        "query; raise rl.prompts_per_step, lower rl.learning_rate, or train SFT until it reads better.",
+    ),
     "copied_history": (
         0.3,
         "{share} of the rewrites of the last {window} steps are a history item word for word: the reward is being "

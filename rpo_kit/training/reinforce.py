@@ -16,6 +16,7 @@ ablation `rl.algorithm` takes the advantage of REINFORCE++ without baseline, GRP
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,14 @@ def reward_function(task: Task, format_weight: float) -> Any:
 
 
 def shares(task: Task, texts: list[str], generic: list[str], history: list[list[str]]) -> dict[str, float]:
-    """Share of completions that parse; for texts also of rewrites that are a history item, or the generic answer."""
+    """Share of completions that parse; of rewrites that are the most frequent label, or (for texts) a history item word
+    for word, or the generic answer.
+    """
     rewrites = [parsed.trajectory and parsed.trajectory.rewrite for parsed in map(parse, texts)]
     found = {"parsed": sum(rewrite is not None for rewrite in rewrites) / len(texts)}
-    if task.kind == "generation":  # a label is right or wrong whatever it repeats
+    if task.kind != "generation":
+        found["same_answer"] = max(Counter(rewrites).values()) / len(texts)
+    else:  # a label is right or wrong whatever it repeats
         found["copied_history"] = sum(r in own for r, own in zip(rewrites, history, strict=True)) / len(texts)
         found["copied_generic"] = sum(r == g.strip() for r, g in zip(rewrites, generic, strict=True)) / len(texts)
     return found

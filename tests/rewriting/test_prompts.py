@@ -47,5 +47,12 @@ def test_the_prompts_teach_the_grammar_that_is_parsed():
 
 def test_fingerprints_are_those_of_the_prompt_files():
     prints = prompt_fingerprints()
-    assert set(prints) == {"pag_answer", "pag_summary", "reflection_system", "reflection_user", "teacher"}
+    assert set(prints) == {
+        "pag_answer",
+        "pag_summary",
+        "reflection_system",
+        "reflection_user",
+        "teacher",
+        "teacher_again",
+    }
     assert prints["teacher"] == hashlib.sha256(load("teacher").encode()).hexdigest()[:12]

@@ -15,6 +15,7 @@ HEALTHY = {
     "frac_reward_zero_std": 0.3,
     "completions/clipped_ratio": 0.02,
     "completions/mean_length": 50.0,
+    "same_answer": 0.55,
     "copied_history": 0.01,
     "copied_generic": 0.1,
 }
@@ -37,6 +38,7 @@ def test_a_healthy_run_is_left_in_peace():
         ("frac_reward_zero_std", {"frac_reward_zero_std": 0.8}, "80 % of the groups .* had no variance"),
         ("unparsed", {"parsed": 0.4}, "60 % of the rewrites .* did not parse"),
         ("kl", {"kl": 0.7}, "The KL to the SFT adapter is 0.70 a token"),
+        ("same_answer", {"same_answer": 0.97}, "97 % .* are one and the same label"),
         ("copied_history", {"copied_history": 0.5}, "50 % .* are a history item word for word"),
         ("copied_generic", {"copied_generic": 0.95}, "95 % .* are the generic answer word for word"),
         ("completions/mean_length", {"completions/mean_length": 95.0}, "gone from 50 to 95 tokens"),

@@ -358,7 +358,7 @@ def test_a_micro_batch_that_cuts_groups_or_does_not_divide_the_step_is_refused(
 ):
     settings = RLSettings(prompts_per_step=prompts_per_step, group_size=group, micro_batch=micro)
     with pytest.raises(
-        KitError, match=f"rl.micro_batch={micro} must be a multiple of rl.group_size={group}, and with 1 process"
+        KitError, match=f"rl.micro_batch={micro} must be a multiple of rl.group_size={group} and, on 1 process"
     ):
         trainer_config(settings, tmp_path)
 

@@ -88,7 +88,7 @@ def test_the_trainer_gets_one_float_a_completion_and_the_log_what_is_worth_watch
     )
     assert rewards == pytest.approx([0.775, 0.0, 1.0])
     assert all(type(value) is float for value in rewards), "None or numpy values would be turned into numbers later"
-    assert logged == {"shots": 3.0, "parsed": pytest.approx(2 / 3)}
+    assert logged == {"shots": 3.0, "parsed": pytest.approx(2 / 3), "same_answer": pytest.approx(2 / 3)}
 
 
 def test_copies_of_the_history_and_of_the_generic_answer_are_counted_among_all_completions():
