@@ -32,6 +32,8 @@ def rows(task_name: str, count: int, shots: int) -> Dataset:
             "prompt": reflection_messages(task, row["input"], "", row["profile"][:shots]),
             "gold": row["output"],
             "k": shots,
+            "generic": "",
+            "history": [],
         }
         for row in build(task_name, "train", count)
     ]
