@@ -120,15 +120,14 @@ def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
 
 
 def export_results(run: Run, folder: Path, name: str) -> list[Path]:
-    """Copy a run's evaluation and training logs to `folder/<name>_*.csv`, with their provenance, to be kept with the
-    code.
+    """Copy a run's evaluation, training logs and `run.json` (settings, versions, commit) to `folder/<name>_*`, to be
+    kept with the code.
     """
     work = require(run, "evaluate")
-    files = {"metrics": work / "metrics.csv", "paired": work / "paired.csv"}
-    files |= {f"{stage_name}_log": run.stage(stage_name) / "log.csv" for stage_name in ("sft", "rl")}
+    files = {"metrics.csv": work / "metrics.csv", "paired.csv": work / "paired.csv", "run.json": run.folder / "run.json"}
+    files |= {f"{stage_name}_log.csv": run.stage(stage_name) / "log.csv" for stage_name in ("sft", "rl")}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}_run.json", provenance(run))
-    return [Path(shutil.copyfile(path, folder / f"{name}_{kind}.csv")) for kind, path in files.items()]
+    return [Path(shutil.copyfile(path, folder / f"{name}_{kind}")) for kind, path in files.items()]
 
 
 def _score_rows(examples: list[Example], shots: int, values: np.ndarray) -> list[dict[str, Any]]:

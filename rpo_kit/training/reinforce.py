@@ -112,11 +112,11 @@ def shares(task: Task, texts: list[str], generic: list[str], history: list[list[
     """
     rewrites = [parsed.trajectory and parsed.trajectory.rewrite for parsed in map(parse, texts)]
     found = {"parsed": sum(rewrite is not None for rewrite in rewrites) / len(texts)}
-    if task.kind != "generation":
-        found["same_answer"] = max(Counter(rewrites).values()) / len(texts)
-    else:  # a label is right or wrong whatever it repeats
+    if task.kind == "generation":
         found["copied_history"] = sum(r in own for r, own in zip(rewrites, history, strict=True)) / len(texts)
         found["copied_generic"] = sum(r == g.strip() for r, g in zip(rewrites, generic, strict=True)) / len(texts)
+    else:  # a label may be right although it repeats them, but not the same one for every query
+        found["same_answer"] = max(Counter(rewrites).values()) / len(texts)
     return found
 
 
