@@ -124,7 +124,7 @@ def export_results(run: Run, folder: Path, name: str) -> list[Path]:
     kept with the code.
     """
     work = require(run, "evaluate")
-    files = {"metrics.csv": work / "metrics.csv", "paired.csv": work / "paired.csv", "run.json": run.folder / "run.json"}
+    files = {name: work / name for name in ("metrics.csv", "paired.csv")} | {"run.json": run.folder / "run.json"}
     files |= {f"{stage_name}_log.csv": run.stage(stage_name) / "log.csv" for stage_name in ("sft", "rl")}
     folder.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copyfile(path, folder / f"{name}_{kind}")) for kind, path in files.items()]
