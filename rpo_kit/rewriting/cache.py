@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def open_database(path: Path | None) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         base = sqlite3.connect(path or ":memory:", timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-        base.execute("PRAGMA journal_mode=WAL")  # readers and a writer do not wait for each other
+        _keep_a_log(base)
         base.execute("PRAGMA synchronous=NORMAL")  # a commit is safe from a killed process, not from a lost machine
         base.executescript(_TABLES)
     except sqlite3.DatabaseError as error:
@@ -47,6 +48,22 @@ def open_database(path: Path | None) -> sqlite3.Connection:
             f"{path} cannot be used as the store of answers ({error}): move it away and run again."
         ) from None
     return base
+
+
+def _keep_a_log(base: sqlite3.Connection) -> None:
+    """Switch to SQLite's write-ahead log, in which readers and a writer do not wait for each other.
+
+    SQLite does not wait in the switch itself: of two processes that open a new file at once, one is told "locked".
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            base.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 class AnswerCache:
