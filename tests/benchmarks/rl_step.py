@@ -1,17 +1,27 @@
-"""One RL step, stock TRL and ours in turn, in one process: `python tests/benchmarks/rl_step.py [--prompts 4]`.
+"""The RL step, ours and stock TRL's in turn: `python tests/benchmarks/rl_step.py [--curve]`.
 
-Both train the bundled model with the same rows, rewards and settings; only `shares_prefix` differs. Prints seconds a
-step (the first, which warms up, is left out), the ratio, and the peak memory after each. Not a timed test.
+Both train the bundled model with the same rows, rewards and settings; only `shares_prefix` differs. Each measurement
+has a process of its own, so that its peak memory is its own. Prints, for fp32 and bf16, seconds of a whole step (the
+first, which warms up, is left out), of sampling, of the rest (scoring, loss, backward, optimiser), of bookkeeping
+(rewards, advantages, log), their ratios, and the peak memory. `--curve` adds group sizes and prompt lengths. It is not a
+timed test.
 """
 
 import argparse
 import dataclasses
+import json
+import os
 import platform
 import resource
+import subprocess
+import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -20,71 +30,132 @@ from datasets import Dataset
 from rpo_kit.lamp.personas import build
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import get_preset
-from rpo_kit.rewriting.reflection import load_trainable, reflection_messages
-from rpo_kit.training import reinforce
-from rpo_kit.training.progress import autocast_casts
+from rpo_kit.rewriting.reflection import LoadedModel, load_trainable, prompt_tokens, reflection_messages
+from rpo_kit.training import progress, reinforce
+
+TASK = "LaMP-1"  # six of its items make a prompt of about 400 tokens
+GROUPS, LENGTHS = (2, 4, 8, 16), (100, 200, 400, 800)
 
 
-def rows(task_name: str, count: int, shots: int) -> Dataset:
-    task = get_task(task_name)
-    made = [
-        {
-            "prompt": reflection_messages(task, row["input"], "", row["profile"][:shots]),
-            "gold": row["output"],
-            "k": shots,
-            "generic": "",
-            "history": [],
-        }
-        for row in build(task_name, "train", count)
-    ]
+def rows(loaded: LoadedModel, count: int, shots: int, length: int | None) -> Dataset:
+    """Prompts with so many items; or of just so many tokens, cut from a long text of them."""
+    task, made = get_task(TASK), []
+    for row in build(TASK, "train", count):
+        prompt = reflection_messages(task, row["input"], "", row["profile"][:shots])
+        if length:
+            text = " ".join(prompt[1]["content"] for _ in range(4))
+            empty = prompt_tokens(loaded.tokenizer, [{"role": "user", "content": ""}])
+            ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"][: length - empty]
+            prompt = [{"role": "user", "content": loaded.tokenizer.decode(ids)}]
+        made.append({"prompt": prompt, "gold": row["output"], "k": shots, "generic": "", "history": []})
     return Dataset.from_list(made)
 
 
-def seconds_a_step(shared: bool, options: argparse.Namespace) -> float:
+def measure(shared: bool, dtype: str, prompts: int, group: int, shots: int, length: int, new: int, steps: int) -> Any:
+    """Mean seconds of a step's parts, and the peak memory in GB, in this process."""
     preset = get_preset("cpu")
-    sequences = options.prompts * options.group
     settings = dataclasses.replace(
         preset.rl,
-        steps=1 + options.steps,
-        prompts_per_step=options.prompts,
-        group_size=options.group,
-        micro_batch=sequences,
-        max_new_tokens=options.new_tokens,
+        steps=1 + steps,
+        prompts_per_step=prompts,
+        group_size=group,
+        micro_batch=prompts * group,
+        max_new_tokens=new,
     )
     loaded = load_trainable(preset.reflection, None, seed=0)
-    data = rows(options.task, settings.steps * options.prompts, options.shots)
-    with tempfile.TemporaryDirectory() as folder, patch.object(reinforce, "shares_prefix", lambda model: shared):
-        trainer = reinforce.make_trainer(loaded, get_task(options.task), data, settings, Path(folder), None)
-        trainer.generation_config.min_new_tokens = options.new_tokens  # stock: the same number of tokens for both
+    if dtype == "fp32":
+        loaded.model.float()
+    data = rows(loaded, settings.steps * prompts, shots, length)
+    arguments = {"bf16": dtype == "bf16", "fp16": False}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
+        patches.enter_context(patch.object(progress, "precision", lambda: arguments))
+        patches.enter_context(patch.object(reinforce, "shares_prefix", lambda model: shared))
+        trainer = reinforce.make_trainer(loaded, get_task(TASK), data, settings, Path(folder), None)
+        trainer.generation_config.min_new_tokens = new  # stock: the same number of tokens for both
         trainer.eos_token_ids = []  # ours: nothing ends early
-        times: list[float] = []
-        step = trainer.training_step
+        spent = watch(trainer, patches)
+        if shared:
+            patches.enter_context(progress.autocast_casts(loaded.model))
+        trainer.train()
+    found = {name: sum(times[1:]) / steps for name, times in spent.items()}
+    tokens = sum(prompt_tokens(loaded.tokenizer, prompt) for prompt in data["prompt"]) / len(data)
+    return found | {"prompt": tokens, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
-        def timed(*args: object, **kwargs: object) -> torch.Tensor:
+
+def watch(trainer: Any, patches: ExitStack) -> dict[str, list[float]]:
+    """Lists of seconds, one value a step, of its parts; filled while it trains."""
+    from transformers import TrainerCallback
+
+    spent: dict[str, list[float]] = defaultdict(list)
+
+    def timed(name: str, call: Callable[..., Any], new_step: bool = False) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
-            out = step(*args, **kwargs)
-            times.append(time.perf_counter() - start)
+            out = call(*args, **kwargs)
+            seconds = time.perf_counter() - start
+            if new_step:
+                spent[name].append(seconds)
+            else:
+                spent[name][-1] += seconds
             return out
 
-        trainer.training_step = timed
-        with autocast_casts(loaded.model) if shared else nullcontext():
-            trainer.train()
-    return sum(times[1:]) / len(times[1:])
+        return run
+
+    class Whole(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            spent["whole"].append(time.perf_counter() - self.start)
+
+    trainer._generate_single_turn = timed("sampling", trainer._generate_single_turn, new_step=True)
+    trainer._calculate_rewards = timed("bookkeeping", trainer._calculate_rewards, new_step=True)
+    patches.enter_context(patch.object(reinforce, "advantages", timed("bookkeeping", reinforce.advantages)))
+    trainer.log = timed("bookkeeping", trainer.log)
+    trainer.add_callback(Whole())
+    return spent
+
+
+def in_a_process(**wanted: Any) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", json.dumps(wanted)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found["rest"] = found["whole"] - found["sampling"] - found["bookkeeping"]
+    return found
+
+
+def compare(label: str, **wanted: Any) -> None:
+    """Ours, then stock TRL; a line each, and a line of ratios."""
+    ours, stock = (in_a_process(shared=shared, **wanted) for shared in (True, False))
+    parts = ("whole", "sampling", "rest")
+    for name, found in (("ours", ours), ("stock", stock)):
+        seconds = "  ".join(f"{part} {found[part]:6.2f} s" for part in parts)
+        share = found["bookkeeping"] / found["whole"]
+        print(f"{label:14} {name:5}  {seconds}  bookkeeping {share:.2%}  peak {found['memory']:.1f} GB")
+    ratios = "  ".join(f"{part} {stock[part] / ours[part]:6.2f}  " for part in parts)
+    print(f"{label:14} ratio  {ratios}  (prompts of {ours['prompt']:.0f} tokens)", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="LaMP-1")
-    for name, default in (("prompts", 2), ("group", 8), ("shots", 6), ("new-tokens", 48), ("steps", 2)):
+    for name, default in (("prompts", 2), ("group", 8), ("shots", 6), ("new", 48), ("steps", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {vars(options)}")
-    found = {}
-    for name, shared in (("ours", True), ("stock TRL", False)):
-        found[name] = seconds_a_step(shared, options)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{name:10} {found[name]:6.2f} s a step, peak memory so far {peak:.1f} GB", flush=True)
-    print(f"stock TRL / ours = {found['stock TRL'] / found['ours']:.2f}")
+    parser.add_argument("--curve", action="store_true", help="also over group sizes and prompt lengths, in bf16")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    options = vars(parser.parse_args())
+    child, curve = options.pop("child"), options.pop("curve")
+    if child:
+        print(json.dumps(measure(**child)))
+        return
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {options}")
+    for dtype in ("bf16", "fp32"):
+        compare(dtype, dtype=dtype, length=None, **options)
+    if curve:
+        options |= {"dtype": "bf16", "steps": 1}
+        for group in GROUPS:
+            compare(f"G = {group}", **options | {"group": group, "length": 400})
+        for length in LENGTHS:
+            compare(f"{length} tokens", **options | {"length": length})
 
 
 if __name__ == "__main__":

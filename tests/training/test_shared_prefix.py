@@ -146,3 +146,40 @@ def test_a_trained_output_layer_is_refused_because_its_gradient_would_be_missing
     llama.lm_head.weight.requires_grad_()
     with pytest.raises(KitError, match="freeze it"):
         score_groups(llama, ids, mask, length, 1.0)
+
+
+@pytest.fixture(scope="module")
+def real_batch() -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Two prompts of 40 and 31 tokens with three completions each, of up to 12, in SmolLM2's vocabulary."""
+    torch.manual_seed(3)
+    ids, mask = torch.randint(3, 49_000, (6, 52)), torch.ones(6, 52, dtype=torch.long)
+    ids[:3, :40], ids[3:, :40] = ids[0, :40].clone(), ids[3, :40].clone()
+    mask[3:, :9] = 0
+    mask[:, 40:] = torch.arange(12)[None] < torch.tensor([12, 5, 1, 7, 12, 3])[:, None]
+    return ids * mask, mask, 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_4_bit", [False, True])
+def test_on_the_bundled_model_they_are_the_plain_ones_too(real_batch, in_4_bit):
+    """SmolLM2-135M in fp32, and quantised to 4 bits by bitsandbytes, with a LoRA on all its projections: to 1e-4."""
+    from rpo_kit.presets import _ALL_LINEAR, ModelSettings
+    from rpo_kit.rewriting.reflection import load_trainable
+
+    model = load_trainable(ModelSettings("smollm2", in_4_bit, lora_targets=_ALL_LINEAR), None, seed=0).model.float()
+    for layer in (m for m in model.modules() if hasattr(m, "compute_dtype")):  # the dequantised weights too
+        layer.compute_dtype = layer.weight.quant_state.dtype = torch.float32
+    torch.manual_seed(4)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data += 0.02 * torch.randn_like(parameter)  # B begins as zeros: A would have no gradient
+    (ids, mask, length), found = real_batch, []
+    advantages = torch.linspace(-1, 0.3, len(ids))[:, None]
+    for score in (separately, score_groups):
+        model.zero_grad()
+        logps, _ = score(model, ids, mask, length, 1.0)
+        loss = -(logps * advantages).sum() / mask[:, -length:].sum()
+        loss.backward()
+        found.append([logps.detach(), loss.detach(), *(parameter.grad.clone() for parameter in trained)])
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
