@@ -230,11 +230,11 @@ def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
             return rewards
 
         def _get_per_token_logps_and_entropies(
-            self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, **rest: Any
+            self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **rest: Any
         ) -> Any:
             if scores_apart(model, self.accelerator.num_processes):
                 return super()._get_per_token_logps_and_entropies(
-                    model, input_ids, attention_mask, logits_to_keep, **rest
+                    model, input_ids, attention_mask, logits_to_keep, *args, **rest
                 )
             inner = self.accelerator.unwrap_model(model)
             with self.accelerator.autocast():

@@ -3,8 +3,8 @@
 Both train the bundled model with the same rows, rewards and settings; only `shares_prefix` differs. Each measurement
 has a process of its own, so that its peak memory is its own. Prints, for fp32 and bf16, seconds of a whole step (the
 first, which warms up, is left out), of sampling, of the rest (scoring, loss, backward, optimiser), of bookkeeping
-(rewards, advantages, log), their ratios, and the peak memory. `--curve` adds group sizes and prompt lengths. It is not a
-timed test.
+(rewards, advantages, log), their ratios, and the peak memory. `--curve` adds group sizes and prompt lengths. It is not
+a timed test.
 """
 
 import argparse

@@ -10,6 +10,7 @@ import copy
 import importlib.metadata
 import inspect
 import math
+import os
 import subprocess
 import sys
 import tomllib
@@ -228,6 +229,24 @@ def test_on_two_processes_the_advantages_are_those_of_one_on_the_same_batch(tiny
     first, second = (rank["adapter"] for rank in ranks)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(value.any() for name, value in first.items() if "lora_B" in name), "0 before the step"
+
+
+@pytest.mark.slow
+def test_unsloths_class_for_gpus_trains_with_the_same_advantages(tiny_llama, tmp_path):
+    """The source which Unsloth makes of TRL's trainer on a GPU, generated and driven here, on a CPU."""
+    script = Path(__file__).with_name("one_step_of_unsloths_class.py")
+    # Its grouping of prefixes needs Unsloth's own forward pass; a plain Llama would not be told what belongs together.
+    settings = {"UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_GRPO_PREFIX_GROUPER": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, script, tiny_llama, tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = torch.load(tmp_path / "seen.pt", weights_only=True)
+    assert seen["bases"][:2] == ["RewritingTrainer", "UnslothGRPOTrainer"]
+    assert len(set(seen["rewards"].tolist())) > 2
+    expected = advantages(seen["rewards"], seen["lengths"].float(), 3)
+    torch.testing.assert_close(seen["advantages"], expected, atol=1e-5, rtol=1e-5)
+    assert seen["moved"]
+    assert abs(seen["kl"]) < 1e-6, "taken to the SFT adapter, at which the step begins, and not to the base model"
 
 
 def test_trap_4_a_group_without_variance_is_logged_and_has_no_advantage_before_whitening(policy, tmp_path, monkeypatch):
