@@ -190,8 +190,8 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "rpo_kit", ""
 
     def setup(self) -> None:
-        self.timeout = PATIENCE
         super().setup()
+        self.connection.settimeout(PATIENCE)
 
     def do_GET(self) -> None:
         self.reply(self.models)
