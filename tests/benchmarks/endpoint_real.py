@@ -37,6 +37,7 @@ from rpo_kit.rewriting.keys import Place, place_of
 
 ROUNDS = 3
 PATIENCE = 600.0  # seconds for the server to load its model
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}  # the model is here; nothing else is looked for
 
 
 def command_of(port: int) -> tuple[list[str], str]:
@@ -64,7 +65,7 @@ def a_server() -> Iterator[Place]:
         port = free.getsockname()[1]
     command, model = command_of(port)
     with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | OFFLINE)
         try:
             url = f"http://127.0.0.1:{port}/v1"
             took = seconds(lambda: wait_for(server, url))
