@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import PRESETS
 from rpo_kit.runs import Run, existing_run, open_run, require, runs_root
 
@@ -104,6 +105,8 @@ def open_from(options: argparse.Namespace) -> Run:
     """The run that the options name: new, or reopened with its own settings where the options say nothing."""
     changes = dict(_pair(text) for text in options.set)
     changes |= {key: value for key, value in (("data.task", options.task), ("data.source", options.data)) if value}
+    if "data.task" in changes:
+        get_task(changes["data.task"])  # an unknown one is said before a run is made for it
     stored = (runs_root() / options.run / "run.json").exists()
     if not stored or options.preset:
         return open_run(options.run, options.preset or "cpu", changes)

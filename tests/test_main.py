@@ -103,6 +103,8 @@ def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
     [
         (["figure3", "--run", "nosuch"], "rpo_kit: There is no run 'nosuch' in "),
         (["prepare", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
+        (["rl", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
+        (["sft", "--set", "data.task=LaMP-9"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
         (["prepare", "--set", "rl.stepz=3"], "rpo_kit: There is no setting 'rl.stepz'; at 'stepz' the settings are"),
         (["prepare", "--set", "rl.steps"], "rpo_kit: --set rl.steps is not of the form KEY=VALUE"),
         (["prepare", "--set", "rl.steps=many"], "rpo_kit: rl.steps='many' is not of the type int"),
@@ -114,6 +116,11 @@ def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
 )
 def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(arguments, sentence, capsys):
     assert refused(capsys, *arguments).startswith(sentence)
+
+
+def test_no_run_is_made_for_an_unknown_task(tmp_path, capsys):
+    refused(capsys, "rl", "--task", "LaMP-9", "--run", "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_real_process_shows_no_traceback(tmp_path):

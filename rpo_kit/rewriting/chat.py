@@ -8,6 +8,9 @@ One small protocol, `Chat`, and two implementations: a model in this process, an
     http://localhost:8000/v1#my-model              any other server; no key is sent
     https://openrouter.ai/api/v1#org/model@MY_KEY  the same with the key that the variable MY_KEY holds
 
+The length of an answer is limited by `max_completion_tokens` in the form openai:MODEL and by `max_tokens` in the other
+ones: OpenAI's newer models refuse the second, and some servers ignore the first (so name them by their URL).
+
     >>> chat.complete([[{"role": "user", "content": "What is the score of the following review …"}]], max_new_tokens=8)
     [Completion(text='4', finished=True, prompt_tokens=61, new_tokens=2, failure=None)]
 """

@@ -212,8 +212,8 @@ class EndpointChat:
                 answer = await round_.client.chat.completions.create(
                     model=self.place.model,
                     messages=[{"role": m["role"], "content": whole(m["content"])} for m in messages],
-                    max_tokens=sampling.max_new_tokens,
                     temperature=sampling.temperature,
+                    **self._limit(sampling.max_new_tokens),
                 )
         except (TimeoutError, openai.APITimeoutError):
             raise charged(f"no answer within {self.settings.timeout:g} s") from None
@@ -240,6 +240,10 @@ class EndpointChat:
         if self.place.variable != OPENAI:
             client.organization = client.project = client.admin_api_key = None  # read from the environment otherwise
         return client
+
+    def _limit(self, tokens: int) -> dict[str, int]:
+        """OpenAI's newer models refuse the old name of the limit, and some other servers ignore the new one."""
+        return {"max_completion_tokens" if self.place.variable == OPENAI else "max_tokens": tokens}
 
     def key_of(self, messages: Conversation, max_new_tokens: int, temperature: float, sample: int = 0) -> str:
         """Under what the cache keeps the answer; `sample` counts answers drawn to the same question."""

@@ -2,7 +2,8 @@
 
 So a few hundred users give thousands of trajectories (`data.leave_one_out` items a user; 0 by default). The text of a
 chosen item is then a question like any other: the base model reads it, and never the user's own answer to it, nor any
-other item. Citations (LaMP-1) and tweets (LaMP-7) cannot be had so: their items hold no question.
+other item. Citations (LaMP-1) and tweets (LaMP-7) cannot be had so: their items hold no question, and one would have to
+be invented.
 
     in:   {"id": "410", …, "profile": [{"id": "4100", "text": "The lid leaks.", "score": "2"}, …]}
     out:  {"id": "410-4100", "input": "What is the score … review: The lid leaks.", "output": "2", "profile": […]}
@@ -16,6 +17,11 @@ from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import Task
+
+_NO_QUESTION = {
+    "LaMP-1": "an item is a paper with its abstract, and which papers it cites is not in the data",
+    "LaMP-7": "an item is the tweet alone, and a question is a paraphrase of it that LaMP let a model write",
+}
 
 
 def questions_from_items(
@@ -39,13 +45,12 @@ def questions_from_items(
 
 def asking_field(task: Task) -> str:
     """The field of an item that can be asked about; KitError where items hold no question."""
-    fields = [field for field in task.fields if field != task.gold_field]
-    if task.name == "LaMP-1" or not fields:
+    if task.name in _NO_QUESTION:
         raise KitError(
-            f"Items of {task.name} ({task.title}) hold no question, so data.leave_one_out must stay 0 there; it works "
-            "for LaMP-2, LaMP-3, LaMP-4 and LaMP-5."
+            f"Items of {task.name} ({task.title}) hold no question, so data.leave_one_out must stay 0 there: "
+            f"{_NO_QUESTION[task.name]}."
         )
-    return fields[0]
+    return next(field for field in task.fields if field != task.gold_field)
 
 
 def _facts_without(facts: Mapping[str, Any], item_id: str) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from typing import Any
 
 from rpo_kit.lamp.retrieval import rank, take
 from rpo_kit.lamp.tasks import Item, Task
-from rpo_kit.rewriting.chat import Chat
-from rpo_kit.rewriting.prepare import ask_base
+from rpo_kit.rewriting.chat import Chat, Completion
+from rpo_kit.rewriting.prepare import base_answers, read_answer
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate
 from rpo_kit.rewriting.trajectory import Trajectory, parse
 
@@ -37,6 +37,7 @@ class Rewrite:
     trajectory: Trajectory | None
     complaint: str | None  # why there is no trajectory
     timings: dict[str, float]  # seconds for retrieval, base, reflection; a batch's time is shared out evenly
+    tokens: dict[str, tuple[int, int]]  # (prompt, new) of base and reflection, as each counts; 0 where one does not
 
     @property
     def observations(self) -> list[str]:
@@ -86,27 +87,37 @@ class Personalizer:
         rankings = rank(self.task, examples, self.retriever)
         shown = [take(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
         clock.lap("retrieval")
-        answers = ask_base(self.base, self.task, [query for query, _ in pairs], self.new_tokens)
-        generics = [answer["prediction"] for answer in answers]
+        answers = base_answers(self.base, self.task, [query for query, _ in pairs], self.new_tokens)
+        generics = [read_answer(self.task, answer.text) for answer in answers]
         clock.lap("base")
-        texts = self._reflect(examples, generics, shown)
+        written = self._reflect(examples, generics, shown)
         clock.lap("reflection")
-        return [_rewrite(*found, clock.laps) for found in zip(texts, generics, shown, strict=True)]
+        tokens = [{"base": _tokens(a), "reflection": _tokens(w)} for a, w in zip(answers, written, strict=True)]
+        texts = [completion.text for completion in written]
+        return [_rewrite(*found, clock.laps) for found in zip(texts, generics, shown, tokens, strict=True)]
 
-    def _reflect(self, examples: list[dict[str, Any]], generics: list[str], shown: list[list[Item]]) -> list[str]:
+    def _reflect(
+        self, examples: list[dict[str, Any]], generics: list[str], shown: list[list[Item]]
+    ) -> list[Completion]:
         """The reflection module's completions."""
         tokenizer, limit = self.reflection.tokenizer, self.reflection.max_seq_length - self.new_tokens
         prompts = [
             fitting_messages(tokenizer, limit, self.task, example | {"generic": generic}, items)[0]
             for example, generic, items in zip(examples, generics, shown, strict=True)
         ]
-        return [completion.text for completion in generate(self.reflection, prompts, max_new_tokens=self.new_tokens)]
+        return generate(self.reflection, prompts, max_new_tokens=self.new_tokens)
 
 
-def _rewrite(text: str, generic: str, items: list[Item], timings: dict[str, float]) -> Rewrite:
+def _rewrite(
+    text: str, generic: str, items: list[Item], tokens: dict[str, tuple[int, int]], timings: dict[str, float]
+) -> Rewrite:
     parsed = parse(text)
     chosen = parsed.trajectory.rewrite if parsed.trajectory else generic
-    return Rewrite(chosen, generic, items, parsed.trajectory, parsed.complaint, dict(timings))
+    return Rewrite(chosen, generic, items, parsed.trajectory, parsed.complaint, dict(timings), tokens)
+
+
+def _tokens(completion: Completion) -> tuple[int, int]:
+    return completion.prompt_tokens, completion.new_tokens
 
 
 class _Clock:

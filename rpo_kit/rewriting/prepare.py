@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from tqdm.auto import tqdm
 
@@ -24,10 +25,10 @@ from rpo_kit.lamp import personas
 from rpo_kit.lamp.data import read_lamp
 from rpo_kit.lamp.download import fetch
 from rpo_kit.lamp.retrieval import rank
-from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.lamp.tasks import Item, Task, get_task
 from rpo_kit.presets import DataSettings
 from rpo_kit.rewriting import failures
-from rpo_kit.rewriting.chat import Chat, Conversation, as_they_come, open_chat_of, told_cost
+from rpo_kit.rewriting.chat import Chat, Completion, Conversation, as_they_come, open_chat_of, told_cost
 from rpo_kit.rewriting.own_items import questions_from_items
 from rpo_kit.rewriting.prompts import whole
 from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage
@@ -108,13 +109,40 @@ def first_users(dataset: Dataset, users: int) -> Dataset:
 def load_prepared(run: Run, split: str) -> list[Example]:
     """The examples of a split, each with its ranking (indices into the profile, best first) and its generic answer.
 
-    Examples whose query the base model did not answer are left out; `prepare` has shown them.
+    Examples whose query the base model did not answer are left out; `prepare` has shown them. Profiles, which are
+    nearly all of the data, stay in the file (`Profile`).
     """
     folder = require(run, "prepare")
     generic = {record["id"]: record["text"] for record in read_records(folder / "generic.jsonl")}
-    rows = load_from_disk(str(folder / split)).to_list()
-    answered = [row for row in rows if row["id"] in generic]
-    return [row | {"generic": generic[row["id"]], "facts": json.loads(row["facts"])} for row in answered]
+    dataset = load_from_disk(str(folder / split))
+    rows, profiles = dataset.remove_columns("profile").to_list(), dataset.data.column("profile")
+    return [
+        row | {"profile": Profile(items.values), "generic": generic[row["id"]], "facts": json.loads(row["facts"])}
+        for row, items in zip(rows, profiles, strict=True)
+        if row["id"] in generic
+    ]
+
+
+class Profile(Sequence[Item]):
+    """A user's items, read from the memory-mapped Arrow file each time they are asked for.
+
+    As Python objects the profiles of a split (LaMP-3 dev: 2,500 users with 190 items) need several times their size.
+    """
+
+    def __init__(self, items: pa.StructArray) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.items[place].to_pylist() if isinstance(place, slice) else self.items[place].as_py()
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self[:])
+
+    def __repr__(self) -> str:
+        return repr(self[:])
 
 
 def base_conversation(query: str) -> Conversation:
@@ -160,6 +188,12 @@ def answer_tokens(task: Task, tokens: int) -> int:
 
 def ask_base(base: Chat, task: Task, prompts: list[str], tokens: int) -> list[dict[str, str]]:
     """The base model's answers: `prediction`, and `raw` as it came. KitError where one is missing."""
+    answers = base_answers(base, task, prompts, tokens)
+    return [{"prediction": read_answer(task, answer.text), "raw": answer.text} for answer in answers]
+
+
+def base_answers(base: Chat, task: Task, prompts: list[str], tokens: int) -> list[Completion]:
+    """The base model's answers as they came, in order. KitError where one is missing."""
     conversations = [base_conversation(prompt) for prompt in prompts]
     answers = base.complete(conversations, max_new_tokens=answer_tokens(task, tokens))
     failed = [answer.failure for answer in answers if answer.failure]
@@ -168,7 +202,7 @@ def ask_base(base: Chat, task: Task, prompts: list[str], tokens: int) -> list[di
             f"The model {base.name} left {len(failed)} of {len(prompts)} questions unanswered, the first one with: "
             f"{failed[0]}. Run again; answers that are in the cache are not paid for twice."
         )
-    return [{"prediction": read_answer(task, answer.text), "raw": answer.text} for answer in answers]
+    return answers
 
 
 def _answer(task: Task, base: Chat, rows: list[dict[str, str]], work: Path, tokens: int) -> None:

@@ -3,7 +3,7 @@
 408, 409, 429, 5xx, time-outs, broken connections, garbage   again, after a jittered, doubling pause or Retry-After
 an empty answer                                              again, once: it was paid for
 other 4xx, a refusal                                         this item fails, the others go on
-401, 402, 404, exhausted quota                               nothing else can work either: stop
+401, 402, 404, exhausted quota, a setting refused            nothing else can work either: stop
 
 >>> wait_before(3, first=0.5, asked=None, roll=1.0)      # the pause after the third try, unlucky in the draw
 2.0
@@ -26,6 +26,8 @@ LONGEST_PAUSE = 60.0  # seconds, ours
 LONGEST_ASKED = 300.0  # seconds that a server may ask us to wait before the item counts as failed, ours
 _AGAIN = {408, 409, 429}
 _HOPELESS = {401: "the key was refused", 402: "it asks for payment", 404: "there is no such model or address"}
+
+_SETTING_REFUSED = {"unsupported_parameter", "unsupported_value"}  # OpenAI's codes; a 400, but every request is alike
 
 
 class Fault(Exception):
@@ -59,6 +61,12 @@ def fault_of(status: Status) -> Fault:
     reason = f"status {status.code}: {status.words}"
     if status.error == "insufficient_quota":
         return Fault(f"the quota is exhausted ({reason})", hopeless=True)
+    if status.error in _SETTING_REFUSED:
+        return Fault(
+            "it refuses a setting that every request carries: name a model that takes `temperature`, and where it "
+            f"wants `max_completion_tokens`, write openai:MODEL with OPENAI_BASE_URL and OPENAI_API_KEY ({reason})",
+            hopeless=True,
+        )
     if status.code in _HOPELESS:
         return Fault(f"{_HOPELESS[status.code]} ({reason})", hopeless=True)
     if status.code not in _AGAIN and status.code < 500:
@@ -109,6 +117,8 @@ def read_completion(answer: Any, key: str = "") -> Completion:
     if reason == "content_filter" or getattr(message, "refusal", None):
         raise charged(f"refused: {without_key(str(getattr(message, 'refusal', None) or reason), key)}", again=0)
     if not isinstance(text, str) or not text.strip():
+        if reason == "length":
+            raise charged("the answer is empty: its tokens were spent before it began (a model that reasons?)", again=0)
         raise charged("the answer is empty", again=1)
     usage = getattr(answer, "usage", None)
     prompt, new = (_count(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))

@@ -2,7 +2,9 @@
 
 A client sends what it would send to OpenAI, and says who is asking: `"user": "ann"` takes the history from `ann.json`
 in the folder of profiles (a JSON list of LaMP items), `"profile": [...]` brings it in the request. The last message is
-the query, a whole LaMP input or the bare text. The answer carries, beside the rewrite, how it came about.
+the query, a whole LaMP input or the bare text. The answer carries, beside the rewrite, how it came about. Its `usage`
+is what it cost: the tokens of both models, base and reflection, prompts and texts; `rpo.tokens` tells them apart. (A
+base model that counts no tokens adds none; an answer of it that was kept in the cache counts as when it was made.)
 
     POST /v1/chat/completions  {"model": "rpo", "user": "ann", "messages": [{"role": "user", "content": "It leaks."}]}
     200                        {"choices": [{"message": {"content": "1"}, …}], "rpo": {"generic": "3", "plan": …}, …}
@@ -65,7 +67,7 @@ class Service:
     room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MOST_AT_ONCE))
 
 
-def make_server(service: Service, host: str = "127.0.0.1", port: int = 8765) -> ThreadingHTTPServer:
+def make_server(service: Service, host: str = "127.0.0.1", port: int = 8765) -> Server:
     """A server, not yet running. KitError where it would be open to other machines without a key."""
     service.only_here = host in HERE
     if not service.only_here and not service.key:
@@ -74,11 +76,9 @@ def make_server(service: Service, host: str = "127.0.0.1", port: int = 8765) -> 
             f"{KEY_VARIABLE} to a key which clients must send, or leave --host at 127.0.0.1."
         )
     try:
-        server = ThreadingHTTPServer((host, port), _handler(service))
+        return Server((host, port), service)
     except OSError as error:
         raise KitError(f"Port {port} on {host} cannot be used ({error.strerror}): choose another --port.") from None
-    server.daemon_threads = True
-    return server
 
 
 def answer(service: Service, body: dict[str, Any]) -> dict[str, Any]:
@@ -140,15 +140,16 @@ def checked_profile(task: Task, content: Any, what: str) -> list[Item]:
 
 
 def as_completion(name: str, rewrite: Rewrite) -> dict[str, Any]:
-    """The rewrite in OpenAI's form, and under `rpo` how it came about."""
+    """The rewrite in OpenAI's form, and under `rpo` how it came about; `usage` is the sum over both models."""
     message = {"role": "assistant", "content": rewrite.text}
+    prompt, new = (sum(counts) for counts in zip(*rewrite.tokens.values(), strict=True))
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": name,
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        "usage": {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new},
         "rpo": {
             "generic": rewrite.generic,
             "items": [item["id"] for item in rewrite.items],
@@ -156,6 +157,7 @@ def as_completion(name: str, rewrite: Rewrite) -> dict[str, Any]:
             "plan": rewrite.plan,
             "complaint": rewrite.complaint,
             "seconds": {stage: round(seconds, 4) for stage, seconds in rewrite.timings.items()},
+            "tokens": {model: {"prompt": p, "new": n} for model, (p, n) in rewrite.tokens.items()},
         },
     }
 
@@ -171,58 +173,75 @@ def as_events(completion: dict[str, Any]) -> str:
 # ---- HTTP ---------------------------------------------------------------------------------------------------------
 
 
-def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = PATIENCE
-        server_version, sys_version = "rpo_kit", ""
+class Server(ThreadingHTTPServer):
+    """A thread a request; all share the service."""
 
-        def do_GET(self) -> None:
-            self.reply(self.models)
+    daemon_threads = True
 
-        def do_POST(self) -> None:
-            self.reply(self.completion)
+    def __init__(self, address: tuple[str, int], service: Service) -> None:
+        self.service = service
+        super().__init__(address, Handler)
 
-        def reply(self, found: Callable[[], tuple[str, str]]) -> None:
-            """Send what is found, or a sentence with a status. Where all places are taken: 503, come back later."""
-            if not service.room.acquire(blocking=False):
-                return self.send(503, *_error("All places are taken; try again in a moment."))
-            try:
-                check_sender(service, self.headers)
-                self.send(200, *found())
-            except Refused as refused:
-                self.send(refused.status, *_error(refused.why))
-            except KitError as error:  # the base model, or a query too long for the module
-                self.send(502, *_error(str(error)))
-            except TimeoutError:
-                self.send(408, *_error(f"The request did not come in within {PATIENCE:g} s."))
-            finally:
-                service.room.release()
 
-        def models(self) -> tuple[str, str]:
-            if self.path != "/v1/models":
-                raise Refused(404, "There is GET /v1/models and POST /v1/chat/completions.")
-            return _json({"object": "list", "data": [{"id": service.name, "object": "model", "owned_by": "rpo_kit"}]})
+class Handler(BaseHTTPRequestHandler):
+    """One request: GET /v1/models or POST /v1/chat/completions."""
 
-        def completion(self) -> tuple[str, str]:
-            if self.path != "/v1/chat/completions":
-                raise Refused(404, "There is GET /v1/models and POST /v1/chat/completions.")
-            body = read_body(self.headers, self.rfile)
-            found = answer(service, body)
-            return ("text/event-stream", as_events(found)) if body.get("stream") else _json(found)
+    server: Server
+    server_version, sys_version = "rpo_kit", ""
 
-        def send(self, status: int, kind: str, text: str) -> None:
-            content = text.encode("utf-8", "replace")
-            self.close_connection = True
-            self.send_response(status)
-            for name, value in (("Content-Type", kind), ("Content-Length", str(len(content))), ("Connection", "close")):
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
+    def setup(self) -> None:
+        super().setup()
+        self.connection.settimeout(PATIENCE)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass  # who asked what is nobody else's business
+    def do_GET(self) -> None:
+        self.reply(self.models)
 
-    return Handler
+    def do_POST(self) -> None:
+        self.reply(self.completion)
+
+    def reply(self, found: Callable[[], tuple[str, str]]) -> None:
+        """Send what is found, or a sentence with a status. Where all places are taken: 503, come back later."""
+        service = self.server.service
+        if not service.room.acquire(blocking=False):
+            return self.send(503, *_error("All places are taken; try again in a moment."))
+        try:
+            check_sender(service, self.headers)
+            self.send(200, *found())
+        except Refused as refused:
+            self.send(refused.status, *_error(refused.why))
+        except KitError as error:  # the base model, or a query too long for the module
+            self.send(502, *_error(str(error)))
+        except TimeoutError:
+            self.send(408, *_error(f"The request did not come in within {PATIENCE:g} s."))
+        finally:
+            service.room.release()
+
+    def models(self) -> tuple[str, str]:
+        self.check_path("/v1/models")
+        name = self.server.service.name
+        return _json({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "rpo_kit"}]})
+
+    def completion(self) -> tuple[str, str]:
+        self.check_path("/v1/chat/completions")
+        body = read_body(self.headers, self.rfile)
+        found = answer(self.server.service, body)
+        return ("text/event-stream", as_events(found)) if body.get("stream") else _json(found)
+
+    def check_path(self, known: str) -> None:
+        if self.path != known:
+            raise Refused(404, "There is GET /v1/models and POST /v1/chat/completions.")
+
+    def send(self, status: int, kind: str, text: str) -> None:
+        content = text.encode("utf-8", "replace")
+        self.close_connection = True
+        self.send_response(status)
+        for name, value in (("Content-Type", kind), ("Content-Length", str(len(content))), ("Connection", "close")):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass  # who asked what is nobody else's business
 
 
 def check_sender(service: Service, headers: Any) -> None:

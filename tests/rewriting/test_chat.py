@@ -38,6 +38,17 @@ def test_an_endpoint_answers_each_conversation_in_order(endpoint):
     assert (first["model"], first["max_tokens"], first["temperature"]) == ("my-model", 9, 0.5)
 
 
+def test_openais_form_limits_answers_by_the_new_name_and_other_servers_by_the_old_one(endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    for spec in ("openai:gpt-5-mini", f"{endpoint.url}#m"):
+        open_chat(spec).complete([ask("q")], max_new_tokens=9)
+    sent = [{name: body.get(name) for name in ("max_completion_tokens", "max_tokens")} for body in endpoint.requests]
+    assert sent == [
+        {"max_completion_tokens": 9, "max_tokens": None},
+        {"max_completion_tokens": None, "max_tokens": 9},
+    ]
+
+
 def test_an_answer_cut_off_at_the_token_limit_is_marked(endpoint):
     endpoint.reply = lambda body: (200, completion("half an", "length"))
     assert open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2)[0].finished is False

@@ -99,6 +99,29 @@ def test_where_nothing_can_work_asking_stops_at_once_and_what_is_finished_is_han
     assert len(endpoint.requests) == 3
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("unsupported_value", "'temperature' does not support 0.0 with this model. Only the default (1) is supported."),
+        ("unsupported_parameter", "'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
+    ],
+)
+def test_a_model_that_refuses_a_setting_is_asked_once_and_the_error_says_what_to_do(endpoint, code, words):
+    endpoint.reply = lambda body: error(400, words, code)
+    settings = EndpointSettings(concurrency=1)
+    with pytest.raises(NoAnswers, match="name a model that takes `temperature`, and where it wants") as caught:
+        complete(endpoint, map(str, range(50)), settings)
+    assert words in str(caught.value)
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("text", ["", None])
+def test_a_model_that_reasons_until_its_tokens_are_spent_is_not_paid_twice(endpoint, text):
+    endpoint.reply = lambda body: (200, completion(text, "length"))
+    assert complete(endpoint, ["q"])[0].failure.startswith("the answer is empty: its tokens were spent before it began")
+    assert len(endpoint.requests) == 1
+
+
 def test_when_twenty_items_in_a_row_fail_the_rest_is_not_tried(endpoint):
     endpoint.reply = lambda body: error(400, "no")
     with pytest.raises(NoAnswers, match=r"20 items in a row failed at .*, the last with: status 400"):

@@ -39,7 +39,7 @@ def make(loaded: LoadedModel, recording_chat: Any, monkeypatch: pytest.MonkeyPat
 
         def write(model: Any, conversations: Any, **sampling: Any) -> list[Completion]:
             asked.extend(conversations)
-            return [Completion(writes(c), True, 1, 1) for c in conversations]
+            return [Completion(writes(c), True, 7, 5) for c in conversations]
 
         monkeypatch.setattr(personalizer, "generate", write)
         return Personalizer(base, loaded, TASK, shots=2, new_tokens=24), base, asked
@@ -57,6 +57,7 @@ def test_a_query_is_answered_generically_and_then_rewritten(make):
     assert asked == [reflection_messages(TASK, QUERY, "3", done.items)]
     assert set(done.timings) == {"retrieval", "base", "reflection"}
     assert done.seconds == pytest.approx(sum(done.timings.values()))
+    assert done.tokens == {"base": (1, 1), "reflection": (7, 5)}, "as each model counts them"
 
 
 def test_without_a_trajectory_the_generic_answer_stands_and_the_caller_sees_why(make):

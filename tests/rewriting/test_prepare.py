@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from fakes import completion
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.data import write_lamp
 from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.rewriting import prepare as prepare_module
-from rpo_kit.rewriting.prepare import base_conversation, first_users, load_prepared, prepare, read_answer
+from rpo_kit.rewriting.prepare import Profile, base_conversation, first_users, load_prepared, prepare, read_answer
 from rpo_kit.runs import read_records
 from rpo_kit.training.synthesis import synthesize
 
@@ -249,7 +249,19 @@ def test_they_give_the_persona_teacher_more_to_write(new_run, recording_chat):
     assert 50 < len(own) < 120, "an item shows the habit in 8 of 10 cases, and so does the one that is asked about"
 
 
-@pytest.mark.parametrize("name", ["LaMP-1", "LaMP-7"])
-def test_items_that_hold_no_question_are_said(new_run, recording_chat, name):
-    with pytest.raises(KitError, match=r"hold no question, so data\.leave_one_out must stay 0"):
+def test_profiles_stay_in_the_file_and_read_like_lists(prepared):
+    run = prepared()
+    stored = load_from_disk(str(run.stage("prepare") / "dev"))
+    for row, example in zip(stored, load_prepared(run, "dev"), strict=True):
+        profile, items = example["profile"], row["profile"]
+        assert isinstance(profile, Profile)
+        assert list(profile) == items
+        assert (len(profile), profile[1], profile[-1], profile[1:3]) == (len(items), items[1], items[-1], items[1:3])
+        with pytest.raises(IndexError):
+            profile[len(items)]
+
+
+@pytest.mark.parametrize(("name", "why"), [("LaMP-1", "which papers it cites is not"), ("LaMP-7", "let a model write")])
+def test_items_that_hold_no_question_are_said(new_run, recording_chat, name, why):
+    with pytest.raises(KitError, match=rf"hold no question, so data\.leave_one_out must stay 0 there: .*{why}"):
         prepare(new_run({"data.task": name, "data.leave_one_out": 1}), lambda spec: recording_chat())

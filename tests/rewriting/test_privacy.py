@@ -7,10 +7,12 @@ import logging
 import sqlite3
 from pathlib import Path
 
+import nbformat
 import pytest
 from fakes import completion, error, last
 from transformers import AutoTokenizer
 
+from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.rewriting import personalizer
 from rpo_kit.rewriting.chat import Completion, open_chat_of
@@ -18,6 +20,7 @@ from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.rewriting.reflection import LoadedModel
 from rpo_kit.runs import read_records
+from rpo_kit.study import demo
 from rpo_kit.training.synthesis import synthesize
 
 KEY = "sk-planted-0123456789abcdef"
@@ -69,15 +72,13 @@ def everything_under(folder: Path) -> bytes:
     return b"\n".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def test_a_planted_key_is_in_no_artefact(new_run, endpoint, tmp_path, monkeypatch, capfd, caplog):
-    """The server repeats the key wherever it can: in answers, in errors, in headers. Base model and teacher use it."""
-    caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
-    monkeypatch.setenv("OPENAI_LOG", "debug")
+def repeats_the_key(endpoint):
+    """A server that puts the key wherever it can: into headers, answers and refusals; it answers base and teacher."""
     endpoint.headers = {"X-Your-Key": KEY}
 
     def reply(body):
+        if last(body) == "refuse":
+            return error(401, f"Incorrect API key provided: {KEY}.")
         if "user's own answer" not in last(body):
             return (
                 error(400, f"{KEY} may not ask this") if len(endpoint.requests) == 2 else (200, completion(f"3 {KEY}"))
@@ -87,6 +88,14 @@ def test_a_planted_key_is_in_no_artefact(new_run, endpoint, tmp_path, monkeypatc
         return 200, completion(seen)
 
     endpoint.reply = reply
+
+
+def test_a_planted_key_is_in_no_artefact(new_run, endpoint, tmp_path, monkeypatch, capfd, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    monkeypatch.setenv("OPENAI_LOG", "debug")
+    repeats_the_key(endpoint)
     run = new_run({"base": "openai:m", "synthesis.teacher": "openai:m", "endpoint.tolerate": 0.1})
     prepare(run)
     synthesize(run)
@@ -99,4 +108,47 @@ def test_a_planted_key_is_in_no_artefact(new_run, endpoint, tmp_path, monkeypatc
     shown = capfd.readouterr()
     kept = everything_under(tmp_path) + (shown.out + shown.err + caplog.text).encode() + str(stored).encode()
     assert KEY.encode() not in kept
+    assert b"0123456789abcdef" not in kept
+
+
+CELLS = """
+import logging
+from rpo_kit.runs import open_run
+logging.basicConfig(level=logging.DEBUG)
+run = open_run(run_name, preset, overrides)
+run
+# ---
+from rpo_kit.rewriting.prepare import load_prepared, prepare
+from rpo_kit.training.synthesis import synthesize
+prepare(run)
+synthesize(run)
+load_prepared(run, "dev")[0]
+# ---
+from rpo_kit.rewriting.chat import open_chat_of
+open_chat_of(run, run.preset.base).complete([[{"role": "user", "content": "refuse"}]], max_new_tokens=2)
+"""
+
+
+def test_a_planted_key_is_in_no_executed_notebook(new_run, endpoint, tmp_path, monkeypatch, capfd):
+    """Executed as `demo` does it, with all logs on; its last cell stops with a refusal in which the key stands."""
+    first = nbformat.v4.new_code_cell("run_name = preset = overrides = None", metadata={"tags": ["parameters"]})
+    notebook = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, CELLS.split("# ---"))])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "keys.ipynb")
+    monkeypatch.setattr(demo, "NOTEBOOKS", tmp_path)
+    monkeypatch.setenv("MY_KEY", KEY)
+    monkeypatch.setenv("OPENAI_LOG", "debug")
+    repeats_the_key(endpoint)
+    model = f"{endpoint.url}#m@MY_KEY"
+    run = new_run({"base": model, "synthesis.teacher": model, "endpoint.tolerate": 0.1})
+    with pytest.raises(KitError, match=r"Notebook keys stopped: NoAnswers: .*the key was refused") as caught:
+        demo.execute(run, "keys")
+    assert set(endpoint.keys) == {f"Bearer {KEY}"}, "it was really used"
+    executed = nbformat.read(run.folder / "notebooks" / "keys.ipynb", as_version=4)
+    assert executed.metadata["papermill"]["parameters"]["overrides"]["base"] == model
+    outputs = str([cell.get("outputs") for cell in executed.cells])
+    for part in ("Incorrect API key provided: ….", "trajectories accepted", "'generic': '3'", "DEBUG:openai"):
+        assert part in outputs
+    shown = capfd.readouterr()
+    kept = everything_under(tmp_path) + (shown.out + shown.err + str(caught.value)).encode()
     assert b"0123456789abcdef" not in kept

@@ -35,7 +35,8 @@ class Echo:
         if "fail" in query:
             raise KitError("The model m left 1 of 1 questions unanswered.")
         timings = {"retrieval": 0.1, "base": 0.2, "reflection": 0.3}
-        return Rewrite("2", "3", profile, Trajectory("[1] gave 1", "one lower", "2"), None, timings)
+        tokens = {"base": (60, 2), "reflection": (400, 31)}
+        return Rewrite("2", "3", profile, Trajectory("[1] gave 1", "one lower", "2"), None, timings, tokens)
 
 
 @pytest.fixture
@@ -89,7 +90,10 @@ def test_an_openai_client_gets_the_rewrite_and_how_it_came_about(served):
         "plan": "one lower",
         "complaint": None,
         "seconds": {"retrieval": 0.1, "base": 0.2, "reflection": 0.3},
+        "tokens": {"base": {"prompt": 60, "new": 2}, "reflection": {"prompt": 400, "new": 31}},
     }
+    used = found.usage
+    assert (used.prompt_tokens, used.completion_tokens, used.total_tokens) == (460, 33, 493), "of both models"
     assert served.asked == [(TASK.make_input(text="It leaks."), PROFILE)]
     assert [model.id for model in client(served).models.list()] == ["rpo"]
 
