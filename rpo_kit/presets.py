@@ -124,6 +124,8 @@ class EndpointSettings:
     tries: int = 6  # of one request, where trying again can help
     backoff: float = 0.5  # seconds before the second try; doubles, with jitter; the server's Retry-After counts more
     tolerate: float = 0.02  # share of items that may keep failing without stopping the stage
+    send_temperature: bool = True  # false for models that refuse one; their answers are drawn, but kept like others
+    thinking_tokens: int = 0  # room added to each answer for models that think before they write it
     cache: bool = True  # answers kept in answers.sqlite beside the runs
     max_requests: int = 0  # of the whole run, all stages and calls together
     max_tokens: int = 0

@@ -39,10 +39,7 @@ from rpo_kit.rewriting.retry import (
 )
 
 _WAITING = 256  # finished answers that may wait to be taken
-for _library in (
-    "httpcore",
-    "httpcore2",
-):  # at the level of debugging they log headers, and a server may repeat the key
+for _library in ("httpcore", "httpcore2"):  # as "debug" they log headers, and a server may repeat the key
     logging.getLogger(_library).setLevel(logging.INFO)
 _IN_A_ROW = 20  # ours: after so many failed items without one that succeeded, asking on is a waste
 
@@ -50,7 +47,7 @@ _IN_A_ROW = 20  # ours: after so many failed items without one that succeeded, a
 @dataclass(frozen=True)
 class Sampling:
     max_new_tokens: int
-    temperature: float
+    temperature: float | None  # None: not sent
 
 
 @dataclass
@@ -93,7 +90,7 @@ class EndpointChat:
     ) -> Iterator[list[tuple[int, Completion]]]:
         """What has come in since the last look, as (place in `conversations`, completion); works in notebooks too."""
         with _loop_in_a_thread() as loop:
-            round_ = Round(None, Sampling(max_new_tokens, temperature), asyncio.Queue(_WAITING))
+            round_ = Round(None, self.sampling(max_new_tokens, temperature), asyncio.Queue(_WAITING))
             work = asyncio.run_coroutine_threadsafe(self._work(enumerate(conversations), round_), loop)
             more = True
             while more:
@@ -106,11 +103,11 @@ class EndpointChat:
 
     def estimate(self, conversations: Iterable[Conversation], max_new_tokens: int, temperature: float = 0.0) -> str:
         """What asking will cost, in a line; what the cache holds costs nothing."""
-        total, hits = Spending(), 0
+        total, hits, sampling = Spending(), 0, self.sampling(max_new_tokens, temperature)
         for messages in conversations:
-            known = self.cache and self.cache.get(self.key_of(messages, max_new_tokens, temperature))
+            known = self.cache and self.cache.get(self.key_of(messages, sampling))
             hits += bool(known)
-            total += Spending() if known else expected(messages, max_new_tokens)
+            total += Spending() if known else expected(messages, sampling.max_new_tokens)
         told = f"estimate  {self.name}: {self.ledger.describe(total)} at most, and retries; {hits:,} answers are cached"
         return f"{told}; limits of the run: {self.ledger.limits()}"
 
@@ -142,8 +139,7 @@ class EndpointChat:
             await round_.done.put((following[0], completion))
 
     async def _answer(self, messages: Conversation, round_: Round) -> Completion:
-        sampling = round_.sampling
-        key = self.key_of(messages, sampling.max_new_tokens, sampling.temperature, self._sample(messages, round_))
+        key = self.key_of(messages, round_.sampling, self._sample(messages, round_))
         if self.cache and (known := self.cache.get(key)):
             return Completion(**known)
         round_.client = round_.client or self._client()
@@ -206,14 +202,12 @@ class EndpointChat:
         """One request; Fault where it brings no answer. Nothing that the server says can carry the key out of here."""
         import openai
 
-        sampling = round_.sampling
         try:
             async with asyncio.timeout(self.settings.timeout):  # a server that drips a byte a minute is late too
                 answer = await round_.client.chat.completions.create(
                     model=self.place.model,
                     messages=[{"role": m["role"], "content": whole(m["content"])} for m in messages],
-                    temperature=sampling.temperature,
-                    **self._limit(sampling.max_new_tokens),
+                    **self._sent(round_.sampling),
                 )
         except (TimeoutError, openai.APITimeoutError):
             raise charged(f"no answer within {self.settings.timeout:g} s") from None
@@ -241,14 +235,21 @@ class EndpointChat:
             client.organization = client.project = client.admin_api_key = None  # read from the environment otherwise
         return client
 
-    def _limit(self, tokens: int) -> dict[str, int]:
-        """OpenAI's newer models refuse the old name of the limit, and some other servers ignore the new one."""
-        return {"max_completion_tokens" if self.place.variable == OPENAI else "max_tokens": tokens}
+    def sampling(self, max_new_tokens: int, temperature: float) -> Sampling:
+        """As asked for, with room to think before the answer, and without a temperature where the model takes none."""
+        own = self.settings
+        return Sampling(max_new_tokens + own.thinking_tokens, temperature if own.send_temperature else None)
 
-    def key_of(self, messages: Conversation, max_new_tokens: int, temperature: float, sample: int = 0) -> str:
+    def _sent(self, sampling: Sampling) -> dict[str, float]:
+        """OpenAI's newer models refuse the old name of the limit, and some other servers ignore the new one."""
+        limit = "max_completion_tokens" if self.place.variable == OPENAI else "max_tokens"
+        sent: dict[str, float] = {limit: sampling.max_new_tokens}
+        return sent if sampling.temperature is None else sent | {"temperature": sampling.temperature}
+
+    def key_of(self, messages: Conversation, sampling: Sampling, sample: int = 0) -> str:
         """Under what the cache keeps the answer; `sample` counts answers drawn to the same question."""
         where = {"url": self.place.url, "model": self.place.model, "messages": messages}
-        return answer_key(**where, max_new_tokens=max_new_tokens, temperature=temperature, sample=sample)
+        return answer_key(**where, **asdict(sampling), sample=sample)
 
     def _sample(self, messages: Conversation, round_: Round) -> int:
         """Which answer to this question it is; always the first where answers are not drawn."""

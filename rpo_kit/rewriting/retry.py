@@ -63,8 +63,9 @@ def fault_of(status: Status) -> Fault:
         return Fault(f"the quota is exhausted ({reason})", hopeless=True)
     if status.error in _SETTING_REFUSED:
         return Fault(
-            "it refuses a setting that every request carries: name a model that takes `temperature`, and where it "
-            f"wants `max_completion_tokens`, write openai:MODEL with OPENAI_BASE_URL and OPENAI_API_KEY ({reason})",
+            "it refuses a setting that every request carries: where it is `temperature`, add --set "
+            "endpoint.send_temperature=false; where it wants `max_completion_tokens`, write openai:MODEL with "
+            f"OPENAI_BASE_URL and OPENAI_API_KEY ({reason})",
             hopeless=True,
         )
     if status.code in _HOPELESS:

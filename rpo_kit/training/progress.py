@@ -6,6 +6,7 @@ resume it holds each step once.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -158,6 +159,15 @@ def autocast_casts(model: Any) -> Iterator[None]:
     arguments = precision()
     with disable_input_dtype_casting(model, arguments["bf16"] or arguments["fp16"]):
         yield
+
+
+def give_back_memory() -> None:
+    """Hand freed memory back to the system. glibc keeps it in pieces that the next step's tensors, each of another
+    length, do not fit into (measured: four RL steps held 5.5 GB, of which 4 GB were free; left alone it goes on).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have no such call
+    if trim:
+        trim(0)
 
 
 def _cpu_has_bf16() -> bool:

@@ -39,6 +39,7 @@ from rpo_kit.training.progress import (
     OnLog,
     common_arguments,
     finish_training,
+    give_back_memory,
     is_trained,
     log_callback,
     only_our_progress,
@@ -214,6 +215,7 @@ def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
 
     class RewritingTrainer(GRPOTrainer):  # type: ignore[misc]
         def _generate_and_score_completions(self, inputs: Any) -> Any:
+            give_back_memory()
             out = super()._generate_and_score_completions(inputs)
             model: Any = self.model
             group: Any = self.num_generations

@@ -1,10 +1,9 @@
 """The RL step, ours and stock TRL's in turn: `python tests/benchmarks/rl_step.py [--curve]`.
 
-Both train the bundled model with the same rows, rewards and settings; only `shares_prefix` differs. Each measurement
-has a process of its own, so that its peak memory is its own. Prints, for fp32 and bf16, seconds of a whole step (the
-first, which warms up, is left out), of sampling, of the rest (scoring, loss, backward, optimiser), of bookkeeping
-(rewards, advantages, log), their ratios, and the peak memory. `--curve` adds group sizes and prompt lengths. It is not
-a timed test.
+Both train the bundled model with the same rows, rewards and settings; only `shares_prefix` differs. Each has a process
+of its own, so that its peak memory is its own. Prints, for bf16 and fp32, seconds of a whole step (the first, which warms
+up, is left out), of sampling, of the rest (scoring, loss, backward, optimiser), the share of bookkeeping (rewards,
+advantages, log), the ratios, and the peak memory. `--curve` adds group sizes and prompt lengths. Not a timed test.
 """
 
 import argparse
@@ -116,24 +115,23 @@ def watch(trainer: Any, patches: ExitStack) -> dict[str, list[float]]:
     return spent
 
 
-def in_a_process(**wanted: Any) -> dict[str, float]:
+def in_a_process(**wanted: Any) -> Any:
     command = [sys.executable, __file__, "--child", json.dumps(wanted)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    found["rest"] = found["whole"] - found["sampling"] - found["bookkeeping"]
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(label: str, **wanted: Any) -> None:
+def compare(label: str, measured: Callable[..., Any], **wanted: Any) -> None:
     """Ours, then stock TRL; a line each, and a line of ratios."""
-    ours, stock = (in_a_process(shared=shared, **wanted) for shared in (True, False))
+    ours, stock = (measured(shared=shared, **wanted) for shared in (True, False))
     parts = ("whole", "sampling", "rest")
     for name, found in (("ours", ours), ("stock", stock)):
+        found["rest"] = found["whole"] - found["sampling"] - found["bookkeeping"]
         seconds = "  ".join(f"{part} {found[part]:6.2f} s" for part in parts)
         share = found["bookkeeping"] / found["whole"]
-        print(f"{label:14} {name:5}  {seconds}  bookkeeping {share:.2%}  peak {found['memory']:.1f} GB")
+        print(f"{label:10} {name:5}  {seconds}  bookkeeping {share:.2%}  peak {found['memory']:.1f} GB")
     ratios = "  ".join(f"{part} {stock[part] / ours[part]:6.2f}  " for part in parts)
-    print(f"{label:14} ratio  {ratios}  (prompts of {ours['prompt']:.0f} tokens)", flush=True)
+    print(f"{label:10} ratio  {ratios}  (prompts of {ours['prompt']:.0f} tokens)", flush=True)
 
 
 def main() -> None:
@@ -149,13 +147,14 @@ def main() -> None:
         return
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {options}")
     for dtype in ("bf16", "fp32"):
-        compare(dtype, dtype=dtype, length=None, **options)
+        compare(dtype, in_a_process, dtype=dtype, length=None, **options)
     if curve:
-        options |= {"dtype": "bf16", "steps": 1}
+        print("the curve: one prompt a step, in one process, so the peak is the highest so far")
+        options |= {"dtype": "bf16", "steps": 1, "prompts": 1}
         for group in GROUPS:
-            compare(f"G = {group}", **options | {"group": group, "length": 400})
+            compare(f"G = {group}", measure, **options | {"group": group, "length": 400})
         for length in LENGTHS:
-            compare(f"{length} tokens", **options | {"length": length})
+            compare(f"{length} tokens", measure, **options | {"length": length})
 
 
 if __name__ == "__main__":

@@ -109,10 +109,19 @@ def test_where_nothing_can_work_asking_stops_at_once_and_what_is_finished_is_han
 def test_a_model_that_refuses_a_setting_is_asked_once_and_the_error_says_what_to_do(endpoint, code, words):
     endpoint.reply = lambda body: error(400, words, code)
     settings = EndpointSettings(concurrency=1)
-    with pytest.raises(NoAnswers, match="name a model that takes `temperature`, and where it wants") as caught:
+    with pytest.raises(NoAnswers, match=r"add --set endpoint\.send_temperature=false; where it wants") as caught:
         complete(endpoint, map(str, range(50)), settings)
     assert words in str(caught.value)
     assert len(endpoint.requests) == 1
+
+
+def test_a_model_that_thinks_gets_room_for_it_and_no_temperature_where_it_takes_none(endpoint):
+    complete(endpoint, ["q"], EndpointSettings())
+    complete(endpoint, ["q"], EndpointSettings(send_temperature=False, thinking_tokens=1000))
+    plain, thinking = endpoint.requests
+    assert (plain["temperature"], plain["max_tokens"]) == (0.0, 5)
+    assert thinking["max_tokens"] == 1005
+    assert "temperature" not in thinking
 
 
 @pytest.mark.parametrize("text", ["", None])
