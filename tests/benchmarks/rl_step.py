@@ -1,9 +1,10 @@
 """The RL step, ours and stock TRL's in turn: `python tests/benchmarks/rl_step.py [--curve]`.
 
 Both train the bundled model with the same rows, rewards and settings; only `shares_prefix` differs. Each has a process
-of its own, so that its peak memory is its own. Prints, for bf16 and fp32, seconds of a whole step (the first, which warms
-up, is left out), of sampling, of the rest (scoring, loss, backward, optimiser), the share of bookkeeping (rewards,
-advantages, log), the ratios, and the peak memory. `--curve` adds group sizes and prompt lengths. Not a timed test.
+of its own, so that its peak memory is its own. Prints, for bf16 and fp32, seconds of a whole step (the first, which
+warms up, is left out), of sampling, of the rest (scoring, loss, backward, optimiser), the share of bookkeeping
+(rewards, advantages, log), the ratios, and the peak memory. `--curve` adds group sizes and prompt lengths. Not a timed
+test.
 """
 
 import argparse
