@@ -73,7 +73,7 @@ class SFTSettings:
 class RLSettings:
     steps: int = 16
     algorithm: str = "reinforce++-baseline"  # paper; or reinforce++, grpo, rloo
-    prompts_per_step: int = 4  # OpenRLHF: 128. Measured: 16 is what made the long runs gain; the demo has no time for it
+    prompts_per_step: int = 4  # OpenRLHF: 128. Measured: the long runs needed 16; a demo has no time for them
     group_size: int = 8  # OpenRLHF
     micro_batch: int = 32  # sequences in one forward pass
     learning_rate: float = 6e-5  # measured: LoRA on 135M, 2e-4 drifts; OpenRLHF's 5e-7 is for full fine-tuning
