@@ -168,6 +168,14 @@ _GPU_24GB = Preset(
 
 PRESETS: dict[str, Preset] = {
     "cpu": Preset(name="cpu", about="2 cores, 8 GB of memory, no GPU, no network, no key: small but real"),
+    "cpu-long": Preset(
+        name="cpu-long",
+        about="the same machine, one to two hours: with the users and the larger RL steps that the stored runs needed",
+        data=DataSettings(train_users=1200, dev_users=300),
+        sft=SFTSettings(steps=110),  # measured on LaMP-1; LaMP-3 wants 360, and 6e-5 in RL
+        rl=RLSettings(prompts_per_step=16, learning_rate=3e-5, save_every=4),
+        sweep=SweepSettings(steps=8, seeds=(0, 1), dev_users=60),
+    ),
     "tiny": Preset(
         name="tiny",
         about="the same path in two minutes, for tests and for looking around; shows nothing about quality",
