@@ -233,6 +233,6 @@ def test_a_package_that_is_not_installed_says_so(monkeypatch):
 
 
 def test_every_preset_survives_being_stored(tmp_path):
-    for name in ("cpu", "tiny", "colab-t4", "gpu-24gb", "paper"):
+    for name in ("cpu", "cpu-long", "tiny", "colab-t4", "gpu-24gb", "paper"):
         open_run(name, name, root=tmp_path)
         assert existing_run(name, root=tmp_path).preset == get_preset(name)
