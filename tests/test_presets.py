@@ -42,7 +42,9 @@ def test_an_override_leaves_everything_else_and_the_preset_itself_alone():
 
 
 def test_an_unknown_preset_is_told_which_there_are():
-    with pytest.raises(KitError, match="no preset 'gpu'; the presets are cpu, cpu-long, tiny, colab-t4, gpu-24gb, paper"):
+    with pytest.raises(
+        KitError, match="no preset 'gpu'; the presets are cpu, cpu-long, tiny, colab-t4, gpu-24gb, paper"
+    ):
         get_preset("gpu")
 
 

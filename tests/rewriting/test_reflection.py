@@ -138,7 +138,7 @@ def test_an_adapter_changes_what_is_loaded_and_a_missing_one_is_named(tiny_model
 
 def test_a_new_lora_sits_on_the_chosen_layers_only_and_depends_on_the_seed(tiny_model):
     def lora(seed: int) -> dict[str, torch.Tensor]:
-        model = load_trainable(tiny_model, None, seed).model
+        model = load_trainable(replace(tiny_model, lora_targets=("q_proj", "v_proj")), None, seed).model
         return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     first, again, other = lora(0), lora(0), lora(1)
