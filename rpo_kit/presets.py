@@ -60,7 +60,7 @@ class SynthesisSettings:
 
 @dataclass(frozen=True)
 class SFTSettings:
-    steps: int = 85
+    steps: int = 75
     batch_size: int = 8  # sequences a step on one device
     accumulate: int = 1
     learning_rate: float = 1e-3  # measured: on 135M with LoRA; larger models want 2e-4
@@ -71,7 +71,7 @@ class SFTSettings:
 
 @dataclass(frozen=True)
 class RLSettings:
-    steps: int = 16
+    steps: int = 14
     algorithm: str = "reinforce++-baseline"  # paper; or reinforce++, grpo, rloo
     prompts_per_step: int = 4  # OpenRLHF: 128. Measured: the long runs needed 16; a demo has no time for them
     group_size: int = 8  # OpenRLHF
@@ -93,7 +93,7 @@ class RLSettings:
 class EvaluationSettings:
     shots: int = 6  # paper: where the curriculum ends
     max_new_tokens: int = 80
-    batch_size: int = 32
+    batch_size: int = 64
     bootstrap: int = 2000
     # the two baselines without a model cost nothing; context-K and pag-K ask the base model again for every user
     systems: tuple[str, ...] = ("base", "majority", "copy-nearest", "context", "untrained", "sft", "rl")
@@ -112,7 +112,7 @@ class SweepSettings:
     seeds: tuple[int, ...] = (0,)
     steps: int = 2  # a demo: enough to see that it works, too few to rank the arms
     eval_shots: tuple[int, ...] = (6,)
-    dev_users: int = 20
+    dev_users: int = 12
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ PRESETS: dict[str, Preset] = {
         about="the same machine, one to two hours: with the users and the larger RL steps that the stored runs needed",
         data=DataSettings(train_users=1200, dev_users=300),
         sft=SFTSettings(steps=110),  # measured on LaMP-1; LaMP-3 wants 360, and 6e-5 in RL
-        rl=RLSettings(prompts_per_step=16, learning_rate=3e-5, save_every=4),
+        rl=RLSettings(steps=16, prompts_per_step=16, learning_rate=3e-5, save_every=4),
         sweep=SweepSettings(steps=8, seeds=(0, 1), dev_users=60),
     ),
     "tiny": Preset(

@@ -6,6 +6,7 @@ with the cell it was in, and a new arm or seed runs only what is new.
 
     sweep/progressive-seed0/{adapter, log.csv, scores/scores.csv}
     sweep/bars.csv      arm, shots, score, low, high, users, seeds      (mean over seeds, intervals over users)
+    sweep/differences.csv   arm, minus, shots, score, low, high, users  (paired on the same users)
     sweep/curves.csv    arm, seed, step, reward, shots
     sweep/provenance.json
 """
@@ -15,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import platform
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,10 @@ from rpo_kit.study.evaluation import bootstrap_interval, references, rewrite
 from rpo_kit.training.progress import OnLog
 from rpo_kit.training.reinforce import train_rl
 
-CSV_FILES = ("bars.csv", "curves.csv", "provenance.json")
+CSV_FILES = ("bars.csv", "differences.csv", "curves.csv", "provenance.json")
+SFT_ONLY = "SFT only"
+Cells = list[tuple[str, int]]  # (arm, seed)
+_KEYS = ["id", "user", "shots"]
 
 
 def sweep(run: Run, on_log: OnLog | None = None) -> None:
@@ -48,6 +51,7 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
         score_cell(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
     folder = run.stage("sweep")
     write_text(folder / "bars.csv", bars(run, cells).to_csv(index=False))
+    write_text(folder / "differences.csv", differences(run, cells).to_csv(index=False))
     write_text(folder / "curves.csv", curves(run, cells).to_csv(index=False))
     write_json(folder / "provenance.json", provenance(run))
 
@@ -77,17 +81,11 @@ def dev_examples(run: Run) -> list[Example]:
     return [example for example in examples if example["user_id"] in set(users)]
 
 
-def bars(run: Run, cells: Iterable[tuple[str, int]]) -> pd.DataFrame:
+def bars(run: Run, cells: Cells) -> pd.DataFrame:
     """Mean score of each arm at each k; an example's score is averaged over the seeds before users are resampled."""
-    by_arm: dict[str, list[str]] = {"SFT only": ["sft"]}
-    for arm, seed in cells:
-        by_arm.setdefault(arm, []).append(f"{arm}-seed{seed}")
     rows = []
-    for arm, names in by_arm.items():
-        scores = pd.concat(
-            [pd.read_csv(run.stage(f"sweep/{name}") / "scores/scores.csv", dtype={"user": str}) for name in names]
-        )
-        for shots, chosen in scores.groupby("shots"):
+    for arm, names in by_arm(cells).items():
+        for shots, chosen in arm_scores(run, names).groupby("shots"):
             rows.append(_bar(run, arm, int(str(shots)), chosen) | {"seeds": len(names)})
     task, examples = get_task(run.preset.data.task), dev_examples(run)
     for shots in run.preset.sweep.eval_shots:
@@ -96,7 +94,35 @@ def bars(run: Run, cells: Iterable[tuple[str, int]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def curves(run: Run, cells: Iterable[tuple[str, int]]) -> pd.DataFrame:
+def differences(run: Run, cells: Cells) -> pd.DataFrame:
+    """Each arm minus SFT only, and progressive minus each other arm, with intervals paired over the same users."""
+    found = {arm: arm_scores(run, names).set_index(_KEYS)["score"] for arm, names in by_arm(cells).items()}
+    arms = [arm for arm in found if arm != SFT_ONLY]
+    pairs = [(arm, SFT_ONLY) for arm in arms]
+    pairs += [("progressive", arm) for arm in arms if arm != "progressive" and "progressive" in arms]
+    rows = []
+    for arm, other in pairs:
+        for shots, chosen in (found[arm] - found[other]).reset_index().groupby("shots"):
+            rows.append({"arm": arm, "minus": other} | _bar(run, arm, int(str(shots)), chosen))
+    return pd.DataFrame(rows)
+
+
+def by_arm(cells: Cells) -> dict[str, list[str]]:
+    """The folders of each arm's cells, one a seed; SFT, from which all start, comes first."""
+    found = {SFT_ONLY: ["sft"]}
+    for arm, seed in cells:
+        found.setdefault(arm, []).append(f"{arm}-seed{seed}")
+    return found
+
+
+def arm_scores(run: Run, names: list[str]) -> pd.DataFrame:
+    """`id`, `user`, `shots` and the mean `score` over these cells."""
+    files = [run.stage(f"sweep/{name}") / "scores/scores.csv" for name in names]
+    scores = pd.concat([pd.read_csv(file, dtype={"id": str, "user": str}) for file in files])
+    return scores.groupby(_KEYS, as_index=False)["score"].mean()
+
+
+def curves(run: Run, cells: Cells) -> pd.DataFrame:
     """Reward and shots at each step of each cell, from the training logs."""
     logs = []
     for arm, seed in cells:
@@ -113,7 +139,7 @@ def provenance(run: Run) -> dict[str, Any]:
 
 def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
     """Copy the sweep's numbers to `folder/<name>_{bars.csv, curves.csv, provenance.json}`, to be kept with the code."""
-    if not (run.stage("sweep") / "bars.csv").exists():
+    if not all((run.stage("sweep") / file).exists() for file in CSV_FILES):
         raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
     folder.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copyfile(run.stage("sweep") / file, folder / f"{name}_{file}")) for file in CSV_FILES]
@@ -136,9 +162,7 @@ def _score_rows(examples: list[Example], shots: int, values: np.ndarray) -> list
 
 
 def _bar(run: Run, arm: str, shots: int, scores: pd.DataFrame) -> dict[str, Any]:
-    mean = scores.groupby(["id", "user"], as_index=False)["score"].mean()
-    settings = run.preset.evaluation
-    users = mean["user"].astype(str).tolist()
-    low, high = bootstrap_interval(mean["score"].to_numpy(), users, settings.bootstrap, settings.seed)
-    found = {"arm": arm, "shots": shots, "score": float(mean["score"].mean()), "low": low, "high": high}
+    settings, users = run.preset.evaluation, scores["user"].astype(str).tolist()
+    low, high = bootstrap_interval(scores["score"].to_numpy(), users, settings.bootstrap, settings.seed)
+    found = {"arm": arm, "shots": shots, "score": float(scores["score"].mean()), "low": low, "high": high}
     return found | {"users": len(set(users))}

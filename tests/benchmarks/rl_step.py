@@ -33,25 +33,23 @@ from rpo_kit.presets import get_preset
 from rpo_kit.rewriting.reflection import LoadedModel, load_trainable, prompt_tokens, reflection_messages
 from rpo_kit.training import progress, reinforce
 
-TASK = "LaMP-1"  # six of its items make a prompt of about 400 tokens
-GROUPS, LENGTHS = (2, 4, 8, 16), (100, 200, 400, 800)
+TASK = "LaMP-1"
+GROUPS, LENGTHS = (2, 4, 8, 16), (100, 200, 800)  # and 400 with 8
 
 
-def rows(loaded: LoadedModel, count: int, shots: int, length: int | None) -> Dataset:
-    """Prompts with so many items; or of just so many tokens, cut from a long text of them."""
+def rows(loaded: LoadedModel, count: int, length: int) -> Dataset:
+    """Prompts of so many tokens, cut from a long text of six items, query and their repetition."""
     task, made = get_task(TASK), []
+    empty = prompt_tokens(loaded.tokenizer, [{"role": "user", "content": ""}])
     for row in build(TASK, "train", count):
-        prompt = reflection_messages(task, row["input"], "", row["profile"][:shots])
-        if length:
-            text = " ".join(prompt[1]["content"] for _ in range(4))
-            empty = prompt_tokens(loaded.tokenizer, [{"role": "user", "content": ""}])
-            ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"][: length - empty]
-            prompt = [{"role": "user", "content": loaded.tokenizer.decode(ids)}]
-        made.append({"prompt": prompt, "gold": row["output"], "k": shots, "generic": "", "history": []})
+        text = reflection_messages(task, row["input"], "", row["profile"][:6])[1]["content"]
+        ids = loaded.tokenizer(" ".join([text] * 8), add_special_tokens=False)["input_ids"][: length - empty]
+        prompt = [{"role": "user", "content": loaded.tokenizer.decode(ids)}]
+        made.append({"prompt": prompt, "gold": row["output"], "k": 6, "generic": "", "history": []})
     return Dataset.from_list(made)
 
 
-def measure(shared: bool, dtype: str, prompts: int, group: int, shots: int, length: int, new: int, steps: int) -> Any:
+def measure(shared: bool, dtype: str, prompts: int, group: int, length: int, new: int, steps: int) -> Any:
     """Mean seconds of a step's parts, and the peak memory in GB, in this process."""
     preset = get_preset("cpu")
     settings = dataclasses.replace(
@@ -65,7 +63,7 @@ def measure(shared: bool, dtype: str, prompts: int, group: int, shots: int, leng
     loaded = load_trainable(preset.reflection, None, seed=0)
     if dtype == "fp32":
         loaded.model.float()
-    data = rows(loaded, settings.steps * prompts, shots, length)
+    data = rows(loaded, settings.steps * prompts, length)
     arguments = {"bf16": dtype == "bf16", "fp16": False}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         patches.enter_context(patch.object(progress, "precision", lambda: arguments))
@@ -137,7 +135,7 @@ def compare(label: str, measured: Callable[..., Any], **wanted: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("prompts", 2), ("group", 8), ("shots", 6), ("new", 48), ("steps", 2)):
+    for name, default in (("prompts", 2), ("group", 8), ("length", 400), ("new", 48), ("steps", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--curve", action="store_true", help="also over group sizes and prompt lengths, in bf16")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
@@ -148,12 +146,12 @@ def main() -> None:
         return
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {options}")
     for dtype in ("bf16", "fp32"):
-        compare(dtype, in_a_process, dtype=dtype, length=None, **options)
+        compare(dtype, in_a_process, dtype=dtype, **options)
     if curve:
         print("the curve: one prompt a step, in one process, so the peak is the highest so far")
         options |= {"dtype": "bf16", "steps": 1, "prompts": 1}
         for group in GROUPS:
-            compare(f"G = {group}", measure, **options | {"group": group, "length": 400})
+            compare(f"G = {group}", measure, **options | {"group": group})
         for length in LENGTHS:
             compare(f"{length} tokens", measure, **options | {"length": length})
 

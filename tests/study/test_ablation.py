@@ -89,6 +89,20 @@ def test_the_bars_are_means_over_seeds_with_intervals_over_users(swept):
     assert ((bars["low"] <= bars["score"]) & (bars["score"] <= bars["high"])).all()
 
 
+def test_the_differences_are_paired_on_the_same_users(swept):
+    run, _ = swept
+    sweep(run)
+    found = pd.read_csv(run.stage("sweep") / "differences.csv").set_index(["arm", "minus", "shots"])
+    bars = pd.read_csv(run.stage("sweep") / "bars.csv").set_index(["arm", "shots"])
+    pairs = [("fixed-2", "SFT only"), ("progressive", "SFT only"), ("progressive", "fixed-2")]
+    assert set(found.index) == {(*pair, k) for pair in pairs for k in (2, 6)}
+    gain = bars.loc[("progressive", 6), "score"] - bars.loc[("SFT only", 6), "score"]
+    assert found.loc[("progressive", "SFT only", 6), "score"] == pytest.approx(gain)
+    assert gain > 0
+    alike = found.loc[("progressive", "SFT only", 2)]
+    assert (alike["low"], alike["score"], alike["high"]) == (0, 0, 0), "the same answers: no interval, as it is paired"
+
+
 def test_the_curves_are_the_training_logs(swept):
     run, _ = swept
     sweep(run)
@@ -133,7 +147,7 @@ def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swep
         export_figure_data(run, tmp_path / "data", "long")
     sweep(run)
     paths = export_figure_data(run, tmp_path / "data", "long")
-    assert [path.name for path in paths] == ["long_bars.csv", "long_curves.csv", "long_provenance.json"]
+    assert [path.name for path in paths] == [f"long_{file}" for file in ablation.CSV_FILES]
     told = json.loads(paths[2].read_text())
     assert told["preset"]["sweep"]["seeds"] == [0, 1]
     assert told.keys() == {"preset", "machine", "packages", "commit"}
