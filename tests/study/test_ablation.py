@@ -148,7 +148,7 @@ def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swep
     sweep(run)
     paths = export_figure_data(run, tmp_path / "data", "long")
     assert [path.name for path in paths] == [f"long_{file}" for file in ablation.CSV_FILES]
-    told = json.loads(paths[2].read_text())
+    told = json.loads(paths[-1].read_text())
     assert told["preset"]["sweep"]["seeds"] == [0, 1]
     assert told.keys() == {"preset", "machine", "packages", "commit"}
     assert str(tmp_path) not in told["machine"]
