@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,18 @@ def test_examples_that_share_a_profile_are_ranked_as_if_alone() -> None:
 
 
 def test_words_are_split_where_python_splits_them() -> None:
-    # Blanks that only Python's str.split knows (\x1c), wide ones, and letters beyond ASCII, which change nothing.
-    for blank in ("\t", "\n", "\x1c", "\x85", "\xa0", "\u2009", "\u3000", "  "):
+    # All white space there is, two blanks in a row, and letters beyond ASCII, which change nothing.
+    spaces = [chr(n) for n in range(sys.maxunicode) if chr(n).isspace()]
+    assert {"\t", "\x1c", "\x85", "\xa0", "\u2009", "\u3000"} < {*spaces}
+    for blank in [*spaces, "  "]:
         texts, query = [f"naïve{blank}ship", f"{blank}tea{blank}", "日本", "x", "", "ship"], f"{blank}ship{blank}tea"
         expected = plain_okapi([text.split() for text in texts], query.split())
         assert okapi_scores(pa.array(texts), query).tolist() == expected
         assert len({0.0, *expected}) == 4, "a ship in two words, a tea, a ship alone"
+    for (
+        letter
+    ) in "\x00\x08\x1b\u00c2\u0100\u2010\u200b\u2060\ufeff\U00010085":  # no white space, though some look like it
+        assert okapi_scores(pa.array([f"a{letter}b", "c"]), "b").tolist() == [0.0, 0.0]
 
 
 def plain_okapi(documents: list[list[str]], query: list[str]) -> list[float]:

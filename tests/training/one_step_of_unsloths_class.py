@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 
 
 def main(llama: str, folder: Path) -> None:
@@ -17,46 +16,26 @@ def main(llama: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from unsloth.models.rl import _patch_trl_rl_trainers
 
-    from rpo_kit.lamp.tasks import get_task
-    from rpo_kit.presets import RLSettings
-    from rpo_kit.rewriting.reflection import LoadedModel
-    from rpo_kit.training import progress, reinforce
-
     _patch_trl_rl_trainers("grpo_trainer")
-    rewards: list[float] = []
+    from one_step import adapter_of, train_one_step
 
-    def reward(task: object, text: str, gold: str, items: int, weight: float) -> float:
-        rewards.append((sum(text.encode()) % 17) / 16)
-        return rewards[-1]
+    from rpo_kit.rewriting.reflection import LoadedModel
+    from rpo_kit.training import reinforce
 
-    reinforce.reward, reinforce.shares_prefix = reward, lambda model: False  # as on a GPU
-    progress.precision = lambda: {"bf16": False, "fp16": False}
+    reinforce.shares_prefix = lambda model: False  # as on a GPU
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
-    model.generation_config.eos_token_id = list(range(2, 400, 12))  # completions of different lengths
     torch.manual_seed(0)
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = get_peft_model(model, lora)
     model.for_training = model.for_inference = lambda *args, **kwargs: None  # what Unsloth's own models have
-    tokenizer = AutoTokenizer.from_pretrained(llama, padding_side="left")
-    loaded = LoadedModel(model, tokenizer, 2048)
-    rows = [{"role": "user", "content": text} for text in ("a short one", "a prompt which is quite a bit longer")]
-    made = [{"prompt": [row], "gold": "1", "k": 2, "generic": "3", "history": ["1"]} for row in rows]
-    settings = RLSettings(steps=1, prompts_per_step=2, group_size=3, micro_batch=3, max_new_tokens=12, beta=0.1)
-    trainer = reinforce.make_trainer(loaded, get_task("LaMP-3"), Dataset.from_list(made), settings, folder, None)
-    batch, generate = {}, trainer._generate_and_score_completions
-
-    def remember(inputs: object) -> dict[str, torch.Tensor]:
-        batch.update(generate(inputs))
-        return batch
-
-    trainer._generate_and_score_completions = remember
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if ".default." in name}
-    trainer.train()
-    moved = any(not torch.equal(before[name], p) for name, p in model.named_parameters() if name in before)
-    seen = {"advantages": batch["advantages"], "lengths": batch["completion_mask"].sum(1)}
-    kl = trainer.state.log_history[0]["kl"]
+    before = adapter_of(model)
+    trainer, seen = train_one_step(
+        LoadedModel(model, AutoTokenizer.from_pretrained(llama, padding_side="left"), 2048), folder
+    )
+    after = adapter_of(model)
     bases = [base.__name__ for base in type(trainer).__mro__]
-    torch.save(seen | {"rewards": torch.tensor(rewards), "moved": moved, "kl": kl, "bases": bases}, folder / "seen.pt")
+    moved = any(not torch.equal(before[name], after[name]) for name in before)
+    torch.save(seen | {"moved": moved, "kl": trainer.state.log_history[0]["kl"], "bases": bases}, folder / "seen.pt")
 
 
 if __name__ == "__main__":
