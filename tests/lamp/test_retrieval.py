@@ -91,9 +91,7 @@ def test_words_are_split_where_python_splits_them() -> None:
         expected = plain_okapi([text.split() for text in texts], query.split())
         assert okapi_scores(pa.array(texts), query).tolist() == expected
         assert len({0.0, *expected}) == 4, "a ship in two words, a tea, a ship alone"
-    for (
-        letter
-    ) in "\x00\x08\x1b\u00c2\u0100\u2010\u200b\u2060\ufeff\U00010085":  # no white space
+    for letter in "\x00\x08\x1b\u00c2\u0100\u2010\u200b\u2060\ufeff\U00010085":  # no white space
         assert okapi_scores(pa.array([f"a{letter}b", "c"]), "b").tolist() == [0.0, 0.0]
 
 
