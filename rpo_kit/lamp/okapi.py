@@ -20,7 +20,9 @@ import pyarrow.compute as pc
 K1, B, EPSILON = 1.5, 0.75, 0.25  # LaMP: the defaults of its BM25 library
 _BLANK = ord(" ")
 _ASCII_SPACES = np.array([chr(byte).isspace() for byte in range(128)])
-_WIDE_SPACES = [int.from_bytes(chr(n).encode()) for n in range(128, 2**16) if chr(n).isspace()]
+_WIDE_SPACES = [int.from_bytes(chr(n).encode()) for n in range(128, 2**16) if chr(n).isspace()]  # 2 or 3 bytes
+_WIDE_STARTS = np.zeros(2**16, bool)  # by the first two bytes
+_WIDE_STARTS[[number >> 8 if number >= 2**16 else number for number in _WIDE_SPACES]] = True
 _CELLS = 2**20  # bytes of the table documents x words that is looked at in one go: a processor's own cache
 
 
@@ -51,7 +53,8 @@ def okapi_scores(documents: pa.Array, query: str) -> np.ndarray:
     times = _times(words, asked)
     mean_length = len(words.codes) / len(documents)
     parts = idf[:, None] * (times * (K1 + 1) / (times + K1 * (1 - B + B * words.lengths / mean_length)))
-    return np.cumsum(parts[places], 0)[-1]  # one word after the other, as LaMP adds them up: the last bit depends on it
+    # One word after the other and from 0 on, as LaMP adds them up: the last bit and the sign of 0 depend on it.
+    return np.cumsum(parts[places], 0)[-1] + 0.0
 
 
 def _words(documents: pa.Array, query: str) -> _Words:
@@ -90,7 +93,9 @@ def _with_plain_blanks(data: np.ndarray) -> np.ndarray:
     at = [low[_ASCII_SPACES[data[low]]]]
     if data.max() >= 128:
         wide = np.flatnonzero(data >= 0xC2)  # the first bytes of all longer characters
-        first, second, third = (np.append(data, [0, 0])[wide + n].astype(np.int32) for n in range(3))
+        padded = np.append(data, np.zeros(2, np.uint8)).astype(np.int32)
+        wide = wide[_WIDE_STARTS[padded[wide] << 8 | padded[wide + 1]]]
+        first, second, third = (padded[wide + n] for n in range(3))
         two = wide[np.isin(first << 8 | second, _WIDE_SPACES)]
         three = wide[np.isin(first << 16 | second << 8 | third, _WIDE_SPACES)]
         at += [two, two + 1, three, three + 1, three + 2]

@@ -115,10 +115,15 @@ def _texts_in_arrow(task: Task, profiles: pa.ListArray) -> list[pa.Array]:
     pieces = [
         part
         for literal, field, _, _ in Formatter().parse(task.corpus)
-        for part in ((literal,) if literal else ()) + ((items.field(field),) if field else ())
+        for part in ((literal,) if literal else ()) + ((_plain(items.field(field)),) if field else ())
     ]
     texts = pieces[0] if len(pieces) == 1 else pc.binary_join_element_wise(*pieces, "")
     return [texts[first:last] for first, last in pairwise(bounds.tolist())]
+
+
+def _plain(texts: pa.Array) -> pa.Array:
+    """As a dataset of the kit has them; one that came another way may have large strings, and places without a text."""
+    return pc.fill_null(texts.cast(pa.string()), "")
 
 
 # --- recency and random ---
