@@ -13,6 +13,7 @@ In: `dev_questions.json` with `[{"id": "310", "input": "What is the score … re
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -78,6 +79,9 @@ class _Reading:
     kept: list[str] = field(default_factory=list)
     histories: list[np.ndarray] = field(default_factory=list)  # of the kept questions; empty for those with a user_id
     users: list[str | None] = field(default_factory=list)  # as the file says
+    seen: dict[str, bool] = field(
+        default_factory=dict
+    )  # whether the first question has "user_id", the first item "date"
 
     def rows(self) -> Iterator[Example]:
         for number, row in enumerate(stream_list(self.path)):
@@ -105,7 +109,21 @@ class _Reading:
         if key in self.ids:
             raise KitError(f"The id {key!r} stands twice in {self.path}: keep one of the two questions.")
         self.ids[key] = None
-        return _example(self.task, row, (self.golds or {}).get(key, ""), f"Question {key!r} in {self.path}")
+        where = f"Question {key!r} in {self.path}"
+        example = _example(self.task, row | {"id": key}, (self.golds or {}).get(key, ""), where)
+        self._check_one_split(row, where)
+        return example
+
+    def _check_one_split(self, row: Mapping[str, Any], where: str) -> None:
+        """LaMP's time split has a user_id for each question and a date for each item, its user split neither."""
+        places = [("user_id", "user_id" in row), *(("date", "date" in item) for item in row["profile"])]
+        for name, has in places:
+            if self.seen.setdefault(name, has) != has:
+                what = ("comes" if name == "user_id" else "has an item") + (" with" if has else " without")
+                raise KitError(
+                    f"{where} {what} a {name}, unlike what stands before it: this file mixes LaMP's time split (which "
+                    "has user_id and date) with its user split. Take the file of one of them."
+                )
 
     def _counted(self, example: Example, has_user: bool) -> Example:
         leaking = gold_positions(self.task, example)
@@ -138,9 +156,10 @@ class _Reading:
         """What travels with the dataset; "users" where the file does not name them all."""
         named = {"task": self.task.name, "split": self.split, "excluded": self.excluded, "total": len(self.ids)}
         counts = {name: self.counts[name] for name in ("empty", "gold_in_profile", "gold_dropped", "html_entities")}
-        found = users_by_history(self.kept, self.histories)
-        users = [said if said is not None else inferred for said, inferred in zip(self.users, found, strict=True)]
-        return named | counts | ({"users": users} if None in self.users else {})
+        if None not in self.users:
+            return named | counts
+        users = users_by_history(self.kept, self.histories)
+        return named | counts | {"users": users, "users_found": len(set(users))}
 
 
 def _read_golds(path: Path, task: Task, split: str) -> dict[str, str] | None:
@@ -151,6 +170,9 @@ def _read_golds(path: Path, task: Task, split: str) -> dict[str, str] | None:
     name, outputs = read_outputs(path)
     if name not in (task.official_name, task.name):
         raise KitError(f"{path} says it is of {name} and not of {task.official_name}: give the folder of {task.name}.")
+    if task.kind == "regression" and split != "test":
+        for key, output in outputs.items():
+            _check_rating(output, f"The output of {key!r} in {path}")
     return outputs
 
 
@@ -177,8 +199,22 @@ def _item(task: Task, item: object, where: str) -> Item:
             f"{where} lacks {', '.join(missing)}: items of {task.name} ({task.title}) have {', '.join(wanted)}. "
             f"Check that this is a file of {task.name}, or {AGAIN}."
         )
-    dated = ("date",) if item.get("date") else ()
-    return {field: as_text(item[field], f"{where}: {field}") for field in (*wanted, *dated)}
+    found = {field: as_text(item[field], f"{where}: {field}") for field in wanted}
+    if "date" in item:
+        found["date"] = as_text(item["date"] or "", f"{where}: date")
+    if task.kind == "regression":
+        _check_rating(found[task.gold_field], f"{where}: {task.gold_field}")
+    return found
+
+
+def _check_rating(text: str, where: str) -> None:
+    """Told here, at the door, and not after the training by the metric."""
+    try:
+        known = math.isfinite(float(text))
+    except ValueError:
+        known = False
+    if not known:
+        raise KitError(f"{where} is {text[:40]!r} and no rating: correct it, or {AGAIN}.")
 
 
 def _say_what_is_odd(path: Path, notes: Mapping[str, Any]) -> None:
@@ -189,6 +225,13 @@ def _say_what_is_odd(path: Path, notes: Mapping[str, Any]) -> None:
         log.warning("%s: excluded %d of %d questions without instruction: %s.", path, len(excluded), total, shown)
     if notes["empty"]:
         log.warning("%s: %d of %d questions have an empty profile; they are kept.", path, notes["empty"], total)
+    if notes["html_entities"]:
+        text = (
+            "%s: %d of %d questions have HTML entities such as &amp; in input or output; LaMP scores them as they are."
+        )
+        log.warning(text, path, notes["html_entities"], total)
+    if notes.get("users_found", total) < total - len(excluded):
+        log.warning("%s: %d questions of %d users, found by their histories.", path, total, notes["users_found"])
     if notes["gold_in_profile"]:
         done = "those items are dropped" if notes["gold_dropped"] else "set data.drop_gold to take those items out"
         count = notes["gold_in_profile"]

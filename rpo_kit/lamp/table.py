@@ -25,7 +25,7 @@ from rpo_kit.lamp.tasks import Task
 from rpo_kit.runs import write_text
 
 LARGE = 2**26  # bytes; smaller files are read in a second or two, and kept in memory
-VERSION = 1  # raise it when a conversion changes what it writes
+VERSION = 2  # raise it when a conversion changes what it writes
 COLUMNS: tuple[Literal["id", "user_id", "input", "output"], ...] = ("id", "user_id", "input", "output")
 _BATCH = 2**24  # characters of profiles written at a time
 
@@ -66,7 +66,7 @@ def write_rows(
     """All rows as a dataset; in the file where a place is given, else in memory. `notes` are asked for at the end."""
     batches = _batches(rows)
     first = next(batches, [])
-    dated = any("date" in item for row in first for item in row["profile"])
+    dated = any("date" in item for row in first for item in row["profile"])  # then all are: the reader has seen to it
     if place is None:
         sink = pa.BufferOutputStream()
         _write(task, chain([first], batches), dated, sink)
@@ -115,18 +115,7 @@ def _write(task: Task, batches: Iterable[list[Row]], dated: bool, sink: Any) -> 
     schema = features.arrow_schema
     with pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
-            rows = [{**row, "profile": [_whole(item, fields, row) for item in row["profile"]]} for row in batch]
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-
-
-def _whole(item: dict[str, str], fields: tuple[str, ...], row: Row) -> dict[str, str]:
-    """The item with all columns; a date that turns up late has none, and is not dropped in silence."""
-    if "date" in item and "date" not in fields:
-        raise KitError(
-            f"Question {row['id']!r} has dates in its profile, and the questions before it have none: this file mixes "
-            "LaMP's time split with its user split. Take the file of one of them."
-        )
-    return item if len(item) == len(fields) else item | {"date": item.get("date", "")}
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
 
 
 @contextmanager

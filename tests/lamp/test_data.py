@@ -50,11 +50,49 @@ def test_a_row_has_question_user_output_and_profile(tmp_path: Path) -> None:
 
 def test_users_and_dates_of_the_time_split_are_read(tmp_path: Path) -> None:
     item = {"id": "3100", "text": "x", "score": "1", "date": "2011-05-03"}
-    write_split(tmp_path, [question(0, user_id="u7", profile=[item]), question(1)])
+    undated = item | {"date": None}
+    write_split(tmp_path, [question(0, user_id="u7", profile=[item]), question(1, user_id="u8", profile=[undated])])
     dataset = read_lamp(tmp_path, RATINGS, "dev")
-    assert dataset["user_id"][:] == ["u7", "311"]
+    assert dataset["user_id"][:] == ["u7", "u8"]
     assert [item["date"] for item in dataset[0]["profile"]] == ["2011-05-03"]
-    assert [item["date"] for item in dataset[1]["profile"]] == ["", ""]
+    assert [item["date"] for item in dataset[1]["profile"]] == [""]
+
+
+DATED = {"id": "1", "text": "x", "score": "1", "date": "2011-05-03"}
+UNDATED = {"id": "2", "text": "x", "score": "1"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({"user_id": "u"}, {}, "comes without a user_id"),
+        ({}, {"user_id": "u"}, "comes with a user_id"),
+        ({"profile": [UNDATED]}, {"profile": [DATED]}, "has an item with a date"),
+        ({"profile": [DATED]}, {"profile": [DATED, UNDATED]}, "has an item without a date"),
+        ({"profile": []}, {"profile": [UNDATED, DATED]}, "has an item with a date"),
+    ],
+)
+def test_a_file_that_mixes_the_two_splits_is_named_with_the_question(
+    first: dict[str, Any], second: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write_split(tmp_path, [question(0, **first), question(1, **second)])
+    with pytest.raises(KitError, match=rf"Question '311' in .*dev_questions.json {said}.* mixes LaMP's time split"):
+        read_lamp(tmp_path, RATINGS, "dev")
+
+
+@pytest.mark.parametrize("rating", ["five", "", "nan", "inf"])
+def test_a_rating_that_is_none_is_told_at_the_door(rating: str, tmp_path: Path) -> None:
+    write_split(tmp_path, [question(0, profile=[UNDATED | {"score": rating}])])
+    with pytest.raises(KitError, match=r"Question '310' .* profile item 0: score is .* and no rating"):
+        read_lamp(tmp_path, RATINGS, "dev")
+    write_split(tmp_path, [question(0)], {"310": rating})
+    with pytest.raises(KitError, match=r"The output of '310' in .*dev_outputs.json is .* and no rating"):
+        read_lamp(tmp_path, RATINGS, "dev")
+
+
+def test_an_id_of_half_a_character_is_read_like_any_text(tmp_path: Path) -> None:
+    write_split(tmp_path, [question(0, id="3\ud800")], {"3\ud800": "4"})
+    assert read_lamp(tmp_path, RATINGS, "dev")["id"][:] == ["3\ufffd"]
 
 
 def test_numbers_are_read_as_text_as_lamps_evaluator_does(tmp_path: Path) -> None:
@@ -69,7 +107,10 @@ def test_what_is_written_is_read_back(task: Task, tmp_path: Path) -> None:
     text = 'Tabs\t, "quotes", {braces}, <rewrite>tags</rewrite>, naïve 日本 \U0001f600 \n'
     parts = {"title": text, "ref1": "a", "ref2": "b"} if task.name == "LaMP-1" else {"text": text}
     profile = [{"id": f"{n}"} | {field: text + str(n) for field in task.fields} for n in range(3)]
-    row = {"id": "1", "user_id": "u", "input": task.make_input(**parts), "output": text, "profile": profile}
+    output = "4" if task.kind == "regression" else text
+    if task.kind == "regression":
+        profile = [item | {"score": "5.0"} for item in profile]
+    row = {"id": "1", "user_id": "u", "input": task.make_input(**parts), "output": output, "profile": profile}
     write_lamp(tmp_path, task, "train", iter([row]))
     assert read_lamp(tmp_path, task, "train")[0] == row
     assert sorted(file.name for file in tmp_path.iterdir()) == ["train_outputs.json", "train_questions.json"]
@@ -171,8 +212,9 @@ def test_a_clean_split_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_the_summary_counts_by_hand_and_survives_saving_and_selecting(tmp_path: Path) -> None:
-    rows = [question(0, items=1), question(1, items=2, user_id="u"), question(2, items=6, user_id="u")]
-    dataset = read_lamp(write_split(tmp_path, [*rows, question(3, input="x")]), RATINGS, "dev")
+    users = ("v", "u", "u")
+    rows = [question(n, items=items, user_id=users[n]) for n, items in enumerate((1, 2, 6))]
+    dataset = read_lamp(write_split(tmp_path, [*rows, question(3, input="x", user_id="w")]), RATINGS, "dev")
     summary = split_summary(dataset)
     assert summary == {
         "task": "LaMP-3", "split": "dev", "examples": 3, "users": 2, "empty_profiles": 0, "excluded": ["313"],
