@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--run", default="demo", help=f"name of the run folder in {runs_root()} (default: demo)")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="settings for this machine (a new run takes cpu)")
-    parser.add_argument("--task", help="LaMP-1, 2, 2-news, 3, 4, 5, 6 or 7 (a new run takes LaMP-7)")
+    parser.add_argument("--task", help="LaMP-1, LaMP-2, LaMP-2-news, LaMP-3 to LaMP-7 (a new run takes LaMP-7)")
     parser.add_argument("--data", help="personas, official (downloads LaMP's files), or a folder with them")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, as in rl.steps=40"

@@ -79,9 +79,7 @@ class _Reading:
     kept: list[str] = field(default_factory=list)
     histories: list[np.ndarray] = field(default_factory=list)  # of the kept questions; empty for those with a user_id
     users: list[str | None] = field(default_factory=list)  # as the file says
-    seen: dict[str, bool] = field(
-        default_factory=dict
-    )  # whether the first question has "user_id", the first item "date"
+    seen: dict[str, bool] = field(default_factory=dict)  # of the first: has it a "user_id", a "date"?
 
     def rows(self) -> Iterator[Example]:
         for number, row in enumerate(stream_list(self.path)):
