@@ -132,9 +132,10 @@ def reflection_messages(
 ) -> Conversation:
     """The conversation which asks for a rewrite. `query` is the official LaMP input.
 
-    Items are numbered by their place in the ranking, from `first` on; `words` cuts each of them.
+    Items are numbered by their place in the ranking, from `first` on; `words` cuts each field of them.
     """
-    lines = [f"[{n}] {_cut(harmless(task.item_line(item)), words)}" for n, item in enumerate(items, first)]
+    cut = [item | {name: _cut(item[name], words) for name in task.fields} for item in items]
+    lines = [f"[{n}] {harmless(task.item_line(item))}" for n, item in enumerate(cut, first)]
     user = fill(
         "reflection_user",
         title=task.title,
@@ -171,7 +172,7 @@ def _cut(text: str, words: int | None) -> str:
         return text
     # Not every script puts spaces between words, and some texts have none at all.
     parts = [part if len(part) <= _WORD_LENGTH else f"{part[:_WORD_LENGTH]}…" for part in text.split()]
-    return " ".join(parts if len(parts) <= words else [*parts[: words - 1], "…", parts[-1]])
+    return " ".join(parts if len(parts) <= words else [*parts[:words], "…"])
 
 
 # ---- generating ---------------------------------------------------------------------------------------------------

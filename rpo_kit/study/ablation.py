@@ -138,7 +138,7 @@ def provenance(run: Run) -> dict[str, Any]:
 
 
 def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
-    """Copy the sweep's numbers to `folder/<name>_{bars.csv, curves.csv, provenance.json}`, to be kept with the code."""
+    """Copy the sweep's numbers to `folder/<name>_*` (CSV_FILES), to be kept with the code."""
     if not all((run.stage("sweep") / file).exists() for file in CSV_FILES):
         raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from rpo_kit.rewriting.reflection import (
 TASK = get_task("LaMP-3")
 QUERY = TASK.make_input(text="The lid leaks.")
 EXAMPLE = {"id": "410", "input": QUERY, "generic": "3"}
-ITEMS = [{"id": str(n), "text": f"item number {n} " + "so and so " * 6, "score": str(1 + n % 5)} for n in range(6)]
+ITEMS = [{"id": str(n), "text": f"item number {n}" + " so and so" * 6, "score": str(1 + n % 5)} for n in range(6)]
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_items_are_cut_at_word_ends_and_keep_their_answer_until_the_prompt_fits(
     assert len(lines) == 6
     for line, item in zip(lines, ITEMS, strict=True):
         assert "item number" in line
-        assert line.endswith(f" … {item['score']}")
+        assert line.endswith(f' …" -> {item["score"]}')
     assert "Query: The lid leaks." in shorter[1]["content"]
 
 
@@ -87,7 +87,15 @@ def test_a_history_item_of_one_endless_word_is_cut_too(untrained):
     item = {"id": "1", "text": "x" * 50_000, "score": "2"}
     messages, cut = fitting_messages(untrained.tokenizer, 600, TASK, EXAMPLE, [item])
     assert cut
-    assert messages[1]["content"].splitlines()[2] == '[1] "' + "x" * 19 + "… -> 2"
+    assert messages[1]["content"].splitlines()[2] == '[1] "' + "x" * 20 + '…" -> 2'
+
+
+def test_an_answer_of_several_words_stays_whole_where_the_text_is_cut():
+    movies = get_task("LaMP-2")
+    item = {"id": "1", "description": "a long story " * 30, "tag": "based on a book"}
+    messages = reflection_messages(movies, movies.make_input(text="A film."), "", [item], words=6)
+    assert "a long story a long story …" in messages[1]["content"]
+    assert "based on a book" in messages[1]["content"]
 
 
 def test_a_query_that_does_not_fit_is_said_and_never_cut(untrained):
