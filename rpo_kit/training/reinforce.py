@@ -225,6 +225,13 @@ def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
                 out["advantages"] = found.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
             return out
 
+        def _prepare_inputs(self, generation_batch: Any) -> Any:
+            before, inputs = self._buffered_inputs, super()._prepare_inputs(generation_batch)
+            if self._buffered_inputs is before:
+                return inputs
+            self._buffered_inputs = group_by_prompt(self._buffered_inputs)
+            return self._buffered_inputs[self._step % len(self._buffered_inputs)]
+
         def _calculate_rewards(self, *args: Any) -> Any:
             """One column for our one reward, of all processes; TRL goes on with it for its log."""
             rewards = super()._calculate_rewards(*args)
@@ -265,6 +272,25 @@ def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
             policy.set_adapter("default")
 
     return RewritingTrainer
+
+
+def group_by_prompt(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A step's micro-batches, dealt anew so that the rewrites of a prompt stand in one of them and can share it: TRL
+    shuffles them over all. The step's gradient, a sum over all, stays the same.
+    """
+    from trl.trainer.utils import split_tensor_dict
+
+    _, prompt = torch.unique(torch.cat([batch["prompt_ids"] for batch in batches]), dim=0, return_inverse=True)
+    order = prompt.argsort(stable=True)
+
+    def rows(name: str) -> Any:
+        parts = [batch[name] for batch in batches]
+        if isinstance(parts[0], Tensor) and parts[0].ndim:
+            return torch.cat(parts)[order]
+        return [sum(parts, [])[n] for n in order.tolist()] if isinstance(parts[0], list) else parts[0]
+
+    dealt: list[dict[str, Any]] = split_tensor_dict({name: rows(name) for name in batches[0]}, len(batches))
+    return dealt
 
 
 def scores_apart(model: Any, processes: int = 1) -> str | None:

@@ -327,6 +327,19 @@ def test_the_gradient_is_the_handwritten_one(policy, tmp_path, monkeypatch, move
     assert logged > 1e-4 if moved else logged == pytest.approx(0.0, abs=1e-9)
 
 
+def test_the_rewrites_of_a_prompt_stand_in_one_micro_batch(policy, tmp_path, monkeypatch):
+    """So that they share it in scoring; each keeps its own completion and advantage."""
+    settings = replace(SETTINGS, prompts_per_step=6, micro_batch=6)
+    trainer, batch, _ = one_step(policy, settings, ["a", "b", "c", "d", "e", "f"], tmp_path, monkeypatch)
+    dealt, names = trainer._buffered_inputs, ("prompt_ids", "completion_ids", "advantages")
+    assert [len(part["prompt_ids"].unique(dim=0)) for part in dealt] == [2, 2, 2]
+
+    def rows(part: dict[str, torch.Tensor]) -> list[tuple[Any, ...]]:
+        return list(zip(*(part[name].tolist() for name in names), strict=True))
+
+    assert sorted(row for part in dealt for row in rows(part)) == sorted(rows(batch))
+
+
 def adapter_weights(model: Any, name: str = "default") -> dict[str, torch.Tensor]:
     return {
         key.replace(f".{name}.", "."): value.detach().clone()
