@@ -26,6 +26,7 @@ from packaging.specifiers import SpecifierSet
 
 from rpo_kit.errors import KitError
 from rpo_kit.rewriting import bundled
+from rpo_kit.runs import runs_root
 
 CPU_UNSLOTH = "2026.10.9"  # the first with a CPU backend; as in requirements-cpu-nodeps.txt, a test compares them
 MEMORY_GB = 7.5  # ours: the `cpu` preset is made for 8 GB, of which a machine reports a little less
@@ -46,8 +47,9 @@ class Check:
     remedy: str = ""
 
 
-def doctor(runs: Path = Path("runs")) -> list[Check]:
-    """All checks, in the order in which they are read."""
+def doctor(runs: Path | None = None) -> list[Check]:
+    """All checks, in the order in which they are read; of the folder where runs go, unless another is given."""
+    runs = runs or runs_root()
     return [
         check_python(),
         check_cores(),

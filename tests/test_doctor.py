@@ -36,6 +36,11 @@ def test_looking_makes_no_folder_and_contacts_no_network(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_unless_told_otherwise_it_looks_where_runs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path / "elsewhere"))
+    assert by_name(doctor.doctor())["runs folder"].found == f"{tmp_path / 'elsewhere'} can be written"
+
+
 def test_of_a_key_only_the_name_of_its_variable_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,9 +22,12 @@ from transformers import AttentionInterface
 def shares_prefix(model: Any) -> bool:
     """Whether one row can stand for a whole group: Llama- and Qwen-type models on the Hugging Face path.
 
-    Not on a GPU, where Unsloth has replaced the forward pass and groups prefixes itself.
+    Not on a GPU, where Unsloth has replaced the forward pass and groups prefixes itself; not with layers that look
+    back only so far (Qwen's sliding windows), for which the attention here would look back further.
     """
-    return model.config.model_type in ("llama", "qwen2", "qwen3") and not torch.cuda.is_available()
+    config: Any = model.config
+    windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return config.model_type in ("llama", "qwen2", "qwen3") and not windows and not torch.cuda.is_available()
 
 
 @torch.no_grad()

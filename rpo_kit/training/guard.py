@@ -98,9 +98,11 @@ def _drift(rows: Rows) -> dict[str, str]:
 
 
 def _standstill(rows: Rows) -> dict[str, str]:
-    """After 4 windows: the reward of the last window is not above that of the first."""
+    """The reward of the last window is not above that of the first. Measured: it holds for the demo's 14 steps, whose RL
+    gains nothing, and at no step for the longer runs, whose RL does (figures/data/*_rl_log.csv).
+    """
     first, last = _mean(rows[:WINDOW], "reward"), _mean(rows[-WINDOW:], "reward")
-    if len(rows) < 4 * WINDOW or first is None or last is None or last > first:
+    if len(rows) < 2 * WINDOW or first is None or last is None or last > first:
         return {}
     return {
         "reward": f"The reward has not risen in {len(rows)} steps ({first:.3f} to {last:.3f}; more history items can "

@@ -299,7 +299,7 @@ def scores_apart(model: Any, processes: int = 1) -> str | None:
         return "several processes exchange their gradients in the model's own forward pass"
     if torch.cuda.is_available():
         return "Unsloth's GPU trainer groups prefixes itself"
-    return None if shares_prefix(model) else f"the attention of a {model.config.model_type} model is not known here"
+    return None if shares_prefix(model) else f"the attention of this {model.config.model_type} model is not known here"
 
 
 def ensure_reference(model: Any, beta: float) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from rpo_kit.training.guard import complaints, speak
@@ -55,7 +57,13 @@ def test_each_sign_has_its_own_sentence_with_a_remedy(column, changes, told):
 def test_one_bad_step_and_the_first_few_steps_are_not_enough():
     assert complaints([*log(40)[:-1], log(40, parsed=0.0)[-1]]) == {}
     assert complaints(log(40, parsed=0.0)[-4:]) == {}
-    assert "reward" not in complaints(log(19, reward=0.1)), "20 steps before it is said that nothing is learned"
+    assert "reward" not in complaints(log(9, reward=0.1)), "10 steps before it is said that nothing is learned"
+
+
+@pytest.mark.parametrize(("run", "told"), [("demo_LaMP-7", True), ("long_LaMP-1", False), ("long_LaMP-3", False)])
+def test_of_the_stored_runs_it_speaks_of_the_one_that_gained_nothing(run, told):
+    stored = pd.read_csv(Path(__file__).parents[2] / f"figures/data/{run}_rl_log.csv").to_dict("records")
+    assert any("reward" in complaints(stored[:steps]) for steps in range(len(stored) + 1)) == told
 
 
 def test_a_column_that_the_log_lacks_is_no_complaint():

@@ -574,6 +574,7 @@ def test_trap_12_the_libraries_we_reach_into_are_pinned_and_installed_as_pinned(
             ["self", "model", "input_ids", "attention_mask", "logits_to_keep"],
         ),
         ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
+        ("_prepare_inputs", ["self", "generation_batch"]),
     ],
 )
 def test_trap_12_what_we_override_is_there_and_takes_what_we_pass(method, parameters):
@@ -590,3 +591,14 @@ def test_one_pass_scores_a_group_only_where_unsloth_does_not_do_it_itself(monkey
     assert not reinforce.shares_prefix(SimpleNamespace(config=SimpleNamespace(model_type="mamba")))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not reinforce.shares_prefix(llama)
+
+
+def test_a_model_with_sliding_windows_keeps_its_own_attention():
+    """Qwen's config decides it a layer: those from max_window_layers on."""
+    from transformers import Qwen2Config
+
+    whole = Qwen2Config(num_hidden_layers=2)
+    partly = Qwen2Config(num_hidden_layers=2, use_sliding_window=True, sliding_window=16, max_window_layers=1)
+    assert reinforce.shares_prefix(SimpleNamespace(config=whole))
+    assert not reinforce.shares_prefix(SimpleNamespace(config=partly))
+    assert "this qwen2 model is not known" in str(reinforce.scores_apart(SimpleNamespace(config=partly)))
