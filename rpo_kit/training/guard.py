@@ -98,8 +98,8 @@ def _drift(rows: Rows) -> dict[str, str]:
 
 
 def _standstill(rows: Rows) -> dict[str, str]:
-    """The reward of the last window is not above that of the first. Measured: it holds for the demo's 14 steps, whose RL
-    gains nothing, and at no step for the longer runs, whose RL does (figures/data/*_rl_log.csv).
+    """The reward of the last window is not above that of the first. Measured: true of the demo's 14 steps, whose RL
+    gains nothing, and at no step of the longer runs, whose RL does (figures/data/*_rl_log.csv).
     """
     first, last = _mean(rows[:WINDOW], "reward"), _mean(rows[-WINDOW:], "reward")
     if len(rows) < 2 * WINDOW or first is None or last is None or last > first:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,9 @@ def group_by_prompt(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         parts = [batch[name] for batch in batches]
         if isinstance(parts[0], Tensor) and parts[0].ndim:
             return torch.cat(parts)[order]
-        return [sum(parts, [])[n] for n in order.tolist()] if isinstance(parts[0], list) else parts[0]
+        if isinstance(parts[0], list):
+            return [list(chain(*parts))[n] for n in order.tolist()]
+        return parts[0]  # one number for all, or nothing
 
     dealt: list[dict[str, Any]] = split_tensor_dict({name: rows(name) for name in batches[0]}, len(batches))
     return dealt
