@@ -1,4 +1,4 @@
-"""What must hold for every notebook, read without running one (`make demo` runs them)."""
+"""What must hold for every notebook, read without running one (`make demo` does); and what the demo does not show."""
 
 import ast
 import importlib
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rpo_kit.study.demo import CHAPTERS, NOTEBOOKS
+from rpo_kit.lamp.data import write_lamp
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.runs import open_run
+from rpo_kit.study.demo import CHAPTERS, NOTEBOOKS, execute
 
 PARAMETERS = 'run_name = "demo"\npreset = "cpu"\noverrides = {}'
 LONGEST = 15  # lines of a code cell
@@ -135,3 +138,25 @@ def test_its_links_lead_to_files_that_exist(chapter):
 def test_no_machine_path_and_no_address_is_in_it(chapter):
     text = (NOTEBOOKS / f"{chapter}.ipynb").read_text(encoding="utf-8")
     assert not any(word in text for word in ("/home/", "/root/", "/work/", "/tmp/", "localhost", "https://"))
+
+
+def test_notebook_01_shows_the_runs_own_users_also_where_they_are_no_personas(tmp_path, monkeypatch):
+    """Made-up rows shaped like LaMP's time split of a task without personas: dates, and users that dev knows."""
+    task, folder = get_task("LaMP-2-news"), tmp_path / "lamp"
+    for split, place in (("train", 0), ("dev", 1)):
+        rows = []
+        for n in range(3):
+            day = {"text": f"Trains are late in town {n}.", "title": "Late", "category": "travel", "date": "2015-02-03"}
+            profile = [{"id": f"{place}{n}{m}", **day, "title": f"Late again {m}"} for m in range(3)]
+            query = task.make_input(text=f"The bus {n} did not come.")
+            user = f"reader-{n}"
+            rows.append({"id": f"{place}{n}", "user_id": user, "input": query, "output": "travel", "profile": profile})
+        write_lamp(folder, task, split, rows)
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path / "runs"))
+    run = open_run("own", "tiny", {"data.source": str(folder), "data.task": task.name})
+    execute(run, "01_lamp_and_retrieval")
+    shown = (run.folder / "notebooks" / "01_lamp_and_retrieval.ipynb").read_text(encoding="utf-8")
+    for said in ("the profile of user reader-0: the first 3 of 3 items", "the habits are not known"):
+        assert said in shown
+    assert "3 of 3 dev users are in train as well" in shown
+    assert "html_entities" in shown

@@ -6,7 +6,7 @@ computed in batches of like length and kept in `$RPO_CACHE/dense/<encoder>.sqlit
 text, so a killed call goes on and a second ranking asks no model. Left out: prefixes which some encoders were trained
 with ("query: "), other poolings, approximate search; a profile is small.
 
-    rank(task, dataset, "dense:facebook/contriever")      # or dense:FOLDER
+    rank(task, dataset, "dense:facebook/contriever")      # or dense:FOLDER, or dense:smollm2
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.retrieval import Examples, corpora
 from rpo_kit.lamp.tasks import Task
+from rpo_kit.rewriting.bundled import bundled_model
 from rpo_kit.runs import fingerprint
 
 MAX_TOKENS = 512  # of a text, or less where the encoder reads less
@@ -60,10 +61,14 @@ def rank_dense(task: Task, dataset: Examples, name: str, folder: Path | None = N
 
 
 def load_encoder(name: str) -> Encoder:
-    """The encoder from a folder or the hub; weights as safetensors only, and none of its own code is run."""
+    """The encoder from a folder or the hub; weights as safetensors only, and none of its own code is run.
+
+    "smollm2" is the bundled model: a weak encoder, but one that needs no network.
+    """
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    name = str(bundled_model()) if name == "smollm2" else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)

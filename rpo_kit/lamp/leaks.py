@@ -29,12 +29,13 @@ def gold_positions(task: Task, example: Mapping[str, Any]) -> list[int]:
     LaMP-1: the reference that is the right answer. Empty outputs (LaMP's test split) are in no profile.
     """
     profile: list[Item] = example["profile"]
-    wanted = _leaking_text(task, example["input"], example["output"])
+    wanted = leaking_text(task, example["input"], example["output"])
     field = task.gold_field if task.kind == "generation" else task.text_field
     return [n for n, item in enumerate(profile) if item[field].strip() == wanted] if wanted else []
 
 
-def _leaking_text(task: Task, input: str, output: str) -> str:
+def leaking_text(task: Task, input: str, output: str) -> str:
+    """What in an item of the profile gives the answer away; "" where nothing can."""
     if task.kind == "generation":
         return output.strip()
     if not task.is_official(input):

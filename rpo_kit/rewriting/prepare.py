@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,14 @@ def read_source(settings: DataSettings, split: str, work: Path) -> Dataset:
     return dataset.add_column("ranking", rank(task, dataset, settings.retriever, settings.seed)).add_column(
         "facts", rows
     )
+
+
+def first_examples(settings: DataSettings, split: str, users: int) -> list[Example]:
+    """The first users of a split, read and ranked as `prepare` does it; no model is asked."""
+    few = replace(settings, train_users=users, dev_users=users, leave_one_out=0)
+    with tempfile.TemporaryDirectory() as work:
+        rows = read_source(few, split, Path(work)).to_list()
+    return [row | {"facts": json.loads(row["facts"])} for row in rows]
 
 
 def first_users(dataset: Dataset, users: int) -> Dataset:

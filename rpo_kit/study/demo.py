@@ -83,7 +83,7 @@ def summary(run: Run) -> str:
     """The result table, and where everything is."""
     metrics = pd.read_csv(run.stage("evaluate") / "metrics.csv")
     shown = metrics.drop(columns=["task", "shots", "examples"]).round(3).fillna("")
-    about = f"{metrics['task'][0]}, {metrics['examples'][0]} unseen users, {metrics['shots'][0]} history items"
+    about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, {metrics['shots'][0]} history items"
     return "\n".join(
         [
             f"Result ({about}; score is 0 to 1, higher is better, with its 95 % interval):",

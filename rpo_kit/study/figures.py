@@ -155,7 +155,7 @@ def _draw_bars(ax: Axes, bars: pd.DataFrame) -> None:
             ax.plot([at - 0.45, at + 0.45], [row.score] * 2, color=INK, lw=1.2, ls=style)
             if at == len(groups) - 1:
                 ax.annotate(name, (at + 0.45, row.score), (0, 3), textcoords="offset points", ha="right", fontsize=9)
-    ax.set(title="score on unseen users, with 95 % intervals", xlabel="history items $k$ at evaluation")
+    ax.set(title="score on dev users, with 95 % intervals", xlabel="history items $k$ at evaluation")
     ax.set_xticks(range(len(groups)), [str(k) for k in groups])
     ax.set_xlim(-0.55, len(groups) - 0.45)
     ax.grid(axis="x", visible=False)
@@ -171,7 +171,7 @@ def _caption(bars: pd.DataFrame, curves: pd.DataFrame, about: Mapping[str, Any],
     smooth = f"Reward: mean of the seeds, running mean over {window} steps. " if window > 1 else ""
     data, model, steps = preset["data"], preset["reflection"]["name"], curves["step"].max()
     text = (
-        f"{data['task']} ({data['source']}), {bars['users'].max()} unseen users; {model}; each arm {steps} RL steps "
+        f"{data['task']} ({data['source']}), {bars['users'].max()} dev users; {model}; each arm {steps} RL steps "
         f"from the same SFT adapter; seeds: {seeds}. {smooth}Intervals: bootstrap over users. any habit: a reader who "
         "does not know the user. oracle: follows what most of the same k items show."
     )
@@ -260,7 +260,7 @@ def results_figure(metrics: pd.DataFrame) -> Figure:
 
 def _results_label(metrics: pd.DataFrame) -> str:
     row = metrics.iloc[0]
-    about = f"{row['task']}, {row['examples']} unseen users, k = {row['shots']}"
+    about = f"{row['task']}, {row['examples']} dev examples, k = {row['shots']}"
     return f"score (0 to 1, higher is better) with 95 % interval · {about}"
 
 

@@ -121,11 +121,12 @@ def comparison_table(task: Task, examples: Sequence[Example], predictions: Mappi
 
 def habit_check(task: Task, records: Sequence[Mapping[str, Any]], examples: Mapping[str, Example]) -> pd.DataFrame:
     """How many trajectories rest on items that show the user's habit (rows), and how many were kept (columns)."""
-    rules, counts = persona(task.name), {(shows, kept): 0 for shows in ("yes", "no") for kept in ("yes", "no")}
+    counts = {(shows, kept): 0 for shows in ("yes", "no") for kept in ("yes", "no")}
     for record in records:
         facts = examples[record["example"]]["facts"]
         items = {item["id"]: item for item in examples[record["example"]]["profile"]}
         if facts:  # known for personas only
+            rules = persona(task.name)
             seen = {rules.shown_habit(items[key], facts["items"][key]) for key in record["items"]}
             shows = "yes" if seen == {facts["habit"]["name"]} else "no"
             counts[shows, "no" if "reason" in record else "yes"] += 1

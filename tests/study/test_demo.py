@@ -105,7 +105,7 @@ def test_the_overrides_turn_the_preset_into_the_runs_settings(tmp_path, preset):
 def test_the_summary_shows_the_table_and_where_everything_is(tmp_path):
     run = finished_run(tmp_path)
     text = summary(run)
-    assert "LaMP-3, 6 unseen users, 6 history items" in text
+    assert "LaMP-3, 6 dev examples, 6 history items" in text
     assert "0.712" in text
     for place in ("metrics.csv", "figures/", "notebooks/"):
         assert place in text

@@ -38,7 +38,7 @@ def sweep_files(folder: Path, steps: int, seeds: int, shots: tuple[int, ...]) ->
 def test_figure_3_says_task_users_seeds_and_steps(tmp_path, steps, seeds, shots):
     figure = figures.figure3(sweep_files(tmp_path, steps, seeds, shots))
     caption = " ".join(figure.texts[0].get_text().split())
-    for said in ("LaMP-3", "40 unseen users", f"{steps} RL steps", f"seeds: {', '.join(map(str, range(seeds)))}."):
+    for said in ("LaMP-3", "40 dev users", f"{steps} RL steps", f"seeds: {', '.join(map(str, range(seeds)))}."):
         assert said in caption
 
 
