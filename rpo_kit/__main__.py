@@ -33,6 +33,7 @@ STAGE_FUNCTIONS = {
     "evaluate": "study.evaluation.evaluate",
     "sweep": "study.ablation.sweep",
 }
+FIGURES = Path(__file__).resolve().parents[1] / "figures"  # with the numbers kept in figures/data
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     score.set_defaults(command=_score)
     figure = commands.add_parser("figure3", help="draw Figure 3 from the stored numbers of a sweep, without training")
     figure.add_argument("--run", default="demo", help="the run with the sweep (default: demo)")
+    figure.add_argument("--data", metavar="NAME", help="instead of a run, the numbers kept as figures/data/NAME_*.csv")
     figure.add_argument("--export", metavar="NAME", help="also keep the numbers as figures/data/NAME_*.csv")
     figure.set_defaults(command=_figure3)
     results = commands.add_parser("results", help="draw an evaluation from its stored numbers")
@@ -164,14 +166,15 @@ def _figure3(options: argparse.Namespace) -> None:
     from rpo_kit.study.ablation import export_figure_data
     from rpo_kit.study.figures import figure3, save
 
-    run, folder = existing_run(options.run), Path(__file__).resolve().parents[1] / "figures"
-    if options.export:
-        export_figure_data(run, folder / "data", options.export)
-    data = folder / "data" / f"{options.export}_" if options.export else f"{run.stage('sweep')}/"
-    print(
-        "drawn:",
-        *save(figure3(str(data)), folder if options.export else run.stage("sweep"), options.export or "figure3"),
-    )
+    name = options.data or options.export
+    if not options.data:
+        run = existing_run(options.run)
+        if options.export:
+            export_figure_data(run, FIGURES / "data", name)
+    if name:
+        print("drawn:", *save(figure3(f"{FIGURES}/data/{name}_"), FIGURES, f"{name}_figure3"))
+    else:
+        print("drawn:", *save(figure3(f"{run.stage('sweep')}/"), run.stage("sweep"), "figure3"))
 
 
 def _results(options: argparse.Namespace) -> None:
@@ -180,11 +183,11 @@ def _results(options: argparse.Namespace) -> None:
     from rpo_kit.study.ablation import export_results
     from rpo_kit.study.figures import results_figure, save
 
-    run, folder = existing_run(options.run), Path(__file__).resolve().parents[1] / "figures"
+    run = existing_run(options.run)
     if options.export:
-        export_results(run, folder / "data", options.export)
+        export_results(run, FIGURES / "data", options.export)
     figure = results_figure(pd.read_csv(require(run, "evaluate") / "metrics.csv"))
-    place, name = (folder, f"{options.export}_results") if options.export else (run.folder / "figures", "results")
+    place, name = (FIGURES, f"{options.export}_results") if options.export else (run.folder / "figures", "results")
     print("drawn:", *save(figure, place, name))
 
 

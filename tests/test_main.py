@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,15 @@ def test_the_help_tells_a_newcomer_the_stages_in_order_and_where_to_start(capsys
     assert places == sorted(places)
     for name in ("demo", "doctor", "presets", "score", "figure3", "results", "serve"):
         assert name in said
+
+
+def test_figure_3_is_drawn_again_from_the_numbers_kept_with_the_code(tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "figures" / "data", tmp_path / "data")
+    monkeypatch.setattr("rpo_kit.__main__.FIGURES", tmp_path)
+    assert main(["figure3", "--data", "long_LaMP-7"]) == 0
+    assert (tmp_path / "long_LaMP-7_figure3.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["figure3", "--data", "nosuch"]) == 2
+    assert "nosuch_bars.csv is missing" in capsys.readouterr().err
 
 
 def test_the_help_of_a_stage_explains_its_options(capsys):

@@ -4,7 +4,7 @@ Each function takes a table (rows of a log, a metrics.csv, the CSVs of a sweep) 
 pyplot is never used, because its state breaks in notebook callbacks (facts). `save` writes PNG and SVG which are the
 same bytes each time. Figures 1 and 2 are drawings, in `drawing.py`.
 
-    figure3("figures/data/long_LaMP-3_")   reads …bars.csv, …curves.csv, …provenance.json
+    figure3("figures/data/long_LaMP-7_")   reads …bars.csv, …curves.csv, …provenance.json
     save(figure3(…), Path("figures"), "figure3")   ->  [figures/figure3.png, figures/figure3.svg]
 """
 
