@@ -1,6 +1,10 @@
 """Completions sampled from one row of the cache are what the plain model would write, each for itself."""
 
+from typing import Any
+
+import pytest
 import torch
+from random_models import KINDS, random_model
 
 from rpo_kit.rewriting.sampling import draw, sample_groups, until_end
 
@@ -21,17 +25,35 @@ def test_greedy_groups_write_what_separate_prompts_write(llama):
     assert written.tolist() == [[row] * 3 for row in expected.tolist()]
 
 
-def test_each_sampled_completion_reads_its_own_tokens_and_no_others(llama):
+def check_that_the_plain_model_draws_the_same(model: Any, vocabulary: int) -> None:
     """Sampled completions differ; what the shared cache predicts next for each is what the plain model predicts."""
     torch.manual_seed(0)
-    prompt, ones = torch.randint(1, 53, (1, 4)), torch.ones(1, 4, dtype=torch.long)
-    sampled = sample_groups(llama, prompt, ones, 4, new_tokens=5, temperature=1.5, ends=[])[0]
+    prompt, ones = torch.randint(1, vocabulary, (1, 4)), torch.ones(1, 4, dtype=torch.long)
+    sampled = sample_groups(model, prompt, ones, 4, new_tokens=5, temperature=1.5, ends=[])[0]
     assert len({tuple(row) for row in sampled.tolist()}) == 4
     torch.manual_seed(0)
-    prompt = torch.randint(1, 53, (1, 4))
+    prompt = torch.randint(1, vocabulary, (1, 4))
     for step in range(5):  # the same draws, from the plain model's distributions
-        logits = llama(input_ids=torch.cat([prompt.expand(4, -1), sampled[:, :step]], 1)).logits[:, -1]
+        logits = model(input_ids=torch.cat([prompt.expand(4, -1), sampled[:, :step]], 1)).logits[:, -1]
         assert draw(logits[None], 1.5).flatten().tolist() == sampled[:, step].tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shared", [1, 3])
+def test_each_sampled_completion_reads_its_own_tokens_and_no_others(kind, shared):
+    check_that_the_plain_model_draws_the_same(random_model(kind, heads=2, shared=shared, seed=0), 53)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_4_bit", [False, True])
+def test_so_it_does_on_the_bundled_model(in_4_bit):
+    from rpo_kit.presets import ModelSettings
+    from rpo_kit.rewriting.reflection import load_trainable
+
+    model = load_trainable(ModelSettings("smollm2", in_4_bit), None, seed=0).model.float()
+    for layer in (m for m in model.modules() if hasattr(m, "compute_dtype")):  # the dequantised weights too
+        layer.compute_dtype = layer.weight.quant_state.dtype = torch.float32
+    check_that_the_plain_model_draws_the_same(model.eval(), 49_000)
 
 
 def test_a_token_is_drawn_as_often_as_its_probability_says():

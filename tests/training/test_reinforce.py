@@ -327,6 +327,26 @@ def test_the_gradient_is_the_handwritten_one(policy, tmp_path, monkeypatch, move
     assert logged > 1e-4 if moved else logged == pytest.approx(0.0, abs=1e-9)
 
 
+def test_log_probabilities_loss_and_lora_gradients_are_those_of_stock_trls_own_methods(policy, tmp_path, monkeypatch):
+    """The same micro-batch, once as we score it and once by the methods that we override, with a KL that pulls."""
+    trainer, _, _ = one_step(policy, SETTINGS, ["a", "b"], tmp_path, monkeypatch)
+    inputs, found = trainer._buffered_inputs[0], []
+    ids, mask = (torch.cat([inputs[f"prompt_{part}"], inputs[f"completion_{part}"]], 1) for part in ("ids", "mask"))
+    for shared in (True, False):
+        monkeypatch.setattr(reinforce, "shares_prefix", lambda model, shared=shared: shared)
+        assert (reinforce.scores_apart(trainer.model) is None) == shared
+        trainer.model.zero_grad()
+        length = inputs["completion_ids"].shape[1]
+        logps, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, length)[:2]
+        loss = trainer.compute_loss(trainer.model, inputs)
+        loss.backward()
+        gradients = [p.grad.clone() for p in trainer.model.parameters() if p.requires_grad]
+        found.append([logps.detach() * inputs["completion_mask"], loss.detach(), *gradients])
+    for ours, stock in zip(*found, strict=True):
+        torch.testing.assert_close(ours, stock, atol=1e-4, rtol=1e-4)
+    assert max(gradient.abs().max() for gradient in found[0][2:]) > 1e-4
+
+
 def test_the_rewrites_of_a_prompt_stand_in_one_micro_batch(policy, tmp_path, monkeypatch):
     """So that they share it in scoring; each keeps its own completion and advantage."""
     settings = replace(SETTINGS, prompts_per_step=6, micro_batch=6)

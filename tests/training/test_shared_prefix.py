@@ -1,14 +1,12 @@
 """One row for a whole group gives what G separate rows give: log-probabilities, entropies and gradients."""
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from random_models import KINDS, random_model
+from transformers import LlamaForCausalLM
 
 from rpo_kit.errors import KitError
 from rpo_kit.training.shared_prefix import lay_out, score_groups
@@ -60,25 +58,6 @@ def test_gradients_flow_through_the_shared_prompt(llama):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-3)
 
 
-def random_model(kind: str, heads: int, shared: int, seed: int) -> Any:
-    """A random two-layer model of this kind with a LoRA that does something; `shared` query heads a key head."""
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=53,
-        hidden_size=8 * heads * shared,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=heads * shared,
-        num_key_value_heads=heads,
-        head_dim=8,
-        use_sliding_window=False,
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    lora = LoraConfig(r=2, target_modules=["q_proj", "k_proj", "down_proj"], init_lora_weights=False)
-    return get_peft_model(model, lora)
-
-
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Up to three prompts with one to four completions each, all lengths unequal, groups in mixed order."""
@@ -94,7 +73,7 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int]:
     return torch.tensor(rows), (torch.tensor(rows) > 0).long(), after
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", KINDS)
 @examples(max_examples=15, deadline=None)
 @given(batches(), st.integers(1, 2), st.integers(1, 3), st.sampled_from([0.7, 1.0]))
 def test_on_any_shape_log_probabilities_loss_and_lora_gradients_are_the_plain_ones(
