@@ -27,6 +27,7 @@ from rpo_kit.rewriting.prompts import fill, harmless, load
 
 _WORD_LIMITS = (None, 200, 100, 50, 25, 12, 6)  # ours: how far history items are shortened to make a prompt fit
 _WORD_LENGTH = 20  # ours: characters kept of a word in an item that has to be shortened
+_SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def reflection_messages(
 def fitting_messages(
     tokenizer: Any, limit: int, task: Task, example: Mapping[str, Any], items: Sequence[Item], first: int = 1
 ) -> tuple[Conversation, bool]:
-    """The same for an example (its `id`, `input` and `generic`), with history items cut at word ends until the prompt
+    """The same for an example (its `id`, `input` and `generic`), with history items cut at sentence or word ends until the prompt
     has at most `limit` tokens; says whether it cut. The query is never cut: KitError where it does not fit.
     """
     query, generic = example["input"], example["generic"]
@@ -168,11 +169,15 @@ def prompt_tokens(tokenizer: Any, messages: Conversation) -> int:
 
 
 def _cut(text: str, words: int | None) -> str:
+    """The first `words` words, or fewer where a sentence ends in their second half, and "…" where some are left out."""
     if words is None:
         return text
     # Not every script puts spaces between words, and some texts have none at all.
     parts = [part if len(part) <= _WORD_LENGTH else f"{part[:_WORD_LENGTH]}…" for part in text.split()]
-    return " ".join(parts if len(parts) <= words else [*parts[:words], "…"])
+    if len(parts) <= words:
+        return " ".join(parts)
+    ends = [n for n in range(words, words // 2, -1) if parts[n - 1].rstrip("\"')”’»").endswith(_SENTENCE_ENDS)]
+    return " ".join([*parts[: ends[0] if ends else words], "…"])
 
 
 # ---- generating ---------------------------------------------------------------------------------------------------

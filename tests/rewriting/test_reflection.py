@@ -13,6 +13,7 @@ from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.rewriting import sampling
 from rpo_kit.rewriting.reflection import (
     LoadedModel,
+    _cut,
     fitting_messages,
     generate,
     load_reflection,
@@ -81,6 +82,20 @@ def test_items_are_cut_at_word_ends_and_keep_their_answer_until_the_prompt_fits(
         assert "item number" in line
         assert line.endswith(f' …" -> {item["score"]}')
     assert "Query: The lid leaks." in shorter[1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (None, "It broke. I mended it twice (in vain!) and gave up."),
+        (10, "It broke. I mended it twice (in vain!) …"),
+        (5, "It broke. I mended it …"),  # a sentence's end in the first half does not count
+        (3, "It broke. …"),
+    ],
+)
+def test_a_text_is_cut_where_a_sentence_ends_if_that_keeps_more_than_half(words, kept):
+    text = "It broke. I mended it twice (in vain!) and gave up."
+    assert _cut(text, words) == kept
 
 
 def test_a_history_item_of_one_endless_word_is_cut_too(untrained):
