@@ -150,8 +150,8 @@ def reflection_messages(
 def fitting_messages(
     tokenizer: Any, limit: int, task: Task, example: Mapping[str, Any], items: Sequence[Item], first: int = 1
 ) -> tuple[Conversation, bool]:
-    """The same for an example (its `id`, `input` and `generic`), with history items cut at sentence or word ends until the prompt
-    has at most `limit` tokens; says whether it cut. The query is never cut: KitError where it does not fit.
+    """The same for an example (its `id`, `input` and `generic`), with history items cut at sentence or word ends until
+    the prompt has at most `limit` tokens; says whether it cut. The query is never cut: KitError where it does not fit.
     """
     query, generic = example["input"], example["generic"]
     for words in _WORD_LIMITS:
