@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
-from rpo_kit.lamp.data import read_lamp
+from rpo_kit.lamp.data import excluded_outputs, read_lamp
 from rpo_kit.lamp.download import fetch
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import Item, Task, get_task
@@ -121,6 +121,11 @@ def load_prepared(run: Run, split: str) -> list[Example]:
         for row, items in zip(rows, profiles, strict=True)
         if row["id"] in generic
     ]
+
+
+def load_excluded(run: Run, split: str) -> dict[str, str]:
+    """{id: output} of the questions which the whole split has and no model was asked (see `excluded_outputs`)."""
+    return excluded_outputs(load_from_disk(str(require(run, "prepare") / split)))
 
 
 class Profile(Sequence[Item]):
