@@ -24,6 +24,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
 from rpo_kit.lamp.data import excluded_outputs, read_lamp
 from rpo_kit.lamp.download import fetch
+from rpo_kit.lamp.leaks import check_belong_together
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import Item, Task, get_task
 from rpo_kit.presets import DataSettings
@@ -50,7 +51,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
         for split in SPLITS:
             if not (work / split / "dataset_info.json").exists():
                 read_source(preset.data, split, work).save_to_disk(str(work / split))
-        rows = _queries(work)
+        rows = _queries(work, _folder(preset.data, work))
         missing = _without_generic(rows, work)
         if missing:
             base = open_base(preset.base) if open_base else open_chat_of(run, preset.base)
@@ -75,15 +76,17 @@ def lamp_folder(settings: DataSettings) -> Path:
     return fetch(get_task(settings.task), settings.separation, SPLITS)
 
 
+def _folder(settings: DataSettings, work: Path) -> Path:
+    return work / "personas" if settings.source == "personas" else lamp_folder(settings)
+
+
 def read_source(settings: DataSettings, split: str, work: Path) -> Dataset:
     """One split with its ranking: from the embedded personas, or from a folder with LaMP's official files."""
     task = get_task(settings.task)
     users = settings.train_users if split == "train" else settings.dev_users
     facts: dict[str, Any] = {}
-    if settings.source != "personas":
-        folder = lamp_folder(settings)
-    else:
-        folder = work / "personas"
+    folder = _folder(settings, work)
+    if settings.source == "personas":
         personas.write(folder, task.name, {split: users}, items_per_user=settings.items_per_user, seed=settings.seed)
         facts = json.loads((folder / f"{split}_facts.json").read_text(encoding="utf-8"))
     dataset = first_users(read_lamp(folder, task, split, drop_gold=settings.drop_gold), users)
@@ -171,14 +174,11 @@ def _whole(label: str) -> str:
     return rf"(?<!\w){re.escape(label)}(?!\w)"
 
 
-def _queries(work: Path) -> list[dict[str, str]]:
-    """`id` and `input` of both splits."""
-    rows = [
-        row for split in SPLITS for row in load_from_disk(str(work / split)).select_columns(["id", "input"]).to_list()
-    ]
-    if len({row["id"] for row in rows}) < len(rows):
-        raise KitError("Train and dev share question ids; take the two splits from the same LaMP download.")
-    return rows
+def _queries(work: Path, folder: Path) -> list[dict[str, str]]:
+    """`id` and `input` of both splits, which must belong together."""
+    train, dev = (load_from_disk(str(work / split)) for split in SPLITS)
+    check_belong_together(train, dev, folder)
+    return [row for split in (train, dev) for row in split.select_columns(["id", "input"]).to_list()]
 
 
 def _without_generic(rows: list[dict[str, str]], work: Path) -> list[dict[str, str]]:

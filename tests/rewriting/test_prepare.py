@@ -134,8 +134,32 @@ def test_splits_that_share_ids_are_refused(new_run, recording_chat, tmp_path):
     row = {"id": "1", "input": task.make_input(text="fine"), "output": "4", "profile": []}
     for split in ("train", "dev"):
         write_lamp(tmp_path / "lamp", task, split, [row])
-    with pytest.raises(KitError, match="Train and dev share question ids"):
+    said = r"Train and dev share question ids in .*lamp: 1 of the 1 of dev, such as 1\. Take train_questions.json"
+    with pytest.raises(KitError, match=said):
         prepare(new_run({"data.source": str(tmp_path / "lamp")}), lambda spec: recording_chat())
+
+
+@pytest.mark.parametrize(
+    ("question", "item", "said"),
+    [
+        ({}, {}, "dev_questions.json in .*lamp has a user_id and train_questions.json has none: .* from the same"),
+        ({"user_id": "u"}, {"date": "2011"}, "train_questions.json in .*lamp has a date and dev_questions.json has no"),
+    ],
+)
+def test_splits_of_two_ways_to_split_are_refused(new_run, recording_chat, tmp_path, question, item, said):
+    task, folder = get_task("LaMP-3"), tmp_path / "lamp"
+    for number, split in enumerate(("train", "dev")):
+        profile = [{"id": f"{number}{n}", "text": f"lid {n}", "score": "4"} for n in range(3)]
+        row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": profile}
+        write_lamp(folder, task, split, [row])
+    (row,) = json.loads((folder / "train_questions.json").read_text())
+    del row["user_id"]
+    row |= question | {"profile": [one | item for one in row["profile"]]}
+    (folder / "train_questions.json").write_text(json.dumps([row]))
+    for own_items in (0, 2):
+        run = new_run({"data.source": str(folder), "data.leave_one_out": own_items})
+        with pytest.raises(KitError, match=said):
+            prepare(run, lambda spec: pytest.fail("told before a model is asked"))
 
 
 def test_an_unknown_task_is_told_which_there_are(new_run, recording_chat):
