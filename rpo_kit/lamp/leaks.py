@@ -57,11 +57,15 @@ def has_entity(text: str) -> bool:
 def check_is_text(task: Task, text: str, where: str) -> None:
     """KitError where an e-mail of LaMP-6 is the name of a file of the collection that LaMP may not pass on."""
     if task.name == "LaMP-6" and _AVOCADO.fullmatch(text.removeprefix(task.prefix).strip()):
-        raise KitError(
-            f"{where} is {text[-40:]!r}: LaMP-6 is distributed with names of files in place of the e-mails. They are "
-            "in the Avocado Research Email Collection (LDC2015T03) of the Linguistic Data Consortium, under licence; "
-            "with it, LaMP's create_avocado_dataset.py fills in the texts. Give the folder which that wrote."
-        )
+        raise mails_missing(f"{where} is {text[-40:]!r}")
+
+
+def mails_missing(what: str) -> KitError:
+    return KitError(
+        f"{what}: LaMP-6 is distributed with names of files in place of the e-mails. They are in the Avocado Research "
+        "Email Collection (LDC2015T03) of the Linguistic Data Consortium, under licence; with it, LaMP's "
+        "create_avocado_dataset.py fills in the texts. Give the folder which that wrote (--data FOLDER)."
+    )
 
 
 def check_belong_together(train: Dataset, dev: Dataset, folder: Path) -> None:
