@@ -8,6 +8,7 @@ from fakes import completion
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.data import write_lamp
+from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.rewriting import prepare as prepare_module
 from rpo_kit.rewriting.prepare import Profile, base_conversation, first_users, load_prepared, prepare, read_answer
@@ -38,6 +39,17 @@ def test_both_splits_come_with_ranking_generic_answer_and_hidden_facts(prepared)
         assert sorted(example["ranking"]) == list(range(7)), "the whole profile is ranked, each item once"
         assert example["generic"] == "3"
         assert example["facts"]["query"]["reads"] in (2, 3, 4)
+
+
+@pytest.mark.parametrize("method", ["bm25", "recency", "random"])
+def test_profiles_are_ranked_by_the_retriever_and_the_seed_of_the_settings(prepared, method):
+    run = prepared({"data.retriever": method, "data.seed": 5})
+    for split in ("train", "dev"):
+        examples = load_prepared(run, split)
+        found = [example["ranking"] for example in examples]
+        assert found == rank(get_task("LaMP-3"), examples, method, 5)
+        assert found != rank(get_task("LaMP-3"), examples, method, 6) or method != "random"
+        assert (found == [[6, 5, 4, 3, 2, 1, 0]] * len(examples)) == (method == "recency")
 
 
 def test_a_killed_call_goes_on_with_the_missing_answers(new_run, recording_chat, monkeypatch):

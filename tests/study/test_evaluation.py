@@ -218,6 +218,38 @@ def test_a_killed_evaluation_asks_only_for_what_is_missing_and_keeps_the_order(p
     assert len(read_records(tmp_path / "records" / "sft.jsonl")) == 6
 
 
+@pytest.mark.parametrize(
+    ("system", "items", "summary"),
+    [
+        ("base", None, False),
+        ("context-1", 1, False),
+        ("context-3", 3, False),
+        ("context", 2, False),
+        ("pag-0", 0, True),
+        ("pag-3", 3, True),
+    ],
+)
+def test_a_system_asks_the_base_model_with_what_its_name_says(
+    prepared, recording_chat, tmp_path, monkeypatch, system, items, summary
+):
+    run = prepared({"evaluation.shots": 2})
+    base = recording_chat(lambda conversation: "Likes lids." if "typical" in conversation[0]["content"] else "4")
+    monkeypatch.setattr(evaluation, "open_chat_of", lambda of, spec: base)
+    rows = load_prepared(run, "dev")
+    found = predict(run, system, rows, tmp_path, None)
+    asked = [conversation[0]["content"] for conversation in base.asked]
+    if items is None:
+        assert (asked, {record["prediction"] for record in found}) == ([], {"3"})
+        return
+    requests, prompts = (asked[: len(rows)], asked[len(rows) :]) if summary else ([], asked)
+    assert (len(requests), len(prompts)) == (len(rows) if summary else 0, len(rows))
+    for row, prompt in zip(rows, prompts, strict=True):
+        shown = [row["profile"][n] for n in row["ranking"][:items]]
+        question = RATINGS.context_prompt(row["input"], shown)
+        assert prompt == (f"About the person who asks: Likes lids.\n\n{question}" if summary else question)
+    assert {record["prediction"] for record in found} == {"4"}
+
+
 # ---- the stage ----------------------------------------------------------------------------------------------------
 
 
