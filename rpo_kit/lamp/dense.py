@@ -76,11 +76,12 @@ def load_encoder(name: str) -> Encoder:
 def _not_loaded(name: str, reason: str) -> KitError:
     """With the way out for an encoder which, as older ones, has pytorch_model.bin alone; that is a pickle."""
     if "safetensors" in reason:
-        parts = (f"{kind}.from_pretrained({name!r}).save_pretrained('encoder')" for kind in ("AutoModel", "AutoTokenizer"))
+        kinds = ("AutoModel", "AutoTokenizer")
+        parts = (f"{kind}.from_pretrained({name!r}).save_pretrained('encoder')" for kind in kinds)
         return KitError(
             f"The sentence encoder {name!r} has no model.safetensors, and pickles (pytorch_model.bin) are not read "
             "here. Convert it once, online, and use dense:encoder: "
-            f'python -c "from transformers import AutoModel, AutoTokenizer; {"; ".join(parts)}"'
+            f'python -c "from transformers import {", ".join(kinds)}; {"; ".join(parts)}"'
         )
     return KitError(
         f"The sentence encoder {name!r} cannot be loaded ({reason.splitlines()[0][:200]}): name a model of the hub or "
