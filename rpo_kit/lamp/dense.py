@@ -75,7 +75,7 @@ def load_encoder(name: str) -> Encoder:
 
 def _not_loaded(name: str, reason: str) -> KitError:
     """With the way out for an encoder which, as older ones, has pytorch_model.bin alone; that is a pickle."""
-    if "safetensors" in reason:
+    if "file named model.safetensors" in reason:  # transformers' words, for a folder and for the hub
         kinds = ("AutoModel", "AutoTokenizer")
         parts = (f"{kind}.from_pretrained({name!r}).save_pretrained('encoder')" for kind in kinds)
         return KitError(
