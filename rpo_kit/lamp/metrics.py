@@ -2,7 +2,7 @@
 
 The last step of Figure 1: a prediction is compared with the user's own output. One difference, on purpose: LaMP's ROUGE
 is the median of 1,000 unseeded bootstrap means and differs from run to run in the fourth digit; here it is the plain
-mean over examples, which that median estimates (within about 0.001 from 1,000 examples on: `official_rouge` shows it).
+mean over examples, which that median estimates (within about 0.001 from 1,000 examples on; a test draws them).
 Confidence intervals are left to `study`.
 
 >>> score(get_task("LaMP-3"), golds=["5", "1"], preds=["4", "no idea"])   # no number counts as the worst end: 5
@@ -168,16 +168,6 @@ def _common_run(first: Sequence[str], second: Sequence[str]) -> int:
         hit = open_bits & places.get(word, 0)
         open_bits = ((open_bits + hit) | (open_bits - hit)) & everywhere
     return len(first) - open_bits.bit_count()
-
-
-def official_rouge(values: np.ndarray, seed: int = 0, resamples: int = 1000) -> float:
-    """What LaMP's evaluator prints for these ROUGE values of single examples, with a seed: the bootstrap's median.
-
-    Each resample draws n examples with replacement; of the means the median is printed. Ours is `values.mean()`.
-    """
-    rng = np.random.default_rng(seed)
-    means = [float(values[rng.integers(len(values), size=len(values))].mean()) for _ in range(resamples)]
-    return float(np.median(means))
 
 
 # --- files ---

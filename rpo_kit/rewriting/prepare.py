@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
         if work is None:
             return
         task = get_task(preset.data.task)
+        if preset.data.separation != "user" and preset.data.source != "official":
+            print(f"prepare: data.separation={preset.data.separation} is for --data official and changes nothing here.")
         for split in SPLITS:
             if not (work / split / "dataset_info.json").exists():
                 read_source(preset.data, split, work).save_to_disk(str(work / split))
@@ -71,9 +74,18 @@ def source_files(settings: DataSettings) -> dict[str, Path]:
 
 def lamp_folder(settings: DataSettings) -> Path:
     """The folder with LaMP's files: the one that is named, or the downloaded one, which is completed first."""
-    if settings.source != "official":
-        return Path(settings.source)
-    return fetch(get_task(settings.task), settings.separation, SPLITS)
+    if settings.source == "official":
+        return fetch(get_task(settings.task), settings.separation, SPLITS)
+    folder = Path(settings.source)
+    if folder.is_file():
+        raise KitError(f"The data {folder} is a file: give the folder in which it lies, --data {folder.parent}.")
+    if not folder.is_dir():
+        close = get_close_matches(settings.source.lower(), ("personas", "official"), n=1)
+        raise KitError(
+            f"The data {settings.source!r} is no folder that is there: give personas, official, or a folder with "
+            f"LaMP's files.{f' Did you mean --data {close[0]}?' if close else ''}"
+        )
+    return folder
 
 
 def _folder(settings: DataSettings, work: Path) -> Path:

@@ -174,6 +174,23 @@ def test_splits_of_two_ways_to_split_are_refused(new_run, recording_chat, tmp_pa
             prepare(run, lambda spec: pytest.fail("told before a model is asked"))
 
 
+def test_data_that_is_no_folder_is_told_with_what_was_meant(new_run, recording_chat, tmp_path):
+    (tmp_path / "dev_questions.json").write_text("[]")
+    for source, said in (
+        ("oficial", r"'oficial' is no folder that is there: give personas, .* Did you mean --data official\?$"),
+        (str(tmp_path / "nowhere"), r"nowhere' is no folder that is there: .* a folder with LaMP's files\.$"),
+        (str(tmp_path / "dev_questions.json"), rf"is a file: give the folder in which it lies, --data {tmp_path}\.$"),
+    ):
+        run = new_run({"data.source": source})
+        with pytest.raises(KitError, match=said):
+            prepare(run, lambda spec: recording_chat())
+
+
+def test_a_separation_that_changes_nothing_is_said(prepared, capsys):
+    prepared({"data.separation": "time"})
+    assert "data.separation=time is for --data official and changes nothing here" in capsys.readouterr().out
+
+
 def test_an_unknown_task_is_told_which_there_are(new_run, recording_chat):
     with pytest.raises(KitError, match="no task 'LaMP-9'"):
         prepare(new_run({"data.task": "LaMP-9"}), lambda spec: recording_chat())
