@@ -11,7 +11,7 @@ Confidence intervals are left to `study`.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +175,22 @@ def _common_run(first: Sequence[str], second: Sequence[str]) -> int:
 
 def score_files(golds: Path, preds: Path) -> dict[str, float]:
     """LaMP's metrics for an outputs file and a prediction file, which must name one task and have the same ids."""
+    return score_outputs(*read_pair(golds, preds))
+
+
+def score_outputs(task: Task, golds: Mapping[str, str], preds: Mapping[str, str]) -> dict[str, float]:
+    """LaMP's metrics for {id: output} of both sides, which have the same ids."""
+    ids = list(golds)
+    gold_texts, pred_texts = list(golds.values()), [preds[key] for key in ids]
+    if task.kind == "regression":
+        # score() checks as well, but knows positions only; here the ids are at hand.
+        _check_gold_ratings(gold_texts, ids)
+        _check_predicted_ratings(pred_texts, ids)
+    return score(task, gold_texts, pred_texts)
+
+
+def read_pair(golds: Path, preds: Path) -> tuple[Task, dict[str, str], dict[str, str]]:
+    """The task of two files, and {id: output} of both; KitError where they do not belong together."""
     gold_task, gold_of = read_outputs(golds)
     pred_task, pred_of = read_outputs(preds)
     if _named_task(gold_task, golds) is not _named_task(pred_task, preds):
@@ -186,13 +202,7 @@ def score_files(golds: Path, preds: Path) -> dict[str, float]:
             f"{preds} does not fit {golds}: of {len(gold_of)} ids {len(missing)} have no prediction{_first(missing)}, "
             f"and {len(extra)} predictions have no gold{_first(extra)}. Predict each id of the split once."
         )
-    ids = list(gold_of)
-    gold_texts, pred_texts = list(gold_of.values()), [pred_of[key] for key in ids]
-    if task.kind == "regression":
-        # score() checks as well, but knows positions only; here the ids are at hand.
-        _check_gold_ratings(gold_texts, ids)
-        _check_predicted_ratings(pred_texts, ids)
-    return score(task, gold_texts, pred_texts)
+    return task, gold_of, pred_of
 
 
 def task_of_golds(name: str, golds: Iterable[str]) -> Task:

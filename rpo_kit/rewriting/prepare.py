@@ -143,6 +143,12 @@ def load_excluded(run: Run, split: str) -> dict[str, str]:
     return excluded_outputs(load_from_disk(str(require(run, "prepare") / split)))
 
 
+def load_golds(run: Run, split: str) -> dict[str, str]:
+    """{id: output} of all questions of a split, also of those that were excluded or that the base model left."""
+    dataset = load_from_disk(str(require(run, "prepare") / split))
+    return dict(zip(dataset["id"], dataset["output"], strict=True)) | excluded_outputs(dataset)
+
+
 class Profile(Sequence[Item]):
     """A user's items, read from the memory-mapped Arrow file each time they are asked for.
 
