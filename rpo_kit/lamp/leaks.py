@@ -11,6 +11,7 @@ LaMP keeps apart. HTML entities are counted and left, because LaMP scores them a
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,18 @@ def mails_missing(what: str) -> KitError:
 
 
 def check_belong_together(train: Dataset, dev: Dataset, folder: Path) -> None:
-    """KitError where the two splits share questions, or where one is of LaMP's user split and one of its time split."""
+    """KitError where two questions have one id, or one split is of LaMP's user split and one of its time split."""
     shared = sorted(set(train["id"]) & set(dev["id"]))
     if shared:
         raise KitError(
             f"Train and dev share question ids in {folder}: {len(shared)} of the {len(dev)} of dev, such as "
             f"{', '.join(shared[:3])}. Take train_questions.json and dev_questions.json from the same LaMP download."
+        )
+    twice = [key for key, count in Counter(train["id"]).items() if count > 1]
+    if twice:  # a file's own ids are unique; those of questions made from items follow the items'
+        raise KitError(
+            f"{len(twice)} questions made from items of {folder} have an id twice, such as {twice[0]}: two items of "
+            "that profile have one id. Give them different ones, or set data.leave_one_out=0."
         )
     notes = [json.loads(split.info.description or "{}") for split in (train, dev)]
     for name in SEPARATES:

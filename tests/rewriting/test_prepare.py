@@ -314,6 +314,17 @@ def test_profiles_stay_in_the_file_and_read_like_lists(prepared):
             profile[len(items)]
 
 
+def test_two_items_of_one_id_cannot_both_become_questions(new_run, recording_chat, tmp_path):
+    task = get_task("LaMP-3")
+    for number, split in enumerate(("train", "dev")):
+        profile = [{"id": key, "text": f"lid {n}", "score": "4"} for n, key in enumerate("778")]
+        row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": profile}
+        write_lamp(tmp_path / "lamp", task, split, [row])
+    run = new_run({"data.source": str(tmp_path / "lamp"), "data.leave_one_out": 3})
+    with pytest.raises(KitError, match=r"1 questions made from items of .*lamp have an id twice, such as 0-7"):
+        prepare(run, lambda spec: recording_chat())
+
+
 @pytest.mark.parametrize(("name", "why"), [("LaMP-1", "which papers it cites is not"), ("LaMP-7", "let a model write")])
 def test_items_that_hold_no_question_are_said(new_run, recording_chat, name, why):
     with pytest.raises(KitError, match=rf"hold no question, so data\.leave_one_out must stay 0 there: .*{why}"):
