@@ -68,9 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
     presets = commands.add_parser("presets", help="the presets and what they are for")
     presets.set_defaults(command=_presets)
-    score = commands.add_parser("score", help="LaMP's metrics of a prediction file in LaMP's format")
-    score.add_argument("golds", type=Path, help="file with the true outputs ({split}_outputs.json)")
-    score.add_argument("predictions", type=Path, help="file with the predictions, same format")
+    about = "LaMP's metrics of an evaluated run, or of a prediction file in LaMP's format"
+    score = commands.add_parser("score", help=about, description=about)
+    score.add_argument("golds", type=Path, nargs="?", help="file with the true outputs ({split}_outputs.json)")
+    score.add_argument("predictions", type=Path, nargs="?", help="file with the predictions, same format")
+    score.add_argument("--run", help="in place of the two files: the run whose systems are scored on its dev split")
     score.set_defaults(command=_score)
     figure = commands.add_parser("figure3", help="draw Figure 3 from the stored numbers of a sweep, without training")
     figure.add_argument("--run", default="demo", help="the run with the sweep (default: demo)")
@@ -156,10 +158,14 @@ def _presets(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from rpo_kit.lamp.metrics import score_files
+    if bool(options.run) == bool(options.golds) or bool(options.golds) != bool(options.predictions):
+        raise KitError("score takes either --run NAME, or two files: GOLDS ({split}_outputs.json) and PREDICTIONS.")
+    from rpo_kit.study.scores import scores_of_files, scores_of_run
 
-    for name, value in score_files(options.golds, options.predictions).items():
-        print(f"{name:10} {value:.4f}")
+    if options.run:
+        print(scores_of_run(existing_run(options.run)))
+    else:
+        print(scores_of_files(options.golds, options.predictions))
 
 
 def _figure3(options: argparse.Namespace) -> None:

@@ -53,13 +53,14 @@ def shorten(task: Task, items: Sequence[Item], tokenizer: Any, room: int) -> lis
     saved += share - len(text_i) - frame_i                  what is left over goes to the items after it
     """
     share = (room - _reserved(task, tokenizer) - 2 * (len(items) - 1)) // len(items)
-    saved, shortened = 0, []
+    saved, shortened, marks = 0, [], _length(tokenizer, "")  # marks: a tokenizer asked for fewer tokens cuts nothing
     for item in items:
         frame = _frame(task, item, tokenizer)
         limit = share + saved - frame
         if limit < 0:
             return None
-        ids = tokenizer(item[task.text_field], max_length=limit, truncation=True).input_ids if limit else []
+        fits = limit and limit >= marks
+        ids = tokenizer(item[task.text_field], max_length=limit, truncation=True).input_ids if fits else []
         saved += share - len(ids) - frame
         shortened.append(item | {task.text_field: tokenizer.decode(ids, skip_special_tokens=True)})
     return shortened

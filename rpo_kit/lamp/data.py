@@ -26,7 +26,7 @@ from datasets import Dataset
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.files import AGAIN, as_text, check_present, read_outputs, write_json, write_outputs
-from rpo_kit.lamp.leaks import check_is_text, gold_positions, has_entity, history_key, users_by_history
+from rpo_kit.lamp.leaks import SEPARATES, check_is_text, gold_positions, has_entity, history_key, users_by_history
 from rpo_kit.lamp.stream import stream_list
 from rpo_kit.lamp.table import conversion_of, open_rows, write_rows
 from rpo_kit.lamp.tasks import Item, Task
@@ -153,6 +153,8 @@ class _Reading:
     def notes(self) -> dict[str, Any]:
         """What travels with the dataset; "users" where the file does not name them all."""
         named = {"task": self.task.name, "split": self.split, "excluded": self.excluded, "total": len(self.ids)}
+        named |= {name: self.seen.get(name) for name in SEPARATES}  # None: no item, so no date to look for
+        named["excluded_outputs"] = {key: (self.golds or {}).get(key, "") for key in self.excluded}
         counts = {name: self.counts[name] for name in ("empty", "gold_in_profile", "gold_dropped", "html_entities")}
         if None not in self.users:
             return named | counts
@@ -259,6 +261,16 @@ def split_summary(dataset: Dataset) -> dict[str, Any]:
         "excluded": notes.get("excluded", []),
         **{name: notes.get(name, 0) for name in ("gold_in_profile", "gold_dropped", "html_entities")},
     }
+
+
+def excluded_outputs(dataset: Dataset) -> dict[str, str]:
+    """{id: output} of the questions without instruction, which LaMP's golds hold too; {} for a part of a split.
+
+    Whoever predicts the whole split must name them: LaMP's evaluator wants the very ids of the golds.
+    """
+    notes = json.loads(dataset.info.description or "{}")
+    found: dict[str, str] = notes.get("excluded_outputs", {})
+    return found if len(dataset) + len(found) == notes.get("total") else {}
 
 
 def write_lamp(folder: Path, task: Task, split: str, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -73,12 +73,25 @@ def load_encoder(name: str) -> Encoder:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise KitError(
-            f"The sentence encoder {name!r} cannot be loaded ({str(error).splitlines()[0][:200]}): name a model of the "
-            "hub or a folder which has config.json, a tokenizer and model.safetensors."
-        ) from error
+        raise _not_loaded(name, str(error)) from error
     version = fingerprint(Path(name)) if Path(name).is_dir() else f"{name}@{model.config._commit_hash}"
     return Encoder(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, version)
+
+
+def _not_loaded(name: str, reason: str) -> KitError:
+    """With the way out for an encoder which, as older ones, has pytorch_model.bin alone; that is a pickle."""
+    if "file named model.safetensors" in reason:  # transformers' words, for a folder and for the hub
+        kinds = ("AutoModel", "AutoTokenizer")
+        parts = (f"{kind}.from_pretrained({name!r}).save_pretrained('encoder')" for kind in kinds)
+        return KitError(
+            f"The sentence encoder {name!r} has no model.safetensors, and pickles (pytorch_model.bin) are not read "
+            "here. Convert it once, online, and use dense:encoder: "
+            f'python -c "from transformers import {", ".join(kinds)}; {"; ".join(parts)}"'
+        )
+    return KitError(
+        f"The sentence encoder {name!r} cannot be loaded ({reason.splitlines()[0][:200]}): name a model of the hub or "
+        "a folder which has config.json, a tokenizer and model.safetensors."
+    )
 
 
 def encode(encoder: Encoder, texts: Sequence[str], cache: sqlite3.Connection | None = None) -> np.ndarray:

@@ -11,11 +11,13 @@ CC BY-NC-SA 4.0 and the licences of its sources. Left out: mirrors, and the test
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,12 +25,13 @@ from functools import partial
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import Any, cast
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.leaks import mails_missing
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.runs import write_json
 
@@ -38,6 +41,7 @@ OFFICIAL = "https://ciir.cs.umass.edu/downloads/LaMP"
 SEPARATIONS = ("user", "time")
 PAUSES = (1, 2, 4, 8, 16)  # seconds before each further try; a try that brought something starts them anew
 _CHUNK, _TIMEOUT = 2**20, 60
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # what a server says when it may be different in a moment
 
 
@@ -83,6 +87,8 @@ def fetch(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
     """The folder with the task's files, those which are not there yet downloaded; KitError says why one cannot be."""
+    if task.name == "LaMP-6":
+        raise mails_missing("LaMP-6 cannot be downloaded whole")
     folder = (root or data_root()) / f"{task.name}-{separation}"
     known = _checksums(folder)
     missing = [name for name in addresses(task, separation, splits) if not _is_intact(folder / name, known.get(name))]
@@ -231,8 +237,11 @@ def _patiently(attempt: Callable[[], Any], sleep: Callable[[float], None], progr
         try:
             return attempt()
         except (OSError, HTTPException) as error:
-            if isinstance(error, OSError) and not isinstance(error, URLError | ConnectionError | TimeoutError):
-                raise KitError(f"The download cannot be written ({error}): what has come is kept.") from error
+            if _is_of_the_disk(error):
+                raise KitError(
+                    f"The download cannot be written ({error}): what has come is kept. Make room or set RPO_DATA to a "
+                    "folder you may write in, and give the same command again."
+                ) from error
             now = progress()
             failures, before = (0 if now > before else failures), now
             if failures == len(PAUSES):
@@ -243,6 +252,11 @@ def _patiently(attempt: Callable[[], Any], sleep: Callable[[float], None], progr
             log.warning("Download: %s; trying again in %d s.", error, PAUSES[failures])
             sleep(PAUSES[failures])
             failures += 1
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether writing failed; anything else comes from the network. An SSLError's number 1 is no EPERM."""
+    return isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in _DISK
 
 
 def _not_there(url: str) -> KitError:

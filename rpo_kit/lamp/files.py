@@ -16,7 +16,7 @@ from rpo_kit.runs import write_text
 
 log = logging.getLogger(__name__)
 
-AGAIN = "download it again"
+AGAIN = "download it again (--data official does that)"
 
 
 def read_json(path: Path) -> object:
@@ -35,8 +35,10 @@ def read_json(path: Path) -> object:
 
 
 def check_present(path: Path) -> None:
+    if path.is_dir():
+        raise KitError(f"{path} is a folder and no file; {_seen_in(path)}. Give the file itself.")
     if not path.is_file():
-        raise KitError(f"There is no file {path}; {_seen_in(path.parent)}. Point to the folder which has {path.name}.")
+        raise KitError(f"There is no file {path}; {_seen_in(path.parent)}. Correct the path, or put the file there.")
 
 
 def not_utf8(path: Path, byte: int) -> KitError:
@@ -45,14 +47,15 @@ def not_utf8(path: Path, byte: int) -> KitError:
 
 def not_json(path: Path, what: str, at: int, size: int) -> KitError:
     return KitError(
-        f"{path} is not complete JSON: {what} at character {at} of {size}. Most likely the download broke off: {AGAIN}."
+        f"{path} is not complete JSON: {what.removesuffix(' at')} at character {at} of {size}. Most likely the "
+        f"download broke off: {AGAIN}."
     )
 
 
 def web_page(path: Path) -> KitError:
     return KitError(
         f"{path} is a web page and not JSON; LaMP's server sends one, as if all were well, for a wrong address. "
-        "Check the address on LaMP's download page (movies are LaMP_2/new) and download it again."
+        f"Check the address on LaMP's download page (movies are LaMP_2/new) and {AGAIN}."
     )
 
 

@@ -2,7 +2,7 @@
 
 The last step of Figure 1: a prediction is compared with the user's own output. One difference, on purpose: LaMP's ROUGE
 is the median of 1,000 unseeded bootstrap means and differs from run to run in the fourth digit; here it is the plain
-mean over examples, which that median estimates (within about 0.001 from 1,000 examples on: `official_rouge` shows it).
+mean over examples, which that median estimates (within about 0.001 from 1,000 examples on; a test draws them).
 Confidence intervals are left to `study`.
 
 >>> score(get_task("LaMP-3"), golds=["5", "1"], preds=["4", "no idea"])   # no number counts as the worst end: 5
@@ -11,7 +11,7 @@ Confidence intervals are left to `study`.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -170,21 +170,27 @@ def _common_run(first: Sequence[str], second: Sequence[str]) -> int:
     return len(first) - open_bits.bit_count()
 
 
-def official_rouge(values: np.ndarray, seed: int = 0, resamples: int = 1000) -> float:
-    """What LaMP's evaluator prints for these ROUGE values of single examples, with a seed: the bootstrap's median.
-
-    Each resample draws n examples with replacement; of the means the median is printed. Ours is `values.mean()`.
-    """
-    rng = np.random.default_rng(seed)
-    means = [float(values[rng.integers(len(values), size=len(values))].mean()) for _ in range(resamples)]
-    return float(np.median(means))
-
-
 # --- files ---
 
 
 def score_files(golds: Path, preds: Path) -> dict[str, float]:
     """LaMP's metrics for an outputs file and a prediction file, which must name one task and have the same ids."""
+    return score_outputs(*read_pair(golds, preds))
+
+
+def score_outputs(task: Task, golds: Mapping[str, str], preds: Mapping[str, str]) -> dict[str, float]:
+    """LaMP's metrics for {id: output} of both sides, which have the same ids."""
+    ids = list(golds)
+    gold_texts, pred_texts = list(golds.values()), [preds[key] for key in ids]
+    if task.kind == "regression":
+        # score() checks as well, but knows positions only; here the ids are at hand.
+        _check_gold_ratings(gold_texts, ids)
+        _check_predicted_ratings(pred_texts, ids)
+    return score(task, gold_texts, pred_texts)
+
+
+def read_pair(golds: Path, preds: Path) -> tuple[Task, dict[str, str], dict[str, str]]:
+    """The task of two files, and {id: output} of both; KitError where they do not belong together."""
     gold_task, gold_of = read_outputs(golds)
     pred_task, pred_of = read_outputs(preds)
     if _named_task(gold_task, golds) is not _named_task(pred_task, preds):
@@ -196,13 +202,7 @@ def score_files(golds: Path, preds: Path) -> dict[str, float]:
             f"{preds} does not fit {golds}: of {len(gold_of)} ids {len(missing)} have no prediction{_first(missing)}, "
             f"and {len(extra)} predictions have no gold{_first(extra)}. Predict each id of the split once."
         )
-    ids = list(gold_of)
-    gold_texts, pred_texts = list(gold_of.values()), [pred_of[key] for key in ids]
-    if task.kind == "regression":
-        # score() checks as well, but knows positions only; here the ids are at hand.
-        _check_gold_ratings(gold_texts, ids)
-        _check_predicted_ratings(pred_texts, ids)
-    return score(task, gold_texts, pred_texts)
+    return task, gold_of, pred_of
 
 
 def task_of_golds(name: str, golds: Iterable[str]) -> Task:

@@ -25,7 +25,7 @@ from rpo_kit.lamp.tasks import Task
 from rpo_kit.runs import write_text
 
 LARGE = 2**26  # bytes; smaller files are read in a second or two, and kept in memory
-VERSION = 2  # raise it when a conversion changes what it writes
+VERSION = 3  # raise it when a conversion changes what it writes
 COLUMNS: tuple[Literal["id", "user_id", "input", "output"], ...] = ("id", "user_id", "input", "output")
 _BATCH = 2**24  # characters of profiles written at a time
 

@@ -16,6 +16,7 @@ Figure 1 of the paper calls the question q and the profile U. Left out: shorteni
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 from rpo_kit.errors import KitError
@@ -277,5 +278,16 @@ def get_task(name: str) -> Task:
     plain = name.replace("_", "-")
     task = known.get(_OTHER_NAMES.get(plain, plain))
     if task is None:
-        raise KitError(f"There is no task {name!r} here; the known ones are {', '.join(known)}.")
+        raise KitError(f"There is no task {name!r} here; the known ones are {', '.join(known)}.{_meant(name)}")
     return task
+
+
+def _meant(name: str) -> str:
+    """ " Did you mean LaMP-2-news?" for "2-news", "LaMP2N" and the like; "" for what is like no name."""
+
+    def bare(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower()).removeprefix("lamp")
+
+    names = {bare(key): known for key, known in _OTHER_NAMES.items()} | {bare(key): key for key in TASKS | MORE_TASKS}
+    close = get_close_matches(bare(name), names, n=1, cutoff=0.8)
+    return f" Did you mean {names[close[0]]}?" if close else ""

@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
-from rpo_kit.lamp.data import read_lamp
+from rpo_kit.lamp.data import excluded_outputs, read_lamp
 from rpo_kit.lamp.download import fetch
+from rpo_kit.lamp.leaks import check_belong_together
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import Item, Task, get_task
 from rpo_kit.presets import DataSettings
@@ -49,10 +51,12 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
         if work is None:
             return
         task = get_task(preset.data.task)
+        if preset.data.separation != "user" and preset.data.source != "official":
+            print(f"prepare: data.separation={preset.data.separation} is for --data official and changes nothing here.")
         for split in SPLITS:
             if not (work / split / "dataset_info.json").exists():
                 read_source(preset.data, split, work).save_to_disk(str(work / split))
-        rows = _queries(work)
+        rows = _queries(work, _folder(preset.data, work))
         missing = _without_generic(rows, work)
         if missing:
             base = open_base(preset.base) if open_base else open_chat_of(run, preset.base)
@@ -72,9 +76,22 @@ def source_files(settings: DataSettings) -> dict[str, Path]:
 
 def lamp_folder(settings: DataSettings) -> Path:
     """The folder with LaMP's files: the one that is named, or the downloaded one, which is completed first."""
-    if settings.source != "official":
-        return Path(settings.source)
-    return fetch(get_task(settings.task), settings.separation, SPLITS)
+    if settings.source == "official":
+        return fetch(get_task(settings.task), settings.separation, SPLITS)
+    folder = Path(settings.source)
+    if folder.is_file():
+        raise KitError(f"The data {folder} is a file: give the folder in which it lies, --data {folder.parent}.")
+    if not folder.is_dir():
+        close = get_close_matches(settings.source.lower(), ("personas", "official"), n=1)
+        raise KitError(
+            f"The data {settings.source!r} is no folder that is there: give personas, official, or a folder with "
+            f"LaMP's files.{f' Did you mean --data {close[0]}?' if close else ''}"
+        )
+    return folder
+
+
+def _folder(settings: DataSettings, work: Path) -> Path:
+    return work / "personas" if settings.source == "personas" else lamp_folder(settings)
 
 
 def read_source(settings: DataSettings, split: str, work: Path) -> Dataset:
@@ -82,10 +99,8 @@ def read_source(settings: DataSettings, split: str, work: Path) -> Dataset:
     task = get_task(settings.task)
     users = settings.train_users if split == "train" else settings.dev_users
     facts: dict[str, Any] = {}
-    if settings.source != "personas":
-        folder = lamp_folder(settings)
-    else:
-        folder = work / "personas"
+    folder = _folder(settings, work)
+    if settings.source == "personas":
         personas.write(folder, task.name, {split: users}, items_per_user=settings.items_per_user, seed=settings.seed)
         facts = json.loads((folder / f"{split}_facts.json").read_text(encoding="utf-8"))
     dataset = first_users(read_lamp(folder, task, split, drop_gold=settings.drop_gold), users)
@@ -133,6 +148,17 @@ def load_prepared(run: Run, split: str) -> list[Example]:
     ]
 
 
+def load_excluded(run: Run, split: str) -> dict[str, str]:
+    """{id: output} of the questions which the whole split has and no model was asked (see `excluded_outputs`)."""
+    return excluded_outputs(load_from_disk(str(require(run, "prepare") / split)))
+
+
+def load_golds(run: Run, split: str) -> dict[str, str]:
+    """{id: output} of all questions of a split, also of those that were excluded or that the base model left."""
+    dataset = load_from_disk(str(require(run, "prepare") / split))
+    return dict(zip(dataset["id"], dataset["output"], strict=True)) | excluded_outputs(dataset)
+
+
 class Profile(Sequence[Item]):
     """A user's items, read from the memory-mapped Arrow file each time they are asked for.
 
@@ -176,14 +202,11 @@ def _whole(label: str) -> str:
     return rf"(?<!\w){re.escape(label)}(?!\w)"
 
 
-def _queries(work: Path) -> list[dict[str, str]]:
-    """`id` and `input` of both splits."""
-    rows = [
-        row for split in SPLITS for row in load_from_disk(str(work / split)).select_columns(["id", "input"]).to_list()
-    ]
-    if len({row["id"] for row in rows}) < len(rows):
-        raise KitError("Train and dev share question ids; take the two splits from the same LaMP download.")
-    return rows
+def _queries(work: Path, folder: Path) -> list[dict[str, str]]:
+    """`id` and `input` of both splits, which must belong together."""
+    train, dev = (load_from_disk(str(work / split)) for split in SPLITS)
+    check_belong_together(train, dev, folder)
+    return [row for split in (train, dev) for row in split.select_columns(["id", "input"]).to_list()]
 
 
 def _without_generic(rows: list[dict[str, str]], work: Path) -> list[dict[str, str]]:

@@ -26,9 +26,12 @@ from rpo_kit.lamp.tasks import Task
 from rpo_kit.rewriting.chat import Chat, LocalChat
 from rpo_kit.rewriting.prepare import Example, ask_base, base_conversation
 from rpo_kit.rewriting.prompts import fill, harmless
+from rpo_kit.rewriting.reflection import prompt_tokens
 
 PAG_ITEMS = 16  # ours: the newest items are summarised
-PAG_WORDS = 40  # ours: words of each of them
+PAG_WORDS = 40  # ours: words of each field of them
+# ours: (items, letters of each field) where a model in this process has less room
+PAG_STEPS = ((PAG_ITEMS, None), (PAG_ITEMS, 200), (PAG_ITEMS, 100), (PAG_ITEMS, 50), (PAG_ITEMS, 25), (4, 25), (1, 25))
 PAG_TOKENS = 96  # ours: length of the summary
 Record = dict[str, Any]
 
@@ -94,23 +97,50 @@ def inject_context(base: Chat, task: Task, examples: list[Example], shots: int, 
 
 def answer_with_summary(base: Chat, task: Task, examples: list[Example], shots: int, tokens: int) -> list[Record]:
     """Profile-augmented generation: a summary of the profile, which does not depend on the query, before the prompt."""
-    asked = [base_conversation(_summary_request(task, example)) for example in examples]
+    asked = [base_conversation(_summary_request(base, task, example)) for example in examples]
     summaries = [answer.text.strip() for answer in base.complete(asked, max_new_tokens=PAG_TOKENS)]
-    tokenizer, limit = _window(base, tokens)
     prompts = [
-        fill("pag_answer", summary=summary, prompt=_with_items(task, example, shots, tokenizer, limit - PAG_TOKENS))
+        _with_summary(base, task, example, shots, summary, tokens)
         for example, summary in zip(examples, summaries, strict=True)
     ]
     records = _asked(base, task, examples, prompts, tokens)
     return [record | {"summary": summary} for record, summary in zip(records, summaries, strict=True)]
 
 
-def _summary_request(task: Task, example: Example) -> str:
+def _summary_request(base: Chat, task: Task, example: Example) -> str:
+    """The request for a summary: fields are cut, then items left out, until it fits the model's window."""
     newest = take(example, rank(task, [example], "recency")[0], PAG_ITEMS)
-    lines = [" ".join(task.item_line(item).split()[:PAG_WORDS]) for item in newest]
-    return fill(
-        "pag_summary", title=task.title, history="\n".join(f"- {harmless(line)}" for line in lines) or "(empty)"
+    for items, letters in PAG_STEPS:
+        cut = [item | {name: _cut(item[name], letters) for name in task.fields} for item in newest[:items]]
+        lines = [f"- {harmless(task.item_line(item))}" for item in cut]
+        request = fill("pag_summary", title=task.title, history="\n".join(lines) or "(empty)")
+        if _passed(base, request, PAG_TOKENS) <= 0:
+            return request
+    raise KitError(
+        f"The history of question {example['id']} cannot be summarised by {base.name} in a window of "
+        "reflection.max_seq_length tokens, however it is cut: raise that setting, or leave pag-K out."
     )
+
+
+def _cut(text: str, letters: int | None) -> str:
+    return " ".join(text.split()[:PAG_WORDS])[:letters]
+
+
+def _with_summary(base: Chat, task: Task, example: Example, shots: int, summary: str, tokens: int) -> str:
+    """The question with items and summary; items give way until all of it fits the model's window."""
+    tokenizer, limit = _window(base, tokens)
+    while True:
+        question = _with_items(task, example, shots, tokenizer, limit)
+        prompt = fill("pag_answer", summary=summary, prompt=question)
+        passed = _passed(base, prompt, tokens)
+        if passed <= 0:
+            return prompt
+        if question == example["input"]:
+            raise KitError(
+                f"Question {example['id']} and its summary pass the window of {base.name} by {passed} tokens, without "
+                "any item: raise reflection.max_seq_length, or leave pag-K out."
+            )
+        limit -= passed
 
 
 def _with_items(task: Task, example: Example, shots: int, tokenizer: Any, limit: int) -> str:
@@ -121,6 +151,13 @@ def _with_items(task: Task, example: Example, shots: int, tokenizer: Any, limit:
 def _asked(base: Chat, task: Task, examples: list[Example], prompts: list[str], tokens: int) -> list[Record]:
     answers = ask_base(base, task, prompts, tokens)
     return [{"id": e["id"]} | answer for e, answer in zip(examples, answers, strict=True)]
+
+
+def _passed(base: Chat, prompt: str, tokens: int) -> int:
+    """By how many tokens prompt and answer pass the window of a model in this process; 0 for an endpoint, as below."""
+    if not isinstance(base, LocalChat):
+        return 0
+    return prompt_tokens(base.model.tokenizer, base_conversation(prompt)) + tokens - base.model.max_seq_length
 
 
 def _window(base: Chat, tokens: int) -> tuple[Any, int]:

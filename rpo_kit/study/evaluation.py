@@ -30,7 +30,7 @@ from rpo_kit.lamp.personas import oracle, persona
 from rpo_kit.lamp.retrieval import take
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.rewriting.chat import open_chat_of
-from rpo_kit.rewriting.prepare import Example, load_prepared
+from rpo_kit.rewriting.prepare import Example, load_excluded, load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate, load_reflection
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, append_records, read_records, require, stage, write_text
@@ -60,10 +60,12 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
         if work is None:
             return
         task, examples = get_task(preset.data.task), load_prepared(run, "dev")
+        excluded = without_prediction(run)
         found = {name: predict(run, name, examples, work, adapters.get(name)) for name in systems}
         for name, records in found.items():
-            predictions = [scorable(task, record["prediction"]) for record in records]
-            write_predictions(work / "predictions" / f"{name}.json", task, [e["id"] for e in examples], predictions)
+            predictions = {record["id"]: scorable(task, record["prediction"]) for record in records} | excluded
+            path = work / "predictions" / f"{name}.json"
+            write_predictions(path, task, list(predictions), list(predictions.values()))
         write_text(work / "metrics.csv", metrics_table(run, task, examples, found).to_csv(index=False))
         write_text(work / "paired.csv", paired_table(run, task, examples, found).to_csv(index=False))
 
@@ -81,6 +83,15 @@ def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
     if left_out:
         print(f"evaluate: without {', '.join(left_out)}: items of {task.name} have no label.")
     return [name for name in systems if name not in left_out]
+
+
+def without_prediction(run: Run) -> dict[str, str]:
+    """{id: ""} of the questions that were excluded from the data; predictions must have them, as LaMP's golds do."""
+    ids = list(load_excluded(run, "dev"))
+    if ids:
+        shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+        print(f"evaluate: {len(ids)} excluded questions ({shown}) stand in the predictions with an empty output.")
+    return dict.fromkeys(ids, "")
 
 
 # ---- predictions --------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Words:
             if word not in self.words:
                 self.words.append(word)
         ids = [self.words.index(word) for word in text.split()]
-        if truncation and max_length is not None:
+        if truncation and max_length:  # asked for none, a Hugging Face tokenizer cuts nothing
             ids = ids[: max_length - 1]
         return SimpleNamespace(input_ids=[*ids, 0])
 
@@ -47,6 +47,33 @@ def test_each_item_gets_an_equal_share_and_only_its_text_is_cut() -> None:
     # So 17 - 8 = 9 tokens, 8 words and the end mark; nothing is left over, and the second gets the same.
     long = "a b c d e f g h i j k"
     assert cut(RATINGS, [rating(long), rating(long)], 37) == ["a b c d e f g h", "a b c d e f g h"]
+
+
+def test_two_tokens_are_kept_for_each_link_between_items() -> None:
+    # n = 2, room 36: share = (36 - 1 - 2) // 2 = 16, and 16 - 8 = 8 tokens, 7 words; with one token a link it were 17.
+    long = "a b c d e f g h i j k"
+    assert cut(RATINGS, [rating(long), rating(long)], 36) == ["a b c d e f g"] * 2
+
+
+def test_a_share_that_the_frame_uses_up_leaves_an_empty_text() -> None:
+    assert cut(RATINGS, [rating("a b c")], 9) == [""]  # share 8, frame 8
+    assert cut(RATINGS, [rating("a b c")], 10) == [""]  # one token, which the end mark takes
+    assert cut(RATINGS, [rating("a b c")], 11) == ["a"]
+
+
+def test_a_real_tokenizer_with_two_marks_is_not_asked_for_fewer_tokens_than_these() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    from tests.conftest import make_tokenizer
+
+    tokenizer: Any = make_tokenizer()
+    marks = [("<|im_start|>", tokenizer.bos_token_id), ("<|im_end|>", tokenizer.eos_token_id)]
+    both = "<|im_start|> $A <|im_end|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=both, special_tokens=marks)
+    frame = len(tokenizer(RATINGS.context_line(rating(" "))).input_ids)
+    for left, text in ((0, ""), (1, ""), (2, ""), (3, "l")):
+        found = shorten(RATINGS, [rating("long" * 500)], tokenizer, 1 + frame + left)
+        assert [item["text"] for item in found or []] == [text]
 
 
 def test_what_a_short_item_leaves_over_goes_to_the_items_after_it_and_never_back() -> None:

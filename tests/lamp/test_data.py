@@ -243,8 +243,8 @@ HTML = "\n<!DOCTYPE html>\n<html><body>LaMP</body></html>"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (HTML.encode(), "is a web page and not JSON.*LaMP_2/new.*download it again"),
-        (b'[{"id": "310", "input": "What', "not complete JSON.*character .* of 29.*broke off: download it again"),
+        (HTML.encode(), "is a web page and not JSON.*LaMP_2/new.*download it again .--data official does"),
+        (b'[{"id": "310", "input": "What', "Unterminated string starting at character 24 of 29.*broke off: download"),
         (b"", "not complete JSON.*character 0 of 0"),
         (b"\x1f\x8b\x08\x00", "not UTF-8 text.*unpack"),
         (b'{"id": "310"}', "(JSON list of questions|no LaMP outputs file)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,23 @@ def test_another_encoder_has_another_cache(encoder_folder: Path, tmp_path: Path,
     rank_dense(TWEETS, rows(["sun"]), str(other), tmp_path / "cache")
     assert len(counted) == 4
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_weights_that_are_a_pickle_are_refused_with_a_way_to_convert_them_that_works(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(encoder_folder, tmp_path / "old")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    weights = load_encoder(str(encoder_folder)).model.state_dict()
+    torch.save(weights, tmp_path / "old" / "pytorch_model.bin")
+    with pytest.raises(KitError, match=r"'old' has no model.safetensors, .*use dense:encoder: python -c") as caught:
+        load_encoder("old")
+    exec(str(caught.value).partition("python -c ")[2].strip('"'), {})
+    converted = load_encoder("encoder").model.state_dict()
+    assert all(torch.equal(converted[key], weights[key]) for key in weights)
 
 
 def test_what_is_no_encoder_and_what_is_no_cache_is_said(encoder_folder: Path, tmp_path: Path) -> None:

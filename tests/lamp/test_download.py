@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +182,54 @@ def test_a_busy_server_is_asked_again_with_longer_and_longer_pauses(server: Serv
     pauses: list[float] = []
     get(server, tmp_path, pauses)
     assert pauses == [1, 2, 4]
+
+
+def test_lamp_6_says_what_is_missing_before_anything_is_asked_for(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"LaMP-6 cannot be downloaded whole: .*Avocado .*LDC2015T03.*--data FOLDER"):
+        fetch(get_task("LaMP-6"), "user", ["dev"], root=tmp_path, base=server.base)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ssl.SSLError(1, "decryption failed or bad record mac"),  # 1 is EPERM as well
+        ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+        OSError(errno.ENETUNREACH, "Network is unreachable"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+        TimeoutError("The read operation timed out"),
+    ],
+)
+def test_whatever_breaks_on_the_way_is_tried_again(
+    error: OSError, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks, pauses, real = [error, error], [], download._open
+
+    def open_once_it_works(*arguments: Any, **more: Any) -> Any:
+        if breaks:
+            raise breaks.pop()
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(download, "_open", open_once_it_works)
+    get(server, tmp_path, pauses)
+    assert pauses == [1, 2]
+    breaks += [error] * 6
+    with pytest.raises(KitError, match=r"LaMP's server does not answer .* tried 6 times"):
+        get(server, tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EIO])
+def test_a_disk_that_does_not_take_it_is_said_at_once(
+    number: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(download, "_receive", full)
+    pauses: list[float] = []
+    with pytest.raises(KitError, match=rf"cannot be written .*{os.strerror(number)}.*what has come is kept"):
+        get(server, tmp_path, pauses)
+    assert pauses == []
 
 
 @pytest.mark.parametrize("kind", ["text/html", "application/json"])

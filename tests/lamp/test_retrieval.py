@@ -14,6 +14,7 @@ import pytest
 from datasets import Dataset
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp import okapi
 from rpo_kit.lamp.data import read_lamp
 from rpo_kit.lamp.okapi import okapi_scores
 from rpo_kit.lamp.retrieval import corpora, rank, take
@@ -126,6 +127,16 @@ def test_bm25_scores_are_the_formulas_to_the_last_bit() -> None:
     assert okapi_scores(pa.array([" ".join(words) for words in common]), "b").tobytes() == (
         np.array(plain_okapi(common, ["b"])).tobytes()
     )
+
+
+@pytest.mark.parametrize("cells", [1, 7, 2**20])
+def test_documents_are_counted_in_blocks_of_any_size_also_where_not_one_fits(
+    cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(okapi, "_CELLS", cells)  # bytes of a block; a document of three words needs three
+    documents = [["a", "b"], ["a", "c"], ["a"], ["b", "b"], ["c"]]
+    scores = okapi_scores(pa.array([" ".join(words) for words in documents]), "a b")
+    assert scores.tolist() == plain_okapi(documents, ["a", "b"])
 
 
 def test_a_dataset_with_large_strings_or_holes_is_ranked_as_well() -> None:

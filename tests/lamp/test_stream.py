@@ -50,7 +50,7 @@ def test_an_item_is_there_before_the_file_is_read_to_its_end(tmp_path: Path, mon
     [
         ('[{"a": 1}', "Expecting ']' at character 9 of 9"),
         ('[{"a": 1},', "Expecting value at character 10 of 10"),
-        ('[{"a": "b', "Unterminated string starting at at character 7 of 9"),
+        ('[{"a": "b', "Unterminated string starting at character 7 of 9"),
         ('[{"a": 1} {"b": 2}]', "Expecting ']' at character 10 of 19"),
         ('[{"a": 1}] [', "more text after the end of the list at character 11 of 12"),
         ('[{"a": nul}]', "Expecting value at character 7 of 12"),

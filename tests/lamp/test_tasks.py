@@ -172,6 +172,21 @@ def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
     assert get_task("LaMP_3") is TASKS["LaMP-3"]
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("2-news", "LaMP-2-news"), ("lamp-3", "LaMP-3"), ("LaMP2N", "LaMP-2-news"), ("movies", "LaMP-2"), ("7", "LaMP-7")],
+)
+def test_a_task_is_suggested_where_the_name_is_nearly_right(name: str, meant: str) -> None:
+    with pytest.raises(KitError, match=rf"no task '{name}' here; .* Did you mean {meant}\?$"):
+        get_task(name)
+
+
+@pytest.mark.parametrize("name", ["LaMP-9", "", "squad"])
+def test_no_task_is_suggested_where_none_is_like_it(name: str) -> None:
+    with pytest.raises(KitError, match=r"LaMP-6\.$"):
+        get_task(name)
+
+
 def test_the_two_tasks_called_lamp_2_share_a_name_in_files_and_have_others_in_papers() -> None:
     movies, news = get_task("LaMP-2"), get_task("LaMP-2-news")
     assert movies.official_name == news.official_name == "LaMP_2"

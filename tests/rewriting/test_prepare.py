@@ -8,6 +8,7 @@ from fakes import completion
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.data import write_lamp
+from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.rewriting import prepare as prepare_module
 from rpo_kit.rewriting.prepare import Profile, base_conversation, first_users, load_prepared, prepare, read_answer
@@ -38,6 +39,17 @@ def test_both_splits_come_with_ranking_generic_answer_and_hidden_facts(prepared)
         assert sorted(example["ranking"]) == list(range(7)), "the whole profile is ranked, each item once"
         assert example["generic"] == "3"
         assert example["facts"]["query"]["reads"] in (2, 3, 4)
+
+
+@pytest.mark.parametrize("method", ["bm25", "recency", "random"])
+def test_profiles_are_ranked_by_the_retriever_and_the_seed_of_the_settings(prepared, method):
+    run = prepared({"data.retriever": method, "data.seed": 5})
+    for split in ("train", "dev"):
+        examples = load_prepared(run, split)
+        found = [example["ranking"] for example in examples]
+        assert found == rank(get_task("LaMP-3"), examples, method, 5)
+        assert found != rank(get_task("LaMP-3"), examples, method, 6) or method != "random"
+        assert (found == [[6, 5, 4, 3, 2, 1, 0]] * len(examples)) == (method == "recency")
 
 
 def test_a_killed_call_goes_on_with_the_missing_answers(new_run, recording_chat, monkeypatch):
@@ -134,8 +146,49 @@ def test_splits_that_share_ids_are_refused(new_run, recording_chat, tmp_path):
     row = {"id": "1", "input": task.make_input(text="fine"), "output": "4", "profile": []}
     for split in ("train", "dev"):
         write_lamp(tmp_path / "lamp", task, split, [row])
-    with pytest.raises(KitError, match="Train and dev share question ids"):
+    said = r"Train and dev share question ids in .*lamp: 1 of the 1 of dev, such as 1\. Take train_questions.json"
+    with pytest.raises(KitError, match=said):
         prepare(new_run({"data.source": str(tmp_path / "lamp")}), lambda spec: recording_chat())
+
+
+@pytest.mark.parametrize(
+    ("question", "item", "said"),
+    [
+        ({}, {}, "dev_questions.json in .*lamp has a user_id and train_questions.json has none: .* from the same"),
+        ({"user_id": "u"}, {"date": "2011"}, "train_questions.json in .*lamp has a date and dev_questions.json has no"),
+    ],
+)
+def test_splits_of_two_ways_to_split_are_refused(new_run, recording_chat, tmp_path, question, item, said):
+    task, folder = get_task("LaMP-3"), tmp_path / "lamp"
+    for number, split in enumerate(("train", "dev")):
+        profile = [{"id": f"{number}{n}", "text": f"lid {n}", "score": "4"} for n in range(3)]
+        row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": profile}
+        write_lamp(folder, task, split, [row])
+    (row,) = json.loads((folder / "train_questions.json").read_text())
+    del row["user_id"]
+    row |= question | {"profile": [one | item for one in row["profile"]]}
+    (folder / "train_questions.json").write_text(json.dumps([row]))
+    for own_items in (0, 2):
+        run = new_run({"data.source": str(folder), "data.leave_one_out": own_items})
+        with pytest.raises(KitError, match=said):
+            prepare(run, lambda spec: pytest.fail("told before a model is asked"))
+
+
+def test_data_that_is_no_folder_is_told_with_what_was_meant(new_run, recording_chat, tmp_path):
+    (tmp_path / "dev_questions.json").write_text("[]")
+    for source, said in (
+        ("oficial", r"'oficial' is no folder that is there: give personas, .* Did you mean --data official\?$"),
+        (str(tmp_path / "nowhere"), r"nowhere' is no folder that is there: .* a folder with LaMP's files\.$"),
+        (str(tmp_path / "dev_questions.json"), rf"is a file: give the folder in which it lies, --data {tmp_path}\.$"),
+    ):
+        run = new_run({"data.source": source})
+        with pytest.raises(KitError, match=said):
+            prepare(run, lambda spec: recording_chat())
+
+
+def test_a_separation_that_changes_nothing_is_said(prepared, capsys):
+    prepared({"data.separation": "time"})
+    assert "data.separation=time is for --data official and changes nothing here" in capsys.readouterr().out
 
 
 def test_an_unknown_task_is_told_which_there_are(new_run, recording_chat):
@@ -259,6 +312,17 @@ def test_profiles_stay_in_the_file_and_read_like_lists(prepared):
         assert (len(profile), profile[1], profile[-1], profile[1:3]) == (len(items), items[1], items[-1], items[1:3])
         with pytest.raises(IndexError):
             profile[len(items)]
+
+
+def test_two_items_of_one_id_cannot_both_become_questions(new_run, recording_chat, tmp_path):
+    task = get_task("LaMP-3")
+    for number, split in enumerate(("train", "dev")):
+        profile = [{"id": key, "text": f"lid {n}", "score": "4"} for n, key in enumerate("778")]
+        row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": profile}
+        write_lamp(tmp_path / "lamp", task, split, [row])
+    run = new_run({"data.source": str(tmp_path / "lamp"), "data.leave_one_out": 3})
+    with pytest.raises(KitError, match=r"1 questions made from items of .*lamp have an id twice, such as 0-7"):
+        prepare(run, lambda spec: recording_chat())
 
 
 @pytest.mark.parametrize(("name", "why"), [("LaMP-1", "which papers it cites is not"), ("LaMP-7", "let a model write")])

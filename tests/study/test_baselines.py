@@ -10,6 +10,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.chat import Completion, LocalChat
 from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.rewriting.reflection import LoadedModel, prompt_tokens
 from rpo_kit.study.baselines import answer_with_summary, copy_nearest, inject_context, is_defined, majority, shots_of
 
 RATINGS, MOVIES, HEADLINES = get_task("LaMP-3"), get_task("LaMP-2"), get_task("LaMP-4")
@@ -91,25 +92,53 @@ def test_pag_without_items_shows_the_summary_and_the_bare_query(recording_chat: 
     assert base.asked[1][0]["content"] == f"About the person who asks: 4\n\n{rated()['input']}"
 
 
-def test_a_model_in_this_process_gets_prompts_that_fit_its_window(tiny_llama: Any, monkeypatch: Any) -> None:
-    from transformers import AutoTokenizer
+class Small(LocalChat):
+    """A model in this process with a small window, which notes its prompts and always says the same."""
 
-    from rpo_kit.rewriting.reflection import LoadedModel
+    def __init__(self, folder: Any, window: int, says: str = "4") -> None:
+        from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    base = LocalChat(LoadedModel(None, tokenizer, 512))
-    asked: list[str] = []
+        super().__init__(LoadedModel(None, AutoTokenizer.from_pretrained(folder), window))
+        self.says, self.prompts, self.sizes = says, [], []
 
-    def complete(conversations: Any, **_: Any) -> list[Completion]:
-        asked.extend(conversation[0]["content"] for conversation in conversations)
-        return [Completion("4", True, 1, 1)] * len(conversations)
+    def complete(self, conversations: Any, *, max_new_tokens: int, temperature: float = 0.0) -> list[Completion]:
+        self.prompts += [conversation[0]["content"] for conversation in conversations]
+        self.sizes += [prompt_tokens(self.model.tokenizer, c) + max_new_tokens for c in conversations]
+        return [Completion(self.says, True, 1, 1)] * len(conversations)
 
-    monkeypatch.setattr(base, "complete", complete)
+
+@pytest.mark.parametrize("shots", [0, 1, 6])
+@pytest.mark.parametrize("text", ["a long story " * 500, "x" * 5000, "長い話" * 2000, "short"])
+@pytest.mark.parametrize("window", [400, 600, 2000])
+def test_no_prompt_of_pag_passes_the_window(tiny_llama: Any, text: str, shots: int, window: int) -> None:
+    base = Small(tiny_llama, window, "Likes lids, and says so at length. " * 3)
+    example = rated(*"12345" * 4)
+    for item in example["profile"]:
+        item["text"] = text
+    (found,) = answer_with_summary(base, RATINGS, [example], shots, tokens=12)
+    assert max(base.sizes) <= window
+    assert found["summary"] in base.prompts[1]
+    assert base.prompts[1].endswith(example["input"])
+    if window == 2000:
+        assert base.prompts[0].count("-> ") == 16, "all sixteen with their ratings"
+        assert base.prompts[1].count("is the score for") == shots
+
+
+def test_what_fits_no_window_is_said_with_the_setting(tiny_llama: Any) -> None:
+    with pytest.raises(KitError, match=r"history of question 7 cannot be summarised .*raise that setting"):
+        answer_with_summary(Small(tiny_llama, 150), RATINGS, [rated(*"12345")], shots=1, tokens=12)
+    example = rated("5") | {"input": RATINGS.make_input(text="a long question " * 200)}
+    with pytest.raises(KitError, match=r"Question 7 and its summary pass the window .*raise reflection.max_seq_length"):
+        answer_with_summary(Small(tiny_llama, 600), RATINGS, [example], shots=1, tokens=12)
+
+
+def test_a_model_in_this_process_gets_prompts_that_fit_its_window(tiny_llama: Any) -> None:
+    base = Small(tiny_llama, 512)
     example = rated("5", "4")
     for item in example["profile"]:
         item["text"] = "a long story " * 500
     inject_context(base, RATINGS, [example], shots=2, tokens=32)
-    assert asked[0].endswith(example["input"])
-    assert asked[0].count("is the score for") == 2
-    room = len(tokenizer.apply_chat_template([{"role": "user", "content": asked[0]}], return_dict=False)) + 32
+    assert base.prompts[0].endswith(example["input"])
+    assert base.prompts[0].count("is the score for") == 2
+    room = prompt_tokens(base.model.tokenizer, [{"role": "user", "content": base.prompts[0]}]) + 32
     assert 400 < room <= 512 + 16

@@ -13,7 +13,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import score_files
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.chat import Completion
-from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.runs import read_records, write_text
 from rpo_kit.study import evaluation
 from rpo_kit.study.evaluation import (
@@ -218,6 +218,38 @@ def test_a_killed_evaluation_asks_only_for_what_is_missing_and_keeps_the_order(p
     assert len(read_records(tmp_path / "records" / "sft.jsonl")) == 6
 
 
+@pytest.mark.parametrize(
+    ("system", "items", "summary"),
+    [
+        ("base", None, False),
+        ("context-1", 1, False),
+        ("context-3", 3, False),
+        ("context", 2, False),
+        ("pag-0", 0, True),
+        ("pag-3", 3, True),
+    ],
+)
+def test_a_system_asks_the_base_model_with_what_its_name_says(
+    prepared, recording_chat, tmp_path, monkeypatch, system, items, summary
+):
+    run = prepared({"evaluation.shots": 2})
+    base = recording_chat(lambda conversation: "Likes lids." if "typical" in conversation[0]["content"] else "4")
+    monkeypatch.setattr(evaluation, "open_chat_of", lambda of, spec: base)
+    rows = load_prepared(run, "dev")
+    found = predict(run, system, rows, tmp_path, None)
+    asked = [conversation[0]["content"] for conversation in base.asked]
+    if items is None:
+        assert (asked, {record["prediction"] for record in found}) == ([], {"3"})
+        return
+    requests, prompts = (asked[: len(rows)], asked[len(rows) :]) if summary else ([], asked)
+    assert (len(requests), len(prompts)) == (len(rows) if summary else 0, len(rows))
+    for row, prompt in zip(rows, prompts, strict=True):
+        shown = [row["profile"][n] for n in row["ranking"][:items]]
+        question = RATINGS.context_prompt(row["input"], shown)
+        assert prompt == (f"About the person who asks: Likes lids.\n\n{question}" if summary else question)
+    assert {record["prediction"] for record in found} == {"4"}
+
+
 # ---- the stage ----------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +284,29 @@ def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(pre
     opened.clear()
     evaluate(run)
     assert opened == [], "done already"
+
+
+def test_a_question_without_instruction_stands_in_the_predictions_so_that_lamps_golds_fit(
+    new_run, recording_chat, tmp_path, capsys
+):
+    task = get_task("LaMP-2")
+    for number, split in enumerate(("train", "dev")):
+        rows = [{"id": f"{number}1{n}", "input": task.make_input(text=f"Film {n}."), "profile": []} for n in range(3)]
+        rows[0]["input"] = "x Overwhelmed by her suffocating schedule"  # as LaMP-2's question 110
+        golds = [{"id": row["id"], "output": "comedy"} for row in rows]
+        write_text(tmp_path / "lamp" / f"{split}_questions.json", json.dumps(rows))
+        write_text(tmp_path / "lamp" / f"{split}_outputs.json", json.dumps({"task": "LaMP_2", "golds": golds}))
+    right = recording_chat(lambda conversation: "comedy")
+    for users, name in ((9, "whole"), (1, "part")):
+        settings = {"data.task": "LaMP-2", "data.source": str(tmp_path / "lamp"), "data.dev_users": users}
+        run = new_run(settings, name)
+        prepare(run, lambda spec: right)
+        evaluate(run, ["base"])
+    predictions = [tmp_path / name / "evaluate" / "predictions" / "base.json" for name in ("whole", "part")]
+    outputs = [[row["output"] for row in json.loads(path.read_text())["golds"]] for path in predictions]
+    assert outputs == [["comedy", "comedy", ""], ["comedy"]], "one user of the split cannot be scored there anyway"
+    assert score_files(tmp_path / "lamp" / "dev_outputs.json", predictions[0])["accuracy"] == pytest.approx(2 / 3)
+    assert capsys.readouterr().out.count("1 excluded questions (110) stand in the predictions with an empty") == 1
 
 
 def test_without_the_trained_stages_it_says_what_to_run_first(prepared):

@@ -38,7 +38,10 @@ SPLITS = ("train", "dev", "test")  # LaMP's; the position is the second characte
 def persona(task_name: str) -> Persona:
     """The persona module of a task, checked by the type checker against the `Persona` protocol."""
     if task_name not in MODULES:
-        raise KitError(f"no personas for task {task_name!r}; there are: {', '.join(MODULES)}")
+        raise KitError(
+            f"There are no personas for the task {task_name!r}; there are for {', '.join(MODULES)}: name one of these "
+            "with --task, or give the task's own files with --data FOLDER."
+        )
     return cast(Persona, importlib.import_module(f"{__name__}.{MODULES[task_name]}"))
 
 
