@@ -186,12 +186,6 @@ def answer_tokens(task: Task, tokens: int) -> int:
     return tokens if task.kind == "generation" else min(tokens, 12)
 
 
-def ask_base(base: Chat, task: Task, prompts: list[str], tokens: int) -> list[dict[str, str]]:
-    """The base model's answers: `prediction`, and `raw` as it came. KitError where one is missing."""
-    answers = base_answers(base, task, prompts, tokens)
-    return [{"prediction": read_answer(task, answer.text), "raw": answer.text} for answer in answers]
-
-
 def base_answers(base: Chat, task: Task, prompts: list[str], tokens: int) -> list[Completion]:
     """The base model's answers as they came, in order. KitError where one is missing."""
     conversations = [base_conversation(prompt) for prompt in prompts]
