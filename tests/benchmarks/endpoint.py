@@ -93,7 +93,7 @@ def seconds(work: object) -> float:
 
 
 def make_chat(url: str, folder: Path, name: str, **settings: object) -> EndpointChat:
-    return EndpointChat(Place(url, "m", ""), EndpointSettings(**settings), open_database(folder / name), "bench")
+    return EndpointChat(Place(url, "m", ""), EndpointSettings(**settings), open_database(folder / name))
 
 
 @contextmanager
