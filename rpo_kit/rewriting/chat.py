@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rpo_kit.errors import KitError
+from rpo_kit.places import place_of
 from rpo_kit.presets import EndpointSettings
-from rpo_kit.rewriting.keys import place_of
 from rpo_kit.runs import Run, runs_root
 
 if TYPE_CHECKING:

@@ -22,11 +22,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rpo_kit.places import OPENAI, Place
 from rpo_kit.presets import EndpointSettings
 from rpo_kit.rewriting.budget import BudgetReached, Ledger, Spending, bound, expected
 from rpo_kit.rewriting.cache import AnswerCache, answer_key, open_database
 from rpo_kit.rewriting.chat import Completion, Conversation
-from rpo_kit.rewriting.keys import OPENAI, Place, key_in, without_key
+from rpo_kit.rewriting.keys import key_in, without_key
 from rpo_kit.rewriting.prompts import whole
 from rpo_kit.rewriting.retry import (
     Fault,

@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rpo_kit.places import Place
 from rpo_kit.presets import EndpointSettings
 from rpo_kit.rewriting.cache import open_database
 from rpo_kit.rewriting.endpoint import EndpointChat
-from rpo_kit.rewriting.keys import Place
 
 BODY = json.dumps(
     {
