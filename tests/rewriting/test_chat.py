@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,6 +227,23 @@ def test_a_local_model_is_loaded_once_and_generates(monkeypatch):
     ]
     assert loaded == [("org/name", 512)]
     assert model.name == "local:org/name"
+
+
+@pytest.mark.parametrize("name", ["/no/such", "./no-such"])
+def test_a_folder_without_a_model_is_said(name):
+    with pytest.raises(KitError, match=rf"{name} holds no model \(config\.json is missing\): name the folder of one"):
+        open_chat(f"local:{name}")
+
+
+def test_a_hub_id_that_cannot_be_loaded_is_said(monkeypatch):
+    def from_pretrained(path: str, **_: Any) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files.")
+
+    monkeypatch.setattr(reflection, "_unsloth", lambda: SimpleNamespace(from_pretrained=from_pretrained))
+    with pytest.raises(
+        KitError, match=r"The model no/such cannot be loaded \(We couldn't .* to load the files\.\): look"
+    ):
+        open_chat("local:no/such")
 
 
 # ---- many at once -------------------------------------------------------------------------------------------------
