@@ -71,6 +71,7 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
         for name, records in found.items():
             predictions = [scorable(task, record["prediction"]) for record in records]
             write_predictions(work / "predictions" / f"{name}.json", task, [r["id"] for r in records], predictions)
+        tell_cuts(found)
         examples, found = answered_by_all(examples, found)
         write_text(work / "metrics.csv", metrics_table(run, task, examples, found).to_csv(index=False))
         write_text(work / "paired.csv", paired_table(run, task, examples, found).to_csv(index=False))
@@ -160,15 +161,28 @@ def rewrite(
 ) -> list[Record]:
     """The reflection module's rewrites with `shots` items each; greedy."""
     limit = loaded.max_seq_length - max_new_tokens
-    prompts = [fitting_messages(loaded.tokenizer, limit, task, e, take(e, e["ranking"], shots))[0] for e in examples]
+    fitted = [fitting_messages(loaded.tokenizer, limit, task, e, take(e, e["ranking"], shots)) for e in examples]
+    prompts = [prompt for prompt, _ in fitted]
     completions = generate(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     records = []
-    for example, completion in zip(examples, completions, strict=True):
+    for example, completion, (_, cut) in zip(examples, completions, fitted, strict=True):
         parsed = parse(completion.text)
         prediction = parsed.trajectory.rewrite if parsed.trajectory else example["generic"]
         record = {"id": example["id"], "prediction": prediction, "raw": completion.text, "complaint": parsed.complaint}
-        records.append(record | {"tokens": completion.new_tokens, "finished": completion.finished})
+        records.append(record | {"tokens": completion.new_tokens, "finished": completion.finished, "shortened": cut})
     return records
+
+
+def tell_cuts(found: dict[str, list[Record]]) -> None:
+    """Say for each system how many prompts and how many of its texts are not whole."""
+    for name, records in found.items():
+        shortened = sum(record.get("shortened", False) for record in records)
+        unfinished = sum(not record.get("finished", True) for record in records)
+        if shortened or unfinished:
+            print(
+                f"evaluate: {name}: of {len(records)} questions {shortened} had their history items shortened to fit, "
+                f"{unfinished} texts were cut off at the token limit"
+            )
 
 
 def scorable(task: Task, prediction: str) -> str:

@@ -194,6 +194,23 @@ def test_a_completion_without_trajectory_leaves_the_generic_answer_and_is_kept(m
     assert second["finished"] is False
 
 
+def test_what_was_cut_is_counted_and_shown(monkeypatch, tiny_llama, capsys):
+    from transformers import AutoTokenizer
+
+    texts = iter([Completion(trajectory("1"), True, 9, 5), Completion(trajectory("2"), False, 9, 24)])
+    monkeypatch.setattr(evaluation, "generate", lambda loaded, prompts, **_: [next(texts) for _ in prompts])
+    rows = examples(["1", "1"], ["a", "b"])
+    rows[0]["profile"][0]["text"] = "a long story " * 500
+    loaded = evaluation.LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 2048)
+    records = rewrite(loaded, RATINGS, rows, shots=6, max_new_tokens=24)
+    assert [record["shortened"] for record in records] == [True, False]
+    evaluation.tell_cuts({"base": [record("3")] * 2, "rl": records})
+    assert capsys.readouterr().out == (
+        "evaluate: rl: of 2 questions 1 had their history items shortened to fit, "
+        "1 texts were cut off at the token limit\n"
+    )
+
+
 def test_a_killed_evaluation_asks_only_for_what_is_missing_and_keeps_the_order(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "_CHUNK", 2)
     run, asked = prepared(), []
