@@ -124,7 +124,7 @@ def text_of(content: Any) -> str:
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
         return ""
     texts = [part.get("text") for part in parts]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else ""
+    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else ""
 
 
 def profile_of(service: Service, body: dict[str, Any]) -> list[Item]:
