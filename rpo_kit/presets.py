@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rpo_kit.errors import KitError
+from rpo_kit.places import refuse_secrets
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -217,6 +218,8 @@ def get_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
     preset = PRESETS[name]
     for key, value in (overrides or {}).items():
         preset = _replace(preset, key.split("."), value, key)
+    for spec in (preset.base, preset.synthesis.teacher):
+        refuse_secrets(spec)
     return preset
 
 

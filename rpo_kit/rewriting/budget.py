@@ -3,9 +3,10 @@
 Every try of a request is entered into the run's account before it is sent, with an upper bound of its tokens (no
 tokenizer makes more tokens than bytes), and corrected when the answer is there. So neither requests in flight, nor a
 second process, nor a killed one can carry the account past a limit. Tokens of an answer that never came in (a time-out,
-a cut connection) stay charged at their bound: the server may have written it.
+a cut connection) stay charged at their bound: the server may have written it. A request that found no server costs
+nothing. The account lies in the run's folder: who deletes the run and makes it anew begins with an empty one.
 
-    ledger = Ledger(open_database(None), "demo", "openai:gpt-4o-mini", EndpointSettings(max_tokens=1000))
+    ledger = Ledger(open_database(None), "openai:gpt-4o-mini", EndpointSettings(max_tokens=1000))
     ledger.admit(Spending(1, 600, 300))     # True; the same again: False, it would pass 1,000
 """
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _CHARACTERS = 4  # a token, for the estimate only: the usual rule of thumb for English
 _FRAME = 16  # tokens a message that a chat template adds at most, ours
 
-_ADD = """INSERT INTO spent VALUES (:scope, :model, :requests, :prompt, :new) ON CONFLICT DO UPDATE SET
+_ADD = """INSERT INTO account VALUES (:model, :requests, :prompt, :new) ON CONFLICT DO UPDATE SET
     requests = requests + :requests, prompt_tokens = prompt_tokens + :prompt, new_tokens = new_tokens + :new"""
 
 
@@ -65,10 +66,10 @@ def expected(messages: Conversation, max_new_tokens: int) -> Spending:
 
 
 class Ledger:
-    """The account of one run (`scope`), for the requests of one model."""
+    """The account of one run, which lies in `base`, for the requests of one model."""
 
-    def __init__(self, base: sqlite3.Connection, scope: str, model: str, settings: EndpointSettings) -> None:
-        self.base, self.scope, self.model, self.settings = base, scope, model, settings
+    def __init__(self, base: sqlite3.Connection, model: str, settings: EndpointSettings) -> None:
+        self.base, self.model, self.settings = base, model, settings
         self.prices = read_prices(settings.prices)
         self.here = Spending()  # by this object alone
         if settings.max_cost and model not in self.prices:
@@ -95,9 +96,7 @@ class Ledger:
 
     def total(self) -> dict[str, Spending]:
         """What the run has spent so far, by model."""
-        rows = self.base.execute(
-            "SELECT model, requests, prompt_tokens, new_tokens FROM spent WHERE scope = ?", (self.scope,)
-        )
+        rows = self.base.execute("SELECT model, requests, prompt_tokens, new_tokens FROM account")
         return {model: Spending(*numbers) for model, *numbers in rows}
 
     def cost(self, spent: dict[str, Spending]) -> float:
@@ -128,7 +127,7 @@ class Ledger:
 
     def _add(self, amount: Spending) -> None:
         numbers = {"requests": amount.requests, "prompt": amount.prompt_tokens, "new": amount.new_tokens}
-        self.base.execute(_ADD, {"scope": self.scope, "model": self.model} | numbers)
+        self.base.execute(_ADD, {"model": self.model} | numbers)
 
 
 def read_prices(lines: Sequence[str]) -> dict[str, tuple[float, float]]:

@@ -21,8 +21,8 @@ from rpo_kit.errors import KitError
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS spent (scope TEXT, model TEXT, requests INTEGER, prompt_tokens INTEGER, new_tokens INTEGER,
-    PRIMARY KEY (scope, model));
+CREATE TABLE IF NOT EXISTS account (model TEXT PRIMARY KEY, requests INTEGER, prompt_tokens INTEGER,
+    new_tokens INTEGER);
 """
 _PATIENCE = 60.0  # seconds to wait for the other process's write
 
@@ -35,7 +35,10 @@ def answer_key(**deciding: Any) -> str:
 
 
 def open_database(path: Path | None) -> sqlite3.Connection:
-    """The file (made where it is missing), or a database in memory; what is written survives `kill -9`."""
+    """The file (made where it is missing), or a database in memory; what is written survives `kill -9`.
+
+    One shape for both uses: the answers, and the account of a run (`budget.py`).
+    """
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -45,7 +48,7 @@ def open_database(path: Path | None) -> sqlite3.Connection:
         base.executescript(_TABLES)
     except sqlite3.DatabaseError as error:
         raise KitError(
-            f"{path} cannot be used as the store of answers ({error}): move it away and run again."
+            f"{path} cannot be used as the store of answers or of spending ({error}): move it away and run again."
         ) from None
     return base
 

@@ -24,15 +24,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rpo_kit.errors import KitError
+from rpo_kit.places import place_of
 from rpo_kit.presets import EndpointSettings
-from rpo_kit.rewriting.keys import place_of
 from rpo_kit.runs import Run, runs_root
 
 if TYPE_CHECKING:
     from rpo_kit.rewriting.reflection import LoadedModel
 
 Conversation = list[dict[str, str]]
-ANSWERS = "answers.sqlite"  # beside the runs: what endpoints have answered, and what each run has spent
+ANSWERS = "answers.sqlite"  # beside the runs: what endpoints have answered, to whichever run
+ACCOUNT = "spent.sqlite"  # in the run's folder: what it has spent
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ class Chat(Protocol):
 def open_chat(
     spec: str, max_seq_length: int = 1024, settings: EndpointSettings | None = None, run: Run | None = None
 ) -> Chat:
-    """The model that `spec` names; KitError explains the forms. What an endpoint costs goes to the account of `run`."""
+    """The model that `spec` names; KitError explains the forms.
+
+    What an endpoint costs goes to the account of `run`; without a run, the limits are those of this object.
+    """
     kind, _, rest = spec.partition(":")
     if kind == "local" and rest:
         from rpo_kit.rewriting.reflection import load_base  # loading torch takes seconds; endpoints need none of it
@@ -77,7 +81,8 @@ def open_chat(
     from rpo_kit.rewriting.endpoint import EndpointChat
 
     folder: Path = run.folder.parent if run else runs_root()
-    return EndpointChat(place, settings, open_database(folder / ANSWERS), run.name if run else "")
+    account = open_database(run.folder / ACCOUNT) if run else None
+    return EndpointChat(place, settings, open_database(folder / ANSWERS), account)
 
 
 def open_chat_of(run: Run, spec: str) -> Chat:

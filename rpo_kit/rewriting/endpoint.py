@@ -22,11 +22,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rpo_kit.places import OPENAI, Place
 from rpo_kit.presets import EndpointSettings
 from rpo_kit.rewriting.budget import BudgetReached, Ledger, Spending, bound, expected
 from rpo_kit.rewriting.cache import AnswerCache, answer_key, open_database
 from rpo_kit.rewriting.chat import Completion, Conversation
-from rpo_kit.rewriting.keys import OPENAI, Place, key_in, without_key
+from rpo_kit.rewriting.keys import key_in, without_key
 from rpo_kit.rewriting.prompts import whole
 from rpo_kit.rewriting.retry import (
     Fault,
@@ -35,6 +36,7 @@ from rpo_kit.rewriting.retry import (
     charged,
     fault_of,
     read_completion,
+    unsent,
     wait_before,
 )
 
@@ -65,17 +67,18 @@ class Round:
 
 
 class EndpointChat:
-    """A model at an endpoint. `base` holds cache and account; in memory where it is None."""
+    """A model at an endpoint. `answers` holds the cache, `account` what a run has spent; in memory where it is None."""
 
     def __init__(
-        self, place: Place, settings: EndpointSettings | None = None, base: Any = None, scope: str = ""
+        self, place: Place, settings: EndpointSettings | None = None, answers: Any = None, account: Any = None
     ) -> None:
         self.place, self.settings = place, settings or EndpointSettings()
         self.name = f"{place.url}#{place.model}" if place.url else f"openai:{place.model}"
         self.key = key_in(place.variable)
-        base = base or open_database(None)
-        self.cache = AnswerCache(base) if self.settings.cache else None
-        self.ledger = Ledger(base, scope, self.name, self.settings)
+        self.address = place.url or "OpenAI's address"
+        self.cache = AnswerCache(answers or open_database(None)) if self.settings.cache else None
+        self.of_a_run = account is not None
+        self.ledger = Ledger(account or open_database(None), self.name, self.settings)
 
     def complete(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float = 0.0
@@ -114,7 +117,7 @@ class EndpointChat:
     def actual(self) -> str:
         """What this object has spent, and its run with it."""
         whole = self.ledger.total()
-        run = f"; the run so far: {sum(whole.values(), Spending()).requests:,} requests" if self.ledger.scope else ""
+        run = f"; the run so far: {sum(whole.values(), Spending()).requests:,} requests" if self.of_a_run else ""
         return f"spent     {self.name}: {self.ledger.describe(self.ledger.here)}{run}"
 
     # ---- the workers ----
@@ -163,7 +166,7 @@ class EndpointChat:
             try:
                 completion = await self._once(messages, round_)
             except Fault as fault:
-                self._settle(round_, most, most if fault.charged else Spending(1))
+                self._settle(round_, most, most if fault.charged else Spending(int(fault.sent)))
                 if fault.hopeless:
                     raise NoAnswers(
                         f"The model {self.name} answers nothing: {fault.reason}. What is finished is kept; put it "
@@ -209,14 +212,16 @@ class EndpointChat:
                     messages=[{"role": m["role"], "content": whole(m["content"])} for m in messages],
                     **self._sent(round_.sampling),
                 )
-        except (TimeoutError, openai.APITimeoutError):
-            raise charged(f"no answer within {self.settings.timeout:g} s") from None
+        except (TimeoutError, openai.APITimeoutError) as error:
+            late = charged(f"no answer within {self.settings.timeout:g} s")
+            raise unsent(error, self.address) or late from None
         except openai.APIStatusError as error:
             code, words = error.code or "", without_key(str(error.message), self.key)
             raise fault_of(Status(error.status_code, code, words, error.response.headers)) from None
         except (openai.OpenAIError, ValueError) as error:
             cause = f"{error} ({error.__cause__!r})" if error.__cause__ else repr(error)
-            raise charged(f"no readable answer: {without_key(cause, self.key)}") from None
+            unread = charged(f"no readable answer: {without_key(cause, self.key)}")
+            raise unsent(error, self.address) or unread from None
         return read_completion(answer, self.key)
 
     # ---- small parts ----

@@ -3,48 +3,18 @@
 A key goes only where the user sent it: `OPENAI_API_KEY` to the `openai:` form, and any other variable to the one URL
 that names it, as in `https://openrouter.ai/api/v1#some/model@OPENROUTER_API_KEY`. A URL without a variable gets none.
 
-    >>> place_of("http://localhost:8000/v1#my-model@MY_KEY")
-    Place(url='http://localhost:8000/v1', model='my-model', variable='MY_KEY')
+    key_in("MY_KEY")        # 'sk-…', as it is sent
 """
 
 from __future__ import annotations
 
 import getpass
 import os
-import re
-from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from rpo_kit.errors import KitError
+from rpo_kit.places import OPENAI
 
-OPENAI = "OPENAI_API_KEY"
-_URL_FORM = re.compile(r"(?P<url>https?://[^#]+)#(?P<model>.+?)(?:@(?P<variable>[A-Z][A-Z0-9_]*))?")
 _TOO_SHORT = 6  # letters; a shorter "key" would blot out ordinary words
-
-
-@dataclass(frozen=True)
-class Place:
-    """A model at an endpoint; `url` is "" for OpenAI's own, `variable` holds the key ("" where none is sent)."""
-
-    url: str
-    model: str
-    variable: str
-
-
-def place_of(spec: str) -> Place | None:
-    """The endpoint that `spec` names, or None; KitError where an address holds what looks like a secret."""
-    if spec.startswith("openai:") and len(spec) > len("openai:"):
-        return Place(os.environ.get("OPENAI_BASE_URL", ""), spec.removeprefix("openai:"), OPENAI)
-    found = _URL_FORM.fullmatch(spec)
-    if found is None:
-        return None
-    address = urlsplit(found["url"])
-    if address.username or address.password or address.query:
-        raise KitError(
-            f"The address of {address.hostname} carries a user, a password or a question mark; addresses are written "
-            "down. Put the key into an environment variable and name it: http://HOST:PORT/v1#MODEL@VARIABLE."
-        )
-    return Place(found["url"], found["model"], found["variable"] or "")
 
 
 def key_in(variable: str) -> str:
@@ -57,7 +27,13 @@ def key_in(variable: str) -> str:
             f"Set the environment variable {variable} (on Colab: a secret of that name; in a notebook: "
             f"rpo_kit.rewriting.keys.ask_for_key({variable!r})), or point to a server with http://HOST:PORT/v1#MODEL."
         )
-    return key.strip()
+    key = key.strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise KitError(
+            f"The key in {variable} holds a character that no key has (a space, a line break or a letter beyond "
+            "ASCII): copy it once more."
+        )
+    return key
 
 
 def ask_for_key(variable: str = OPENAI) -> None:

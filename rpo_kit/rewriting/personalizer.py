@@ -3,7 +3,7 @@
 The base model sees the query and nothing else (Figure 1). A completion that does not parse gives no rewrite: the
 generic answer stays, and the caller sees why (`Rewrite.complaint`).
 
-    >>> personalize = Personalizer(open_chat("openai:gpt-4o-mini"), load_reflection(settings, adapter), task)
+    >>> personalize = Personalizer.of(existing_run("demo"))       # its base model and all its settings
     >>> personalize("… review: The lid leaks.", profile).text
     '1'
     >>> for rewrite in personalize.each(pairs, batch_size=16): ...       # any number of pairs, as they are ready
@@ -18,11 +18,12 @@ from itertools import islice
 from typing import Any
 
 from rpo_kit.lamp.retrieval import rank, take
-from rpo_kit.lamp.tasks import Item, Task
-from rpo_kit.rewriting.chat import Chat, Completion
+from rpo_kit.lamp.tasks import Item, Task, get_task
+from rpo_kit.rewriting.chat import Chat, Completion, open_chat_of
 from rpo_kit.rewriting.prepare import base_answers, read_answer
-from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate
+from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate, load_reflection
 from rpo_kit.rewriting.trajectory import Trajectory, parse
+from rpo_kit.runs import Run, require
 
 Pair = tuple[str, list[Item]]  # a query (a LaMP input) and the user's profile
 
@@ -38,6 +39,7 @@ class Rewrite:
     complaint: str | None  # why there is no trajectory
     timings: dict[str, float]  # seconds for retrieval, base, reflection; a batch's time is shared out evenly
     tokens: dict[str, tuple[int, int]]  # (prompt, new) of base and reflection, as each counts; 0 where one does not
+    shortened: bool = False  # whether the history items had to be shortened to fit into the module's prompt
 
     @property
     def observations(self) -> list[str]:
@@ -64,9 +66,27 @@ class Personalizer:
         shots: int = 6,
         retriever: str = "bm25",
         new_tokens: int = 80,
+        base_tokens: int = 32,
     ) -> None:
         self.base, self.reflection, self.task = base, reflection, task
-        self.shots, self.retriever, self.new_tokens = shots, retriever, new_tokens
+        self.shots, self.retriever = shots, retriever
+        self.new_tokens, self.base_tokens = new_tokens, base_tokens
+
+    @classmethod
+    def of(cls, run: Run, stage: str = "rl") -> Personalizer:
+        """With the module that `stage` trained and every setting of the run, on its account: for a question of its
+        data it gives what `prepare` and `evaluate` gave (the retriever `random` alone draws other items).
+        """
+        adapter, preset = require(run, stage) / "adapter", run.preset
+        return cls(
+            open_chat_of(run, preset.base),
+            load_reflection(preset.reflection, adapter),
+            get_task(preset.data.task),
+            preset.evaluation.shots,
+            preset.data.retriever,
+            preset.evaluation.max_new_tokens,
+            preset.base_max_new_tokens,
+        )
 
     def __call__(self, query: str, profile: list[Item]) -> Rewrite:
         """`query` is a LaMP input; the base model sees it and nothing else."""
@@ -87,33 +107,39 @@ class Personalizer:
         rankings = rank(self.task, examples, self.retriever)
         shown = [take(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
         clock.lap("retrieval")
-        answers = base_answers(self.base, self.task, [query for query, _ in pairs], self.new_tokens)
+        answers = base_answers(self.base, self.task, [query for query, _ in pairs], self.base_tokens)
         generics = [read_answer(self.task, answer.text) for answer in answers]
         clock.lap("base")
-        written = self._reflect(examples, generics, shown)
+        written, shortened = self._reflect(examples, generics, shown)
         clock.lap("reflection")
         tokens = [{"base": _tokens(a), "reflection": _tokens(w)} for a, w in zip(answers, written, strict=True)]
         texts = [completion.text for completion in written]
-        return [_rewrite(*found, clock.laps) for found in zip(texts, generics, shown, tokens, strict=True)]
+        return [_rewrite(*found, clock.laps) for found in zip(texts, generics, shown, tokens, shortened, strict=True)]
 
     def _reflect(
         self, examples: list[dict[str, Any]], generics: list[str], shown: list[list[Item]]
-    ) -> list[Completion]:
-        """The reflection module's completions."""
+    ) -> tuple[list[Completion], list[bool]]:
+        """The reflection module's completions, and for which of them the history items were shortened."""
         tokenizer, limit = self.reflection.tokenizer, self.reflection.max_seq_length - self.new_tokens
-        prompts = [
-            fitting_messages(tokenizer, limit, self.task, example | {"generic": generic}, items)[0]
+        fitted = [
+            fitting_messages(tokenizer, limit, self.task, example | {"generic": generic}, items)
             for example, generic, items in zip(examples, generics, shown, strict=True)
         ]
-        return generate(self.reflection, prompts, max_new_tokens=self.new_tokens)
+        written = generate(self.reflection, [prompt for prompt, _ in fitted], max_new_tokens=self.new_tokens)
+        return written, [cut for _, cut in fitted]
 
 
 def _rewrite(
-    text: str, generic: str, items: list[Item], tokens: dict[str, tuple[int, int]], timings: dict[str, float]
+    text: str,
+    generic: str,
+    items: list[Item],
+    tokens: dict[str, tuple[int, int]],
+    shortened: bool,
+    timings: dict[str, float],
 ) -> Rewrite:
     parsed = parse(text)
     chosen = parsed.trajectory.rewrite if parsed.trajectory else generic
-    return Rewrite(chosen, generic, items, parsed.trajectory, parsed.complaint, dict(timings), tokens)
+    return Rewrite(chosen, generic, items, parsed.trajectory, parsed.complaint, dict(timings), tokens, shortened)
 
 
 def _tokens(completion: Completion) -> tuple[int, int]:

@@ -63,6 +63,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
             _answer(task, base, missing, work, preset.base_max_new_tokens)
         failures.conclude(work, len(rows), preset.endpoint.tolerate)
         sort_records(work / "generic.jsonl", [row["id"] for row in rows])
+        _tell_cuts(work, answer_tokens(task, preset.base_max_new_tokens))
 
 
 def source_files(settings: DataSettings) -> dict[str, Path]:
@@ -219,12 +220,6 @@ def answer_tokens(task: Task, tokens: int) -> int:
     return tokens if task.kind == "generation" else min(tokens, 12)
 
 
-def ask_base(base: Chat, task: Task, prompts: list[str], tokens: int) -> list[dict[str, str]]:
-    """The base model's answers: `prediction`, and `raw` as it came. KitError where one is missing."""
-    answers = base_answers(base, task, prompts, tokens)
-    return [{"prediction": read_answer(task, answer.text), "raw": answer.text} for answer in answers]
-
-
 def base_answers(base: Chat, task: Task, prompts: list[str], tokens: int) -> list[Completion]:
     """The base model's answers as they came, in order. KitError where one is missing."""
     conversations = [base_conversation(prompt) for prompt in prompts]
@@ -245,8 +240,19 @@ def _answer(task: Task, base: Chat, rows: list[dict[str, str]], work: Path, toke
     bar = tqdm(total=len(rows), desc=f"{base.name} answers without seeing the user", unit="query")
     with bar, told_cost(base, asked, limit):
         for batch in as_they_come(base, asked, max_new_tokens=limit, chunk=_CHUNK):
-            good = [(rows[place]["id"], answer.text) for place, answer in batch if not answer.failure]
-            records = [{"id": id_, "text": read_answer(task, text), "raw": text} for id_, text in good]
-            append_records(work / "generic.jsonl", records)
+            good = [_generic(task, rows[place]["id"], answer) for place, answer in batch if not answer.failure]
+            append_records(work / "generic.jsonl", good)
             failures.note(work, {rows[place]["id"]: answer.failure for place, answer in batch if answer.failure})
             bar.update(len(batch))
+
+
+def _generic(task: Task, id_: str, answer: Completion) -> dict[str, Any]:
+    record = {"id": id_, "text": read_answer(task, answer.text), "raw": answer.text}
+    return record if answer.finished else record | {"finished": False}
+
+
+def _tell_cuts(work: Path, limit: int) -> None:
+    records = read_records(work / "generic.jsonl")
+    cut = sum(not record.get("finished", True) for record in records)
+    if cut:
+        print(f"{cut} of {len(records)} generic answers were cut off at {limit} tokens")

@@ -84,14 +84,22 @@ def load_trainable(settings: ModelSettings, adapter: Path | None, seed: int) -> 
 
 def _load(settings: ModelSettings, name: str, seed: int) -> LoadedModel:
     path = str(bundled_model()) if name == "smollm2" else name
-    with _quiet():
-        model, tokenizer = _unsloth().from_pretrained(
-            path,
-            max_seq_length=settings.max_seq_length,
-            load_in_4bit=settings.load_in_4bit,
-            dtype=None,
-            random_state=seed,
-        )
+    if path.startswith((".", "/", "~")) and not (Path(path) / "config.json").is_file():
+        raise KitError(f"{path} holds no model (config.json is missing): name the folder of one, or a hub id.")
+    try:
+        with _quiet():
+            model, tokenizer = _unsloth().from_pretrained(
+                path,
+                max_seq_length=settings.max_seq_length,
+                load_in_4bit=settings.load_in_4bit,
+                dtype=None,
+                random_state=seed,
+            )
+    except OSError as error:  # no such hub id, no network, no room on the disk
+        raise KitError(
+            f"The model {name} cannot be loaded ({' '.join(str(error).split())[:300]}): look at the name, the network "
+            "and the disk, and run again."
+        ) from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise KitError(

@@ -1,6 +1,7 @@
 """What to do when an endpoint does not answer: try again, give this item up, or stop asking.
 
 408, 409, 429, 5xx, time-outs, broken connections, garbage   again, after a jittered, doubling pause or Retry-After
+nobody listens at the address                                the same; nothing was sent, so it costs nothing
 an empty answer                                              again, once: it was paid for
 other 4xx, a refusal                                         this item fails, the others go on
 401, 402, 404, exhausted quota, a setting refused            nothing else can work either: stop
@@ -37,6 +38,7 @@ class Fault(Exception):
         super().__init__(reason)
         self.reason, self.again, self.hopeless, self.asked = reason, again, hopeless, asked
         self.charged = False  # whether the server may have written (and charged) an answer nevertheless
+        self.sent = True  # whether the request reached a server at all
 
 
 class NoAnswers(KitError):
@@ -128,6 +130,19 @@ def read_completion(answer: Any, key: str = "") -> Completion:
 
 def _count(value: Any) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
+
+
+_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # by name: openai brings httpx or httpx2, as it likes
+
+
+def unsent(error: BaseException, address: str) -> Fault | None:
+    """The fault of a request that found no server, or None where it may have reached one."""
+    cause = error.__cause__
+    if type(cause).__name__ not in _NOT_SENT:
+        return None
+    fault = Fault(f"nothing answers at {address}: is the server running? ({cause!r})", again=ALWAYS)
+    fault.sent = False
+    return fault
 
 
 def charged(reason: str, again: int = ALWAYS) -> Fault:

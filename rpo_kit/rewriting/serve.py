@@ -2,9 +2,10 @@
 
 A client sends what it would send to OpenAI, and says who is asking: `"user": "ann"` takes the history from `ann.json`
 in the folder of profiles (a JSON list of LaMP items), `"profile": [...]` brings it in the request. The last message is
-the query, a whole LaMP input or the bare text. The answer carries, beside the rewrite, how it came about. Its `usage`
-is what it cost: the tokens of both models, base and reflection, prompts and texts; `rpo.tokens` tells them apart. (A
-base model that counts no tokens adds none; an answer of it that was kept in the cache counts as when it was made.)
+the query, a whole LaMP input or the bare text. A profile file at fault is named on stderr, and not to the client. The
+answer carries, beside the rewrite, how it came about. Its `usage` is what it cost: the tokens of both models, base and
+reflection, prompts and texts; `rpo.tokens` tells them apart. (A base model that counts no tokens adds none; an answer
+of it that was kept in the cache counts as when it was made.)
 
     POST /v1/chat/completions  {"model": "rpo", "user": "ann", "messages": [{"role": "user", "content": "It leaks."}]}
     200                        {"choices": [{"message": {"content": "1"}, …}], "rpo": {"generic": "3", "plan": …}, …}
@@ -19,6 +20,8 @@ import hmac
 import json
 import os
 import re
+import socket
+import sys
 import threading
 import time
 import uuid
@@ -30,12 +33,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.tasks import Item, Task, get_task
-from rpo_kit.rewriting.chat import open_chat_of
+from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.rewriting.personalizer import Personalizer, Rewrite
 from rpo_kit.rewriting.prompts import whole
-from rpo_kit.rewriting.reflection import load_reflection
-from rpo_kit.runs import Run, require
+from rpo_kit.runs import Run
 
 LARGEST_BODY = 1_000_000  # bytes, ours
 MOST_ITEMS = 2_000  # of a profile, ours; LaMP's largest has about a thousand
@@ -68,22 +69,32 @@ class Service:
 
 
 def make_server(service: Service, host: str = "127.0.0.1", port: int = 8765) -> Server:
-    """A server, not yet running. KitError where it would be open to other machines without a key."""
+    """A server, not yet running. KitError as in `check_place`, or where the port is taken."""
+    check_place(host, port, service.profiles, service.key)
     service.only_here = host in HERE
-    if not service.only_here and not service.key:
+    try:
+        return Server((host, port), service)
+    except (OSError, UnicodeError) as error:  # a name of letters that no host can have is a UnicodeError
+        why = getattr(error, "strerror", None) or error
+        raise KitError(f"Port {port} on {host} cannot be used ({why}): choose another --port or --host.") from None
+
+
+def check_place(host: str, port: int, profiles: Path | None, key: str) -> None:
+    """What can be seen before any model is loaded; KitError where it would be open to other machines without a key."""
+    if not 0 <= port <= 65535:
+        raise KitError(f"There is no port {port}: choose a --port from 1 to 65535, or 0 for any that is free.")
+    if profiles and not profiles.is_dir():
+        raise KitError(f"There is no folder {profiles}: --profiles takes one with a USER.json for each user.")
+    if host not in HERE and not key:
         raise KitError(
             f"On {host} other machines can ask, and read what the profiles hold: set the environment variable "
             f"{KEY_VARIABLE} to a key which clients must send, or leave --host at 127.0.0.1."
         )
-    try:
-        return Server((host, port), service)
-    except OSError as error:
-        raise KitError(f"Port {port} on {host} cannot be used ({error.strerror}): choose another --port.") from None
 
 
 def answer(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     """The completion for a request's body; Refused where the request is at fault, KitError where the base model is."""
-    if body.get("n", 1) != 1:
+    if body.get("n") not in (None, 1):
         raise Refused(400, "One choice a request: leave n out.")
     query = query_of(service.personalizer.task, body.get("messages"))
     profile = profile_of(service, body)
@@ -97,8 +108,8 @@ def query_of(task: Task, messages: Any) -> str:
     wrong = "`messages` must be a list of {role, content} with texts, the last one from the user."
     if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
         raise Refused(400, wrong)
-    text = messages[-1].get("content")
-    if messages[-1].get("role") != "user" or not isinstance(text, str) or not text.strip():
+    text = text_of(messages[-1].get("content"))
+    if messages[-1].get("role") != "user" or not text.strip():
         raise Refused(400, wrong)
     if task.is_official(text):
         return text
@@ -107,9 +118,18 @@ def query_of(task: Task, messages: Any) -> str:
     return task.make_input(text=text)
 
 
+def text_of(content: Any) -> str:
+    """A message's text, also where it comes in parts, as OpenAI allows; "" where it is none."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        return ""
+    texts = [part.get("text") for part in parts]
+    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else ""
+
+
 def profile_of(service: Service, body: dict[str, Any]) -> list[Item]:
     """The history in the request, or in the user's file."""
-    if "profile" in body:
+    if body.get("profile") is not None:
         return checked_profile(service.personalizer.task, body["profile"], "`profile`")
     user = body.get("user")
     if user is None:
@@ -121,9 +141,10 @@ def profile_of(service: Service, body: dict[str, Any]) -> list[Item]:
         raise Refused(404, f"There is no profile of {user!r} here.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise Refused(500, f"The profile of {user!r} cannot be read: it must be a JSON list of items.") from None
-    return checked_profile(service.personalizer.task, content, f"The profile of {user!r}")
+        return checked_profile(service.personalizer.task, content, "the file")
+    except (OSError, ValueError, RecursionError, Refused) as error:  # not the client's fault, and not its business
+        print(f"rpo_kit serve: the profile {path} cannot be used: {error}", file=sys.stderr, flush=True)
+        raise Refused(500, f"The profile of {user!r} cannot be used; the server's log says why.") from None
 
 
 def checked_profile(task: Task, content: Any, what: str) -> list[Item]:
@@ -133,9 +154,12 @@ def checked_profile(task: Task, content: Any, what: str) -> list[Item]:
     items: list[Item] = []
     for number, item in enumerate(content):
         if not isinstance(item, dict) or not all(isinstance(item.get(name), str | int) for name in task.fields):
-            raise Refused(400, f"Item {number} of {what} must have {' and '.join(task.fields)}.")
+            raise Refused(
+                400, f"Item {number} of {what} must have {' and '.join(task.fields)}, each a text or a number."
+            )
         texts = {name: whole(str(item[name])) for name in task.fields}
-        items.append({"id": str(item.get("id", number)), **texts})
+        given = item.get("id")
+        items.append({"id": str(given if isinstance(given, str | int) else number), **texts})
     return items
 
 
@@ -156,6 +180,7 @@ def as_completion(name: str, rewrite: Rewrite) -> dict[str, Any]:
             "observations": rewrite.observations,
             "plan": rewrite.plan,
             "complaint": rewrite.complaint,
+            "shortened": rewrite.shortened,
             "seconds": {stage: round(seconds, 4) for stage, seconds in rewrite.timings.items()},
             "tokens": {model: {"prompt": p, "new": n} for model, (p, n) in rewrite.tokens.items()},
         },
@@ -180,6 +205,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], service: Service) -> None:
         self.service = service
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
 
 
@@ -249,7 +275,10 @@ def check_sender(service: Service, headers: Any) -> None:
     sent = (headers.get("Authorization") or "").removeprefix("Bearer ")
     if service.key and not hmac.compare_digest(sent.encode(), service.key.encode()):
         raise Refused(401, "The key is missing or wrong: send it as Authorization: Bearer KEY.")
-    host = urlsplit(f"//{headers.get('Host') or ''}").hostname
+    try:
+        host = urlsplit(f"//{headers.get('Host') or ''}").hostname
+    except ValueError:
+        raise Refused(400, "The Host of the request is no address.") from None
     if service.only_here and host not in HERE:
         raise Refused(403, "This server is for this machine: ask it as 127.0.0.1 or localhost.")
 
@@ -261,8 +290,8 @@ def read_body(headers: Any, stream: Any) -> dict[str, Any]:
     length = headers.get("Content-Length") or ""
     if not length.isascii() or not length.isdigit():
         raise Refused(411, "Send the length of the body (Content-Length).")
-    if int(length) > LARGEST_BODY:
-        raise Refused(413, f"The request has {int(length):,} bytes; at most {LARGEST_BODY:,} are read.")
+    if len(length) > 12 or int(length) > LARGEST_BODY:  # Python reads no number of more than 4,300 digits
+        raise Refused(413, f"The request is too large: at most {LARGEST_BODY:,} bytes are read.")
     try:
         body = json.loads(stream.read(int(length)))
     except (ValueError, RecursionError):
@@ -282,14 +311,12 @@ def _error(why: str) -> tuple[str, str]:
 
 def serve(run: Run, stage: str, profiles: Path | None, host: str, port: int) -> None:
     """Load the run's base model and its trained module, and answer until Ctrl-C."""
-    task, evaluation = get_task(run.preset.data.task), run.preset.evaluation
-    adapter = require(run, stage) / "adapter"
-    base = open_chat_of(run, run.preset.base)
-    module = load_reflection(run.preset.reflection, adapter)
-    personalizer = Personalizer(
-        base, module, task, evaluation.shots, run.preset.data.retriever, evaluation.max_new_tokens
-    )
-    service = Service(personalizer, profiles, os.environ.get(KEY_VARIABLE, ""))
+    key = os.environ.get(KEY_VARIABLE, "")
+    check_place(host, port, profiles, key)
+    personalizer = Personalizer.of(run, stage)
+    service = Service(personalizer, profiles, key)
     with make_server(service, host, port) as server:
-        print(f"{task.title} at http://{host}:{server.server_address[1]}/v1 (model {service.name}); Ctrl-C ends it")
+        where = f"[{host}]" if ":" in host else host
+        address = f"http://{where}:{server.server_address[1]}/v1"
+        print(f"{personalizer.task.title} at {address} (model {service.name}); Ctrl-C ends it")
         server.serve_forever()

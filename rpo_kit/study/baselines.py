@@ -9,13 +9,17 @@ The last two ask no model. They are not defined everywhere: items of LaMP-1 and 
 For LaMP-1, where a history holds no answers, copy-nearest takes the reference which shares more words with that item.
 A user without history gets the generic answer. Left out: training the base model.
 
+The first two ask for all questions at once and give records as they come, so that each can be stored; a question that
+the base model leaves unanswered comes back as a record with `failure`.
+
     majority(get_task("LaMP-3"), example)      # '4.5' for a user who gave 4, 4, 5 and 5
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,10 +27,11 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.context import lamp_prompt
 from rpo_kit.lamp.retrieval import rank, take
 from rpo_kit.lamp.tasks import Task
-from rpo_kit.rewriting.chat import Chat, LocalChat
-from rpo_kit.rewriting.prepare import Example, ask_base, base_conversation
+from rpo_kit.rewriting.chat import Chat, Completion, LocalChat, as_they_come, told_cost
+from rpo_kit.rewriting.prepare import Example, answer_tokens, base_conversation, read_answer
 from rpo_kit.rewriting.prompts import fill, harmless
 from rpo_kit.rewriting.reflection import prompt_tokens
+from rpo_kit.runs import append_records, read_records
 
 PAG_ITEMS = 16  # ours: the newest items are summarised
 PAG_WORDS = 40  # ours: words of each field of them
@@ -88,23 +93,37 @@ def without_model(answer: Callable[[Task, Example], str], task: Task) -> Callabl
 # ---- with the base model ------------------------------------------------------------------------------------------
 
 
-def inject_context(base: Chat, task: Task, examples: list[Example], shots: int, tokens: int) -> list[Record]:
+def inject_context(base: Chat, task: Task, examples: list[Example], shots: int, tokens: int) -> Iterator[list[Record]]:
     """LaMP's own way to personalise: the k items in front of the query, in the base model's prompt."""
     tokenizer, limit = _window(base, tokens)
     prompts = [_with_items(task, example, shots, tokenizer, limit) for example in examples]
-    return _asked(base, task, examples, prompts, tokens)
+    yield from _answered(base, task, examples, prompts, tokens)
 
 
-def answer_with_summary(base: Chat, task: Task, examples: list[Example], shots: int, tokens: int) -> list[Record]:
-    """Profile-augmented generation: a summary of the profile, which does not depend on the query, before the prompt."""
-    asked = [base_conversation(_summary_request(base, task, example)) for example in examples]
-    summaries = [answer.text.strip() for answer in base.complete(asked, max_new_tokens=PAG_TOKENS)]
-    prompts = [
-        _with_summary(base, task, example, shots, summary, tokens)
-        for example, summary in zip(examples, summaries, strict=True)
-    ]
-    records = _asked(base, task, examples, prompts, tokens)
-    return [record | {"summary": summary} for record, summary in zip(records, summaries, strict=True)]
+def answer_with_summary(
+    base: Chat, task: Task, examples: list[Example], shots: int, tokens: int, kept: Path
+) -> Iterator[list[Record]]:
+    """Profile-augmented generation: a summary of the profile, which does not depend on the query, before the prompt.
+
+    Summaries are stored in `kept`, and made once for every K.
+    """
+    yield from _summarise(base, task, examples, kept)
+    summaries = {record["id"]: record["summary"] for record in read_records(kept)}
+    told = [(example, summaries[example["id"]]) for example in examples if example["id"] in summaries]
+    prompts = [_with_summary(base, task, example, shots, summary, tokens) for example, summary in told]
+    for batch in _answered(base, task, [example for example, _ in told], prompts, tokens):
+        yield [record | {"summary": summaries[record["id"]]} for record in batch]
+
+
+def _summarise(base: Chat, task: Task, examples: list[Example], kept: Path) -> Iterator[list[Record]]:
+    """Store the summaries that are missing; what comes out are the failures."""
+    known = {record["id"] for record in read_records(kept)}
+    missing = [example for example in examples if example["id"] not in known]
+    prompts = [_summary_request(base, task, example) for example in missing]
+    for batch in _asked(base, prompts, PAG_TOKENS):
+        found = [(missing[place]["id"], answer) for place, answer in batch]
+        append_records(kept, [{"id": id_, "summary": a.text.strip()} for id_, a in found if not a.failure])
+        yield [{"id": id_, "failure": f"no summary: {a.failure}"} for id_, a in found if a.failure]
 
 
 def _summary_request(base: Chat, task: Task, example: Example) -> str:
@@ -148,9 +167,26 @@ def _with_items(task: Task, example: Example, shots: int, tokenizer: Any, limit:
     return lamp_prompt(task, example["input"], items, tokenizer, limit, name=example["id"])
 
 
-def _asked(base: Chat, task: Task, examples: list[Example], prompts: list[str], tokens: int) -> list[Record]:
-    answers = ask_base(base, task, prompts, tokens)
-    return [{"id": e["id"]} | answer for e, answer in zip(examples, answers, strict=True)]
+def _answered(
+    base: Chat, task: Task, examples: list[Example], prompts: list[str], tokens: int
+) -> Iterator[list[Record]]:
+    """Records as the answers come: `prediction`, `raw` as it came and whether it was `finished`; or `failure`."""
+
+    def record(answer: Completion) -> Record:
+        if answer.failure:
+            return {"failure": answer.failure}
+        return {"prediction": read_answer(task, answer.text), "raw": answer.text, "finished": answer.finished}
+
+    for batch in _asked(base, prompts, answer_tokens(task, tokens)):
+        yield [{"id": examples[place]["id"]} | record(answer) for place, answer in batch]
+
+
+def _asked(base: Chat, prompts: list[str], tokens: int) -> Iterator[list[tuple[int, Completion]]]:
+    asked = [base_conversation(prompt) for prompt in prompts]
+    if not asked:
+        return
+    with told_cost(base, asked, tokens):
+        yield from as_they_come(base, asked, max_new_tokens=tokens)
 
 
 def _passed(base: Chat, prompt: str, tokens: int) -> int:

@@ -10,12 +10,14 @@ Further baselines (`context-K`, `pag-K`, `majority`, `copy-nearest`) are in `bas
 Two references frame them where the embedded benchmark is used, because its hidden habits are known: `any habit` is
 the expected score of a reader who understands every text but does not know the user; `oracle` counts the habits which
 the same k items show and follows the majority. Intervals are 95 % percentile bootstraps over users. A completion that
-does not parse leaves the generic answer standing; it is counted in `unparsed`.
+does not parse leaves the generic answer standing; it is counted in `unparsed`. A question that the base model left
+unanswered in `context` or `pag` is listed in `failed.jsonl` and asked again by the next call; while any is missing, the
+tables count the questions that every system answered, for they compare systems question by question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,12 @@ from rpo_kit.lamp.metrics import example_scores, is_parseable, score, write_pred
 from rpo_kit.lamp.personas import oracle, persona
 from rpo_kit.lamp.retrieval import take
 from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.chat import open_chat_of
 from rpo_kit.rewriting.prepare import Example, load_excluded, load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate, load_reflection
 from rpo_kit.rewriting.trajectory import parse
-from rpo_kit.runs import Run, append_records, read_records, require, stage, write_text
+from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage, write_text
 from rpo_kit.study.baselines import (
     answer_with_summary,
     copy_nearest,
@@ -47,6 +50,7 @@ from rpo_kit.study.baselines import (
 SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the method's own line: each is compared with the one before
 REFERENCES = ("any habit", "oracle")
 Record = dict[str, Any]  # id, prediction; and for the reflection module raw, complaint, tokens
+Answers = Callable[[list[Example]], Iterator[list[Record]]]  # records as they are ready
 _CHUNK = 64
 
 
@@ -56,16 +60,21 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
     adapters = {name: require(run, name) / "adapter" for name in systems if name in ("sft", "rl")}
     inputs = {name: folder / "adapter_model.safetensors" for name, folder in adapters.items()}
     data = require(run, "prepare") / "generic.jsonl"
+    failures.reopen(run, "evaluate")
     with stage(run, "evaluate", data=data, settings=preset.evaluation, systems=list(systems), **inputs) as work:
         if work is None:
             return
         task, examples = get_task(preset.data.task), load_prepared(run, "dev")
         excluded = without_prediction(run)
+        failures.forget(work)
         found = {name: predict(run, name, examples, work, adapters.get(name)) for name in systems}
+        failures.conclude(work, len(examples) * sum(map(asks_base, systems)), preset.endpoint.tolerate)
         for name, records in found.items():
             predictions = {record["id"]: scorable(task, record["prediction"]) for record in records} | excluded
             path = work / "predictions" / f"{name}.json"
             write_predictions(path, task, list(predictions), list(predictions.values()))
+        tell_cuts(found)
+        examples, found = answered_by_all(examples, found)
         write_text(work / "metrics.csv", metrics_table(run, task, examples, found).to_csv(index=False))
         write_text(work / "paired.csv", paired_table(run, task, examples, found).to_csv(index=False))
 
@@ -97,20 +106,44 @@ def without_prediction(run: Run) -> dict[str, str]:
 # ---- predictions --------------------------------------------------------------------------------------------------
 
 
+def asks_base(system: str) -> bool:
+    """Whether it sends the base model a prompt of its own."""
+    return system.partition("-")[0] in ("context", "pag")
+
+
 def predict(run: Run, system: str, examples: list[Example], work: Path, adapter: Path | None) -> list[Record]:
-    """The system's records, in the order of the examples; goes on with the missing ones after an interruption."""
+    """The system's records, in the order of the examples; goes on with the missing ones after an interruption.
+
+    Without the questions that the base model left unanswered: these are noted in `work`.
+    """
     path = work / "records" / f"{system}.jsonl"
-    done = {record["id"]: record for record in read_records(path)}
+    done = {record["id"] for record in read_records(path)}
     missing = [example for example in examples if example["id"] not in done]
     if missing:
-        answer = _answerer(run, system, adapter)
-        for start in tqdm(range(0, len(missing), _CHUNK), desc=f"evaluating {system}", unit="chunk"):
-            append_records(path, answer(missing[start : start + _CHUNK]))
-        done = {record["id"]: record for record in read_records(path)}
-    return [done[example["id"]] for example in examples]
+        answers = _answerer(run, system, adapter, work)
+        with tqdm(total=len(missing), desc=f"evaluating {system}", unit="question") as bar:
+            for batch in answers(missing):
+                append_records(path, [record for record in batch if "failure" not in record])
+                failures.note(work, {f"{system}/{r['id']}": r["failure"] for r in batch if "failure" in r})
+                bar.update(len(batch))
+    sort_records(path, [example["id"] for example in examples])
+    return read_records(path)
 
 
-def _answerer(run: Run, system: str, adapter: Path | None) -> Callable[[list[Example]], list[Record]]:
+def answered_by_all(
+    examples: list[Example], found: dict[str, list[Record]]
+) -> tuple[list[Example], dict[str, list[Record]]]:
+    """The examples that every system answered, and their records; where that leaves out any, it is said."""
+    ids = {example["id"] for example in examples}.intersection(*({r["id"] for r in rs} for rs in found.values()))
+    if not ids:
+        raise KitError("There is no question that every system answered; run again, or leave a system out.")
+    if len(ids) < len(examples):
+        print(f"evaluate: the tables count the {len(ids)} of {len(examples)} questions that every system answered")
+    both = {name: [record for record in records if record["id"] in ids] for name, records in found.items()}
+    return [example for example in examples if example["id"] in ids], both
+
+
+def _answerer(run: Run, system: str, adapter: Path | None, work: Path) -> Answers:
     task, settings = get_task(run.preset.data.task), run.preset.evaluation
     ready: dict[str, Callable[[Task, Example], str]] = {
         "base": lambda task, example: str(example["generic"]),
@@ -118,14 +151,20 @@ def _answerer(run: Run, system: str, adapter: Path | None) -> Callable[[list[Exa
         "copy-nearest": copy_nearest,
     }
     if system in ready:
-        return without_model(ready[system], task)
-    kind, shots = system.partition("-")[0], shots_of(system, settings.shots)
-    if kind in ("context", "pag"):
-        base = open_chat_of(run, run.preset.base)
-        ask = inject_context if kind == "context" else answer_with_summary
-        return lambda chunk: ask(base, task, chunk, shots, run.preset.base_max_new_tokens)
+        return _in_chunks(without_model(ready[system], task))
+    shots = shots_of(system, settings.shots)
+    if asks_base(system):
+        base, tokens = open_chat_of(run, run.preset.base), run.preset.base_max_new_tokens
+        if system.startswith("context"):
+            return lambda missing: inject_context(base, task, missing, shots, tokens)
+        kept = work / "records" / "summaries.jsonl"
+        return lambda missing: answer_with_summary(base, task, missing, shots, tokens, kept)
     loaded = load_reflection(run.preset.reflection, adapter)
-    return lambda chunk: rewrite(loaded, task, chunk, shots, settings.max_new_tokens, settings.batch_size)
+    return _in_chunks(lambda chunk: rewrite(loaded, task, chunk, shots, settings.max_new_tokens, settings.batch_size))
+
+
+def _in_chunks(answer: Callable[[list[Example]], list[Record]]) -> Answers:
+    return lambda missing: (answer(missing[start : start + _CHUNK]) for start in range(0, len(missing), _CHUNK))
 
 
 def rewrite(
@@ -133,15 +172,28 @@ def rewrite(
 ) -> list[Record]:
     """The reflection module's rewrites with `shots` items each; greedy."""
     limit = loaded.max_seq_length - max_new_tokens
-    prompts = [fitting_messages(loaded.tokenizer, limit, task, e, take(e, e["ranking"], shots))[0] for e in examples]
+    fitted = [fitting_messages(loaded.tokenizer, limit, task, e, take(e, e["ranking"], shots)) for e in examples]
+    prompts = [prompt for prompt, _ in fitted]
     completions = generate(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     records = []
-    for example, completion in zip(examples, completions, strict=True):
+    for example, completion, (_, cut) in zip(examples, completions, fitted, strict=True):
         parsed = parse(completion.text)
         prediction = parsed.trajectory.rewrite if parsed.trajectory else example["generic"]
         record = {"id": example["id"], "prediction": prediction, "raw": completion.text, "complaint": parsed.complaint}
-        records.append(record | {"tokens": completion.new_tokens, "finished": completion.finished})
+        records.append(record | {"tokens": completion.new_tokens, "finished": completion.finished, "shortened": cut})
     return records
+
+
+def tell_cuts(found: dict[str, list[Record]]) -> None:
+    """Say for each system how many prompts and how many of its texts are not whole."""
+    for name, records in found.items():
+        shortened = sum(record.get("shortened", False) for record in records)
+        unfinished = sum(not record.get("finished", True) for record in records)
+        if shortened or unfinished:
+            print(
+                f"evaluate: {name}: of {len(records)} questions {shortened} had their history items shortened to fit, "
+                f"{unfinished} texts were cut off at the token limit"
+            )
 
 
 def scorable(task: Task, prediction: str) -> str:

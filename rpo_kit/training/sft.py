@@ -46,17 +46,22 @@ def sft_dataset(run: Run, loaded: LoadedModel) -> Dataset:
     """One row a trajectory: `prompt` and `completion` as conversations."""
     examples = {example["id"]: example for example in load_prepared(run, "train")}
     records = read_records(require(run, "synthesize") / "trajectories.jsonl")
-    return Dataset.from_list([_row(run, loaded, examples[record["example"]], record) for record in records])
+    made = [_row(run, loaded, examples[record["example"]], record) for record in records]
+    shortened = sum(cut for _, cut in made)
+    if shortened:
+        most = loaded.max_seq_length
+        print(f"{shortened} of {len(made)} rows were longer than {most} tokens: their history items were shortened")
+    return Dataset.from_list([row for row, _ in made])
 
 
-def _row(run: Run, loaded: LoadedModel, example: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+def _row(run: Run, loaded: LoadedModel, example: dict[str, Any], record: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     profile = {item["id"]: item for item in example["profile"]}
     items = [profile[item_id] for item_id in record["items"]]
     text = render(Trajectory(record["observe"], record["plan"], record["rewrite"]))
     limit = loaded.max_seq_length - len(loaded.tokenizer(text)["input_ids"]) - 8
     task = get_task(run.preset.data.task)
-    prompt, _ = fitting_messages(loaded.tokenizer, limit, task, example, items, record["first"])
-    return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
+    prompt, cut = fitting_messages(loaded.tokenizer, limit, task, example, items, record["first"])
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}, cut
 
 
 def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work: Path, on_log: OnLog | None) -> Any:

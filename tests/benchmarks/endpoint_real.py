@@ -29,11 +29,11 @@ from contextlib import contextmanager
 
 from endpoint import bare, questions, seconds  # the benchmark beside this one
 
+from rpo_kit.places import Place, place_of
 from rpo_kit.presets import EndpointSettings
 from rpo_kit.rewriting.bundled import bundled_model, gguf_file
 from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.endpoint import EndpointChat
-from rpo_kit.rewriting.keys import Place, place_of
 
 ROUNDS = 3
 PATIENCE = 600.0  # seconds for the server to load its model

@@ -1,5 +1,6 @@
 """The budget of a run: stopped before a limit is passed, told before and after, shared by stages and processes."""
 
+import shutil
 import threading
 
 import pytest
@@ -78,6 +79,26 @@ def test_the_account_is_the_runs_and_outlives_the_process_that_spends(endpoint, 
     assert len(collected(open_chat_of(more, f"{endpoint.url}#base"))[0]) == 40, "20 + 5 + 35, and 5 from the cache"
 
 
+def test_a_run_that_was_deleted_and_made_anew_has_spent_nothing(endpoint, new_run):
+    def spent():
+        model = open_chat_of(new_run({"endpoint.cache": False}), f"{endpoint.url}#m")
+        collected(model, QUESTIONS[:4])
+        return sum(amount.requests for amount in model.ledger.total().values())
+
+    assert [spent(), spent()] == [4, 8]
+    shutil.rmtree(new_run().folder)
+    assert spent() == 4
+
+
+def test_a_request_that_finds_no_server_costs_nothing(endpoint, new_run):
+    run = new_run({"endpoint.max_requests": 2, "endpoint.tries": 5, "endpoint.backoff": 0.001})
+    model = open_chat_of(run, f"{endpoint.url}#m")
+    endpoint.server.server_close()
+    (answer,) = model.complete(QUESTIONS[:1], max_new_tokens=3)
+    assert answer.failure.endswith("(5 tries)")
+    assert (model.ledger.here, model.ledger.total()[model.name]) == (Spending(), Spending())
+
+
 def test_what_is_cached_costs_nothing(endpoint, new_run):
     model = open_chat_of(new_run({"endpoint.max_requests": 40}), f"{endpoint.url}#m")
     assert collected(model)[1] is None
@@ -117,7 +138,7 @@ def test_two_who_spend_from_one_account_do_not_pass_its_limit_together(tmp_path)
     admitted = []
 
     def spend():
-        ledger = Ledger(open_database(tmp_path / "a.sqlite"), "run", "m", settings)
+        ledger = Ledger(open_database(tmp_path / "a.sqlite"), "m", settings)
         admitted.append(sum(ledger.admit(Spending(1, 5, 5)) for _ in range(150)))
 
     threads = [threading.Thread(target=spend) for _ in range(2)]
@@ -131,7 +152,7 @@ def test_two_who_spend_from_one_account_do_not_pass_its_limit_together(tmp_path)
 @given(st.lists(st.tuples(st.integers(1, 400), st.integers(0, 100), st.booleans())))
 def test_whatever_the_order_of_requests_and_answers_the_limit_holds(steps):
     """Each step enters a request of up to `most` tokens; it costs a part of that, known at once or at the end only."""
-    ledger, late = Ledger(open_database(None), "run", "m", EndpointSettings(max_tokens=1000)), []
+    ledger, late = Ledger(open_database(None), "m", EndpointSettings(max_tokens=1000)), []
     for most, percent, at_once in steps:
         if ledger.admit(Spending(1, most, 0)):
             late.append((Spending(1, most, 0), Spending(1, most * percent // 100, 0)))

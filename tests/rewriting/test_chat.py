@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fakes import Endpoint, Reply, completion, error
 
 from rpo_kit.errors import KitError
+from rpo_kit.places import Place, place_of
 from rpo_kit.presets import EndpointSettings
 from rpo_kit.rewriting import keys, reflection
 from rpo_kit.rewriting.chat import Completion, LocalChat, as_they_come, open_chat
-from rpo_kit.rewriting.keys import Place, place_of
 
 KEY = "sk-not-a-real-key-0123456789"
 
@@ -139,6 +140,8 @@ def test_a_server_that_repeats_the_key_does_not_get_it_into_an_answer_or_a_failu
         ("http://localhost:8000/v1#my-model", Place("http://localhost:8000/v1", "my-model", "")),
         ("https://h/v1#org/m:free@SOME_KEY", Place("https://h/v1", "org/m:free", "SOME_KEY")),
         ("https://h/v1#@cf/meta/llama", Place("https://h/v1", "@cf/meta/llama", "")),
+        ("https://h/v1#claude@20240620", Place("https://h/v1", "claude@20240620", "")),
+        ("http://[::1]:8000/v1#claude@20240620@A_KEY", Place("http://[::1]:8000/v1", "claude@20240620", "A_KEY")),
         ("openai:gpt-4o-mini", Place("", "gpt-4o-mini", "OPENAI_API_KEY")),
     ],
 )
@@ -146,14 +149,66 @@ def test_a_string_names_server_model_and_the_variable_with_the_key(spec, place):
     assert place_of(spec) == place
 
 
-@pytest.mark.parametrize("url", ["http://me:secret@h/v1", "https://h/v1?api_key=secret", "http://me@h/v1"])
-def test_an_address_with_a_secret_in_it_is_refused_without_repeating_the_secret(url):
-    with pytest.raises(KitError, match="addresses are written down") as caught:
-        open_chat(f"{url}#m")
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("http://me:secret@h/v1#m", "addresses are written down"),
+        ("http://me:secret@h/v1", "addresses are written down"),  # names no model either
+        ("http://me:1/secret@h/v1#m", "addresses are written down"),
+        ("https://h/v1?api_key=secret#m", "addresses are written down"),
+        ("http://me:sec#ret-secret@h/v1#m", "port from 1 to 65535"),
+        ("http://h/v1#m@secret", "must be the name of an environment variable"),
+        ("http://h/v1#m@Secret_1", "must be the name of an environment variable"),
+        ("http://h/v1#m@SECRET4SECRET4SECRET", "looks like a key"),
+        ("http://h/v1#m@sk-secret-0123456789", "looks like a key"),
+        ("openai:m@secret", "must be the name of an environment variable"),
+        ("openai:m@MY_SECRET", "only behind a URL"),
+        ("openai:sk-secret-0123456789", "looks like a key"),
+        ("gsk_secret0123456789", "looks like a key"),
+    ],
+)
+def test_a_secret_in_the_name_of_a_model_is_refused_unrepeated_and_nothing_is_written(spec, why, new_run, tmp_path):
+    for setting in ("base", "synthesis.teacher"):
+        with pytest.raises(KitError, match=why) as refused:
+            new_run({setting: spec})
+        with pytest.raises(KitError, match=why) as caught:
+            open_chat(spec)
+        assert "secret" not in f"{refused.value} {caught.value}".lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_password_in_the_address_from_the_environment_is_refused_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path))
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:secret@127.0.0.1/v1")
+    with pytest.raises(KitError, match="OPENAI_BASE_URL carries a user, a password") as caught:
+        open_chat("openai:m")
     assert "secret" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("spec", ["", "smollm2", "local:", "openai:", "http://host/v1", "gpt:4", "file:///model#m"])
+@pytest.mark.parametrize("key", ["sk-pasted\u200bwith-a-blank", "sk-two words", "sk-line\nbreak", "schlüssel"])
+def test_a_key_that_cannot_be_sent_is_said_and_not_shown(monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(KitError, match="The key in MY_KEY holds a character that no key has") as caught:
+        keys.key_in("MY_KEY")
+    assert key[:4] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:99999/v1", "http://h:port/v1", "http://h:0/v1", "http://[::1/v1", "http:///v1", "ftp://h"]
+)
+def test_an_address_that_is_none_is_said(url):
+    with pytest.raises(KitError, match=r"The address of a model is none: write http://HOST:PORT/v1, with a port"):
+        open_chat(f"{url}#m")
+
+
+def test_an_address_without_http_in_the_environment_is_said(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000")
+    with pytest.raises(KitError, match="OPENAI_BASE_URL is none: write http://HOST:PORT/v1"):
+        open_chat("openai:m")
+
+
+@pytest.mark.parametrize("spec", ["", "smollm2", "local:", "openai:", "http://host/v1", "gpt:4", "file:/model#m"])
 def test_a_string_that_names_no_model_is_told_the_three_forms(spec):
     with pytest.raises(KitError, match=r"names no model: write local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"):
         open_chat(spec)
@@ -172,6 +227,23 @@ def test_a_local_model_is_loaded_once_and_generates(monkeypatch):
     ]
     assert loaded == [("org/name", 512)]
     assert model.name == "local:org/name"
+
+
+@pytest.mark.parametrize("name", ["/no/such", "./no-such"])
+def test_a_folder_without_a_model_is_said(name):
+    with pytest.raises(KitError, match=rf"{name} holds no model \(config\.json is missing\): name the folder of one"):
+        open_chat(f"local:{name}")
+
+
+def test_a_hub_id_that_cannot_be_loaded_is_said(monkeypatch):
+    def from_pretrained(path: str, **_: Any) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files.")
+
+    monkeypatch.setattr(reflection, "_unsloth", lambda: SimpleNamespace(from_pretrained=from_pretrained))
+    with pytest.raises(
+        KitError, match=r"The model no/such cannot be loaded \(We couldn't .* to load the files\.\): look"
+    ):
+        open_chat("local:no/such")
 
 
 # ---- many at once -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from itertools import count, islice
 from typing import Any
 
 import pytest
+from fakes import completion, last
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -15,8 +16,11 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting import personalizer
 from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.personalizer import Personalizer
+from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.rewriting.prompts import whole
 from rpo_kit.rewriting.reflection import LoadedModel, reflection_messages
+from rpo_kit.runs import read_records, write_text
+from rpo_kit.study import evaluation
 
 TASK = get_task("LaMP-3")
 QUERY = TASK.make_input(text="The lid leaks.")
@@ -88,6 +92,45 @@ def test_an_endless_stream_of_queries_is_answered_a_batch_at_a_time(make):
     done = list(islice(personalize.each(((QUERY, ITEMS) for _ in count()), batch_size=4), 6))
     assert [rewrite.text for rewrite in done] == ["2"] * 6
     assert len(base.asked) == 8
+
+
+def test_items_that_were_shortened_are_said(make):
+    personalize, _, asked = make(lambda conversation: GOOD)
+    long = ITEMS[0] | {"text": "a long story " * 900}
+    done = personalize.batch([(QUERY, [long]), (QUERY, ITEMS)])
+    assert [rewrite.shortened for rewrite in done] == [True, False]
+    assert "…" in asked[0][1]["content"]
+
+
+def test_the_personalizer_of_a_run_gives_what_prepare_and_evaluate_gave(new_run, endpoint, loaded, monkeypatch):
+    endpoint.reply = lambda body: (200, completion(last(body)[-20:]))
+    settings = {"data.task": "LaMP-7", "data.retriever": "recency", "evaluation.shots": 3, "base_max_new_tokens": 20}
+    run = new_run(settings | {"base": f"{endpoint.url}#m", "endpoint.cache": False, "evaluation.max_new_tokens": 50})
+    prepare(run)
+    write_text(run.stage("rl") / "adapter" / "adapter_model.safetensors", "rl")
+    write_text(run.stage("rl") / "manifest.json", "{}")
+    written = []
+
+    def write(model: Any, conversations: Any, max_new_tokens: int, **_: Any) -> list[Completion]:
+        written.extend((conversation, max_new_tokens) for conversation in conversations)
+        texts = [f"<observe>a</observe><plan>b</plan><rewrite>{c[1]['content'][-9:]}</rewrite>" for c in conversations]
+        return [Completion(text, True, 7, 5) for text in texts]
+
+    for module in (evaluation, personalizer):
+        monkeypatch.setattr(module, "generate", write)
+        monkeypatch.setattr(module, "load_reflection", lambda settings, adapter: loaded)
+    evaluation.evaluate(run, ["base", "rl"])
+    asked, before = endpoint.requests.copy(), written.copy()
+    dev = load_prepared(run, "dev")
+    personalize = Personalizer.of(run)
+    done = personalize.batch([(example["input"], list(example["profile"])) for example in dev])
+    assert written[len(before) :] == before
+    again = endpoint.requests[len(asked) :]
+    assert len(again) == len(dev) == 6
+    assert all(body in asked for body in again)
+    assert [rewrite.generic for rewrite in done] == [example["generic"] for example in dev]
+    records = read_records(run.stage("evaluate") / "records" / "rl.jsonl")
+    assert [rewrite.text for rewrite in done] == [record["prediction"] for record in records]
 
 
 def test_a_base_model_that_does_not_answer_is_said(loaded, recording_chat):

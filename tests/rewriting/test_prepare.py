@@ -247,6 +247,15 @@ def test_a_query_that_fails_is_left_out_shown_and_asked_again_by_the_next_call(n
     assert len(load_prepared(run, "train") + load_prepared(run, "dev")) == 18
 
 
+def test_generic_answers_that_were_cut_off_are_counted_marked_and_shown(new_run, endpoint, capsys):
+    run = new_run({"base": f"{endpoint.url}#m", "data.task": "LaMP-7"})
+    endpoint.reply = lambda body: (200, completion("half a", "length" if len(endpoint.requests) % 6 == 0 else "stop"))
+    prepare(run)
+    assert "3 of 18 generic answers were cut off at 32 tokens" in capsys.readouterr().out
+    records = read_records(run.stage("prepare") / "generic.jsonl")
+    assert [record.get("finished", True) for record in records].count(False) == 3
+
+
 def test_two_runs_get_the_same_bytes_and_the_second_makes_no_call(new_run, endpoint):
     first = new_run({"base": f"{endpoint.url}#m"}, "first")
     prepare(first)

@@ -45,7 +45,6 @@ def served(tmp_path, monkeypatch):
     folder = tmp_path / "profiles"
     folder.mkdir()
     (folder / "ann.json").write_text(json.dumps(PROFILE))
-    (folder / "broken.json").write_text("no json")
     (tmp_path / "secret.json").write_text(json.dumps(PROFILE))
     service = Service(Echo(), folder)
     server = make_server(service, port=0)
@@ -89,6 +88,7 @@ def test_an_openai_client_gets_the_rewrite_and_how_it_came_about(served):
         "observations": ["[1] gave 1"],
         "plan": "one lower",
         "complaint": None,
+        "shortened": False,
         "seconds": {"retrieval": 0.1, "base": 0.2, "reflection": 0.3},
         "tokens": {"base": {"prompt": 60, "new": 2}, "reflection": {"prompt": 400, "new": 31}},
     }
@@ -102,6 +102,23 @@ def test_the_history_can_come_with_the_request_and_the_query_as_a_lamp_input(ser
     query = TASK.make_input(text="It leaks.")
     create(served, query, extra_body={"profile": [{"text": "fine", "score": 4}]})
     assert served.asked == [(query, [{"id": "0", "text": "fine", "score": "4"}])]
+
+
+@pytest.mark.parametrize("content", ["no json", '{"a": 1}', '[{"text": "no score"}]', "[" * 100_000, "\ud800"])
+def test_a_profile_file_at_fault_is_named_in_the_servers_log_and_not_to_the_client(served, content, capfd):
+    path = served.service.profiles / "broken.json"
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    status, said = refused(served, **ASK, user="broken")
+    assert (status, said) == (500, "The profile of 'broken' cannot be used; the server's log says why.")
+    assert f"rpo_kit serve: the profile {path} cannot be used: " in capfd.readouterr().err
+
+
+def test_a_text_in_parts_no_number_of_choices_and_odd_ids_are_understood(served):
+    parts = [{"type": "text", "text": "It "}, {"type": "text", "text": "leaks."}]
+    nested = json.loads("[" * 500 + "]" * 500)
+    body = {"messages": [{"role": "user", "content": parts}], "n": None, "profile": [PROFILE[0] | {"id": nested}]}
+    assert raw(served, json.dumps(body).encode())[0] == 200
+    assert served.asked == [(TASK.make_input(text="It leaks."), [PROFILE[0] | {"id": "0"}])]
 
 
 def test_a_client_that_streams_gets_one_chunk(served):
@@ -124,7 +141,6 @@ def test_a_base_model_that_fails_is_said_in_a_sentence(served):
         ({"messages": [{"role": "system", "content": "x"}], "user": "ann"}, 400, "the last one from the user"),
         (ASK, 400, "Say whose answer it shall be"),
         (ASK | {"user": "bob"}, 404, "There is no profile of 'bob' here"),
-        (ASK | {"user": "broken"}, 500, "The profile of 'broken' cannot be read"),
         (ASK | {"user": "../secret"}, 400, "`user` must be a name"),
         (ASK | {"user": "a/../../secret"}, 400, "`user` must be a name"),
         (ASK | {"user": ".ann"}, 400, "`user` must be a name"),
@@ -132,6 +148,10 @@ def test_a_base_model_that_fails_is_said_in_a_sentence(served):
         (ASK | {"profile": {}}, 400, "`profile` must be a JSON list of at most 2,000 items"),
         (ASK | {"profile": [{}] * 2001}, 400, "`profile` must be a JSON list of at most 2,000 items"),
         (ASK | {"profile": [{"text": "fine"}]}, 400, "Item 0 of `profile` must have text and score"),
+        (ASK | {"profile": None}, 400, "Say whose answer it shall be"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "with texts"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, 400, "with texts"),
+        ({"messages": [{"role": "user", "content": ["hi"]}]}, 400, "with texts"),
         (ASK | {"user": "ann", "n": 2}, 400, "One choice a request"),
     ],
 )
@@ -150,13 +170,15 @@ def test_the_size_of_a_request_is_bounded_before_it_is_read(served):
     connection.endheaders()  # not one byte of the body
     found = connection.getresponse()
     assert found.status == 413
-    assert "1,000,001 bytes; at most 1,000,000 are read" in found.read().decode()
+    assert "at most 1,000,000 bytes are read" in found.read().decode()
+    assert raw(served, b"", **{"Content-Length": "9" * 5000})[0] == 413
 
 
 def test_what_is_no_json_object_is_refused(served):
     assert raw(served, b"[1]")[0] == 400
     assert raw(served, b"{")[0] == 400
     assert raw(served, b"[" * 100_000)[0] == 400
+    assert raw(served, b'{"messages":' * 50_000)[0] == 400
     assert raw(served, b"{}", **{"Content-Type": "text/plain"})[0] == 415
     assert raw(served, b"{}", path="/v1/other")[0] == 404
     assert raw(served, b"", "GET", "/")[0] == 404
@@ -165,6 +187,7 @@ def test_what_is_no_json_object_is_refused(served):
 
 def test_a_page_of_a_browser_that_found_a_way_here_is_refused(served):
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host="evil.example")[0] == 403
+    assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host="[::1")[0] == 400
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host=f"localhost:{served.port}")[0] == 200
 
 
@@ -198,6 +221,36 @@ def test_other_machines_need_a_key(served):
 def test_a_port_that_is_taken_is_named(served):
     with pytest.raises(KitError, match=f"Port {served.port} on 127.0.0.1 cannot be used .*choose another --port"):
         make_server(served.service, port=served.port)
+
+
+def test_a_place_that_cannot_be_is_said_before_a_model_is_loaded(prepared, tmp_path):
+    run = prepared()
+    with pytest.raises(KitError, match="There is no port 99999: choose a --port from 1 to 65535"):
+        serve.serve(run, "rl", None, "127.0.0.1", 99999)
+    with pytest.raises(KitError, match=r"There is no folder .*/none: --profiles takes one with a USER\.json"):
+        serve.serve(run, "rl", tmp_path / "none", "127.0.0.1", 0)
+    with pytest.raises(KitError, match=r"Port 0 on a\.\.b cannot be used .*choose another --port or --host"):
+        make_server(Service(Echo(), None, key="k"), host="a..b", port=0)
+
+
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_it_listens_on_this_machines_ipv6_address(served):
+    server = make_server(served.service, host="::1", port=0)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    connection = http.client.HTTPConnection("::1", server.server_address[1], timeout=10)
+    connection.request("GET", "/v1/models")
+    assert connection.getresponse().status == 200
+    server.shutdown()
+    server.server_close()
 
 
 def test_serving_a_run_that_is_not_trained_says_what_to_run(prepared):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,29 +67,34 @@ def test_the_number_of_items_stands_in_the_name() -> None:
 def test_context_injection_is_lamps_prompt_with_the_k_best_items(prepared: Any, recording_chat: Any) -> None:
     example = load_prepared(prepared(), "dev")[0]
     base = recording_chat(lambda conversation: "I'd say 4")
-    (found,) = inject_context(base, RATINGS, [example], shots=2, tokens=32)
-    assert found == {"id": example["id"], "prediction": "4", "raw": "I'd say 4"}
+    ((found,),) = inject_context(base, RATINGS, [example], shots=2, tokens=32)
+    assert found == {"id": example["id"], "prediction": "4", "raw": "I'd say 4", "finished": True}
     prompt = base.asked[0][0]["content"]
     shown = [item["text"] in prompt for item in (example["profile"][n] for n in example["ranking"])]
     assert shown == [True, True] + [False] * 5
     assert prompt.endswith(example["input"])
 
 
-def test_pag_summarises_the_newest_items_first_and_answers_with_the_summary(recording_chat: Any) -> None:
+def test_pag_summarises_the_newest_items_first_and_answers_with_the_summary(
+    recording_chat: Any, tmp_path: Path
+) -> None:
     example = rated(*"12345" * 4)  # 20 items, without dates: the last ones are the newest
     base = recording_chat(lambda conversation: "Likes lids." if "typical" in conversation[0]["content"] else "4")
-    (found,) = answer_with_summary(base, RATINGS, [example], shots=1, tokens=32)
-    assert found == {"id": "7", "prediction": "4", "raw": "4", "summary": "Likes lids."}
+    kept = tmp_path / "summaries.jsonl"
+    _, (found,) = answer_with_summary(base, RATINGS, [example], 1, 32, kept)
+    assert found == {"id": "7", "prediction": "4", "raw": "4", "finished": True, "summary": "Likes lids."}
     request, prompt = (conversation[0]["content"] for conversation in base.asked)
     assert [f'"text {n}"' in request for n in (0, 3, 4, 19)] == [False, False, True, True], "sixteen of them"
     assert RATINGS.query_text(example["input"]) not in request, "the summary does not depend on the query"
     context = RATINGS.context_prompt(example["input"], example["profile"][:1])
     assert prompt == f"About the person who asks: Likes lids.\n\n{context}"
+    ((again,),) = answer_with_summary(base, RATINGS, [example], 0, 32, kept)
+    assert (again["summary"], len(base.asked)) == ("Likes lids.", 3), "made once for every K"
 
 
-def test_pag_without_items_shows_the_summary_and_the_bare_query(recording_chat: Any) -> None:
+def test_pag_without_items_shows_the_summary_and_the_bare_query(recording_chat: Any, tmp_path: Path) -> None:
     base = recording_chat(lambda conversation: "4")
-    answer_with_summary(base, RATINGS, [rated("5", "5")], shots=0, tokens=32)
+    list(answer_with_summary(base, RATINGS, [rated("5", "5")], 0, 32, tmp_path / "summaries.jsonl"))
     assert base.asked[1][0]["content"] == f"About the person who asks: 4\n\n{rated()['input']}"
 
 
@@ -110,12 +116,14 @@ class Small(LocalChat):
 @pytest.mark.parametrize("shots", [0, 1, 6])
 @pytest.mark.parametrize("text", ["a long story " * 500, "x" * 5000, "長い話" * 2000, "short"])
 @pytest.mark.parametrize("window", [400, 600, 2000])
-def test_no_prompt_of_pag_passes_the_window(tiny_llama: Any, text: str, shots: int, window: int) -> None:
+def test_no_prompt_of_pag_passes_the_window(
+    tiny_llama: Any, tmp_path: Path, text: str, shots: int, window: int
+) -> None:
     base = Small(tiny_llama, window, "Likes lids, and says so at length. " * 3)
     example = rated(*"12345" * 4)
     for item in example["profile"]:
         item["text"] = text
-    (found,) = answer_with_summary(base, RATINGS, [example], shots, tokens=12)
+    _, (found,) = answer_with_summary(base, RATINGS, [example], shots, 12, tmp_path / "summaries.jsonl")
     assert max(base.sizes) <= window
     assert found["summary"] in base.prompts[1]
     assert base.prompts[1].endswith(example["input"])
@@ -124,12 +132,13 @@ def test_no_prompt_of_pag_passes_the_window(tiny_llama: Any, text: str, shots: i
         assert base.prompts[1].count("is the score for") == shots
 
 
-def test_what_fits_no_window_is_said_with_the_setting(tiny_llama: Any) -> None:
+def test_what_fits_no_window_is_said_with_the_setting(tiny_llama: Any, tmp_path: Path) -> None:
+    kept = tmp_path / "summaries.jsonl"
     with pytest.raises(KitError, match=r"history of question 7 cannot be summarised .*raise that setting"):
-        answer_with_summary(Small(tiny_llama, 150), RATINGS, [rated(*"12345")], shots=1, tokens=12)
+        list(answer_with_summary(Small(tiny_llama, 150), RATINGS, [rated(*"12345")], 1, 12, kept))
     example = rated("5") | {"input": RATINGS.make_input(text="a long question " * 200)}
     with pytest.raises(KitError, match=r"Question 7 and its summary pass the window .*raise reflection.max_seq_length"):
-        answer_with_summary(Small(tiny_llama, 600), RATINGS, [example], shots=1, tokens=12)
+        list(answer_with_summary(Small(tiny_llama, 600), RATINGS, [example], 1, 12, kept))
 
 
 def test_a_model_in_this_process_gets_prompts_that_fit_its_window(tiny_llama: Any) -> None:
@@ -137,7 +146,7 @@ def test_a_model_in_this_process_gets_prompts_that_fit_its_window(tiny_llama: An
     example = rated("5", "4")
     for item in example["profile"]:
         item["text"] = "a long story " * 500
-    inject_context(base, RATINGS, [example], shots=2, tokens=32)
+    list(inject_context(base, RATINGS, [example], shots=2, tokens=32))
     assert base.prompts[0].endswith(example["input"])
     assert base.prompts[0].count("is the score for") == 2
     room = prompt_tokens(base.model.tokenizer, [{"role": "user", "content": base.prompts[0]}]) + 32

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from fakes import completion, error, last
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import score_files
@@ -15,7 +16,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.runs import read_records, write_text
-from rpo_kit.study import evaluation
+from rpo_kit.study import demo, evaluation
 from rpo_kit.study.evaluation import (
     bootstrap_interval,
     chosen_systems,
@@ -193,6 +194,23 @@ def test_a_completion_without_trajectory_leaves_the_generic_answer_and_is_kept(m
     assert second["finished"] is False
 
 
+def test_what_was_cut_is_counted_and_shown(monkeypatch, tiny_llama, capsys):
+    from transformers import AutoTokenizer
+
+    texts = iter([Completion(trajectory("1"), True, 9, 5), Completion(trajectory("2"), False, 9, 24)])
+    monkeypatch.setattr(evaluation, "generate", lambda loaded, prompts, **_: [next(texts) for _ in prompts])
+    rows = examples(["1", "1"], ["a", "b"])
+    rows[0]["profile"][0]["text"] = "a long story " * 500
+    loaded = evaluation.LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 2048)
+    records = rewrite(loaded, RATINGS, rows, shots=6, max_new_tokens=24)
+    assert [record["shortened"] for record in records] == [True, False]
+    evaluation.tell_cuts({"base": [record("3")] * 2, "rl": records})
+    assert capsys.readouterr().out == (
+        "evaluate: rl: of 2 questions 1 had their history items shortened to fit, "
+        "1 texts were cut off at the token limit\n"
+    )
+
+
 def test_a_killed_evaluation_asks_only_for_what_is_missing_and_keeps_the_order(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "_CHUNK", 2)
     run, asked = prepared(), []
@@ -205,7 +223,7 @@ def test_a_killed_evaluation_asks_only_for_what_is_missing_and_keeps_the_order(p
             asked.extend(example["id"] for example in chunk)
             return [{"id": e["id"], "prediction": f"for {e['id']}"} for e in chunk]
 
-        return answer
+        return evaluation._in_chunks(answer)
 
     monkeypatch.setattr(evaluation, "_answerer", answerer)
     with pytest.raises(KeyboardInterrupt):
@@ -260,9 +278,9 @@ def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(pre
         write_text(run.stage(name) / "manifest.json", "{}")
     opened = []
 
-    def answerer(run: Any, system: str, adapter: Any) -> Any:
+    def answerer(run: Any, system: str, adapter: Any, work: Any) -> Any:
         opened.append((system, adapter and adapter.parent.name))
-        return lambda chunk: [{"id": e["id"], "prediction": e["output"] if system == "rl" else "3"} for e in chunk]
+        return lambda rows: [[{"id": e["id"], "prediction": e["output"] if system == "rl" else "3"} for e in rows]]
 
     monkeypatch.setattr(evaluation, "_answerer", answerer)
     evaluate(run)
@@ -307,6 +325,60 @@ def test_a_question_without_instruction_stands_in_the_predictions_so_that_lamps_
     assert outputs == [["comedy", "comedy", ""], ["comedy"]], "one user of the split cannot be scored there anyway"
     assert score_files(tmp_path / "lamp" / "dev_outputs.json", predictions[0])["accuracy"] == pytest.approx(2 / 3)
     assert capsys.readouterr().out.count("1 excluded questions (110) stand in the predictions with an empty") == 1
+
+
+@pytest.fixture
+def refusing(prepared, endpoint):
+    """A run whose base model at an endpoint refuses a question of one dev user and cannot sum up another; no cache."""
+    settings = {"endpoint.tries": 1, "endpoint.tolerate": 0.2, "endpoint.cache": False, "endpoint.concurrency": 1}
+    run = prepared(settings | {"base": f"{endpoint.url}#m"})
+    first, second = load_prepared(run, "dev")[:2]
+    newest = get_task("LaMP-3").item_line(second["profile"][-1])[:60]
+
+    def reply(body):
+        asked = last(body)
+        if refused and asked.endswith(first["input"]) and not asked.startswith("About"):
+            return error(400, "content policy")
+        return error(500, "no") if refused and newest in asked and "typical" in asked else (200, completion("4"))
+
+    refused, endpoint.reply = ["yes"], reply
+    return run, first["id"], second["id"], refused
+
+
+def test_what_the_base_model_refuses_is_left_out_shown_and_alone_asked_again(refusing, endpoint, capsys):
+    run, first, second, refused = refusing
+    evaluate(run, ["base", "context", "pag-1"])
+    work = run.stage("evaluate")
+    failed = {record["id"]: record["reason"] for record in read_records(work / "failed.jsonl")}
+    assert set(failed) == {f"context/{first}", f"pag-1/{second}"}
+    assert failed[f"pag-1/{second}"].startswith("no summary: status 500")
+    assert len(endpoint.requests) == 6 + 6 + 5, "no question without its summary"
+    told = capsys.readouterr().out
+    assert "2 of 12 items failed" in told
+    assert "the tables count the 4 of 6 questions that every system answered" in told
+    assert told.index("estimate ") < told.index("spent ")
+    metrics = pd.read_csv(work / "metrics.csv").set_index("system")
+    assert set(metrics["examples"]) == {4}
+    assert len(json.loads((work / "predictions" / "context.json").read_text())["golds"]) == 5
+    refused.clear()
+    evaluate(run, ["base", "context", "pag-1"])
+    assert "evaluate: 2 items failed last time and are asked again" in capsys.readouterr().out
+    assert len(endpoint.requests) == 17 + 1 + 2
+    assert set(pd.read_csv(work / "metrics.csv")["examples"]) == {6}
+    assert not (work / "failed.jsonl").exists()
+    ids = [example["id"] for example in load_prepared(run, "dev")]
+    assert [record["id"] for record in read_records(work / "records" / "pag-1.jsonl")] == ids, "in the data's order"
+
+
+def test_where_too_many_fail_it_says_so_after_the_rest_is_stored(refusing, endpoint, prepared):
+    run, *_ = refusing
+    strict = prepared(demo.overrides(run) | {"endpoint.tolerate": 0.1})
+    with pytest.raises(
+        KitError, match=r"2 of 12 items failed .* more than the share endpoint\.tolerate=0\.1.*run again"
+    ):
+        evaluate(strict, ["base", "context", "pag-1"])
+    assert len(read_records(run.stage("evaluate") / "records" / "pag-1.jsonl")) == 5
+    assert not (run.stage("evaluate") / "metrics.csv").exists()
 
 
 def test_without_the_trained_stages_it_says_what_to_run_first(prepared):

@@ -70,7 +70,7 @@ def test_the_loss_counts_the_completion_with_its_end_token_and_nothing_of_the_pr
         assert batch["input_ids"][n][labels != -100].tolist() == counted
 
 
-def test_a_history_item_that_is_too_long_is_shortened_and_the_trajectory_is_not(synthesized):
+def test_a_history_item_that_is_too_long_is_shortened_and_counted_and_the_trajectory_is_not(synthesized, capsys):
     run = synthesized()
     loaded = load_trainable(run.preset.reflection, None, 0)
     full = sft_dataset(run, loaded)
@@ -78,7 +78,10 @@ def test_a_history_item_that_is_too_long_is_shortened_and_the_trajectory_is_not(
         len(loaded.tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False)) for row in full
     ]
     limit = max(tokens) + 2
+    assert "shortened" not in capsys.readouterr().out
     rows = sft_dataset(run, replace(loaded, max_seq_length=limit))
+    cut = sum("…" in row["prompt"][1]["content"] for row in rows)
+    assert f"{cut} of {len(rows)} rows were longer than {limit} tokens" in capsys.readouterr().out
     assert rows["completion"] == full["completion"]
     assert any("…" in row["prompt"][1]["content"] for row in rows)
     for row in rows:

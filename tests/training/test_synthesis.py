@@ -292,4 +292,4 @@ def test_the_rules_of_the_personas_are_held_to_word_for_word(prepared):
 def test_a_setting_names_the_teacher(new_run, endpoint):
     assert open_teacher(new_run()) is persona_teacher
     teacher = open_teacher(new_run({"synthesis.teacher": f"{endpoint.url}#m", "endpoint.tries": 9}))
-    assert (teacher.chat.settings.tries, teacher.chat.ledger.scope) == (9, "r")
+    assert (teacher.chat.settings.tries, teacher.chat.of_a_run) == (9, True)
