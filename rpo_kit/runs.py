@@ -124,14 +124,17 @@ def stage(run: Run, name: str, **inputs: Any) -> Iterator[Path | None]:
     write_json(folder / "manifest.json", {"stage": name, "inputs": wanted, "packages": package_versions()})
 
 
-def require(run: Run, name: str) -> Path:
-    """The folder of a finished stage."""
-    if not (run.stage(name) / "manifest.json").exists():
-        raise KitError(
-            f"The stage {name!r} of run {run.name!r} is not finished: first run "
-            f"`python -m rpo_kit {name} --run {run.name}`."
-        )
-    return run.stage(name)
+def require(run: Run, name: str, **inputs: Any) -> Path:
+    """The folder of a finished stage that was made from `inputs`; without any, whatever it was made from."""
+    manifest, why = _read_json(run.stage(name) / "manifest.json"), "is not finished"
+    if manifest is not None:
+        changed = [key for key, value in inputs.items() if fingerprint(value) != manifest["inputs"].get(key)]
+        if not changed:
+            return run.stage(name)
+        why = f"was made with other settings ({', '.join(changed)} changed)"
+    raise KitError(
+        f"The stage {name!r} of run {run.name!r} {why}: first run `python -m rpo_kit {name} --run {run.name}`."
+    )
 
 
 # ---- files --------------------------------------------------------------------------------------------------------

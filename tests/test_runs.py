@@ -75,6 +75,15 @@ def test_an_interrupted_stage_keeps_its_work_and_is_not_finished(run):
     assert require(run, "sft") == run.folder / "sft"
 
 
+def test_a_stage_that_was_made_from_other_inputs_is_refused_where_the_inputs_are_named(run):
+    with stage(run, "sft", seed=1, task="LaMP-3"):
+        pass
+    assert require(run, "sft", seed=1, task="LaMP-3")
+    with pytest.raises(KitError, match=r"'sft' of run 'r' was made with other settings \(seed changed\): first run"):
+        require(run, "sft", seed=2, task="LaMP-3")
+    assert require(run, "sft"), "what only reads stored numbers may have it"
+
+
 def test_work_left_by_an_interrupted_call_with_other_settings_is_not_continued(run):
     with pytest.raises(KeyboardInterrupt):
         interrupted_sft(run)

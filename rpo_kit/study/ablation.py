@@ -26,10 +26,11 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import as_dict
-from rpo_kit.rewriting.prepare import Example, load_prepared
+from rpo_kit.rewriting.prepare import Example, load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection
 from rpo_kit.runs import Run, git_commit, package_versions, require, stage, write_json, write_text
 from rpo_kit.study.evaluation import bootstrap_interval, references, rewrite
+from rpo_kit.training.inputs import module_inputs, rl_inputs
 from rpo_kit.training.progress import OnLog
 from rpo_kit.training.reinforce import train_rl
 
@@ -43,7 +44,7 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
     """Train and score every cell, then write the numbers behind Figure 3."""
     settings = run.preset.sweep
     cells = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
-    score_cell(run, "sft", require(run, "sft") / "adapter")
+    score_cell(run, "sft", rl_inputs(run)["sft"].parent)
     for number, (arm, seed) in enumerate(cells, 1):
         print(f"cell {number} of {len(cells)}: {arm}, seed {seed}, {settings.steps} steps")
         rl = dataclasses.replace(run.preset.rl, curriculum=arm, seed=seed, steps=settings.steps)
@@ -58,10 +59,10 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
 
 def score_cell(run: Run, cell: str, adapter: Path) -> None:
     """Score one adapter on the dev users at each k; one row an example and k in `scores.csv`."""
-    settings, generic = run.preset.sweep, require(run, "prepare") / "generic.jsonl"
+    settings = run.preset.sweep
     inputs = {"shots": settings.eval_shots, "users": settings.dev_users, "evaluation": run.preset.evaluation}
-    weights = adapter / "adapter_model.safetensors"
-    with stage(run, f"sweep/{cell}/scores", adapter=weights, generic=generic, **inputs) as work:
+    inputs |= prepared_inputs(run) | module_inputs(run) | {"adapter": adapter / "adapter_model.safetensors"}
+    with stage(run, f"sweep/{cell}/scores", **inputs) as work:
         if work is None:
             return
         loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run)

@@ -23,11 +23,9 @@ ARMS = ("fixed-2", "progressive")
 
 
 @pytest.fixture
-def swept(prepared: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[Any]]:
+def swept(trained: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[Any]]:
     """A run whose RL and scoring are replaced: an adapter is a text, a score is known for each cell, user and k."""
-    run = prepared({"sweep.seeds": [0, 1], "sweep.steps": 3, "sweep.eval_shots": [2, 6], "rl.learning_rate": 0.5})
-    write_text(run.stage("sft") / "adapter" / "adapter_model.safetensors", "sft")
-    write_text(run.stage("sft") / "manifest.json", "{}")
+    run = trained({"sweep.seeds": [0, 1], "sweep.steps": 3, "sweep.eval_shots": [2, 6], "rl.learning_rate": 0.5})
     calls: list[Any] = []
 
     def train(run: Run, on_log: Any, stage_name: str, settings: RLSettings) -> None:
@@ -155,8 +153,15 @@ def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swep
 
 
 def test_before_sft_it_says_what_to_run_first(prepared):
-    with pytest.raises(KitError, match="first run `python -m rpo_kit sft --run r`"):
+    with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize --run r`"):
         sweep(prepared())
+
+
+def test_what_changes_the_prompts_of_a_cell_is_among_the_inputs_of_its_scores(swept):
+    run, _ = swept
+    sweep(run)
+    inputs = json.loads((run.stage("sweep/progressive-seed0/scores") / "manifest.json").read_text())["inputs"]
+    assert inputs.keys() >= {"data", "generic", "model", "prompts", "adapter", "shots", "users"}
 
 
 def test_an_evaluation_is_kept_with_its_logs_and_where_it_comes_from(new_run, tmp_path):

@@ -12,9 +12,10 @@ import pytest
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import score_files
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.rewriting import prompts
 from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.runs import read_records, write_text
+from rpo_kit.runs import read_records, require
 from rpo_kit.study import evaluation
 from rpo_kit.study.evaluation import (
     bootstrap_interval,
@@ -22,12 +23,14 @@ from rpo_kit.study.evaluation import (
     compared,
     copy_rate,
     evaluate,
+    evaluate_inputs,
     metrics_table,
     paired_table,
     predict,
     references,
     rewrite,
 )
+from rpo_kit.training.inputs import rl_inputs, synthesize_inputs
 
 RATINGS = get_task("LaMP-3")
 
@@ -221,11 +224,8 @@ def test_a_killed_evaluation_asks_only_for_what_is_missing_and_keeps_the_order(p
 # ---- the stage ----------------------------------------------------------------------------------------------------
 
 
-def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(prepared, tmp_path, monkeypatch):
-    run = prepared()
-    for name in ("sft", "rl"):
-        write_text(run.stage(name) / "adapter" / "adapter_model.safetensors", name)
-        write_text(run.stage(name) / "manifest.json", "{}")
+def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(trained, tmp_path, monkeypatch):
+    run = trained()
     opened = []
 
     def answerer(run: Any, system: str, adapter: Any) -> Any:
@@ -255,5 +255,29 @@ def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(pre
 
 
 def test_without_the_trained_stages_it_says_what_to_run_first(prepared):
-    with pytest.raises(KitError, match="first run `python -m rpo_kit sft --run r`"):
+    with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize --run r`"):
         evaluate(prepared())
+
+
+def test_an_evaluation_is_not_done_when_what_it_read_was_made_with_other_settings(trained, new_run, monkeypatch):
+    monkeypatch.setattr(
+        evaluation, "_answerer", lambda *_: lambda chunk: [{"id": e["id"], "prediction": "3"} for e in chunk]
+    )
+    evaluate(trained())
+    for changes in ({"data.task": "LaMP-7"}, {"data.retriever": "recency"}, {"base": "local:other"}):
+        with pytest.raises(
+            KitError, match=r"'prepare' of run 'r' was made with other settings \((data|base) changed\)"
+        ):
+            evaluate(new_run(changes))
+    with pytest.raises(KitError, match=r"'sft' .* other settings \(model changed\): first run `python -m rpo_kit sft"):
+        evaluate(new_run({"reflection.max_seq_length": 1000}))
+
+
+def test_a_prompt_that_was_edited_makes_what_used_it_stale(trained, monkeypatch):
+    run = trained()
+    monkeypatch.setattr(prompts, "load", lambda name: f"another {name}")
+    assert require(run, "synthesize", **synthesize_inputs(run)), "rules ask nobody"
+    with pytest.raises(KitError, match=r"'sft' .* \(prompts changed\)"):
+        rl_inputs(run)
+    assert "pag" in evaluate_inputs(run, ["pag-1"]), "the only ones that read a summary"
+    assert "pag" not in evaluate_inputs(run, ["base"])
