@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo_kit.errors import KitError
-from rpo_kit.presets import Preset, as_dict, get_preset
+from rpo_kit.presets import Preset, as_dict, get_preset, override
 
 _PACKAGES = (
     "torch",
@@ -65,34 +65,54 @@ def runs_root() -> Path:
 
 
 def open_run(
-    name: str, preset: str = "cpu", overrides: Mapping[str, Any] | None = None, root: Path | str | None = None
+    name: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None, root: Path | str | None = None
 ) -> Run:
-    """Open or make `root/name`. Settings may change between calls; the stages they touch are then redone."""
-    if not name or name != Path(name).name or name.startswith("."):
-        raise KitError(f"{name!r} cannot be the name of a run: use letters, digits, '-' and '_'.")
-    run = Run(Path(root or runs_root()).resolve() / name, get_preset(preset, overrides))
-    run.folder.mkdir(parents=True, exist_ok=True)
-    facts = {"name": name, "preset": as_dict(run.preset), "packages": package_versions(), "commit": git_commit()}
-    write_json(run.folder / "run.json", facts)
+    """Open or make `root/name`. A run that exists keeps its settings but for the overrides, unless a preset is named,
+    which replaces them all; a new one takes `cpu`. Stages that a change touches are redone.
+    """
+    file = _run_file(name, root)
+    kept = preset is None and file.exists()
+    run = Run(file.parent, override(_stored_preset(file) if kept else get_preset(preset or "cpu"), overrides or {}))
+    if not kept or overrides:
+        write_json(file, {"name": name, "preset": as_dict(run.preset)})
     return run
 
 
 def existing_run(name: str, root: Path | str | None = None) -> Run:
-    """Reopen a run with the settings it was made with."""
-    root = Path(root or runs_root()).resolve()
-    path = root / name / "run.json"
-    if not path.exists():
-        known = sorted(p.parent.name for p in root.glob("*/run.json"))
-        raise KitError(f"There is no run {name!r} in {root}; there are: {', '.join(known) or 'none yet'}.")
-    stored = json.loads(path.read_text())["preset"]
-    flat = {
-        f"{group}.{key}": value
-        for group, values in stored.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    }
-    flat |= {key: value for key, value in stored.items() if not isinstance(value, dict)}
-    return Run(path.parent, get_preset(stored["name"], flat))
+    """Reopen a run with the settings it has; KitError where there is none."""
+    file = check_exists(name, root)
+    return Run(file.parent, _stored_preset(file))
+
+
+def check_exists(name: str, root: Path | str | None = None) -> Path:
+    """The run's `run.json`; KitError where there is no such run."""
+    file = _run_file(name, root)
+    if not file.exists():
+        root = file.parent.parent
+        known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))) or "none yet"
+        make = f"`python -m rpo_kit prepare --run {name}` makes a new one"
+        raise KitError(f"There is no run {name!r} in {root}; there are: {known}. {make}.")
+    return file
+
+
+def _run_file(name: str, root: Path | str | None) -> Path:
+    if not name or name != Path(name).name or name.startswith("."):
+        raise KitError(f"{name!r} cannot be the name of a run: use letters, digits, '-' and '_'.")
+    return Path(root or runs_root()).resolve() / name / "run.json"
+
+
+def _stored_preset(file: Path) -> Preset:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))["preset"]
+        groups = {name: value for name, value in stored.items() if isinstance(value, dict)}
+        flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
+        flat |= {key: value for key, value in stored.items() if key not in (*groups, "name", "about")}
+        return get_preset(stored["name"], flat)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KitError(
+            f"The settings in {file} cannot be read ({error}): correct the file, or give the command with --preset, "
+            "which writes it anew; finished stages stay."
+        ) from None
 
 
 # ---- stages -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import pytest
 
 from rpo_kit.study.demo import CHAPTERS, NOTEBOOKS
 
-PARAMETERS = 'run_name = "demo"\npreset = "cpu"\noverrides = {}'
+PARAMETERS = (
+    'run_name = "demo"\npreset = None  # a new run takes "cpu", one that exists keeps its settings\noverrides = {}'
+)
 LONGEST = 15  # lines of a code cell
 
 

@@ -80,6 +80,11 @@ def source_files(settings: DataSettings) -> dict[str, Path]:
 def lamp_folder(settings: DataSettings) -> Path:
     """The folder with LaMP's files: the one that is named, or the downloaded one, which is completed first."""
     if settings.source != "official":
+        if not Path(settings.source).is_dir():
+            raise KitError(
+                f"There is no folder {settings.source} with LaMP's files: --data official downloads them, and --data "
+                "FOLDER says where they are."
+            )
         return Path(settings.source)
     return fetch(get_task(settings.task), settings.separation, SPLITS)
 
