@@ -119,6 +119,20 @@ def test_a_missing_input_file_is_named(run, tmp_path):
         pass
 
 
+def test_a_stage_says_with_what_it_was_made_and_a_skipped_one_says_so_still(run, monkeypatch):
+    with stage(run, "sft", seed=1):
+        pass
+    made = json.loads((run.stage("sft") / "manifest.json").read_text())
+    assert made["packages"]["trl"][0].isdigit()
+    assert made["packages"].keys() >= {"torch", "transformers", "trl", "peft", "unsloth"}
+    assert made["commit"]
+    assert made["preset"]["name"] == "tiny"
+    monkeypatch.setattr(runs, "git_commit", lambda: "later")
+    with stage(open_run("r", root=run.folder.parent), "sft", seed=1) as work:
+        assert work is None
+    assert json.loads((run.stage("sft") / "manifest.json").read_text()) == made
+
+
 # ---- files --------------------------------------------------------------------------------------------------------
 
 

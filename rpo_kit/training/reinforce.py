@@ -56,7 +56,7 @@ def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", sett
     """Refine the SFT adapter; after an interruption it goes on with the same prompts, k and trained weights."""
     settings = settings or run.preset.rl
     inputs = rl_inputs(run, settings)
-    with stage(run, stage_name, **inputs) as work:
+    with stage(run, stage_name, every_rank=True, **inputs) as work:
         if work is None or is_trained(work):
             return
         loaded = load_trainable(run.preset.reflection, inputs["sft"].parent, settings.seed)

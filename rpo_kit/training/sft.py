@@ -34,7 +34,7 @@ from rpo_kit.training.progress import (
 def train_sft(run: Run, on_log: OnLog | None = None) -> None:
     """Train the adapter; goes on from the last checkpoint after an interruption."""
     settings = run.preset.sft
-    with stage(run, "sft", **sft_inputs(run)) as work:
+    with stage(run, "sft", every_rank=True, **sft_inputs(run)) as work:
         if work is None or is_trained(work):
             return
         loaded = load_trainable(run.preset.reflection, adapter=None, seed=settings.seed)
