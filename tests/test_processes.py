@@ -15,6 +15,7 @@ import pytest
 from rpo_kit import processes
 from rpo_kit.errors import KitError
 from rpo_kit.rewriting.cache import AnswerCache, open_database
+from rpo_kit.rewriting.prepare import prepare
 from rpo_kit.runs import Run, open_run, require, stage, write_text
 from rpo_kit.training.synthesis import synthesize
 
@@ -177,6 +178,15 @@ def test_a_full_disk_is_told_when_a_run_is_made_and_when_a_stage_ends(run, tmp_p
         end_on_a_full_disk()
     with pytest.raises(KitError, match="the disk is full"):
         open_run("new", "tiny", root=tmp_path / "not" / "yet")
+
+
+def test_an_answer_that_cannot_be_stored_ends_the_asking_in_that_sentence(new_run, endpoint, monkeypatch):
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(AnswerCache, "put", full)
+    with pytest.raises(KitError, match="the disk is full"):
+        prepare(new_run({"base": f"{endpoint.url}#m"}))
 
 
 def test_another_error_stays_what_it_is(run):

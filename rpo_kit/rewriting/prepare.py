@@ -42,7 +42,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     """Write `prepare/{train,dev}` (Arrow, with the ranking) and `prepare/generic.jsonl`."""
     preset = run.preset
     failures.reopen(run, "prepare")
-    with stage(run, "prepare", **prepare_inputs(run), **source_files(preset.data)) as work:
+    with stage(run, "prepare", **prepare_inputs(run) | source_files(preset.data)) as work:
         if work is None:
             return
         task = get_task(preset.data.task)

@@ -68,7 +68,8 @@ def write_tables(run: Run, cells: Cells) -> None:
 def score_cell(run: Run, cell: str, adapter: Path) -> None:
     """Score one adapter on the dev users at each k; one row an example and k in `scores.csv`."""
     settings = run.preset.sweep
-    inputs = {"shots": settings.eval_shots, "users": settings.dev_users, "evaluation": run.preset.evaluation}
+    inputs: dict[str, Any] = {"shots": settings.eval_shots, "users": settings.dev_users}
+    inputs |= {"evaluation": run.preset.evaluation}
     inputs |= prepared_inputs(run) | module_inputs(run) | {"adapter": adapter / "adapter_model.safetensors"}
     with stage(run, f"sweep/{cell}/scores", **inputs) as work:
         if work is None:

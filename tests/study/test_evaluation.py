@@ -273,6 +273,16 @@ def test_an_evaluation_is_not_done_when_what_it_read_was_made_with_other_setting
         evaluate(new_run({"reflection.max_seq_length": 1000}))
 
 
+def test_more_dev_users_are_evaluated_and_nothing_is_trained_anew(trained, prepared):
+    before = evaluate_inputs(trained(), ["base", "rl"])
+    run = prepared({"data.dev_users": 9})
+    after = evaluate_inputs(run, ["base", "rl"])
+    assert after["rl"] == before["rl"], "the adapter that there is"
+    assert after["data"] != before["data"]
+    with pytest.raises(KitError, match=r"'synthesize' .* \(data, generic changed\)"):
+        evaluate_inputs(prepared({"data.train_users": 11}), ["rl"])
+
+
 def test_a_prompt_that_was_edited_makes_what_used_it_stale(trained, monkeypatch):
     run = trained()
     monkeypatch.setattr(prompts, "load", lambda name: f"another {name}")
