@@ -137,7 +137,7 @@ def stage(run: Run, name: str, *, every_rank: bool = False, **inputs: Any) -> It
         yield None
     elif is_main():
         lock = run.folder / ".locks" / name.replace("/", "-")
-        with locked(lock, f"The stage {name!r} of run {run.name!r}"), full_disk_told(run.folder):
+        with full_disk_told(run.folder), locked(lock, f"The stage {name!r} of run {run.name!r}"):
             _begin(folder, name, wanted)
             yield folder
             made = {"stage": name, "inputs": wanted, "preset": as_dict(run.preset)}
