@@ -23,7 +23,7 @@ install: ## make .venv and install into it; done at once where nothing has chang
 	@sh scripts/install.sh
 
 demo: install ## the whole method on this machine: trajectories, SFT, RL, evaluation, figure
-	$(PY) -m rpo_kit demo --preset cpu $(RPO_ARGS)
+	$(PY) -m rpo_kit demo $(RPO_ARGS)
 
 test: install ## the test suite
 	$(PY) -m pytest $(TEST_ARGS)

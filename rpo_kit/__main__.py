@@ -15,7 +15,7 @@ from pathlib import Path
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import PRESETS
-from rpo_kit.runs import Run, existing_run, open_run, require, runs_root
+from rpo_kit.runs import Run, check_exists, existing_run, open_run, require, runs_root
 
 STAGES = {
     "prepare": "1. read the benchmark, rank every profile, let the base model write its generic answers",
@@ -105,21 +105,15 @@ def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
     return parser
 
 
-def open_from(options: argparse.Namespace) -> Run:
+def open_from(options: argparse.Namespace, may_be_new: bool = True) -> Run:
     """The run that the options name: new, or reopened with its own settings where the options say nothing."""
+    if not may_be_new:
+        check_exists(options.run)
     changes = dict(_pair(text) for text in options.set)
     changes |= {key: value for key, value in (("data.task", options.task), ("data.source", options.data)) if value}
     if "data.task" in changes:
         get_task(changes["data.task"])  # an unknown one is said before a run is made for it
-    stored = (runs_root() / options.run / "run.json").exists()
-    if not stored or options.preset:
-        return open_run(options.run, options.preset or "cpu", changes)
-    run = existing_run(options.run)
-    if not changes:
-        return run
-    from rpo_kit.study.demo import overrides
-
-    return open_run(run.name, run.preset.name, overrides(run) | changes)
+    return open_run(options.run, options.preset, changes)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -130,7 +124,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _stage(options: argparse.Namespace) -> None:
-    stage_function(options.stage)(open_from(options))
+    stage_function(options.stage)(open_from(options, may_be_new=options.stage == "prepare"))
 
 
 def stage_function(name: str) -> Callable[[Run], None]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,17 @@ from typing import Any
 from rpo_kit.errors import KitError
 from rpo_kit.places import refuse_secrets
 
+CURRICULA = (
+    "progressive, reversed, random, fixed-K as in fixed-4, or a list as in 2,2,3,6, whose stages are equally long"
+)
+_CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)+")
+_AT_LEAST_ONE = (
+    *("data.train_users", "data.dev_users", "data.items_per_user", "synthesis.shots", "synthesis.per_query"),
+    *("sft.steps", "sft.batch_size", "sft.accumulate", "sft.save_every"),
+    *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.micro_batch", "rl.save_every"),
+    *("evaluation.batch_size", "sweep.steps", "sweep.dev_users"),
+)
+_ALL = 10**9  # users: as many as LaMP's files hold
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -205,7 +217,7 @@ PRESETS: dict[str, Preset] = {
         _GPU_24GB,
         name="paper",
         about="as gpu-24gb, full LaMP files, three seeds, an OpenAI-compatible teacher",
-        data=DataSettings(source="data/lamp", train_users=10**9, dev_users=10**9),
+        data=DataSettings(source="data/lamp", train_users=_ALL, dev_users=_ALL),
         synthesis=SynthesisSettings(teacher="openai:gpt-4o-mini"),
     ),
 }
@@ -215,18 +227,43 @@ def get_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
     """The named preset with dotted overrides such as `{"rl.steps": 3}`; strings are converted to the field's type."""
     if name not in PRESETS:
         raise KitError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
-    preset = PRESETS[name]
-    for key, value in (overrides or {}).items():
+    return override(PRESETS[name], overrides or {})
+
+
+def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
+    """The settings with these changes; KitError where they cannot be meant."""
+    for key, value in overrides.items():
         preset = _replace(preset, key.split("."), value, key)
     for spec in (preset.base, preset.synthesis.teacher):
         refuse_secrets(spec)
+    _check(preset)
     return preset
+
+
+def _check(preset: Preset) -> None:
+    """What would otherwise come to light only stages later."""
+    for key in _AT_LEAST_ONE:
+        group, _, name = key.partition(".")
+        if getattr(getattr(preset, group), name) < 1:
+            raise KitError(f"{key}={getattr(getattr(preset, group), name)} must be at least 1.")
+    for plan in (preset.rl.curriculum, *preset.sweep.arms):
+        if not _CURRICULUM.fullmatch(plan):
+            raise KitError(f"There is no curriculum {plan!r}; there are {CURRICULA}.")
+    if preset.data.source == "personas" and _ALL in (preset.data.train_users, preset.data.dev_users):
+        raise KitError(
+            "All users of LaMP's files are asked for (as preset 'paper' does), but there is no end of personas: take "
+            "the files with --data official, or set data.train_users and data.dev_users."
+        )
 
 
 def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:
     names = [f.name for f in dataclasses.fields(node)]
+    if isinstance(node, Preset):
+        names = names[2:]  # its name and what it is about are no settings
     if path[0] not in names:
-        raise KitError(f"There is no setting {key!r}; at {path[0]!r} the settings are {', '.join(names)}.")
+        group = key.rpartition(".")[0] if len(path) == 1 else ""
+        where = f"in {group} there are" if group else "the settings are"
+        raise KitError(f"There is no setting {key!r}; {where} {', '.join(names)}.")
     current = getattr(node, path[0])
     if dataclasses.is_dataclass(current) != (len(path) > 1):
         raise KitError(f"{key!r} is not one setting; write it in full, for instance rl.steps.")

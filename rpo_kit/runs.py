@@ -1,8 +1,9 @@
 """The run folder: what was asked for, what each stage read and wrote, and how a killed run goes on.
 
 A run is `runs/<name>/` with `run.json` and one folder a stage. A stage folder ends with `manifest.json`, written last:
-it holds the fingerprints of what the stage read. A stage whose manifest matches is skipped; one whose inputs changed is
-redone and says why. Records are append-only JSONL, one line a finished item, so that `kill -9` loses nothing finished.
+it holds the fingerprints of what the stage read, and with which settings, packages and commit it was made. A stage
+whose manifest matches is skipped; one whose inputs changed is redone and says why. Records are append-only JSONL, one
+line a finished item, so that `kill -9` loses nothing finished.
 
     run = open_run("demo", "cpu", {"rl.steps": 4})
     with stage(run, "prepare", settings=run.preset.data) as work:      # work is None where the stage is already done
@@ -16,6 +17,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -26,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from rpo_kit.errors import KitError
-from rpo_kit.presets import Preset, as_dict, get_preset
+from rpo_kit.presets import Preset, as_dict, get_preset, override
+from rpo_kit.processes import full_disk_told, is_main, locked, wait_for
 
 _PACKAGES = (
     "torch",
@@ -65,53 +68,91 @@ def runs_root() -> Path:
 
 
 def open_run(
-    name: str, preset: str = "cpu", overrides: Mapping[str, Any] | None = None, root: Path | str | None = None
+    name: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None, root: Path | str | None = None
 ) -> Run:
-    """Open or make `root/name`. Settings may change between calls; the stages they touch are then redone."""
-    if not name or name != Path(name).name or name.startswith("."):
-        raise KitError(f"{name!r} cannot be the name of a run: use letters, digits, '-' and '_'.")
-    run = Run(Path(root or runs_root()).resolve() / name, get_preset(preset, overrides))
-    run.folder.mkdir(parents=True, exist_ok=True)
-    facts = {"name": name, "preset": as_dict(run.preset), "packages": package_versions(), "commit": git_commit()}
-    write_json(run.folder / "run.json", facts)
+    """Open or make `root/name`. A run that exists keeps its settings but for the overrides, unless a preset is named,
+    which replaces them all; a new one takes `cpu`. Stages that a change touches are redone.
+    """
+    file = _run_file(name, root)
+    kept = preset is None and file.exists()
+    run = Run(file.parent, override(_stored_preset(file) if kept else get_preset(preset or "cpu"), overrides or {}))
+    if not kept or overrides:
+        with full_disk_told(file.parent.parent):
+            write_json(file, {"name": name, "preset": as_dict(run.preset)})
     return run
 
 
 def existing_run(name: str, root: Path | str | None = None) -> Run:
-    """Reopen a run with the settings it was made with."""
-    root = Path(root or runs_root()).resolve()
-    path = root / name / "run.json"
-    if not path.exists():
-        known = sorted(p.parent.name for p in root.glob("*/run.json"))
-        raise KitError(f"There is no run {name!r} in {root}; there are: {', '.join(known) or 'none yet'}.")
-    stored = json.loads(path.read_text())["preset"]
-    flat = {
-        f"{group}.{key}": value
-        for group, values in stored.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    }
-    flat |= {key: value for key, value in stored.items() if not isinstance(value, dict)}
-    return Run(path.parent, get_preset(stored["name"], flat))
+    """Reopen a run with the settings it has; KitError where there is none."""
+    file = check_exists(name, root)
+    return Run(file.parent, _stored_preset(file))
+
+
+def check_exists(name: str, root: Path | str | None = None) -> Path:
+    """The run's `run.json`; KitError where there is no such run."""
+    file = _run_file(name, root)
+    if not file.exists():
+        root = file.parent.parent
+        known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))) or "none yet"
+        make = f"`python -m rpo_kit prepare --run {name}` makes a new one"
+        raise KitError(f"There is no run {name!r} in {root}; there are: {known}. {make}.")
+    return file
+
+
+def _run_file(name: str, root: Path | str | None) -> Path:
+    if not name or name != Path(name).name or name.startswith("."):
+        raise KitError(f"{name!r} cannot be the name of a run: use letters, digits, '-' and '_'.")
+    return Path(root or runs_root()).resolve() / name / "run.json"
+
+
+def _stored_preset(file: Path) -> Preset:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))["preset"]
+        groups = {name: value for name, value in stored.items() if isinstance(value, dict)}
+        flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
+        flat |= {key: value for key, value in stored.items() if key not in (*groups, "name", "about")}
+        return get_preset(stored["name"], flat)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KitError(
+            f"The settings in {file} cannot be read ({error}): correct the file, or give the command with --preset, "
+            "which writes it anew; finished stages stay."
+        ) from None
 
 
 # ---- stages -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def stage(run: Run, name: str, **inputs: Any) -> Iterator[Path | None]:
-    """The stage's folder to work in, or None where its manifest already matches `inputs`.
+def stage(run: Run, name: str, *, every_rank: bool = False, **inputs: Any) -> Iterator[Path | None]:
+    """The stage's folder to work in, or None where there is nothing to do.
 
     `inputs` are settings, file paths or plain values; each is fingerprinted. Work left by an interrupted call with the
-    same inputs is kept, so the stage can go on; work made from other inputs is moved away to `<name>.old`.
+    same inputs is kept, so the stage can go on; work made from other inputs is moved away to `<name>.old`. Of several
+    ranks the main one works, and with `every_rank` (a training) the others between its beginning and its end.
     """
     folder, wanted = run.stage(name), {key: fingerprint(value) for key, value in inputs.items()}
-    done, started = _read_json(folder / "manifest.json"), _read_json(folder / "started.json")
-    if done and done["inputs"] == wanted:
-        print(f"{name}: done already, in {_short(folder)}")
+    if _inputs(folder / "manifest.json") == wanted:
+        if is_main():
+            print(f"{name}: done already, in {os.path.relpath(folder)}")
         yield None
-        return
-    before = (done or {}).get("inputs") or (started or {}).get("inputs")
+    elif is_main():
+        lock = run.folder / ".locks" / name.replace("/", "-")
+        with full_disk_told(run.folder), locked(lock, f"The stage {name!r} of run {run.name!r}"):
+            _begin(folder, name, wanted)
+            yield folder
+            made = {"stage": name, "inputs": wanted, "preset": as_dict(run.preset)}
+            write_json(folder / "manifest.json", made | provenance())
+    elif every_rank:
+        wait_for(lambda: _inputs(folder / "started.json") == wanted, f"begins {name}")
+        yield folder
+        wait_for(lambda: _inputs(folder / "manifest.json") == wanted, f"ends {name}")
+    else:
+        yield None
+
+
+def _begin(folder: Path, name: str, wanted: dict[str, str]) -> None:
+    """Move work made from other inputs away, and note from which ones this is made."""
+    before = _inputs(folder / "manifest.json") or _inputs(folder / "started.json")
     if before and before != wanted:
         changed = sorted(key for key in wanted.keys() | before.keys() if wanted.get(key) != before.get(key))
         print(f"{name}: redone, because {', '.join(changed)} changed (the old result is in {name}.old)")
@@ -120,18 +161,19 @@ def stage(run: Run, name: str, **inputs: Any) -> Iterator[Path | None]:
         folder.rename(aside)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "started.json", {"inputs": wanted})
-    yield folder
-    write_json(folder / "manifest.json", {"stage": name, "inputs": wanted, "packages": package_versions()})
 
 
-def require(run: Run, name: str) -> Path:
-    """The folder of a finished stage."""
-    if not (run.stage(name) / "manifest.json").exists():
-        raise KitError(
-            f"The stage {name!r} of run {run.name!r} is not finished: first run "
-            f"`python -m rpo_kit {name} --run {run.name}`."
-        )
-    return run.stage(name)
+def require(run: Run, name: str, **inputs: Any) -> Path:
+    """The folder of a finished stage that was made from `inputs`; without any, whatever it was made from."""
+    made, why = _inputs(run.stage(name) / "manifest.json"), "is not finished"
+    if made is not None:
+        changed = [key for key, value in inputs.items() if fingerprint(value) != made.get(key)]
+        if not changed:
+            return run.stage(name)
+        why = f"was made with other settings ({', '.join(changed)} changed)"
+    raise KitError(
+        f"The stage {name!r} of run {run.name!r} {why}: first run `python -m rpo_kit {name} --run {run.name}`."
+    )
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -221,6 +263,12 @@ def _fingerprint_path(path: Path) -> str:
     return digest.hexdigest()
 
 
+def provenance() -> dict[str, Any]:
+    """With what numbers are made that are made now: packages, commit, machine."""
+    machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+    return {"packages": package_versions(), "commit": git_commit(), "machine": machine}
+
+
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide numbers; a package that is not installed says so."""
 
@@ -244,10 +292,10 @@ def git_commit() -> str:
     return (commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")) if commit else "unknown"
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    value: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return value
-
-
-def _short(path: Path) -> str:
-    return os.path.relpath(path)
+def _inputs(path: Path) -> dict[str, str] | None:
+    """The fingerprints in a manifest.json or started.json; None where there is no such file."""
+    try:
+        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["inputs"]
+    except FileNotFoundError:
+        return None
+    return found

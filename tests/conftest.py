@@ -140,6 +140,29 @@ def prepared(new_run: Callable[..., Run]) -> Callable[..., Run]:
 
 
 @pytest.fixture
+def as_trained() -> Callable[[Run], Run]:
+    """Takes a prepared run through `synthesize`, `sft` and `rl`; an adapter is a file with the stage's name."""
+    from rpo_kit.runs import stage, write_text
+    from rpo_kit.training.inputs import rl_inputs, sft_inputs
+    from rpo_kit.training.synthesis import synthesize
+
+    def go_on(run: Run) -> Run:
+        synthesize(run)
+        for stage_name, inputs in (("sft", sft_inputs), ("rl", rl_inputs)):
+            with stage(run, stage_name, **inputs(run)) as work:
+                write_text(work / "adapter" / "adapter_model.safetensors", stage_name)
+        return run
+
+    return go_on
+
+
+@pytest.fixture
+def trained(prepared: Callable[..., Run], as_trained: Callable[[Run], Run]) -> Callable[..., Run]:
+    """A prepared run with all that training leaves."""
+    return lambda overrides=None, name="r": as_trained(prepared(overrides, name))
+
+
+@pytest.fixture
 def llama() -> Any:
     """A two-layer random Llama in fp32 whose query heads share key heads; the output layer is frozen."""
     import torch

@@ -1,12 +1,13 @@
 """The main job survives `kill -9` at any stage: the same command, given again, goes on where it was.
 
 The harness starts a stage as a child, waits until its first work lies on the disk, kills it, and gives the command
-again. The bundled model at the `tiny` preset; ten children, about ten seconds each.
+again. The bundled model at the `tiny` preset; some fifteen children, about ten seconds each.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,27 +23,38 @@ from rpo_kit.runs import existing_run, read_records
 ROOT = Path(__file__).resolve().parents[1]
 # More queries than one chunk of 64, so that `prepare` can be killed between two chunks.
 SETTINGS = ("--preset", "tiny", "--set", "data.train_users=70", "--set", "synthesis.per_query=6")
+SETTINGS += ("--set", "sweep.steps=2", "--set", 'sweep.arms=["progressive"]')
+STAGE = ("-m", "rpo_kit")
+# The command itself, with the first two of its notebooks: what it prints at the end needs all of them.
+DEMO = """
+import sys
+from rpo_kit.__main__ import main
+from rpo_kit.study import demo
+demo.CHAPTERS, demo.summary = demo.CHAPTERS[:2], lambda run: "the end"
+sys.exit(main(sys.argv[1:]))
+"""
 PATIENCE = 240  # seconds, for a busy machine; nothing waits that long on a quiet one
 
 
 class Harness:
     """Runs stages of one run in children of its own."""
 
-    def __init__(self, root: Path) -> None:
-        self.run = root / "r"
+    def __init__(self, root: Path, name: str = "r", settings: tuple[str, ...] = SETTINGS) -> None:
+        self.run, self.settings = root / name, settings
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RPO_RUNS": str(root)}
 
     def folder(self, stage: str) -> Path:
         return self.run / stage
 
     def start(self, stage: str, output: int | None) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "rpo_kit", stage, "--run", "r", *SETTINGS]
+        python = ("-c", DEMO) if stage == "demo" else STAGE
+        command = [sys.executable, *python, stage, "--run", self.run.name, *self.settings]
         return subprocess.Popen(command, env=self.environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
-    def kill_once(self, stage: str, has_begun: Callable[[Path], bool]) -> None:
-        """Start the stage and kill it with SIGKILL as soon as `has_begun` holds for its folder."""
+    def kill_once(self, stage: str, has_begun: Callable[[Path], bool], folder: str = "") -> None:
+        """Start the stage and kill it with SIGKILL as soon as `has_begun` holds for its folder, or for `folder`."""
         child, deadline = self.start(stage, subprocess.DEVNULL), time.monotonic() + PATIENCE
-        while child.poll() is None and not has_begun(self.folder(stage)):
+        while child.poll() is None and not has_begun(self.folder(folder or stage)):
             assert time.monotonic() < deadline, f"{stage} has not begun"
             time.sleep(0.002)  # between two looks, not for something to happen
         child.kill()
@@ -53,7 +65,7 @@ class Harness:
         child = self.start(stage, subprocess.PIPE)
         printed, _ = child.communicate(timeout=PATIENCE)
         assert child.returncode == 0, printed
-        assert (self.folder(stage) / "manifest.json").exists()
+        assert (self.folder(stage) / "manifest.json").exists() or stage in ("sweep", "demo")
         return printed
 
 
@@ -88,11 +100,17 @@ def test_every_stage_survives_a_kill_and_does_nothing_twice(tmp_path):
     found = ids(*(folder("synthesize") / f"{name}.jsonl" for name in ("trajectories", "rejected")))
     assert len(found) == len(set(found)) == 70 * 6
 
+    whole = Harness(tmp_path, "whole")
+    shutil.copytree(harness.run, whole.run)
     for stage, steps in (("sft", [1, 2, 3]), ("rl", [1, 2])):
+        whole.finish(stage)
         harness.kill_once(stage, has_checkpoint)
         assert not (folder(stage) / "manifest.json").exists()
         assert "going on from checkpoint-" in harness.finish(stage)
-        assert pd.read_csv(folder(stage) / "log.csv")["step"].tolist() == steps
+        resumed, uninterrupted = (pd.read_csv(one.folder(stage) / "log.csv") for one in (harness, whole))
+        assert resumed["step"].tolist() == steps
+        for column in ("loss", "grad_norm", *(("shots", "reward", "kl") if stage == "rl" else ())):
+            assert resumed[column].tolist() == pytest.approx(uninterrupted[column].tolist(), abs=1e-5), column
         assert (folder(stage) / "adapter" / "adapter_model.safetensors").exists()
 
     harness.kill_once("evaluate", has_records("records/context.jsonl"))
@@ -106,4 +124,30 @@ def test_every_stage_survives_a_kill_and_does_nothing_twice(tmp_path):
         assert len(found) == len(set(found)) == 6
     assert len(pd.read_csv(folder("evaluate") / "metrics.csv")) == 8, "six systems, two references"
 
+    cell = "sweep/progressive-seed0"
+    harness.kill_once("sweep", has_checkpoint, cell)
+    assert not (folder(cell) / "manifest.json").exists()
+    printed = harness.finish("sweep")
+    assert "sweep/sft/scores: done already" in printed
+    assert "going on from checkpoint-1" in printed
+    assert pd.read_csv(folder(cell) / "log.csv")["step"].tolist() == [1, 2]
+    assert pd.read_csv(folder("sweep") / "bars.csv")["arm"].tolist() == [
+        "SFT only", "progressive", "any habit", "oracle",
+    ]  # fmt: skip
+
     assert existing_run("r", root=tmp_path).preset.data.train_users == 70
+
+
+@pytest.mark.slow
+def test_a_demo_survives_a_kill_and_does_no_notebook_twice(tiny_llama, tmp_path):
+    """The kernel that the killed command leaves behind ends by itself, and may hold the stage for a moment longer."""
+    harness = Harness(tmp_path, settings=(*SETTINGS, "--set", f"base=local:{tiny_llama}"))
+    harness.kill_once("demo", has_records("generic.jsonl"), "prepare")
+    assert not harness.folder("notebooks/01_lamp_and_retrieval.json").exists()
+    printed = harness.finish("demo")
+    assert "[1/2] 00_start_here: done before" in printed
+    assert "[2/2] 01_lamp_and_retrieval: " in printed
+    assert "01_lamp_and_retrieval: done before" not in printed
+    found = ids(harness.folder("prepare") / "generic.jsonl")
+    assert len(found) == len(set(found)) == 76
+    assert harness.finish("demo").count("done before") == 2

@@ -15,7 +15,7 @@ import rpo_kit.__main__ as command_line
 from rpo_kit.__main__ import STAGE_FUNCTIONS, STAGES, main, open_from, stage_function
 from rpo_kit.errors import KitError
 from rpo_kit.presets import PRESETS
-from rpo_kit.runs import Run, existing_run
+from rpo_kit.runs import Run, existing_run, open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,20 +113,29 @@ def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
     [
         (["figure3", "--run", "nosuch"], "rpo_kit: There is no run 'nosuch' in "),
         (["prepare", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
-        (["rl", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
-        (["sft", "--set", "data.task=LaMP-9"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
-        (["prepare", "--set", "rl.stepz=3"], "rpo_kit: There is no setting 'rl.stepz'; at 'stepz' the settings are"),
+        (["demo", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
+        (["prepare", "--set", "data.task=LaMP-9"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
+        (["prepare", "--set", "rl.stepz=3"], "rpo_kit: There is no setting 'rl.stepz'; in rl there are steps"),
         (["prepare", "--set", "rl.steps"], "rpo_kit: --set rl.steps is not of the form KEY=VALUE"),
         (["prepare", "--set", "rl.steps=many"], "rpo_kit: rl.steps='many' is not of the type int"),
         (["prepare", "--run", "../up"], "rpo_kit: '../up' cannot be the name of a run"),
-        (["sft", "--run", "new"], "rpo_kit: The stage 'synthesize' of run 'new' is not finished: first run"),
+        (["sft", "--run", "new"], "rpo_kit: There is no run 'new' in "),
         (["score", "no.json", "no.json"], "rpo_kit: There is no file no.json; "),
         (["score"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
         (["score", "golds.json"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
         (["score", "golds.json", "--run", "r"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
         (["score", "a.json", "b.json", "--run", "r"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
         (["score", "--run", "nosuch"], "rpo_kit: There is no run 'nosuch' in "),
-        (["prepare", "--data", "no-such-folder", "--run", "b"], "rpo_kit: "),
+        (["prepare", "--set", "name=foo"], "rpo_kit: There is no setting 'name'; the settings are data, base"),
+        (["prepare", "--preset", "paper", "--data", "personas"], "rpo_kit: All users of LaMP's files are asked for"),
+        (
+            ["prepare", "--data", "no-such-folder", "--run", "b"],
+            "rpo_kit: The data 'no-such-folder' is no folder that is there",
+        ),
+        (
+            ["prepare", "--preset", "paper", "--run", "b"],
+            "rpo_kit: The data 'data/lamp' is no folder that is there",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(arguments, sentence, capsys):
@@ -134,13 +143,24 @@ def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(arguments, sentence
 
 
 def test_no_run_is_made_for_an_unknown_task(tmp_path, capsys):
-    refused(capsys, "rl", "--task", "LaMP-9", "--run", "a")
+    refused(capsys, "prepare", "--task", "LaMP-9", "--run", "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "prepare"])
+def test_only_prepare_and_demo_make_a_run(stage, tmp_path, capsys):
+    main(["prepare", "--run", "mine", "--preset", "tiny", "--data", "no-such-folder"])
+    capsys.readouterr()
+    said = refused(capsys, stage, "--run", "mien")
+    assert said.startswith("rpo_kit: There is no run 'mien' in ")
+    assert "there are: mine" in said
+    assert not (tmp_path / "mien").exists()
 
 
 def test_the_real_process_shows_no_traceback(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RPO_RUNS": str(tmp_path)}
-    command = [sys.executable, "-m", "rpo_kit", "synthesize", "--run", "new", "--preset", "tiny"]
+    open_run("new", "tiny", root=tmp_path)
+    command = [sys.executable, "-m", "rpo_kit", "synthesize", "--run", "new"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -152,7 +172,7 @@ def test_an_interrupt_says_that_the_command_can_be_given_again(monkeypatch, caps
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command_line, "stage_function", lambda name: interrupted)
-    assert main(["rl", "--preset", "tiny"]) == 130
+    assert main(["prepare", "--preset", "tiny"]) == 130
     assert "give the same command again to go on" in capsys.readouterr().err
 
 
@@ -175,6 +195,26 @@ def test_a_run_keeps_its_settings_where_the_options_say_nothing(called):
     assert (changed.name, changed.data.train_users, changed.rl.steps) == ("tiny", 5, 9), "not back to cpu's settings"
     main(["rl", "--run", "mine"])
     assert called[3].preset == changed == existing_run("mine").preset
+
+
+def test_the_demo_of_a_run_that_exists_keeps_its_settings(called, monkeypatch):
+    from rpo_kit.study import demo
+
+    monkeypatch.setattr(demo, "demo", called.append)
+    main(["prepare", "--run", "mine", "--preset", "tiny", "--task", "LaMP-3"])
+    main(["demo", "--run", "mine"])
+    main(["demo"])
+    assert called[1] == called[0]
+    assert called[2].preset == PRESETS["cpu"], "a new one"
+
+
+def test_a_run_whose_settings_cannot_be_read_is_named_and_a_preset_writes_them_anew(called, tmp_path, capsys):
+    main(["prepare", "--run", "mine", "--preset", "tiny"])
+    (tmp_path / "mine" / "run.json").write_text('{"name": "mine", "pre')
+    said = refused(capsys, "rl", "--run", "mine")
+    assert said.startswith(f"rpo_kit: The settings in {tmp_path / 'mine' / 'run.json'} cannot be read")
+    assert main(["rl", "--run", "mine", "--preset", "tiny"]) == 0
+    assert called[1].preset == existing_run("mine").preset == PRESETS["tiny"]
 
 
 def test_a_preset_that_is_named_replaces_all_settings(called):

@@ -12,7 +12,9 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.runs import open_run
 from rpo_kit.study.demo import CHAPTERS, NOTEBOOKS, execute
 
-PARAMETERS = 'run_name = "demo"\npreset = "cpu"\noverrides = {}'
+PARAMETERS = (
+    'run_name = "demo"\npreset = None  # a new run takes "cpu", one that exists keeps its settings\noverrides = {}'
+)
 LONGEST = 15  # lines of a code cell
 
 

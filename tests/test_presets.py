@@ -8,6 +8,7 @@ import pytest
 
 from rpo_kit.errors import KitError
 from rpo_kit.presets import PRESETS, as_dict, get_preset
+from rpo_kit.training.curriculum import shots_plan
 
 
 def test_strings_from_the_command_line_become_the_fields_type():
@@ -49,10 +50,42 @@ def test_an_unknown_preset_is_told_which_there_are():
 
 
 def test_an_unknown_setting_is_told_which_there_are_at_that_place():
-    with pytest.raises(KitError, match=r"no setting 'rl\.stepz'.*steps, algorithm, prompts_per_step"):
+    with pytest.raises(KitError, match=r"no setting 'rl\.stepz'; in rl there are steps, algorithm, prompts_per_step"):
         get_preset("cpu", {"rl.stepz": 1})
-    with pytest.raises(KitError, match=r"no setting 'reinforce\.steps'.*data, base"):
+    with pytest.raises(KitError, match=r"no setting 'reinforce\.steps'; the settings are data, base"):
         get_preset("cpu", {"reinforce.steps": 1})
+
+
+@pytest.mark.parametrize("key", ["name", "about"])
+def test_what_a_preset_is_called_is_no_setting(key):
+    with pytest.raises(KitError, match=f"no setting '{key}'; the settings are data, base"):
+        get_preset("cpu", {key: "foo"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("rl.curriculum", "foo", "no curriculum 'foo'; there are progressive"),
+        ("sweep.arms", ["fixed-2", "fixed-0"], "no curriculum 'fixed-0'"),
+        ("data.train_users", "0", "data.train_users=0 must be at least 1"),
+        ("rl.steps", -1, "rl.steps=-1 must be at least 1"),
+        ("data.train_users", 10**9, "no end of personas: take the files with --data official"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_before_anything_is_made(key, value, told):
+    with pytest.raises(KitError, match=told):
+        get_preset("cpu", {key: value})
+
+
+@pytest.mark.parametrize("plan", ["2,", "2,0", "2,x", "2,4,6", " 2, 3", "", "fixed", "fixed-0", "fixed-12", "random"])
+def test_the_settings_take_the_curricula_that_there_are_and_no_others(plan):
+    def taken(make):
+        try:
+            return bool(make())
+        except KitError:
+            return False
+
+    assert taken(lambda: get_preset("cpu", {"rl.curriculum": plan})) == taken(lambda: shots_plan(plan, 4))
 
 
 @pytest.mark.parametrize("key", ["rl", "base.name"])

@@ -75,6 +75,15 @@ def test_an_interrupted_stage_keeps_its_work_and_is_not_finished(run):
     assert require(run, "sft") == run.folder / "sft"
 
 
+def test_a_stage_that_was_made_from_other_inputs_is_refused_where_the_inputs_are_named(run):
+    with stage(run, "sft", seed=1, task="LaMP-3"):
+        pass
+    assert require(run, "sft", seed=1, task="LaMP-3")
+    with pytest.raises(KitError, match=r"'sft' of run 'r' was made with other settings \(seed changed\): first run"):
+        require(run, "sft", seed=2, task="LaMP-3")
+    assert require(run, "sft"), "what only reads stored numbers may have it"
+
+
 def test_work_left_by_an_interrupted_call_with_other_settings_is_not_continued(run):
     with pytest.raises(KeyboardInterrupt):
         interrupted_sft(run)
@@ -108,6 +117,20 @@ def test_a_changed_input_file_redoes_the_stage_and_an_equal_copy_does_not(run, t
 def test_a_missing_input_file_is_named(run, tmp_path):
     with pytest.raises(KitError, match=r"gone\.jsonl is missing"), stage(run, "sft", data=tmp_path / "gone.jsonl"):
         pass
+
+
+def test_a_stage_says_with_what_it_was_made_and_a_skipped_one_says_so_still(run, monkeypatch):
+    with stage(run, "sft", seed=1):
+        pass
+    made = json.loads((run.stage("sft") / "manifest.json").read_text())
+    assert made["packages"]["trl"][0].isdigit()
+    assert made["packages"].keys() >= {"torch", "transformers", "trl", "peft", "unsloth"}
+    assert made["commit"]
+    assert made["preset"]["name"] == "tiny"
+    monkeypatch.setattr(runs, "git_commit", lambda: "later")
+    with stage(open_run("r", root=run.folder.parent), "sft", seed=1) as work:
+        assert work is None
+    assert json.loads((run.stage("sft") / "manifest.json").read_text()) == made
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -196,14 +219,29 @@ def test_a_fingerprint_sees_a_file_move_inside_a_folder(tmp_path):
     assert fingerprint(tmp_path / "f") != before
 
 
-def test_a_run_remembers_its_settings_versions_and_commit(tmp_path):
+def test_a_run_remembers_its_settings(tmp_path):
     made = open_run("mine", "tiny", {"rl.steps": "7", "sweep.arms": '["random"]', "base": "openai:m"}, root=tmp_path)
     assert existing_run("mine", root=tmp_path).preset == made.preset
     assert made.preset.rl.steps == 7
-    stored = json.loads((made.folder / "run.json").read_text())
-    assert stored["packages"]["trl"][0].isdigit()
-    assert stored["packages"].keys() >= {"torch", "transformers", "trl", "peft", "unsloth"}
-    assert stored["commit"]
+
+
+def test_a_run_that_is_opened_again_keeps_its_settings_but_for_those_that_are_named(tmp_path):
+    made = open_run("mine", "tiny", {"rl.steps": 7, "data.task": "LaMP-3"}, root=tmp_path)
+    assert open_run("mine", None, {}, root=tmp_path) == made, "what the notebooks' parameters cell says"
+    changed = open_run("mine", overrides={"rl.steps": 8}, root=tmp_path).preset
+    assert (changed.name, changed.rl.steps, changed.data.task) == ("tiny", 8, "LaMP-3")
+    assert existing_run("mine", root=tmp_path).preset == changed
+    assert open_run("mine", "cpu", root=tmp_path).preset == get_preset("cpu"), "a preset replaces them"
+    assert open_run("new", root=tmp_path).preset == get_preset("cpu")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"preset": {"name": "gone"}}', '{"preset": {"name": "cpu", "rl": {"stps": 1}}}']
+)
+def test_settings_that_cannot_be_read_are_a_sentence_with_the_file(tmp_path, content):
+    write_text(tmp_path / "mine" / "run.json", content)
+    with pytest.raises(KitError, match=r"settings in .*mine/run\.json cannot be read .*--preset"):
+        existing_run("mine", root=tmp_path)
 
 
 def test_an_unknown_run_is_told_which_there_are(tmp_path):

@@ -378,7 +378,7 @@ def made(*arguments: str) -> str:
 
 def test_make_demo_installs_and_runs_the_demo_with_further_arguments() -> None:
     said = made("demo", "RPO_ARGS=--run second").splitlines()
-    assert said == ["sh scripts/install.sh", ".venv/bin/python -m rpo_kit demo --preset cpu --run second"]
+    assert said == ["sh scripts/install.sh", ".venv/bin/python -m rpo_kit demo --run second"]
 
 
 def test_make_test_installs_and_runs_pytest() -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from rpo_kit.errors import KitError
+from rpo_kit.processes import is_main
 from rpo_kit.runs import Run, append_records, read_records
 
 FAILED = "failed.jsonl"
@@ -18,7 +19,7 @@ FAILED = "failed.jsonl"
 def reopen(run: Run, stage: str) -> None:
     """Take up a finished stage again in which items failed."""
     manifest, failed = run.stage(stage) / "manifest.json", read_records(run.stage(stage) / FAILED)
-    if failed and manifest.exists():
+    if failed and manifest.exists() and is_main():
         manifest.unlink()
         print(f"{stage}: {len(failed)} items failed last time and are asked again")
 

@@ -46,8 +46,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     """Write `prepare/{train,dev}` (Arrow, with the ranking) and `prepare/generic.jsonl`."""
     preset = run.preset
     failures.reopen(run, "prepare")
-    inputs = {"data": preset.data, "base": preset.base, "base_tokens": preset.base_max_new_tokens}
-    with stage(run, "prepare", **inputs, **source_files(preset.data)) as work:
+    with stage(run, "prepare", **prepare_inputs(run) | source_files(preset.data)) as work:
         if work is None:
             return
         task = get_task(preset.data.task)
@@ -64,6 +63,16 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
         failures.conclude(work, len(rows), preset.endpoint.tolerate)
         sort_records(work / "generic.jsonl", [row["id"] for row in rows])
         _tell_cuts(work, answer_tokens(task, preset.base_max_new_tokens))
+
+
+def prepare_inputs(run: Run) -> dict[str, Any]:
+    """What decides this stage beside LaMP's files, which are gigabytes and read again by this stage alone."""
+    return {"data": run.preset.data, "base": run.preset.base, "base_tokens": run.preset.base_max_new_tokens}
+
+
+def prepared_inputs(run: Run) -> dict[str, Any]:
+    """What every later stage reads of this one, which must have been made with the present settings."""
+    return {"data": run.preset.data, "generic": require(run, "prepare", **prepare_inputs(run)) / "generic.jsonl"}
 
 
 def source_files(settings: DataSettings) -> dict[str, Path]:
@@ -85,8 +94,8 @@ def lamp_folder(settings: DataSettings) -> Path:
     if not folder.is_dir():
         close = get_close_matches(settings.source.lower(), ("personas", "official"), n=1)
         raise KitError(
-            f"The data {settings.source!r} is no folder that is there: give personas, official, or a folder with "
-            f"LaMP's files.{f' Did you mean --data {close[0]}?' if close else ''}"
+            f"The data {settings.source!r} is no folder that is there: give personas, official (downloads LaMP's "
+            f"files), or a folder with them.{f' Did you mean --data {close[0]}?' if close else ''}"
         )
     return folder
 
@@ -138,7 +147,7 @@ def load_prepared(run: Run, split: str) -> list[Example]:
     Examples whose query the base model did not answer are left out; `prepare` has shown them. Profiles, which are
     nearly all of the data, stay in the file (`Profile`).
     """
-    folder = require(run, "prepare")
+    folder = require(run, "prepare", **prepare_inputs(run))
     generic = {record["id"]: record["text"] for record in read_records(folder / "generic.jsonl")}
     dataset = load_from_disk(str(folder / split))
     rows, profiles = dataset.remove_columns("profile").to_list(), dataset.data.column("profile")

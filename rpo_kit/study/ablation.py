@@ -14,7 +14,7 @@ with the cell it was in, and a new arm or seed runs only what is new.
 from __future__ import annotations
 
 import dataclasses
-import platform
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import as_dict
-from rpo_kit.rewriting.prepare import Example, load_prepared
+from rpo_kit.processes import full_disk_told, is_main
+from rpo_kit.rewriting.prepare import Example, load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection
-from rpo_kit.runs import Run, git_commit, package_versions, require, stage, write_json, write_text
+from rpo_kit.runs import Run, require, stage, write_json, write_text
 from rpo_kit.study.evaluation import bootstrap_interval, references, rewrite
+from rpo_kit.training.inputs import module_inputs, rl_inputs
 from rpo_kit.training.progress import OnLog
 from rpo_kit.training.reinforce import train_rl
 
@@ -43,25 +45,33 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
     """Train and score every cell, then write the numbers behind Figure 3."""
     settings = run.preset.sweep
     cells = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
-    score_cell(run, "sft", require(run, "sft") / "adapter")
+    score_cell(run, "sft", rl_inputs(run)["sft"].parent)
     for number, (arm, seed) in enumerate(cells, 1):
         print(f"cell {number} of {len(cells)}: {arm}, seed {seed}, {settings.steps} steps")
         rl = dataclasses.replace(run.preset.rl, curriculum=arm, seed=seed, steps=settings.steps)
         train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=rl)
         score_cell(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
+    if is_main():
+        with full_disk_told(run.folder):
+            write_tables(run, cells)
+
+
+def write_tables(run: Run, cells: Cells) -> None:
+    """The numbers behind Figure 3, from those of all cells."""
     folder = run.stage("sweep")
     write_text(folder / "bars.csv", bars(run, cells).to_csv(index=False))
     write_text(folder / "differences.csv", differences(run, cells).to_csv(index=False))
     write_text(folder / "curves.csv", curves(run, cells).to_csv(index=False))
-    write_json(folder / "provenance.json", provenance(run))
+    write_json(folder / "provenance.json", provenance(run, cells))
 
 
 def score_cell(run: Run, cell: str, adapter: Path) -> None:
     """Score one adapter on the dev users at each k; one row an example and k in `scores.csv`."""
-    settings, generic = run.preset.sweep, require(run, "prepare") / "generic.jsonl"
-    inputs = {"shots": settings.eval_shots, "users": settings.dev_users, "evaluation": run.preset.evaluation}
-    weights = adapter / "adapter_model.safetensors"
-    with stage(run, f"sweep/{cell}/scores", adapter=weights, generic=generic, **inputs) as work:
+    settings = run.preset.sweep
+    inputs: dict[str, Any] = {"shots": settings.eval_shots, "users": settings.dev_users}
+    inputs |= {"evaluation": run.preset.evaluation}
+    inputs |= prepared_inputs(run) | module_inputs(run) | {"adapter": adapter / "adapter_model.safetensors"}
+    with stage(run, f"sweep/{cell}/scores", **inputs) as work:
         if work is None:
             return
         loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run)
@@ -131,10 +141,14 @@ def curves(run: Run, cells: Cells) -> pd.DataFrame:
     return pd.concat(logs)[["arm", "seed", "step", "reward", "shots"]]
 
 
-def provenance(run: Run) -> dict[str, Any]:
-    """Where the numbers come from: settings, machine, versions, commit."""
-    machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
-    return {"preset": as_dict(run.preset), "machine": machine, "packages": package_versions(), "commit": git_commit()}
+def provenance(run: Run, cells: Cells) -> dict[str, Any]:
+    """Where the numbers come from: settings, and what the cells were scored with; all commits, where there are more."""
+    names = [name for names in by_arm(cells).values() for name in names]
+    files = [run.stage(f"sweep/{name}/scores") / "manifest.json" for name in names]
+    made = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    commits = ", ".join(dict.fromkeys(cell["commit"] for cell in made))
+    last = {key: made[-1][key] for key in ("machine", "packages")}
+    return {"preset": as_dict(run.preset), "commit": commits} | last
 
 
 def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
@@ -146,13 +160,15 @@ def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
 
 
 def export_results(run: Run, folder: Path, name: str) -> list[Path]:
-    """Copy a run's evaluation, training logs and `run.json` (settings, versions, commit) to `folder/<name>_*`, to be
-    kept with the code.
+    """Copy a run's evaluation and training logs to `folder/<name>_*`, to be kept with the code; beside them goes with
+    which settings, packages and commit it was evaluated.
     """
     work = require(run, "evaluate")
-    files = {name: work / name for name in ("metrics.csv", "paired.csv")} | {"run.json": run.folder / "run.json"}
+    files = {name: work / name for name in ("metrics.csv", "paired.csv")}
     files |= {f"{stage_name}_log.csv": run.stage(stage_name) / "log.csv" for stage_name in ("sft", "rl")}
-    folder.mkdir(parents=True, exist_ok=True)
+    manifest = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
+    made = {key: manifest[key] for key in ("preset", "packages", "commit", "machine") if key in manifest}
+    write_json(folder / f"{name}_run.json", {"name": run.name, "preset": as_dict(run.preset)} | made)
     return [Path(shutil.copyfile(path, folder / f"{name}_{kind}")) for kind, path in files.items()]
 
 

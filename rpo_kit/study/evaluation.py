@@ -33,7 +33,8 @@ from rpo_kit.lamp.retrieval import take
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.chat import open_chat_of
-from rpo_kit.rewriting.prepare import Example, load_excluded, load_prepared
+from rpo_kit.rewriting.prepare import Example, load_excluded, load_prepared, prepared_inputs
+from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate, load_reflection
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage, write_text
@@ -46,6 +47,7 @@ from rpo_kit.study.baselines import (
     shots_of,
     without_model,
 )
+from rpo_kit.training.inputs import WEIGHTS, module_inputs, rl_inputs, sft_inputs
 
 SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the method's own line: each is compared with the one before
 REFERENCES = ("any habit", "oracle")
@@ -57,11 +59,10 @@ _CHUNK = 64
 def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
     """Write `evaluate/{metrics,paired}.csv`, `predictions/<system>.json` (LaMP's format) and every raw completion."""
     preset, systems = run.preset, chosen_systems(run, systems or run.preset.evaluation.systems)
-    adapters = {name: require(run, name) / "adapter" for name in systems if name in ("sft", "rl")}
-    inputs = {name: folder / "adapter_model.safetensors" for name, folder in adapters.items()}
-    data = require(run, "prepare") / "generic.jsonl"
+    inputs = evaluate_inputs(run, systems)
+    adapters = {name: inputs[name].parent for name in systems if name in ("sft", "rl")}
     failures.reopen(run, "evaluate")
-    with stage(run, "evaluate", data=data, settings=preset.evaluation, systems=list(systems), **inputs) as work:
+    with stage(run, "evaluate", **inputs) as work:
         if work is None:
             return
         task, examples = get_task(preset.data.task), load_prepared(run, "dev")
@@ -77,6 +78,19 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
         examples, found = answered_by_all(examples, found)
         write_text(work / "metrics.csv", metrics_table(run, task, examples, found).to_csv(index=False))
         write_text(work / "paired.csv", paired_table(run, task, examples, found).to_csv(index=False))
+
+
+def evaluate_inputs(run: Run, systems: Sequence[str]) -> dict[str, Any]:
+    """What decides this stage's numbers: settings, data, and the module, adapters and prompts of these systems."""
+    preset = run.preset
+    found = prepared_inputs(run) | {"settings": preset.evaluation, "systems": list(systems)}
+    found |= {"base": preset.base, "base_tokens": preset.base_max_new_tokens}
+    if any(name.startswith("pag") for name in systems):
+        found["pag"] = prompt_fingerprints("pag_summary", "pag_answer")
+    if {"untrained", "sft", "rl"} & set(systems):
+        found |= module_inputs(run)
+    makers = {"sft": sft_inputs, "rl": rl_inputs}
+    return found | {name: require(run, name, **makers[name](run)) / WEIGHTS for name in systems if name in makers}
 
 
 def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:

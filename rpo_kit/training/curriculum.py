@@ -14,9 +14,8 @@ import random
 from collections.abc import Sequence
 
 from rpo_kit.errors import KitError
+from rpo_kit.presets import CURRICULA
 from rpo_kit.rewriting.prepare import Example
-
-PLANS = "progressive, reversed, random, fixed-K as in fixed-4, or a list as in 2,2,3,6, whose stages are equally long"
 
 
 def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int = 0) -> list[int]:
@@ -35,7 +34,7 @@ def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int =
         return [stages[t * len(stages) // steps] for t in range(steps)]
     if plan.startswith("fixed-") and plan[6:].isdecimal() and int(plan[6:]) > 0:
         return [int(plan[6:])] * steps
-    raise KitError(f"There is no curriculum {plan!r}; there are {PLANS}.")
+    raise KitError(f"There is no curriculum {plan!r}; there are {CURRICULA}.")
 
 
 def prompt_order(examples: Sequence[Example], count: int, seed: int = 0) -> list[Example]:

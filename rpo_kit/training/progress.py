@@ -16,30 +16,34 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from rpo_kit.errors import KitError
 from rpo_kit.presets import RLSettings, SFTSettings
+from rpo_kit.processes import is_main
 from rpo_kit.runs import write_text
 
 OnLog = Callable[[list[dict[str, float]]], None]
 
 
 def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Any:
-    """A trainer callback: a progress bar with the value `shown`, the log in `path` (CSV), all its rows to `on_log`."""
+    """A trainer callback: a progress bar with the value `shown`, the log in `path` (CSV), all its rows to `on_log`; of
+    several ranks on the main one.
+    """
     from transformers import TrainerCallback
 
     class KeepLog(TrainerCallback):
         bar = tqdm(disable=True)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+            done, total = state.global_step, state.max_steps
+            self.bar = tqdm(total=total, initial=done, desc="training", unit="step", disable=not is_main())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.bar.update(1)
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not is_main():
+                return
             rows = [row for row in state.log_history if "loss" in row]
             write_text(path, pd.DataFrame(rows).to_csv(index=False))
             if rows:
@@ -104,12 +108,17 @@ def is_trained(work: Path) -> bool:
     """Whether training ended here before the process was killed; then only the stage's manifest is missing."""
     if not (work / "adapter").exists():  # it is put in place whole, see finish_training
         return False
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    if is_main():
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
     return True
 
 
 def finish_training(model: Any, tokenizer: Any, work: Path) -> None:
-    """Keep the adapter (safetensors) and drop the checkpoints, whose optimiser states nobody needs any more."""
+    """Keep the adapter (safetensors) and drop the checkpoints, whose optimiser states nobody needs any more. All ranks
+    have the same adapter; the main one writes.
+    """
+    if not is_main():
+        return
     temporary = work / "adapter.part"
     model.save_pretrained(temporary, selected_adapters=["default"])
     tokenizer.save_pretrained(temporary)
@@ -129,24 +138,9 @@ def precision() -> dict[str, Any]:
 
 
 def train(trainer: Any, work: Path) -> None:
-    """Train from the last whole checkpoint in `work` on; KitError where the disk is full, with that checkpoint kept."""
-    with autocast_casts(trainer.model), full_disk_told(work):
+    """Train from the last whole checkpoint in `work` on."""
+    with autocast_casts(trainer.model):
         trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
-
-
-@contextmanager
-def full_disk_told(work: Path) -> Iterator[None]:
-    """Turn what torch, safetensors and Python say about a full disk into one sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not any(sign in str(error) for sign in ("No space left", "inline_container", "os error 28")):
-            raise
-        free = shutil.disk_usage(work).free / 1e9
-        raise KitError(
-            f"A checkpoint could not be written to {work}: the disk is full ({free:.2f} GB free now). Make room and "
-            "give the same command again; it goes on from the last whole checkpoint."
-        ) from error
 
 
 @contextmanager

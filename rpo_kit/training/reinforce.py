@@ -33,9 +33,10 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_trainable
 from rpo_kit.rewriting.sampling import sample_groups, shares_prefix, until_end
 from rpo_kit.rewriting.trajectory import parse
-from rpo_kit.runs import Run, require, stage
+from rpo_kit.runs import Run, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.guard import speak
+from rpo_kit.training.inputs import rl_inputs
 from rpo_kit.training.progress import (
     OnLog,
     common_arguments,
@@ -55,11 +56,11 @@ ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
     """Refine the SFT adapter; after an interruption it goes on with the same prompts, k and trained weights."""
     settings = settings or run.preset.rl
-    start, data = require(run, "sft") / "adapter", require(run, "prepare") / "generic.jsonl"
-    with stage(run, stage_name, sft=start / "adapter_model.safetensors", data=data, settings=settings) as work:
+    inputs = rl_inputs(run, settings)
+    with stage(run, stage_name, every_rank=True, **inputs) as work:
         if work is None or is_trained(work):
             return
-        loaded = load_trainable(run.preset.reflection, start, settings.seed)
+        loaded = load_trainable(run.preset.reflection, inputs["sft"].parent, settings.seed)
         trainer = make_trainer(
             loaded, get_task(run.preset.data.task), rl_dataset(run, loaded, settings), settings, work, on_log
         )

@@ -18,7 +18,8 @@ from rpo_kit.presets import SFTSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_trainable
 from rpo_kit.rewriting.trajectory import Trajectory, render
-from rpo_kit.runs import Run, read_records, require, stage
+from rpo_kit.runs import Run, read_records, stage
+from rpo_kit.training.inputs import sft_inputs
 from rpo_kit.training.progress import (
     OnLog,
     common_arguments,
@@ -32,8 +33,8 @@ from rpo_kit.training.progress import (
 
 def train_sft(run: Run, on_log: OnLog | None = None) -> None:
     """Train the adapter; goes on from the last checkpoint after an interruption."""
-    settings, source = run.preset.sft, require(run, "synthesize") / "trajectories.jsonl"
-    with stage(run, "sft", trajectories=source, settings=settings, model=run.preset.reflection) as work:
+    settings = run.preset.sft
+    with stage(run, "sft", every_rank=True, **sft_inputs(run)) as work:
         if work is None or is_trained(work):
             return
         loaded = load_trainable(run.preset.reflection, adapter=None, seed=settings.seed)
@@ -45,7 +46,7 @@ def train_sft(run: Run, on_log: OnLog | None = None) -> None:
 def sft_dataset(run: Run, loaded: LoadedModel) -> Dataset:
     """One row a trajectory: `prompt` and `completion` as conversations."""
     examples = {example["id"]: example for example in load_prepared(run, "train")}
-    records = read_records(require(run, "synthesize") / "trajectories.jsonl")
+    records = read_records(sft_inputs(run)["trajectories"])
     made = [_row(run, loaded, examples[record["example"]], record) for record in records]
     shortened = sum(cut for _, cut in made)
     if shortened:

@@ -25,8 +25,9 @@ from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.chat import open_chat_of
 from rpo_kit.rewriting.prepare import Example, load_prepared
 from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse
-from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage
+from rpo_kit.runs import Run, append_records, read_records, sort_records, stage
 from rpo_kit.training.gates import RULES, Gates, reason_against
+from rpo_kit.training.inputs import synthesize_inputs
 from rpo_kit.training.teachers import ChatTeacher, Request, Rules, Written, persona_teacher
 
 _CHUNK = 64
@@ -35,9 +36,9 @@ _CHUNK = 64
 def synthesize(run: Run, teacher: Rules | ChatTeacher | None = None) -> None:
     """Write `synthesize/trajectories.jsonl` and `synthesize/rejected.jsonl`, one line for each request."""
     preset = run.preset
-    data = require(run, "prepare") / "generic.jsonl"
+    inputs = synthesize_inputs(run)
     failures.reopen(run, "synthesize")
-    with stage(run, "synthesize", data=preset.data, generic=data, settings=preset.synthesis) as work:
+    with stage(run, "synthesize", **inputs) as work:
         if work is None:
             return
         task = get_task(preset.data.task)

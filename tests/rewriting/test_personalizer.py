@@ -19,7 +19,7 @@ from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.rewriting.prompts import whole
 from rpo_kit.rewriting.reflection import LoadedModel, reflection_messages
-from rpo_kit.runs import read_records, write_text
+from rpo_kit.runs import read_records
 from rpo_kit.study import evaluation
 
 TASK = get_task("LaMP-3")
@@ -102,13 +102,14 @@ def test_items_that_were_shortened_are_said(make):
     assert "…" in asked[0][1]["content"]
 
 
-def test_the_personalizer_of_a_run_gives_what_prepare_and_evaluate_gave(new_run, endpoint, loaded, monkeypatch):
+def test_the_personalizer_of_a_run_gives_what_prepare_and_evaluate_gave(
+    new_run, as_trained, endpoint, loaded, monkeypatch
+):
     endpoint.reply = lambda body: (200, completion(last(body)[-20:]))
     settings = {"data.task": "LaMP-7", "data.retriever": "recency", "evaluation.shots": 3, "base_max_new_tokens": 20}
     run = new_run(settings | {"base": f"{endpoint.url}#m", "endpoint.cache": False, "evaluation.max_new_tokens": 50})
     prepare(run)
-    write_text(run.stage("rl") / "adapter" / "adapter_model.safetensors", "rl")
-    write_text(run.stage("rl") / "manifest.json", "{}")
+    as_trained(run)
     written = []
 
     def write(model: Any, conversations: Any, max_new_tokens: int, **_: Any) -> list[Completion]:

@@ -178,7 +178,7 @@ def test_data_that_is_no_folder_is_told_with_what_was_meant(new_run, recording_c
     (tmp_path / "dev_questions.json").write_text("[]")
     for source, said in (
         ("oficial", r"'oficial' is no folder that is there: give personas, .* Did you mean --data official\?$"),
-        (str(tmp_path / "nowhere"), r"nowhere' is no folder that is there: .* a folder with LaMP's files\.$"),
+        (str(tmp_path / "nowhere"), r"nowhere' is no folder that is there: .* or a folder with them\.$"),
         (str(tmp_path / "dev_questions.json"), rf"is a file: give the folder in which it lies, --data {tmp_path}\.$"),
     ):
         run = new_run({"data.source": source})

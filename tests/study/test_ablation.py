@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rpo_kit import runs
 from rpo_kit.errors import KitError
 from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
@@ -23,11 +24,9 @@ ARMS = ("fixed-2", "progressive")
 
 
 @pytest.fixture
-def swept(prepared: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[Any]]:
+def swept(trained: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[Any]]:
     """A run whose RL and scoring are replaced: an adapter is a text, a score is known for each cell, user and k."""
-    run = prepared({"sweep.seeds": [0, 1], "sweep.steps": 3, "sweep.eval_shots": [2, 6], "rl.learning_rate": 0.5})
-    write_text(run.stage("sft") / "adapter" / "adapter_model.safetensors", "sft")
-    write_text(run.stage("sft") / "manifest.json", "{}")
+    run = trained({"sweep.seeds": [0, 1], "sweep.steps": 3, "sweep.eval_shots": [2, 6], "rl.learning_rate": 0.5})
     calls: list[Any] = []
 
     def train(run: Run, on_log: Any, stage_name: str, settings: RLSettings) -> None:
@@ -141,7 +140,7 @@ def test_scores_are_stored_for_each_example_and_k(swept):
     assert scores["user"].tolist()[:4] == [f"dev-{n}" for n in range(4)]
 
 
-def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swept, tmp_path):
+def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swept, tmp_path, monkeypatch):
     run, _ = swept
     with pytest.raises(KitError, match=r"no finished sweep: run `python -m rpo_kit sweep --run r` first"):
         export_figure_data(run, tmp_path / "data", "long")
@@ -152,11 +151,23 @@ def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swep
     assert told["preset"]["sweep"]["seeds"] == [0, 1]
     assert told.keys() == {"preset", "machine", "packages", "commit"}
     assert str(tmp_path) not in told["machine"]
+    before = told["commit"]
+    monkeypatch.setattr(runs, "git_commit", lambda: "later")
+    sweep(run)
+    told = json.loads((run.stage("sweep") / "provenance.json").read_text())
+    assert told["commit"] == before, "every cell was skipped"
 
 
 def test_before_sft_it_says_what_to_run_first(prepared):
-    with pytest.raises(KitError, match="first run `python -m rpo_kit sft --run r`"):
+    with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize --run r`"):
         sweep(prepared())
+
+
+def test_what_changes_the_prompts_of_a_cell_is_among_the_inputs_of_its_scores(swept):
+    run, _ = swept
+    sweep(run)
+    inputs = json.loads((run.stage("sweep/progressive-seed0/scores") / "manifest.json").read_text())["inputs"]
+    assert inputs.keys() >= {"data", "generic", "model", "prompts", "adapter", "shots", "users"}
 
 
 def test_an_evaluation_is_kept_with_its_logs_and_where_it_comes_from(new_run, tmp_path):
@@ -164,11 +175,15 @@ def test_an_evaluation_is_kept_with_its_logs_and_where_it_comes_from(new_run, tm
     with pytest.raises(KitError, match="'evaluate' of run 'r' is not finished"):
         export_results(run, tmp_path / "kept", "long_LaMP-3")
     written = {"evaluate/metrics.csv": "system,score", "evaluate/paired.csv": "system,minus"}
-    written |= {"sft/log.csv": "step,loss", "rl/log.csv": "step,reward", "evaluate/manifest.json": "{}"}
+    written |= {"sft/log.csv": "step,loss", "rl/log.csv": "step,reward"}
+    with stage(run, "evaluate"):
+        pass
     for name, text in written.items():
         write_text(run.folder / name, text)
-    export_results(run, tmp_path / "kept", "long_LaMP-3")
+    export_results(new_run({"data.task": "LaMP-7"}), tmp_path / "kept", "long_LaMP-3")
     kept = {path.name: path.read_text() for path in (tmp_path / "kept").iterdir()}
-    assert json.loads(kept.pop("long_LaMP-3_run.json"))["preset"]["data"]["task"] == "LaMP-3"
+    made = json.loads(kept.pop("long_LaMP-3_run.json"))
+    assert made["preset"]["data"]["task"] == "LaMP-3", "with which it was evaluated, whatever the settings are now"
+    assert made.keys() == {"name", "preset", "packages", "commit", "machine"}
     logs = {"long_LaMP-3_sft_log.csv": "step,loss", "long_LaMP-3_rl_log.csv": "step,reward"}
     assert kept == logs | {"long_LaMP-3_metrics.csv": "system,score", "long_LaMP-3_paired.csv": "system,minus"}

@@ -13,9 +13,10 @@ from fakes import completion, error, last
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import score_files
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.rewriting import prompts
 from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.prepare import load_prepared, prepare
-from rpo_kit.runs import read_records, write_text
+from rpo_kit.runs import read_records, require, write_text
 from rpo_kit.study import demo, evaluation
 from rpo_kit.study.evaluation import (
     bootstrap_interval,
@@ -23,12 +24,14 @@ from rpo_kit.study.evaluation import (
     compared,
     copy_rate,
     evaluate,
+    evaluate_inputs,
     metrics_table,
     paired_table,
     predict,
     references,
     rewrite,
 )
+from rpo_kit.training.inputs import rl_inputs, synthesize_inputs
 
 RATINGS = get_task("LaMP-3")
 
@@ -271,11 +274,8 @@ def test_a_system_asks_the_base_model_with_what_its_name_says(
 # ---- the stage ----------------------------------------------------------------------------------------------------
 
 
-def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(prepared, tmp_path, monkeypatch):
-    run = prepared()
-    for name in ("sft", "rl"):
-        write_text(run.stage(name) / "adapter" / "adapter_model.safetensors", name)
-        write_text(run.stage(name) / "manifest.json", "{}")
+def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(trained, tmp_path, monkeypatch):
+    run = trained()
     opened = []
 
     def answerer(run: Any, system: str, adapter: Any, work: Any) -> Any:
@@ -382,5 +382,39 @@ def test_where_too_many_fail_it_says_so_after_the_rest_is_stored(refusing, endpo
 
 
 def test_without_the_trained_stages_it_says_what_to_run_first(prepared):
-    with pytest.raises(KitError, match="first run `python -m rpo_kit sft --run r`"):
+    with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize --run r`"):
         evaluate(prepared())
+
+
+def test_an_evaluation_is_not_done_when_what_it_read_was_made_with_other_settings(trained, new_run, monkeypatch):
+    monkeypatch.setattr(
+        evaluation, "_answerer", lambda *_: lambda rows: [[{"id": e["id"], "prediction": "3"} for e in rows]]
+    )
+    evaluate(trained())
+    for changes in ({"data.task": "LaMP-7"}, {"data.retriever": "recency"}, {"base": "local:other"}):
+        with pytest.raises(
+            KitError, match=r"'prepare' of run 'r' was made with other settings \((data|base) changed\)"
+        ):
+            evaluate(new_run(changes))
+    with pytest.raises(KitError, match=r"'sft' .* other settings \(model changed\): first run `python -m rpo_kit sft"):
+        evaluate(new_run({"reflection.max_seq_length": 1000}))
+
+
+def test_more_dev_users_are_evaluated_and_nothing_is_trained_anew(trained, prepared):
+    before = evaluate_inputs(trained(), ["base", "rl"])
+    run = prepared({"data.dev_users": 9})
+    after = evaluate_inputs(run, ["base", "rl"])
+    assert after["rl"] == before["rl"], "the adapter that there is"
+    assert after["data"] != before["data"]
+    with pytest.raises(KitError, match=r"'synthesize' .* \(data, generic changed\)"):
+        evaluate_inputs(prepared({"data.train_users": 11}), ["rl"])
+
+
+def test_a_prompt_that_was_edited_makes_what_used_it_stale(trained, monkeypatch):
+    run = trained()
+    monkeypatch.setattr(prompts, "load", lambda name: f"another {name}")
+    assert require(run, "synthesize", **synthesize_inputs(run)), "rules ask nobody"
+    with pytest.raises(KitError, match=r"'sft' .* \(prompts changed\)"):
+        rl_inputs(run)
+    assert "pag" in evaluate_inputs(run, ["pag-1"]), "the only ones that read a summary"
+    assert "pag" not in evaluate_inputs(run, ["base"])

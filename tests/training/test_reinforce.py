@@ -534,7 +534,7 @@ def test_trap_2_a_stored_adapter_is_loaded_with_its_weights_open(after_sft):
 
 
 def test_before_sft_it_says_what_to_run_first(prepared):
-    with pytest.raises(KitError, match="first run `python -m rpo_kit sft --run r`"):
+    with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize --run r`"):
         train_rl(prepared())
 
 

@@ -38,7 +38,6 @@ def fill(name: str, **parts: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], load(name))
 
 
-def prompt_fingerprints() -> dict[str, str]:
-    """The first 12 hex digits of each prompt file's sha256; a run records them."""
-    names = sorted(path.name[:-4] for path in files(__package__).iterdir() if path.name.endswith(".txt"))
+def prompt_fingerprints(*names: str) -> dict[str, str]:
+    """The first 12 hex digits of each prompt file's sha256; a stage's manifest holds those of the files it uses."""
     return {name: hashlib.sha256(load(name).encode()).hexdigest()[:12] for name in names}
