@@ -66,6 +66,9 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
         if work is None:
             return
         task, examples = get_task(preset.data.task), load_prepared(run, "dev")
+        short = sum(len(example["profile"]) < preset.evaluation.shots for example in examples)
+        if short:
+            print(f"evaluate: {short} of {len(examples)} profiles have fewer than {preset.evaluation.shots} items")
         excluded = without_prediction(run)
         failures.forget(work)
         found = {name: predict(run, name, examples, work, adapters.get(name)) for name in systems}

@@ -75,13 +75,17 @@ def rl_dataset(run: Run, loaded: LoadedModel, settings: RLSettings) -> Dataset:
     task, limit = get_task(run.preset.data.task), loaded.max_seq_length - settings.max_new_tokens
     plan = shots_plan(settings.curriculum, settings.steps, settings.shots_from, settings.shots_to, settings.seed)
     examples = prompt_order(load_prepared(run, "train"), settings.steps * settings.prompts_per_step, settings.seed)
-    rows, shortened = [], 0
+    rows, shortened, fewer = [], 0, 0
     for slot, example in enumerate(examples):
-        items = take(example, example["ranking"], plan[slot // settings.prompts_per_step])
+        shots = plan[slot // settings.prompts_per_step]
+        items = take(example, example["ranking"], shots)
         prompt, cut = fitting_messages(loaded.tokenizer, limit, task, example, items)
         row = {"prompt": prompt, "gold": example["output"], "k": len(items), "generic": example["generic"]}
         rows.append(row | {"history": [item[task.gold_field] for item in items]})
         shortened += cut
+        fewer += len(items) < shots
+    if fewer:
+        print(f"{fewer} of {len(rows)} prompts show fewer items than planned: the profiles have no more")
     if shortened:
         print(f"{shortened} of {len(rows)} prompts were longer than {limit} tokens: their history items were shortened")
     return Dataset.from_list(rows)

@@ -3,8 +3,9 @@
 Both train the bundled model with the same rows, rewards and settings; only `shares_prefix` differs. Each has a process
 of its own, so that its peak memory is its own. Prints, for bf16 and fp32, seconds of a whole step (the first, which
 warms up, is left out), of sampling, of the rest (scoring, loss, backward, optimiser), the share of bookkeeping
-(rewards, advantages, log), the ratios, and the peak memory. `--curve` adds group sizes and prompt lengths. Not a timed
-test.
+(rewards, advantages, log), the ratios, and the peak memory. `--curve` adds group sizes and prompt lengths. `--micro`
+cuts the step into micro-batches of so many rewrites and compares, in place of stock TRL, with ours as it was when TRL's
+shuffle tore the groups apart. Not a timed test.
 """
 
 import argparse
@@ -49,7 +50,9 @@ def rows(loaded: LoadedModel, count: int, length: int) -> Dataset:
     return Dataset.from_list(made)
 
 
-def measure(shared: bool, dtype: str, prompts: int, group: int, length: int, new: int, steps: int) -> Any:
+def measure(
+    *, shared: bool, dtype: str, prompts: int, group: int, length: int, new: int, steps: int, micro: int, torn=False
+) -> Any:
     """Mean seconds of a step's parts, and the peak memory in GB, in this process."""
     preset = get_preset("cpu")
     settings = dataclasses.replace(
@@ -57,7 +60,7 @@ def measure(shared: bool, dtype: str, prompts: int, group: int, length: int, new
         steps=1 + steps,
         prompts_per_step=prompts,
         group_size=group,
-        micro_batch=prompts * group,
+        micro_batch=micro or prompts * group,
         max_new_tokens=new,
     )
     loaded = load_trainable(preset.reflection, None, seed=0)
@@ -68,6 +71,8 @@ def measure(shared: bool, dtype: str, prompts: int, group: int, length: int, new
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         patches.enter_context(patch.object(progress, "precision", lambda: arguments))
         patches.enter_context(patch.object(reinforce, "shares_prefix", lambda model: shared))
+        if torn:
+            patches.enter_context(patch.object(reinforce, "group_by_prompt", lambda batches: batches))
         trainer = reinforce.make_trainer(loaded, get_task(TASK), data, settings, Path(folder), None)
         trainer.generation_config.min_new_tokens = new  # stock: the same number of tokens for both
         trainer.eos_token_ids = []  # ours: nothing ends early
@@ -121,10 +126,11 @@ def in_a_process(**wanted: Any) -> Any:
 
 
 def compare(label: str, measured: Callable[..., Any], **wanted: Any) -> None:
-    """Ours, then stock TRL; a line each, and a line of ratios."""
-    ours, stock = (measured(shared=shared, **wanted) for shared in (True, False))
+    """Ours, then the other way; a line each, and a line of ratios."""
+    other = {"shared": True, "torn": True} if wanted["micro"] else {"shared": False}
+    ours, stock = (measured(**how, **wanted) for how in ({"shared": True}, other))
     parts = ("whole", "sampling", "rest")
-    for name, found in (("ours", ours), ("stock", stock)):
+    for name, found in (("ours", ours), ("torn" if wanted["micro"] else "stock", stock)):
         found["rest"] = found["whole"] - found["sampling"] - found["bookkeeping"]
         seconds = "  ".join(f"{part} {found[part]:6.2f} s" for part in parts)
         share = found["bookkeeping"] / found["whole"]
@@ -135,7 +141,7 @@ def compare(label: str, measured: Callable[..., Any], **wanted: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("prompts", 2), ("group", 8), ("length", 400), ("new", 48), ("steps", 2)):
+    for name, default in (("prompts", 2), ("group", 8), ("length", 400), ("new", 48), ("steps", 2), ("micro", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--curve", action="store_true", help="also over group sizes and prompt lengths, in bf16")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)

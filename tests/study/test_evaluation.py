@@ -381,6 +381,11 @@ def test_where_too_many_fail_it_says_so_after_the_rest_is_stored(refusing, endpo
     assert not (run.stage("evaluate") / "metrics.csv").exists()
 
 
+def test_profiles_that_have_fewer_items_than_k_are_counted(prepared, capsys):
+    evaluate(prepared({"data.items_per_user": 3}), ["base"])
+    assert "evaluate: 6 of 6 profiles have fewer than 6 items" in capsys.readouterr().out
+
+
 def test_without_the_trained_stages_it_says_what_to_run_first(prepared):
     with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize --run r`"):
         evaluate(prepared())

@@ -431,10 +431,11 @@ def test_rows_lie_in_training_order_with_k_growing_from_2_to_6(prepared, tiny_ll
         assert f"[{row['k']}] " in shown
 
 
-def test_a_profile_shorter_than_k_shows_what_it_has(prepared, policy):
+def test_a_profile_shorter_than_k_shows_what_it_has_and_is_counted(prepared, policy, capsys):
     run = prepared({"data.items_per_user": 3})
     rows = rl_dataset(run, policy, RLSettings(steps=5, prompts_per_step=1, max_new_tokens=24))
     assert rows["k"] == [2, 3, 3, 3, 3], "the reward then counts items [4] and above as not shown"
+    assert "3 of 5 prompts show fewer items than planned" in capsys.readouterr().out
 
 
 def test_prompts_that_are_too_long_are_shortened_and_counted(prepared, policy, capsys):
