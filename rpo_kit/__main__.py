@@ -167,6 +167,9 @@ def _figure3(options: argparse.Namespace) -> None:
     from rpo_kit.study.figures import figure3, save
 
     name = options.data or options.export
+    kept = sorted(path.name.removesuffix("_bars.csv") for path in (FIGURES / "data").glob("*_bars.csv"))
+    if options.data and (options.export or name not in kept):
+        raise KitError(f"figure3 --data takes a name alone, one of {', '.join(kept)}.")
     if not options.data:
         run = existing_run(options.run)
         if options.export:

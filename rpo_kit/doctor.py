@@ -24,8 +24,8 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from rpo_kit import bundled
 from rpo_kit.errors import KitError
-from rpo_kit.rewriting import bundled
 from rpo_kit.runs import runs_root
 
 CPU_UNSLOTH = "2026.10.9"  # the first with a CPU backend; as in requirements-cpu-nodeps.txt, a test compares them

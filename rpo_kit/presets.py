@@ -24,6 +24,7 @@ from typing import Any
 from rpo_kit.errors import KitError
 from rpo_kit.places import refuse_secrets
 
+ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
 CURRICULA = (
     "progressive, reversed, random, fixed-K as in fixed-4, or a list as in 2,2,3,6, whose stages are equally long"
 )
@@ -32,7 +33,7 @@ _AT_LEAST_ONE = (
     *("data.train_users", "data.dev_users", "data.items_per_user", "synthesis.shots", "synthesis.per_query"),
     *("sft.steps", "sft.batch_size", "sft.accumulate", "sft.save_every"),
     *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.micro_batch", "rl.save_every"),
-    *("evaluation.batch_size", "sweep.steps", "sweep.dev_users"),
+    *("evaluation.batch_size", "evaluation.bootstrap", "sweep.steps", "sweep.dev_users"),
 )
 _ALL = 10**9  # users: as many as LaMP's files hold
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -217,7 +218,7 @@ PRESETS: dict[str, Preset] = {
         _GPU_24GB,
         name="paper",
         about="as gpu-24gb, full LaMP files, three seeds, an OpenAI-compatible teacher",
-        data=DataSettings(source="data/lamp", train_users=_ALL, dev_users=_ALL),
+        data=DataSettings(source="official", train_users=_ALL, dev_users=_ALL),
         synthesis=SynthesisSettings(teacher="openai:gpt-4o-mini"),
     ),
 }
@@ -246,6 +247,13 @@ def _check(preset: Preset) -> None:
         group, _, name = key.partition(".")
         if getattr(getattr(preset, group), name) < 1:
             raise KitError(f"{key}={getattr(getattr(preset, group), name)} must be at least 1.")
+    if preset.rl.group_size < 2:
+        raise KitError("rl.group_size=1 must be at least 2: an attempt is judged by the others at the same prompt.")
+    if preset.rl.algorithm not in ALGORITHMS:
+        raise KitError(f"There is no rl.algorithm={preset.rl.algorithm!r}; there are {', '.join(ALGORITHMS)}.")
+    for name in ("arms", "seeds", "eval_shots"):
+        if not getattr(preset.sweep, name):
+            raise KitError(f"sweep.{name} is empty: a sweep needs at least one.")
     for plan in (preset.rl.curriculum, *preset.sweep.arms):
         if not _CURRICULUM.fullmatch(plan):
             raise KitError(f"There is no curriculum {plan!r}; there are {CURRICULA}.")

@@ -43,6 +43,13 @@ _PACKAGES = (
     "pyarrow",
     "rouge-score",
 )
+_FOLDERS = {  # settings that may name one, and what stands before it
+    "data.source": "",
+    "data.retriever": "dense:",
+    "reflection.name": "",
+    "base": "local:",
+    "synthesis.teacher": "local:",
+}
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,23 @@ def open_run(
     """Open or make `root/name`. A run that exists keeps its settings but for the overrides, unless a preset is named,
     which replaces them all; a new one takes `cpu`. Stages that a change touches are redone.
     """
-    file = _run_file(name, root)
+    file, overrides = _run_file(name, root), _with_whole_paths(overrides or {})
     kept = preset is None and file.exists()
-    run = Run(file.parent, override(_stored_preset(file) if kept else get_preset(preset or "cpu"), overrides or {}))
+    run = Run(file.parent, override(_stored_preset(file) if kept else get_preset(preset or "cpu"), overrides))
     if not kept or overrides:
         with full_disk_told(file.parent.parent):
             write_json(file, {"name": name, "preset": as_dict(run.preset)})
     return run
+
+
+def _with_whole_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The folders among the settings as whole paths: notebooks work in another folder than the command line."""
+    changed = dict(overrides)
+    for key, prefix in _FOLDERS.items():
+        folder = str(changed.get(key, "")).removeprefix(prefix)
+        if folder not in ("", "personas", "official", "smollm2") and Path(folder).is_dir():
+            changed[key] = f"{prefix}{Path(folder).resolve()}"
+    return changed
 
 
 def existing_run(name: str, root: Path | str | None = None) -> Run:
@@ -138,29 +155,47 @@ def stage(run: Run, name: str, *, every_rank: bool = False, **inputs: Any) -> It
     elif is_main():
         lock = run.folder / ".locks" / name.replace("/", "-")
         with full_disk_told(run.folder), locked(lock, f"The stage {name!r} of run {run.name!r}"):
-            _begin(folder, name, wanted)
+            if _is_brought_back(folder, name, wanted):
+                yield None
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "started.json", {"inputs": wanted})
             yield folder
             made = {"stage": name, "inputs": wanted, "preset": as_dict(run.preset)}
             write_json(folder / "manifest.json", made | provenance())
     elif every_rank:
         wait_for(lambda: _inputs(folder / "started.json") == wanted, f"begins {name}")
-        yield folder
+        yield None if _inputs(folder / "manifest.json") == wanted else folder
         wait_for(lambda: _inputs(folder / "manifest.json") == wanted, f"ends {name}")
     else:
         yield None
 
 
-def _begin(folder: Path, name: str, wanted: dict[str, str]) -> None:
-    """Move work made from other inputs away, and note from which ones this is made."""
-    before = _inputs(folder / "manifest.json") or _inputs(folder / "started.json")
-    if before and before != wanted:
-        changed = sorted(key for key in wanted.keys() | before.keys() if wanted.get(key) != before.get(key))
-        print(f"{name}: redone, because {', '.join(changed)} changed (the old result is in {name}.old)")
-        aside = folder.with_name(f"{folder.name}.old")  # a stage's name may hold slashes: sweep/fixed-2-seed0
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "started.json", {"inputs": wanted})
+def _is_brought_back(folder: Path, name: str, wanted: dict[str, str]) -> bool:
+    """Move work made from other inputs away, to `.old`; True where what is there already is the work that is wanted.
+
+    Finished work is never lost to unfinished: settings may be tried, stopped and taken back.
+    """
+    aside = folder.with_name(f"{folder.name}.old")  # a stage's name may hold slashes: sweep/fixed-2-seed0
+    back, before = folder.with_name(f"{folder.name}.back"), _inputs(folder / "started.json")
+    if before == wanted:
+        return False
+    if _inputs(aside / "manifest.json") == wanted:
+        aside.rename(back)
+    if before:
+        changed = ", ".join(sorted(key for key in wanted.keys() | before.keys() if wanted.get(key) != before.get(key)))
+        if (folder / "manifest.json").exists() or not (aside / "manifest.json").exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            print(f"{name}: {changed} changed; the old result is in {name}.old")
+        else:
+            shutil.rmtree(folder)
+            print(f"{name}: {changed} changed; what was begun is dropped, the finished result stays in {name}.old")
+    if _inputs(back / "manifest.json") == wanted:
+        back.rename(folder)
+        print(f"{name}: done before with these settings, and brought back from {name}.old")
+        return True
+    return False
 
 
 def require(run: Run, name: str, **inputs: Any) -> Path:
@@ -174,6 +209,11 @@ def require(run: Run, name: str, **inputs: Any) -> Path:
     raise KitError(
         f"The stage {name!r} of run {run.name!r} {why}: first run `python -m rpo_kit {name} --run {run.name}`."
     )
+
+
+def made_from(folder: Path) -> dict[str, str]:
+    """The fingerprints of what a finished stage was made from."""
+    return _inputs(folder / "manifest.json") or {}
 
 
 # ---- files --------------------------------------------------------------------------------------------------------

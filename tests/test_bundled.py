@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
+from rpo_kit import bundled
+from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
-from rpo_kit.rewriting import bundled
-from rpo_kit.rewriting.bundled import bundled_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

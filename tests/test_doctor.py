@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from rpo_kit import doctor
-from rpo_kit.rewriting import bundled
+from rpo_kit import bundled, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 

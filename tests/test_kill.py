@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rpo_kit.rewriting.bundled import bundled_model
+from rpo_kit.bundled import bundled_model
 from rpo_kit.runs import existing_run, read_records
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -69,6 +69,10 @@ def test_what_a_preset_is_called_is_no_setting(key):
         ("sweep.arms", ["fixed-2", "fixed-0"], "no curriculum 'fixed-0'"),
         ("data.train_users", "0", "data.train_users=0 must be at least 1"),
         ("rl.steps", -1, "rl.steps=-1 must be at least 1"),
+        ("rl.group_size", 1, "rl.group_size=1 must be at least 2"),
+        ("rl.algorithm", "ppo", "no rl.algorithm='ppo'; there are reinforce"),
+        ("evaluation.bootstrap", 0, "evaluation.bootstrap=0 must be at least 1"),
+        ("sweep.seeds", [], "sweep.seeds is empty"),
         ("data.train_users", 10**9, "no end of personas: take the files with --data official"),
     ],
 )

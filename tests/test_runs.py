@@ -52,7 +52,7 @@ def test_a_stage_whose_inputs_changed_is_redone_and_names_them(run, capsys):
     with stage(run, "prepare", seed=2, task="LaMP-3") as work:
         assert list(work.glob("*.txt")) == [], "work made from other inputs must not be mixed in"
     said = capsys.readouterr().out
-    assert "because seed changed" in said
+    assert "seed changed; the old result is in prepare.old" in said
     assert "task" not in said
     assert (run.folder / "prepare.old" / "result.txt").read_text() == "42"
 
@@ -62,7 +62,7 @@ def test_an_input_that_is_new_or_gone_counts_as_changed(run, capsys):
         pass
     with stage(run, "evaluate", sft="a", context="c") as work:
         assert work is not None
-    assert "because context, rl changed" in capsys.readouterr().out
+    assert "evaluate: context, rl changed" in capsys.readouterr().out
 
 
 def test_an_interrupted_stage_keeps_its_work_and_is_not_finished(run):
@@ -90,6 +90,41 @@ def test_work_left_by_an_interrupted_call_with_other_settings_is_not_continued(r
     with stage(run, "sft", seed=2) as work:
         assert read_records(work / "part.jsonl") == []
     assert read_records(run.folder / "sft.old" / "part.jsonl") == [{"id": "1"}]
+
+
+def test_a_finished_result_comes_back_with_its_settings_whatever_was_tried_between(run, capsys):
+    with stage(run, "rl", steps=200) as work:
+        write_text(work / "result.txt", "hours")
+    for steps in (3, 4):
+        with pytest.raises(KeyboardInterrupt), stage(run, "rl", steps=steps) as work:
+            write_text(work / "begun.txt", "minutes")
+            raise KeyboardInterrupt
+    assert "what was begun is dropped, the finished result stays in rl.old" in capsys.readouterr().out
+    with stage(run, "rl", steps=200) as work:
+        assert work is None
+    assert (require(run, "rl", steps=200) / "result.txt").read_text() == "hours"
+    assert "rl: done before with these settings, and brought back" in capsys.readouterr().out
+
+
+def test_two_finished_results_change_places(run):
+    for steps in (1, 2, 1, 2):
+        with stage(run, "rl", steps=steps) as work:
+            if work:
+                write_text(work / "made.txt", str(steps))
+    assert (run.stage("rl") / "made.txt").read_text() == "2"
+    assert (run.folder / "rl.old" / "made.txt").read_text() == "1"
+    assert not (run.folder / "rl.back").exists()
+
+
+def test_folders_among_the_settings_are_kept_as_whole_paths(tmp_path, monkeypatch):
+    for name in ("lamp", "encoder", "official"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = {"data.source": "lamp", "data.retriever": "dense:encoder", "base": "local:smollm2"}
+    preset = open_run("r", "tiny", given, root=tmp_path / "runs").preset
+    assert (preset.data.source, preset.data.retriever) == (str(tmp_path / "lamp"), f"dense:{tmp_path / 'encoder'}")
+    assert preset.base == "local:smollm2"
+    assert open_run("r", None, {"data.source": "official"}, root=tmp_path / "runs").preset.data.source == "official"
 
 
 def test_a_stage_that_is_redone_twice_keeps_the_latest_old_result_only(run):

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from rpo_kit.rewriting import bundled
+from rpo_kit import bundled
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,16 +17,17 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.retrieval import Examples, corpora
 from rpo_kit.lamp.tasks import Task
-from rpo_kit.rewriting.bundled import bundled_model
 from rpo_kit.runs import fingerprint
 
 MAX_TOKENS = 512  # of a text, or less where the encoder reads less
@@ -60,6 +61,7 @@ def rank_dense(task: Task, dataset: Examples, name: str, folder: Path | None = N
     return found
 
 
+@lru_cache(maxsize=1)  # a server asks for it with each request
 def load_encoder(name: str) -> Encoder:
     """The encoder from a folder or the hub; weights as safetensors only, and none of its own code is run.
 

@@ -227,13 +227,13 @@ class EndpointChat:
     # ---- small parts ----
 
     def _client(self) -> Any:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
         client = AsyncOpenAI(
             base_url=self.place.url or None,
             api_key=self.key or "not-needed",
             max_retries=0,  # ours count, and are counted
-            timeout=self.settings.timeout,
+            timeout=Timeout(self.settings.timeout, connect=self.settings.timeout / 2),  # a host that is off is told so
             http_client=DefaultAsyncHttpxClient(follow_redirects=False),  # a question goes to the named server only
         )
         if self.place.variable != OPENAI:

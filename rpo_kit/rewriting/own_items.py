@@ -47,8 +47,8 @@ def asking_field(task: Task) -> str:
     """The field of an item that can be asked about; KitError where items hold no question."""
     if task.name in _NO_QUESTION:
         raise KitError(
-            f"Items of {task.name} ({task.title}) hold no question, so data.leave_one_out must stay 0 there: "
-            f"{_NO_QUESTION[task.name]}."
+            f"Items of {task.name} ({task.title}) hold no question, so data.leave_one_out must be 0 there (--set "
+            f"data.leave_one_out=0): {_NO_QUESTION[task.name]}."
         )
     return next(field for field in task.fields if field != task.gold_field)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,8 @@ from rpo_kit.lamp.retrieval import rank, take
 from rpo_kit.lamp.tasks import Item, Task, get_task
 from rpo_kit.rewriting.chat import Chat, Completion, open_chat_of
 from rpo_kit.rewriting.prepare import base_answers, read_answer
-from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate, load_reflection
+from rpo_kit.rewriting.prompts import prompt_fingerprints
+from rpo_kit.rewriting.reflection import LoadedModel, load_reflection, reflect
 from rpo_kit.rewriting.trajectory import Trajectory, parse
 from rpo_kit.runs import Run, require
 
@@ -77,7 +78,9 @@ class Personalizer:
         """With the module that `stage` trained and every setting of the run, on its account: for a question of its
         data it gives what `prepare` and `evaluate` gave (the retriever `random` alone draws other items).
         """
-        adapter, preset = require(run, stage) / "adapter", run.preset
+        preset = run.preset
+        made = {"model": preset.reflection, "prompts": prompt_fingerprints("reflection_system", "reflection_user")}
+        adapter = require(run, stage, data=replace(preset.data, dev_users=0), **made) / "adapter"
         return cls(
             open_chat_of(run, preset.base),
             load_reflection(preset.reflection, adapter),
@@ -110,23 +113,12 @@ class Personalizer:
         answers = base_answers(self.base, self.task, [query for query, _ in pairs], self.base_tokens)
         generics = [read_answer(self.task, answer.text) for answer in answers]
         clock.lap("base")
-        written, shortened = self._reflect(examples, generics, shown)
+        examples = [example | {"generic": generic} for example, generic in zip(examples, generics, strict=True)]
+        written, shortened = reflect(self.reflection, self.task, examples, shown, self.new_tokens)
         clock.lap("reflection")
         tokens = [{"base": _tokens(a), "reflection": _tokens(w)} for a, w in zip(answers, written, strict=True)]
         texts = [completion.text for completion in written]
         return [_rewrite(*found, clock.laps) for found in zip(texts, generics, shown, tokens, shortened, strict=True)]
-
-    def _reflect(
-        self, examples: list[dict[str, Any]], generics: list[str], shown: list[list[Item]]
-    ) -> tuple[list[Completion], list[bool]]:
-        """The reflection module's completions, and for which of them the history items were shortened."""
-        tokenizer, limit = self.reflection.tokenizer, self.reflection.max_seq_length - self.new_tokens
-        fitted = [
-            fitting_messages(tokenizer, limit, self.task, example | {"generic": generic}, items)
-            for example, generic, items in zip(examples, generics, shown, strict=True)
-        ]
-        written = generate(self.reflection, [prompt for prompt, _ in fitted], max_new_tokens=self.new_tokens)
-        return written, [cut for _, cut in fitted]
 
 
 def _rewrite(

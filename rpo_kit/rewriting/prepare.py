@@ -27,15 +27,16 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
 from rpo_kit.lamp.data import excluded_outputs, read_lamp
 from rpo_kit.lamp.download import fetch
+from rpo_kit.lamp.files import check_present
 from rpo_kit.lamp.leaks import check_belong_together
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import Item, Task, get_task
 from rpo_kit.presets import DataSettings
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.chat import Chat, Completion, Conversation, as_they_come, open_chat_of, told_cost
-from rpo_kit.rewriting.own_items import questions_from_items
+from rpo_kit.rewriting.own_items import asking_field, questions_from_items
 from rpo_kit.rewriting.prompts import whole
-from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage
+from rpo_kit.runs import Run, append_records, made_from, read_records, require, sort_records, stage
 
 SPLITS = ("train", "dev")
 Example = dict[str, Any]  # id, user_id, input, output, profile, ranking, generic, facts ({} outside of personas)
@@ -45,6 +46,8 @@ _CHUNK = 64  # ours: generic answers stored at a time
 def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     """Write `prepare/{train,dev}` (Arrow, with the ranking) and `prepare/generic.jsonl`."""
     preset = run.preset
+    if preset.data.leave_one_out:
+        asking_field(get_task(preset.data.task))  # told before anything is moved away
     failures.reopen(run, "prepare")
     with stage(run, "prepare", **prepare_inputs(run) | source_files(preset.data)) as work:
         if work is None:
@@ -71,17 +74,23 @@ def prepare_inputs(run: Run) -> dict[str, Any]:
 
 
 def prepared_inputs(run: Run) -> dict[str, Any]:
-    """What every later stage reads of this one, which must have been made with the present settings."""
-    return {"data": run.preset.data, "generic": require(run, "prepare", **prepare_inputs(run)) / "generic.jsonl"}
+    """What every later stage reads of this one, which must have been made with the present settings: the answers, and
+    the fingerprints which LaMP's files had then.
+    """
+    folder = require(run, "prepare", **prepare_inputs(run))
+    files = {name: made for name, made in made_from(folder).items() if name.endswith(".json")}
+    return {"data": run.preset.data, "generic": folder / "generic.jsonl"} | files
 
 
 def source_files(settings: DataSettings) -> dict[str, Path]:
     """The files that somebody else may change: LaMP's own. Personas are made from their settings alone."""
     if settings.source == "personas":
         return {}
-    names = [f"{split}_{kind}.json" for split in SPLITS for kind in ("questions", "outputs")]
-    files = {name: lamp_folder(settings) / name for name in names}
-    return {name: path for name, path in files.items() if path.exists()}
+    folder = lamp_folder(settings)
+    files = {name: folder / name for split in SPLITS for name in (f"{split}_questions.json", f"{split}_outputs.json")}
+    for path in files.values():
+        check_present(path)
+    return files
 
 
 def lamp_folder(settings: DataSettings) -> Path:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.presets import ModelSettings
-from rpo_kit.rewriting.bundled import bundled_model
 from rpo_kit.rewriting.chat import Completion, Conversation
 from rpo_kit.rewriting.prompts import fill, harmless, load
 
@@ -186,6 +186,21 @@ def _cut(text: str, words: int | None) -> str:
         return " ".join(parts)
     ends = [n for n in range(words, words // 2, -1) if parts[n - 1].rstrip("\"')”’»").endswith(_SENTENCE_ENDS)]
     return " ".join([*parts[: ends[0] if ends else words], "…"])
+
+
+def reflect(
+    loaded: LoadedModel,
+    task: Task,
+    examples: Sequence[Mapping[str, Any]],
+    shown: Sequence[Sequence[Item]],
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> tuple[list[Completion], list[bool]]:
+    """The module's greedy completion for each example with these items, and whether the items had to be shortened."""
+    limit = loaded.max_seq_length - max_new_tokens
+    fitted = [fitting_messages(loaded.tokenizer, limit, task, *pair) for pair in zip(examples, shown, strict=True)]
+    prompts, cut = [prompt for prompt, _ in fitted], [cut for _, cut in fitted]
+    return generate(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size), cut
 
 
 # ---- generating ---------------------------------------------------------------------------------------------------

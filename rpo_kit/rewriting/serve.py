@@ -157,7 +157,7 @@ def checked_profile(task: Task, content: Any, what: str) -> list[Item]:
             raise Refused(
                 400, f"Item {number} of {what} must have {' and '.join(task.fields)}, each a text or a number."
             )
-        texts = {name: whole(str(item[name])) for name in task.fields}
+        texts = {name: whole(str(item[name])) for name in (*task.fields, *("date" for _ in range("date" in item)))}
         given = item.get("id")
         items.append({"id": str(given if isinstance(given, str | int) else number), **texts})
     return items
@@ -237,6 +237,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(refused.status, *_error(refused.why))
         except KitError as error:  # the base model, or a query too long for the module
             self.send(502, *_error(str(error)))
+        except ConnectionError:
+            self.close_connection = True  # the client has gone
         except TimeoutError:
             self.send(408, *_error(f"The request did not come in within {PATIENCE:g} s."))
         finally:

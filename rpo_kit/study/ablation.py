@@ -69,13 +69,14 @@ def score_cell(run: Run, cell: str, adapter: Path) -> None:
     """Score one adapter on the dev users at each k; one row an example and k in `scores.csv`."""
     settings = run.preset.sweep
     inputs: dict[str, Any] = {"shots": settings.eval_shots, "users": settings.dev_users}
-    inputs |= {"evaluation": run.preset.evaluation}
+    evaluation = run.preset.evaluation
+    inputs |= {"tokens": evaluation.max_new_tokens, "batch": evaluation.batch_size}
     inputs |= prepared_inputs(run) | module_inputs(run) | {"adapter": adapter / "adapter_model.safetensors"}
     with stage(run, f"sweep/{cell}/scores", **inputs) as work:
         if work is None:
             return
         loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run)
-        task, evaluation = get_task(run.preset.data.task), run.preset.evaluation
+        task = get_task(run.preset.data.task)
         rows: list[dict[str, Any]] = []
         for shots in settings.eval_shots:
             records = rewrite(loaded, task, examples, shots, evaluation.max_new_tokens, evaluation.batch_size)
@@ -164,8 +165,9 @@ def export_results(run: Run, folder: Path, name: str) -> list[Path]:
     which settings, packages and commit it was evaluated.
     """
     work = require(run, "evaluate")
+    logs = {f"{name}_log.csv": run.stage(name) / "log.csv" for name in ("sft", "rl")}
     files = {name: work / name for name in ("metrics.csv", "paired.csv")}
-    files |= {f"{stage_name}_log.csv": run.stage(stage_name) / "log.csv" for stage_name in ("sft", "rl")}
+    files |= {kind: path for kind, path in logs.items() if path.exists()}
     manifest = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
     made = {key: manifest[key] for key in ("preset", "packages", "commit", "machine") if key in manifest}
     write_json(folder / f"{name}_run.json", {"name": run.name, "preset": as_dict(run.preset)} | made)

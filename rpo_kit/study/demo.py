@@ -8,6 +8,7 @@ its stages skip what is done.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ CHAPTERS += ("04_rl_reinforce_pp", "05_evaluate", "06_shot_sweep")
 def demo(run: Run) -> None:
     """Execute notebooks 00 to 06 and print what came out."""
     start = time.perf_counter()
+    for place in ("RPO_RUNS", "RPO_DATA", "RPO_CACHE"):  # the kernels work in another folder
+        if os.environ.get(place):
+            os.environ[place] = str(Path(os.environ[place]).resolve())
     for number, chapter in enumerate(CHAPTERS, 1):
         began = time.perf_counter()
         done = execute(run, chapter)

@@ -35,7 +35,7 @@ from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.chat import open_chat_of
 from rpo_kit.rewriting.prepare import Example, load_excluded, load_prepared, prepared_inputs
 from rpo_kit.rewriting.prompts import prompt_fingerprints
-from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, generate, load_reflection
+from rpo_kit.rewriting.reflection import LoadedModel, load_reflection, reflect
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage, write_text
 from rpo_kit.study.baselines import (
@@ -188,12 +188,11 @@ def rewrite(
     loaded: LoadedModel, task: Task, examples: list[Example], shots: int, max_new_tokens: int, batch_size: int = 32
 ) -> list[Record]:
     """The reflection module's rewrites with `shots` items each; greedy."""
-    limit = loaded.max_seq_length - max_new_tokens
-    fitted = [fitting_messages(loaded.tokenizer, limit, task, e, take(e, e["ranking"], shots)) for e in examples]
-    prompts = [prompt for prompt, _ in fitted]
-    completions = generate(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    shown = [take(example, example["ranking"], shots) for example in examples]
     records = []
-    for example, completion, (_, cut) in zip(examples, completions, fitted, strict=True):
+    for example, completion, cut in zip(
+        examples, *reflect(loaded, task, examples, shown, max_new_tokens, batch_size), strict=True
+    ):
         parsed = parse(completion.text)
         prediction = parsed.trajectory.rewrite if parsed.trajectory else example["generic"]
         record = {"id": example["id"], "prediction": prediction, "raw": completion.text, "complaint": parsed.complaint}

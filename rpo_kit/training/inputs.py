@@ -41,10 +41,12 @@ def rl_inputs(run: Run, settings: RLSettings | None = None) -> dict[str, Any]:
 
 def train_split(run: Run) -> dict[str, Any]:
     """What training reads of `prepare`: not the dev users, so to evaluate on more of them trains nothing anew."""
-    generic = prepared_inputs(run)["generic"]
+    found = prepared_inputs(run)
+    generic = found["generic"]
     ids = set(load_from_disk(str(generic.parent / "train"))["id"])
     answers = {record["id"]: record["text"] for record in read_records(generic) if record["id"] in ids}
-    return {"data": dataclasses.replace(run.preset.data, dev_users=0), "generic": answers}
+    files = {name: made for name, made in found.items() if name.startswith("train_")}
+    return {"data": dataclasses.replace(run.preset.data, dev_users=0), "generic": answers} | files
 
 
 def module_inputs(run: Run) -> dict[str, Any]:

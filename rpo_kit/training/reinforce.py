@@ -28,7 +28,7 @@ from torch import Tensor
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.retrieval import take
 from rpo_kit.lamp.tasks import Task, get_task
-from rpo_kit.presets import RLSettings
+from rpo_kit.presets import ALGORITHMS, RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_trainable
 from rpo_kit.rewriting.sampling import sample_groups, shares_prefix, until_end
@@ -49,8 +49,6 @@ from rpo_kit.training.progress import (
 )
 from rpo_kit.training.rewards import reward
 from rpo_kit.training.shared_prefix import score_groups
-
-ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
 
 
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
@@ -146,8 +144,6 @@ def make_trainer(
 def trainer_config(settings: RLSettings, work: Path) -> Any:
     """Every field that decides something is set: Unsloth's defaults differ from TRL's."""
     from trl import GRPOConfig
-
-    advantages(torch.zeros(2), torch.ones(2), 2, settings.algorithm)  # an unknown one is told now, not after sampling
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch and torchrun
     sequences, at_once = settings.prompts_per_step * settings.group_size, settings.micro_batch * processes

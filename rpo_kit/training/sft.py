@@ -46,7 +46,7 @@ def train_sft(run: Run, on_log: OnLog | None = None) -> None:
 def sft_dataset(run: Run, loaded: LoadedModel) -> Dataset:
     """One row a trajectory: `prompt` and `completion` as conversations."""
     examples = {example["id"]: example for example in load_prepared(run, "train")}
-    records = read_records(sft_inputs(run)["trajectories"])
+    records = read_records(run.stage("synthesize") / "trajectories.jsonl")
     made = [_row(run, loaded, examples[record["example"]], record) for record in records]
     shortened = sum(cut for _, cut in made)
     if shortened:

@@ -29,9 +29,9 @@ from contextlib import contextmanager
 
 from endpoint import bare, questions, seconds  # the benchmark beside this one
 
+from rpo_kit.bundled import bundled_model, gguf_file
 from rpo_kit.places import Place, place_of
 from rpo_kit.presets import EndpointSettings
-from rpo_kit.rewriting.bundled import bundled_model, gguf_file
 from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.endpoint import EndpointChat
 

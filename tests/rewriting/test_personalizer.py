@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.rewriting import personalizer
+from rpo_kit.rewriting import personalizer, reflection
 from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.rewriting.prepare import load_prepared, prepare
@@ -45,7 +45,7 @@ def make(loaded: LoadedModel, recording_chat: Any, monkeypatch: pytest.MonkeyPat
             asked.extend(conversations)
             return [Completion(writes(c), True, 7, 5) for c in conversations]
 
-        monkeypatch.setattr(personalizer, "generate", write)
+        monkeypatch.setattr(reflection, "generate", write)
         return Personalizer(base, loaded, TASK, shots=2, new_tokens=24), base, asked
 
     return making
@@ -117,8 +117,8 @@ def test_the_personalizer_of_a_run_gives_what_prepare_and_evaluate_gave(
         texts = [f"<observe>a</observe><plan>b</plan><rewrite>{c[1]['content'][-9:]}</rewrite>" for c in conversations]
         return [Completion(text, True, 7, 5) for text in texts]
 
+    monkeypatch.setattr(reflection, "generate", write)
     for module in (evaluation, personalizer):
-        monkeypatch.setattr(module, "generate", write)
         monkeypatch.setattr(module, "load_reflection", lambda settings, adapter: loaded)
     evaluation.evaluate(run, ["base", "rl"])
     asked, before = endpoint.requests.copy(), written.copy()
@@ -132,6 +132,13 @@ def test_the_personalizer_of_a_run_gives_what_prepare_and_evaluate_gave(
     assert [rewrite.generic for rewrite in done] == [example["generic"] for example in dev]
     records = read_records(run.stage("evaluate") / "records" / "rl.jsonl")
     assert [rewrite.text for rewrite in done] == [record["prediction"] for record in records]
+
+
+def test_a_module_that_was_made_with_other_settings_is_refused(new_run, trained):
+    trained()
+    for changes in ({"data.task": "LaMP-7"}, {"reflection.max_seq_length": 512}):
+        with pytest.raises(KitError, match=r"The stage 'rl' of run 'r' was made with other settings \((data|model) ch"):
+            Personalizer.of(new_run(changes))
 
 
 def test_a_base_model_that_does_not_answer_is_said(loaded, recording_chat):

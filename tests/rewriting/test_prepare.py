@@ -11,8 +11,17 @@ from rpo_kit.lamp.data import write_lamp
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.rewriting import prepare as prepare_module
-from rpo_kit.rewriting.prepare import Profile, base_conversation, first_users, load_prepared, prepare, read_answer
-from rpo_kit.runs import read_records
+from rpo_kit.rewriting.prepare import (
+    Profile,
+    base_conversation,
+    first_users,
+    load_prepared,
+    prepare,
+    prepared_inputs,
+    read_answer,
+)
+from rpo_kit.runs import fingerprint, read_records
+from rpo_kit.training.inputs import train_split
 from rpo_kit.training.synthesis import synthesize
 
 
@@ -127,6 +136,46 @@ def test_official_data_is_downloaded_once_and_with_the_wanted_separation(
     prepare(run, lambda spec: recording_chat())
     assert set(asked) == {("LaMP-3", "time", ("train", "dev"))}
     assert [example["id"] for example in load_prepared(run, "dev")] == ["1"]
+
+
+def lamp_folder_of(tmp_path, **changes):
+    task = get_task("LaMP-3")
+    for number, split in enumerate(("train", "dev")):
+        items = [{"id": f"{number}{n}", "text": f"text {n}", "score": "3"} for n in range(3)]
+        row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": items}
+        write_lamp(tmp_path / "lamp", task, split, [row | changes.get(split, {})])
+    return str(tmp_path / "lamp")
+
+
+def test_a_corrected_output_reaches_the_stages_after_this_one_though_no_answer_changes(
+    new_run, recording_chat, tmp_path
+):
+    found = []
+    for changes in ({}, {"dev": {"output": "5"}}, {"train": {"output": "5"}}):
+        run = new_run({"data.source": lamp_folder_of(tmp_path, **changes)})
+        prepare(run, lambda spec: recording_chat())
+        found.append([{k: fingerprint(v) for k, v in of(run).items()} for of in (prepared_inputs, train_split)])
+    (first, trained), (later, still), (last, other) = found
+    assert first["generic"] == later["generic"]
+    assert first != later != last
+    assert (trained == still, trained == other) == (True, False), "dev outputs train nothing anew"
+
+
+def test_files_that_are_gone_are_said_and_what_was_made_from_them_stays(new_run, recording_chat, tmp_path):
+    run = new_run({"data.source": lamp_folder_of(tmp_path)})
+    prepare(run, lambda spec: recording_chat())
+    (tmp_path / "lamp" / "dev_outputs.json").unlink()
+    with pytest.raises(KitError, match=r"no file .*dev_outputs\.json"):
+        prepare(run, lambda spec: recording_chat())
+    assert not (run.folder / "prepare.old").exists()
+    assert load_prepared(run, "dev")
+
+
+def test_items_that_hold_no_question_are_told_before_anything_is_moved_away(prepared, new_run):
+    run = prepared({"data.task": "LaMP-7"})
+    with pytest.raises(KitError, match=r"data\.leave_one_out must be 0 there \(--set data\.leave_one_out=0\)"):
+        prepare(new_run({"data.task": "LaMP-7", "data.leave_one_out": 3}))
+    assert (run.stage("prepare") / "manifest.json").exists()
 
 
 def test_an_answer_in_the_own_profile_is_dropped_if_asked(new_run, recording_chat, tmp_path):

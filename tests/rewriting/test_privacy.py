@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
-from rpo_kit.rewriting import personalizer
+from rpo_kit.rewriting import reflection
 from rpo_kit.rewriting.chat import Completion, open_chat_of
 from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.rewriting.prepare import load_prepared, prepare
@@ -40,7 +40,7 @@ def test_no_request_to_the_base_model_contains_profile_text(new_run, endpoint, t
     prepare(run)
     examples = load_prepared(run, "train") + load_prepared(run, "dev")
     module = LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 4096)
-    monkeypatch.setattr(personalizer, "generate", lambda m, asked, **_: [Completion("", True, 1, 1)] * len(asked))
+    monkeypatch.setattr(reflection, "generate", lambda m, asked, **_: [Completion("", True, 1, 1)] * len(asked))
     whole = Personalizer(open_chat_of(run, run.preset.base), module, task)
     for _ in whole.each((example["input"], example["profile"]) for example in examples):
         pass

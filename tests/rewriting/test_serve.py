@@ -121,6 +121,25 @@ def test_a_text_in_parts_no_number_of_choices_and_odd_ids_are_understood(served)
     assert served.asked == [(TASK.make_input(text="It leaks."), [PROFILE[0] | {"id": "0"}])]
 
 
+def test_an_item_keeps_its_date_which_recency_ranks_by():
+    items = [{"text": "Broke.", "score": 1, "date": "2011-05-03"}, {"text": "Fine.", "score": 5}]
+    assert serve.checked_profile(TASK, items, "the file") == [
+        {"id": "0", "text": "Broke.", "score": "1", "date": "2011-05-03"},
+        {"id": "1", "text": "Fine.", "score": "5"},
+    ]
+
+
+def test_a_client_that_hangs_up_leaves_no_trace_in_the_log(served, monkeypatch, capfd):
+    def hung_up(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(serve.Handler, "end_headers", hung_up)
+    with pytest.raises(http.client.HTTPException):
+        raw(served)
+    served.service.room.acquire(timeout=5)  # the request is over
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_client_that_streams_gets_one_chunk(served):
     chunks = list(create(served, user="ann", stream=True))
     assert [chunk.choices[0].delta.content for chunk in chunks] == ["2"]

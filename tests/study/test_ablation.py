@@ -170,6 +170,19 @@ def test_what_changes_the_prompts_of_a_cell_is_among_the_inputs_of_its_scores(sw
     assert inputs.keys() >= {"data", "generic", "model", "prompts", "adapter", "shots", "users"}
 
 
+def test_an_evaluation_without_training_is_kept_without_logs(new_run, tmp_path):
+    run = new_run()
+    with stage(run, "evaluate") as work:
+        for name in ("metrics.csv", "paired.csv"):
+            write_text(work / name, "system")
+    export_results(run, tmp_path, "base")
+    assert sorted(path.name for path in tmp_path.glob("base_*")) == [
+        "base_metrics.csv",
+        "base_paired.csv",
+        "base_run.json",
+    ]
+
+
 def test_an_evaluation_is_kept_with_its_logs_and_where_it_comes_from(new_run, tmp_path):
     run = new_run()
     with pytest.raises(KitError, match="'evaluate' of run 'r' is not finished"):

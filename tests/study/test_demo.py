@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def test_all_chapters_run_in_order_with_the_runs_settings(tmp_path, executed, ca
     assert "[7/7] 06_shot_sweep" in said
     assert "0.712" in said
     assert "make lab" in said
+
+
+def test_folders_that_are_named_by_variables_are_whole_paths_for_the_kernels(tmp_path, executed, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RPO_RUNS", "out")
+    demo(finished_run(tmp_path / "out"))
+    assert os.environ["RPO_RUNS"] == str(tmp_path / "out")
 
 
 def test_what_is_done_is_skipped_and_what_changed_is_executed_again(tmp_path, executed):

@@ -13,7 +13,7 @@ from fakes import completion, error, last
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import score_files
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.rewriting import prompts
+from rpo_kit.rewriting import prompts, reflection
 from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.runs import read_records, require, write_text
@@ -189,7 +189,7 @@ def test_a_completion_without_trajectory_leaves_the_generic_answer_and_is_kept(m
     from transformers import AutoTokenizer
 
     written = iter([Completion(trajectory("1"), True, 9, 5), Completion("1", False, 9, 24)])
-    monkeypatch.setattr(evaluation, "generate", lambda loaded, prompts, **_: [next(written) for _ in prompts])
+    monkeypatch.setattr(reflection, "generate", lambda loaded, prompts, **_: [next(written) for _ in prompts])
     loaded = evaluation.LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 2048)
     first, second = rewrite(loaded, RATINGS, examples(["1", "1"], ["a", "b"]), shots=6, max_new_tokens=24)
     assert (first["prediction"], first["complaint"], first["tokens"]) == ("1", None, 5)
@@ -201,7 +201,7 @@ def test_what_was_cut_is_counted_and_shown(monkeypatch, tiny_llama, capsys):
     from transformers import AutoTokenizer
 
     texts = iter([Completion(trajectory("1"), True, 9, 5), Completion(trajectory("2"), False, 9, 24)])
-    monkeypatch.setattr(evaluation, "generate", lambda loaded, prompts, **_: [next(texts) for _ in prompts])
+    monkeypatch.setattr(reflection, "generate", lambda loaded, prompts, **_: [next(texts) for _ in prompts])
     rows = examples(["1", "1"], ["a", "b"])
     rows[0]["profile"][0]["text"] = "a long story " * 500
     loaded = evaluation.LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 2048)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import ModelSettings, SFTSettings
 from rpo_kit.rewriting import reflection
-from rpo_kit.rewriting.bundled import bundled_model
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import load_trainable, reflection_messages
 from rpo_kit.rewriting.trajectory import parse

@@ -129,10 +129,10 @@ def convert_into_place(gguf: Path, folder: Path) -> None:
 
 def run_conversion(gguf: Path, work: Path) -> None:
     """Run `convert` in a process of its own: no trace of Unsloth's patches, memory given back, its chatter caught."""
-    package_root = str(Path(__file__).resolve().parents[2])
+    package_root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "rpo_kit.rewriting.bundled", str(gguf), str(work)]
+    command = [sys.executable, "-m", "rpo_kit.bundled", str(gguf), str(work)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         said = "\n".join(done.stderr.strip().splitlines()[-5:])
