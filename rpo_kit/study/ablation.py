@@ -30,7 +30,8 @@ from rpo_kit.processes import full_disk_told, is_main
 from rpo_kit.rewriting.prepare import Example, load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection
 from rpo_kit.runs import Run, require, stage, write_json, write_text
-from rpo_kit.study.evaluation import bootstrap_interval, references, rewrite
+from rpo_kit.study.evaluation import rewrite
+from rpo_kit.study.tables import bootstrap_interval, references
 from rpo_kit.training.inputs import module_inputs, rl_inputs
 from rpo_kit.training.progress import OnLog
 from rpo_kit.training.reinforce import train_rl

@@ -38,7 +38,7 @@ PAG_WORDS = 40  # ours: words of each field of them
 # ours: (items, letters of each field) where a model in this process has less room
 PAG_STEPS = ((PAG_ITEMS, None), (PAG_ITEMS, 200), (PAG_ITEMS, 100), (PAG_ITEMS, 50), (PAG_ITEMS, 25), (4, 25), (1, 25))
 PAG_TOKENS = 96  # ours: length of the summary
-Record = dict[str, Any]
+Record = dict[str, Any]  # id, prediction; of a model also raw and finished; of the reflection module also complaint
 
 
 def is_defined(name: str, task: Task) -> bool:

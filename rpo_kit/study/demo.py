@@ -17,7 +17,8 @@ import pandas as pd
 
 from rpo_kit.errors import KitError
 from rpo_kit.presets import PRESETS
-from rpo_kit.runs import Run, fingerprint, write_json
+from rpo_kit.provenance import fingerprint
+from rpo_kit.runs import Run, write_json
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS: tuple[str, ...] = ("00_start_here", "01_lamp_and_retrieval", "02_trajectory_synthesis", "03_sft_unsloth_4bit")

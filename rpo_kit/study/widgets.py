@@ -22,8 +22,9 @@ from IPython.display import DisplayHandle, Image, display
 from matplotlib.figure import Figure
 
 from rpo_kit.lamp.tasks import Task
+from rpo_kit.provenance import package_versions
 from rpo_kit.rewriting.prepare import Example
-from rpo_kit.runs import Run, package_versions
+from rpo_kit.runs import Run
 from rpo_kit.study.figures import png, save
 from rpo_kit.study.pages import LABEL, retrieved_html, trajectory_html
 

@@ -10,6 +10,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.data import write_lamp
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import TASKS, get_task
+from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting import prepare as prepare_module
 from rpo_kit.rewriting.prepare import (
     Profile,
@@ -20,7 +21,7 @@ from rpo_kit.rewriting.prepare import (
     prepared_inputs,
     read_answer,
 )
-from rpo_kit.runs import fingerprint, read_records
+from rpo_kit.runs import read_records
 from rpo_kit.training.inputs import train_split
 from rpo_kit.training.synthesis import synthesize
 

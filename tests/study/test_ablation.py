@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rpo_kit import runs
+from rpo_kit import provenance
 from rpo_kit.errors import KitError
 from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, stage, write_text
 from rpo_kit.study import ablation
 from rpo_kit.study.ablation import export_figure_data, export_results, score_cell, sweep
-from rpo_kit.study.evaluation import references
+from rpo_kit.study.tables import references
 
 ARMS = ("fixed-2", "progressive")
 
@@ -152,7 +152,7 @@ def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swep
     assert told.keys() == {"preset", "machine", "packages", "commit"}
     assert str(tmp_path) not in told["machine"]
     before = told["commit"]
-    monkeypatch.setattr(runs, "git_commit", lambda: "later")
+    monkeypatch.setattr(provenance, "git_commit", lambda: "later")
     sweep(run)
     told = json.loads((run.stage("sweep") / "provenance.json").read_text())
     assert told["commit"] == before, "every cell was skipped"

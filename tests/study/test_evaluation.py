@@ -18,19 +18,8 @@ from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.runs import read_records, require, write_text
 from rpo_kit.study import demo, evaluation
-from rpo_kit.study.evaluation import (
-    bootstrap_interval,
-    chosen_systems,
-    compared,
-    copy_rate,
-    evaluate,
-    evaluate_inputs,
-    metrics_table,
-    paired_table,
-    predict,
-    references,
-    rewrite,
-)
+from rpo_kit.study.evaluation import chosen_systems, evaluate, evaluate_inputs, predict, rewrite
+from rpo_kit.study.tables import bootstrap_interval, compared, copy_rate, metrics_table, paired_table, references
 from rpo_kit.training.inputs import rl_inputs, synthesize_inputs
 
 RATINGS = get_task("LaMP-3")

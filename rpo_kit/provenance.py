@@ -1,0 +1,81 @@
+"""From what a result was made: fingerprints of what was read, versions of the packages, the commit, the machine.
+
+fingerprint(Path("runs/demo/sft/adapter"))      # sha256 over the folder's files, wherever it lies
+provenance()                                    # {"packages": {"torch": "2.13.0+cpu", …}, "commit": …, "machine": …}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from rpo_kit.errors import KitError
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "unsloth",
+    "unsloth_zoo",
+    "datasets",
+    "bitsandbytes",
+    "pyarrow",
+    "rouge-score",
+)
+
+
+def fingerprint(value: Any) -> str:
+    """Sha256 over a file's bytes, a folder's files, or a plain value's JSON."""
+    if isinstance(value, Path):
+        return _fingerprint_path(value)
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def _fingerprint_path(path: Path) -> str:
+    digest = hashlib.sha256()
+    if not path.exists():
+        raise KitError(f"{path} is missing; run the stage before this one again.")
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+            with open(file, "rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """With what numbers are made that are made now: packages, commit, machine."""
+    machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+    return {"packages": package_versions(), "commit": git_commit(), "machine": machine}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide numbers; a package that is not installed says so."""
+
+    def version(name: str) -> str:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {name: version(name) for name in _PACKAGES}
+
+
+def git_commit() -> str:
+    """The commit this code stands on, with '+' where files are changed; 'unknown' outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD") if shutil.which("git") else ""
+    return (commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")) if commit else "unknown"
