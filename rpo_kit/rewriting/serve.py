@@ -23,8 +23,6 @@ import re
 import socket
 import sys
 import threading
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,26 +31,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.tasks import Item, Task
-from rpo_kit.rewriting.personalizer import Personalizer, Rewrite
-from rpo_kit.rewriting.prompts import whole
+from rpo_kit.lamp.tasks import Item
+from rpo_kit.rewriting.messages import Refused, as_completion, as_events, checked_profile, query_of
+from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.runs import Run
 
 LARGEST_BODY = 1_000_000  # bytes, ours
-MOST_ITEMS = 2_000  # of a profile, ours; LaMP's largest has about a thousand
 MOST_AT_ONCE = 16  # requests being read or waiting for the model, ours
 PATIENCE = 30.0  # seconds for a client to send its request
 KEY_VARIABLE = "RPO_SERVE_KEY"
 HERE = ("127.0.0.1", "localhost", "::1")
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")
-
-
-class Refused(Exception):
-    """A request that is answered with a status and a sentence."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status, self.why = status, why
 
 
 @dataclass
@@ -103,30 +92,6 @@ def answer(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     return as_completion(service.name, rewrite)
 
 
-def query_of(task: Task, messages: Any) -> str:
-    """The last user message as an input of the task."""
-    wrong = "`messages` must be a list of {role, content} with texts, the last one from the user."
-    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
-        raise Refused(400, wrong)
-    text = text_of(messages[-1].get("content"))
-    if messages[-1].get("role") != "user" or not text.strip():
-        raise Refused(400, wrong)
-    if task.is_official(text):
-        return text
-    if task.name == "LaMP-1":
-        raise Refused(400, "A query of LaMP-1 must be a whole LaMP input, with the title and both references.")
-    return task.make_input(text=text)
-
-
-def text_of(content: Any) -> str:
-    """A message's text, also where it comes in parts, as OpenAI allows; "" where it is none."""
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        return ""
-    texts = [part.get("text") for part in parts]
-    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else ""
-
-
 def profile_of(service: Service, body: dict[str, Any]) -> list[Item]:
     """The history in the request, or in the user's file."""
     if body.get("profile") is not None:
@@ -145,54 +110,6 @@ def profile_of(service: Service, body: dict[str, Any]) -> list[Item]:
     except (OSError, ValueError, RecursionError, Refused) as error:  # not the client's fault, and not its business
         print(f"rpo_kit serve: the profile {path} cannot be used: {error}", file=sys.stderr, flush=True)
         raise Refused(500, f"The profile of {user!r} cannot be used; the server's log says why.") from None
-
-
-def checked_profile(task: Task, content: Any, what: str) -> list[Item]:
-    """Items with the task's fields as texts; ids are made up where they are missing."""
-    if not isinstance(content, list) or len(content) > MOST_ITEMS:
-        raise Refused(400, f"{what} must be a JSON list of at most {MOST_ITEMS:,} items.")
-    items: list[Item] = []
-    for number, item in enumerate(content):
-        if not isinstance(item, dict) or not all(isinstance(item.get(name), str | int) for name in task.fields):
-            raise Refused(
-                400, f"Item {number} of {what} must have {' and '.join(task.fields)}, each a text or a number."
-            )
-        texts = {name: whole(str(item[name])) for name in (*task.fields, *("date" for _ in range("date" in item)))}
-        given = item.get("id")
-        items.append({"id": str(given if isinstance(given, str | int) else number), **texts})
-    return items
-
-
-def as_completion(name: str, rewrite: Rewrite) -> dict[str, Any]:
-    """The rewrite in OpenAI's form, and under `rpo` how it came about; `usage` is the sum over both models."""
-    message = {"role": "assistant", "content": rewrite.text}
-    prompt, new = (sum(counts) for counts in zip(*rewrite.tokens.values(), strict=True))
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": name,
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new},
-        "rpo": {
-            "generic": rewrite.generic,
-            "items": [item["id"] for item in rewrite.items],
-            "observations": rewrite.observations,
-            "plan": rewrite.plan,
-            "complaint": rewrite.complaint,
-            "shortened": rewrite.shortened,
-            "seconds": {stage: round(seconds, 4) for stage, seconds in rewrite.timings.items()},
-            "tokens": {model: {"prompt": p, "new": n} for model, (p, n) in rewrite.tokens.items()},
-        },
-    }
-
-
-def as_events(completion: dict[str, Any]) -> str:
-    """The same for a client that asked for a stream: one chunk, for a rewrite is there at once or not at all."""
-    choice = completion["choices"][0]
-    chunk = completion | {"object": "chat.completion.chunk"}
-    chunk["choices"] = [{"index": 0, "delta": choice["message"], "finish_reason": "stop"}]
-    return f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
 
 
 # ---- HTTP ---------------------------------------------------------------------------------------------------------

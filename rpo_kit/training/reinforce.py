@@ -16,7 +16,6 @@ ablation `rl.algorithm` takes the advantage of REINFORCE++ without baseline, GRP
 from __future__ import annotations
 
 import os
-from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from rpo_kit.presets import ALGORITHMS, RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_trainable
 from rpo_kit.rewriting.sampling import sample_groups, shares_prefix, until_end
-from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.guard import speak
@@ -47,7 +45,7 @@ from rpo_kit.training.progress import (
     only_our_progress,
     train,
 )
-from rpo_kit.training.rewards import reward
+from rpo_kit.training.rewards import reward_function
 from rpo_kit.training.shared_prefix import score_groups
 
 
@@ -87,42 +85,6 @@ def rl_dataset(run: Run, loaded: LoadedModel, settings: RLSettings) -> Dataset:
     if shortened:
         print(f"{shortened} of {len(rows)} prompts were longer than {limit} tokens: their history items were shortened")
     return Dataset.from_list(rows)
-
-
-def reward_function(task: Task, format_weight: float) -> Any:
-    """The reward in the form TRL calls: lists in, one float a completion out; logs what the guard looks at."""
-
-    def task_reward(
-        completions: list[Any],
-        gold: list[str],
-        k: list[int],
-        generic: list[str],
-        history: list[list[str]],
-        log_metric: Any = None,
-        **_: Any,
-    ) -> list[float]:
-        texts = [completion[0]["content"] for completion in completions]
-        if log_metric:
-            log_metric("shots", sum(k) / len(k))
-            for name, share in shares(task, texts, generic, history).items():
-                log_metric(name, share)
-        return [reward(task, text, g, n, format_weight) for text, g, n in zip(texts, gold, k, strict=True)]
-
-    return task_reward
-
-
-def shares(task: Task, texts: list[str], generic: list[str], history: list[list[str]]) -> dict[str, float]:
-    """Share of completions that parse; of rewrites that are the most frequent label, or (for texts) a history item word
-    for word, or the generic answer.
-    """
-    rewrites = [parsed.trajectory and parsed.trajectory.rewrite for parsed in map(parse, texts)]
-    found = {"parsed": sum(rewrite is not None for rewrite in rewrites) / len(texts)}
-    if task.kind == "generation":
-        found["copied_history"] = sum(r in own for r, own in zip(rewrites, history, strict=True)) / len(texts)
-        found["copied_generic"] = sum(r == g.strip() for r, g in zip(rewrites, generic, strict=True)) / len(texts)
-    else:  # a label may be right although it repeats them, but not the same one for every query
-        found["same_answer"] = max(Counter(rewrites).values()) / len(texts)
-    return found
 
 
 def make_trainer(
@@ -208,7 +170,6 @@ def whiten(values: Tensor, lengths: Tensor) -> Tensor:
 def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
     """The trainer. Made in a function, because it must derive from whatever Unsloth has put in TRL's place by now."""
     from trl import GRPOTrainer
-    from trl.trainer.utils import pad
 
     if torch.cuda.is_available() and "Unsloth" not in GRPOTrainer.__name__:
         raise KitError(
@@ -253,18 +214,12 @@ def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
 
         def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
             model: Any = self.accelerator.unwrap_model(self.model)
-            config: Any = self.args
-            group = config.num_generations
+            group: Any = self.num_generations
             distinct = prompt_ids[::group]
             if not shares_prefix(model) or prompt_ids != [ids for ids in distinct for _ in range(group)]:
                 return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-            rows = [torch.tensor(ids, device=model.device) for ids in distinct]
-            ids = pad(rows, padding_value=self._tokenizer.pad_token_id, padding_side="left")
-            mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left")
-            limit, ends = config.max_completion_length, self.eos_token_ids
             with self.accelerator.autocast():
-                out = sample_groups(model, ids, mask, group, limit, self.temperature, ends)
-            return [until_end(row, ends) for row in out.flatten(0, 1).tolist()], None
+                return sample_together(self, model, distinct), None
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             """Load the policy too: where a `ref` adapter exists, transformers loads only that one (facts, trap 1)."""
@@ -274,6 +229,18 @@ def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
             policy.set_adapter("default")
 
     return RewritingTrainer
+
+
+def sample_together(trainer: Any, model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    """The trainer's G completions of each prompt, as token ids up to their end; G stand together."""
+    from trl.trainer.utils import pad
+
+    rows = [torch.tensor(ids, device=model.device) for ids in prompts]
+    ids = pad(rows, padding_value=trainer._tokenizer.pad_token_id, padding_side="left")
+    mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left")
+    group, limit, ends = trainer.num_generations, trainer.args.max_completion_length, trainer.eos_token_ids
+    out = sample_groups(model, ids, mask, group, limit, trainer.temperature, ends)
+    return [until_end(row, ends) for row in out.flatten(0, 1).tolist()]
 
 
 def group_by_prompt(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,6 +15,9 @@ which the task's evaluator cannot read ("about 4", an unknown tag) scores 0.
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 from rpo_kit.lamp.metrics import example_scores, is_parseable
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.rewriting.trajectory import complaint_about, parse
@@ -29,3 +32,39 @@ def reward(task: Task, completion: str, gold: str, items: int, format_weight: fl
     score = float(example_scores(task, [gold], [trajectory.rewrite])[0]) if readable else 0.0
     well_formed = complaint_about(trajectory, range(1, items + 1)) is None
     return (1 - format_weight) * score + format_weight * well_formed
+
+
+def reward_function(task: Task, format_weight: float) -> Any:
+    """The reward in the form TRL calls: lists in, one float a completion out; logs what the guard looks at."""
+
+    def task_reward(
+        completions: list[Any],
+        gold: list[str],
+        k: list[int],
+        generic: list[str],
+        history: list[list[str]],
+        log_metric: Any = None,
+        **_: Any,
+    ) -> list[float]:
+        texts = [completion[0]["content"] for completion in completions]
+        if log_metric:
+            log_metric("shots", sum(k) / len(k))
+            for name, share in shares(task, texts, generic, history).items():
+                log_metric(name, share)
+        return [reward(task, text, g, n, format_weight) for text, g, n in zip(texts, gold, k, strict=True)]
+
+    return task_reward
+
+
+def shares(task: Task, texts: list[str], generic: list[str], history: list[list[str]]) -> dict[str, float]:
+    """Share of completions that parse; of rewrites that are the most frequent label, or (for texts) a history item word
+    for word, or the generic answer.
+    """
+    rewrites = [parsed.trajectory and parsed.trajectory.rewrite for parsed in map(parse, texts)]
+    found = {"parsed": sum(rewrite is not None for rewrite in rewrites) / len(texts)}
+    if task.kind == "generation":
+        found["copied_history"] = sum(r in own for r, own in zip(rewrites, history, strict=True)) / len(texts)
+        found["copied_generic"] = sum(r == g.strip() for r, g in zip(rewrites, generic, strict=True)) / len(texts)
+    else:  # a label may be right although it repeats them, but not the same one for every query
+        found["same_answer"] = max(Counter(rewrites).values()) / len(texts)
+    return found

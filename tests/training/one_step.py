@@ -10,6 +10,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.reflection import LoadedModel
 from rpo_kit.training import progress, reinforce
+from rpo_kit.training import rewards as rewards_module
 
 
 def train_one_step(loaded: LoadedModel, folder: Path) -> tuple[Trainer, dict[str, torch.Tensor]]:
@@ -21,7 +22,7 @@ def train_one_step(loaded: LoadedModel, folder: Path) -> tuple[Trainer, dict[str
         rewards.append((sum(text.encode()) % 17) / 16)
         return rewards[-1]
 
-    reinforce.reward = reward
+    rewards_module.reward = reward
     loaded.model.generation_config.eos_token_id = list(range(2, 400, 12))  # completions of different lengths
     rows = [{"role": "user", "content": text} for text in ("a short one", "a prompt which is quite a bit longer")]
     made = [{"prompt": [row], "gold": "1", "k": 2, "generic": "3", "history": ["1"]} for row in rows]

@@ -37,6 +37,7 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import LoadedModel, load_trainable
 from rpo_kit.runs import Run
 from rpo_kit.training import progress, reinforce
+from rpo_kit.training import rewards as rewards_module
 from rpo_kit.training.curriculum import prompt_order
 from rpo_kit.training.reinforce import (
     advantages,
@@ -115,7 +116,7 @@ def one_step(
 ) -> tuple[Any, dict[str, torch.Tensor], list[float]]:
     """Train one step; the trainer, its rollout batch and the rewards in the batch's order."""
     rewards: list[float] = []
-    monkeypatch.setattr(reinforce, "reward", reward_by_text(rewards))
+    monkeypatch.setattr(rewards_module, "reward", reward_by_text(rewards))
     trainer = make_trainer(policy, get_task("LaMP-3"), prompts(golds), settings, tmp_path, None)
     trainer.args.max_grad_norm = 1e9  # clipping would scale the gradient that is compared
     batch, generate = {}, trainer._generate_and_score_completions
@@ -463,7 +464,7 @@ def after_sft(prepared: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> 
     run = prepared(settings | {"rl.micro_batch": 4, "sft.steps": 2, "sft.learning_rate": 0.05})
     synthesize(run)
     train_sft(run)
-    monkeypatch.setattr(reinforce, "reward", reward_by_text([]))
+    monkeypatch.setattr(rewards_module, "reward", reward_by_text([]))
     return run
 
 

@@ -3,8 +3,7 @@
 import pytest
 
 from rpo_kit.lamp.tasks import TASKS, get_task
-from rpo_kit.training.reinforce import reward_function, shares
-from rpo_kit.training.rewards import reward
+from rpo_kit.training.rewards import reward, reward_function, shares
 
 
 def written(rewrite: str, observe: str = "[1] reads 2, gave 1: harsh") -> str:
