@@ -33,7 +33,7 @@ _AT_LEAST_ONE = (
     *("data.train_users", "data.dev_users", "data.items_per_user", "synthesis.shots", "synthesis.per_query"),
     *("sft.steps", "sft.batch_size", "sft.accumulate", "sft.save_every"),
     *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.micro_batch", "rl.save_every"),
-    *("evaluation.batch_size", "evaluation.bootstrap", "sweep.steps", "sweep.dev_users"),
+    *("evaluation.batch_size", "evaluation.bootstrap", "sweep.steps", "sweep.prompts_per_step", "sweep.dev_users"),
 )
 _ALL = 10**9  # users: as many as LaMP's files hold
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -85,7 +85,7 @@ class SFTSettings:
 
 @dataclass(frozen=True)
 class RLSettings:
-    steps: int = 14
+    steps: int = 13
     algorithm: str = "reinforce++-baseline"  # paper; or reinforce++, grpo, rloo
     prompts_per_step: int = 4  # OpenRLHF: 128. Measured: the long runs needed 16; a demo has no time for them
     group_size: int = 8  # OpenRLHF
@@ -125,6 +125,7 @@ class SweepSettings:
     )  # paper: fixed against progressive
     seeds: tuple[int, ...] = (0,)
     steps: int = 2  # a demo: enough to see that it works, too few to rank the arms
+    prompts_per_step: int = 2  # ours: a demo; rl.prompts_per_step is for a run that shall learn
     eval_shots: tuple[int, ...] = (6,)
     dev_users: int = 12
 
@@ -177,7 +178,7 @@ _GPU_24GB = Preset(
     sft=SFTSettings(steps=300, batch_size=4, accumulate=4, learning_rate=2e-4),
     rl=RLSettings(steps=200, prompts_per_step=8, micro_batch=8, learning_rate=5e-6, max_new_tokens=256, save_every=20),
     evaluation=EvaluationSettings(max_new_tokens=256, batch_size=16, systems=_ALL_SYSTEMS),
-    sweep=SweepSettings(steps=100, seeds=(0, 1, 2), eval_shots=(2, 4, 6), dev_users=500),
+    sweep=SweepSettings(steps=100, prompts_per_step=8, seeds=(0, 1, 2), eval_shots=(2, 4, 6), dev_users=500),
 )
 
 PRESETS: dict[str, Preset] = {
@@ -188,7 +189,7 @@ PRESETS: dict[str, Preset] = {
         data=DataSettings(train_users=1200, dev_users=300),
         sft=SFTSettings(steps=110),  # measured on LaMP-1; LaMP-3 wants 360, and 6e-5 in RL
         rl=RLSettings(steps=16, prompts_per_step=16, learning_rate=3e-5, save_every=4),
-        sweep=SweepSettings(steps=8, seeds=(0, 1), dev_users=60),
+        sweep=SweepSettings(steps=8, prompts_per_step=16, seeds=(0, 1), dev_users=60),
     ),
     "tiny": Preset(
         name="tiny",
@@ -198,7 +199,7 @@ PRESETS: dict[str, Preset] = {
         sft=SFTSettings(steps=3, batch_size=2, save_every=1),
         rl=RLSettings(steps=2, prompts_per_step=1, group_size=2, micro_batch=2, max_new_tokens=24, save_every=1),
         evaluation=EvaluationSettings(max_new_tokens=24, bootstrap=200),
-        sweep=SweepSettings(arms=("fixed-2", "progressive"), steps=1, eval_shots=(2,), dev_users=4),
+        sweep=SweepSettings(arms=("fixed-2", "progressive"), steps=1, prompts_per_step=1, eval_shots=(2,), dev_users=4),
     ),
     "colab-t4": Preset(
         name="colab-t4",
@@ -211,7 +212,7 @@ PRESETS: dict[str, Preset] = {
             steps=100, prompts_per_step=8, micro_batch=8, learning_rate=1e-5, max_new_tokens=192, save_every=10
         ),
         evaluation=EvaluationSettings(max_new_tokens=192, batch_size=16, systems=_ALL_SYSTEMS),
-        sweep=SweepSettings(steps=50, eval_shots=(2, 4, 6), dev_users=300),
+        sweep=SweepSettings(steps=50, prompts_per_step=8, eval_shots=(2, 4, 6), dev_users=300),
     ),
     "gpu-24gb": _GPU_24GB,
     "paper": dataclasses.replace(

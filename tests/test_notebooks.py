@@ -93,12 +93,15 @@ def test_every_name_it_imports_from_the_kit_exists(chapter):
 def test_every_name_is_bound_before_it_is_used(chapter):
     known = set(dir(__builtins__)) | set(__builtins__ if isinstance(__builtins__, dict) else ())
     for cell in cells(chapter, "code"):
-        names = [node for node in ast.walk(ast.parse(cell["text"])) if isinstance(node, ast.Name | ast.alias | ast.arg)]
+        kinds = ast.Name | ast.alias | ast.arg | ast.ExceptHandler
+        names = [node for node in ast.walk(ast.parse(cell["text"])) if isinstance(node, kinds)]
         for node in names:
             if isinstance(node, ast.alias):
                 known.add((node.asname or node.name).split(".")[0])
             elif isinstance(node, ast.arg):
                 known.add(node.arg)
+            elif isinstance(node, ast.ExceptHandler):
+                known.add(node.name)
             elif isinstance(node.ctx, ast.Store):
                 known.add(node.id)
         used = {node.id for node in names if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}

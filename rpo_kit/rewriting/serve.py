@@ -125,6 +125,10 @@ class Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that has gone is nothing to write about
+            super().handle_error(request, client_address)
+
 
 class Handler(BaseHTTPRequestHandler):
     """One request: GET /v1/models or POST /v1/chat/completions."""
@@ -154,8 +158,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send(refused.status, *_error(refused.why))
         except KitError as error:  # the base model, or a query too long for the module
             self.send(502, *_error(str(error)))
-        except ConnectionError:
-            self.close_connection = True  # the client has gone
         except TimeoutError:
             self.send(408, *_error(f"The request did not come in within {PATIENCE:g} s."))
         finally:

@@ -49,12 +49,20 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
     score_cell(run, "sft", rl_inputs(run)["sft"].parent)
     for number, (arm, seed) in enumerate(cells, 1):
         print(f"cell {number} of {len(cells)}: {arm}, seed {seed}, {settings.steps} steps")
-        rl = dataclasses.replace(run.preset.rl, curriculum=arm, seed=seed, steps=settings.steps)
+        rl = dataclasses.replace(run.preset.rl, **arm_settings(run, arm, seed))
         train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=rl)
         score_cell(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
     if is_main():
         with full_disk_told(run.folder):
             write_tables(run, cells)
+
+
+def arm_settings(run: Run, arm: str, seed: int) -> dict[str, Any]:
+    """What of the RL settings an arm of the sweep has as its own."""
+    settings, rl = run.preset.sweep, run.preset.rl
+    found: dict[str, Any] = {"curriculum": arm, "seed": seed, "steps": settings.steps}
+    found |= {"prompts_per_step": settings.prompts_per_step}
+    return found | {"micro_batch": min(rl.micro_batch, settings.prompts_per_step * rl.group_size)}
 
 
 def write_tables(run: Run, cells: Cells) -> None:

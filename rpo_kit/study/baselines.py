@@ -97,9 +97,7 @@ def inject_context(base: Chat, task: Task, examples: list[Example], shots: int, 
     """LaMP's own way to personalise: the k items in front of the query, in the base model's prompt."""
     tokenizer, limit = _window(base, tokens)
     prompts = [_with_items(task, example, shots, tokenizer, limit) for example in examples]
-    cut = {e["id"]: prompt != _with_items(task, e, shots) for e, prompt in zip(examples, prompts, strict=True)}
-    for batch in _answered(base, task, examples, prompts, tokens):
-        yield [record | {"shortened": cut[record["id"]]} for record in batch]
+    yield from _answered(base, task, examples, prompts, tokens)
 
 
 def answer_with_summary(
@@ -164,8 +162,7 @@ def _with_summary(base: Chat, task: Task, example: Example, shots: int, summary:
         limit -= passed
 
 
-def _with_items(task: Task, example: Example, shots: int, tokenizer: Any = None, limit: int = 0) -> str:
-    """LaMP's prompt with the items; whole ones without a tokenizer."""
+def _with_items(task: Task, example: Example, shots: int, tokenizer: Any, limit: int) -> str:
     items = take(example, example["ranking"], shots)
     return lamp_prompt(task, example["input"], items, tokenizer, limit, name=example["id"])
 

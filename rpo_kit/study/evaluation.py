@@ -199,8 +199,7 @@ def tell_cuts(found: dict[str, list[Record]]) -> None:
     for name, records in found.items():
         shortened = sum(record.get("shortened", False) for record in records)
         unfinished = sum(not record.get("finished", True) for record in records)
-        if shortened or unfinished:
-            print(
-                f"evaluate: {name}: of {len(records)} questions {shortened} had their history items shortened to fit, "
-                f"{unfinished} texts were cut off at the token limit"
-            )
+        if shortened:
+            print(f"evaluate: {name}: {shortened} of {len(records)} prompts had their history items shortened to fit")
+        if unfinished:
+            print(f"evaluate: {name}: {unfinished} of {len(records)} texts were cut off at the token limit")

@@ -386,5 +386,8 @@ def test_two_items_of_one_id_cannot_both_become_questions(new_run, recording_cha
 
 @pytest.mark.parametrize(("name", "why"), [("LaMP-1", "which papers it cites is not"), ("LaMP-7", "let a model write")])
 def test_items_that_hold_no_question_are_said(new_run, recording_chat, name, why):
-    with pytest.raises(KitError, match=rf"hold no question, so data\.leave_one_out must stay 0 there: .*{why}"):
+    with pytest.raises(
+        KitError,
+        match=rf"hold no question, so data\.leave_one_out must be 0 there \(--set data\.leave_one_out=0\): .*{why}",
+    ):
         prepare(new_run({"data.task": name, "data.leave_one_out": 1}), lambda spec: recording_chat())

@@ -151,11 +151,3 @@ def test_a_model_in_this_process_gets_prompts_that_fit_its_window(tiny_llama: An
     assert base.prompts[0].count("is the score for") == 2
     room = prompt_tokens(base.model.tokenizer, [{"role": "user", "content": base.prompts[0]}]) + 32
     assert 400 < room <= 512 + 16
-
-
-def test_of_items_in_the_base_models_prompt_it_is_noted_whether_they_were_shortened(tiny_llama: Any) -> None:
-    short, long = rated("5", "4"), rated("5", "4")
-    for item in long["profile"]:
-        item["text"] = "a long story " * 500
-    (found,) = inject_context(Small(tiny_llama, 512), RATINGS, [short, long], shots=2, tokens=32)
-    assert [record["shortened"] for record in found] == [False, True]

@@ -198,8 +198,8 @@ def test_what_was_cut_is_counted_and_shown(monkeypatch, tiny_llama, capsys):
     assert [record["shortened"] for record in records] == [True, False]
     evaluation.tell_cuts({"base": [record("3")] * 2, "rl": records})
     assert capsys.readouterr().out == (
-        "evaluate: rl: of 2 questions 1 had their history items shortened to fit, "
-        "1 texts were cut off at the token limit\n"
+        "evaluate: rl: 1 of 2 prompts had their history items shortened to fit\n"
+        "evaluate: rl: 1 of 2 texts were cut off at the token limit\n"
     )
 
 

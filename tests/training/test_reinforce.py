@@ -179,11 +179,6 @@ def test_a_batch_in_which_all_are_equally_good_gives_no_advantage_and_no_nan(alg
     assert nothing_written.isfinite().all()
 
 
-def test_an_unknown_algorithm_is_told_before_anything_is_sampled(tmp_path):
-    with pytest.raises(KitError, match=r"no rl.algorithm='ppo'; there are reinforce\+\+-baseline, reinforce"):
-        trainer_config(RLSettings(algorithm="ppo"), tmp_path)
-
-
 @examples(max_examples=60, deadline=None)
 @given(st.data(), st.integers(2, 5), st.integers(1, 6))
 def test_the_advantage_is_the_formula_written_out_in_plain_python(data, group, prompts):
