@@ -98,7 +98,7 @@ def _drift(rows: Rows) -> dict[str, str]:
 
 
 def _standstill(rows: Rows) -> dict[str, str]:
-    """The reward of the last window is not above that of the first. Measured: true of the demo's 14 steps, whose RL
+    """The reward of the last window is not above that of the first. Measured: true of the demo's few steps, whose RL
     gains nothing, and at no step of the longer runs, whose RL does (figures/data/*_rl_log.csv).
     """
     first, last = _mean(rows[:WINDOW], "reward"), _mean(rows[-WINDOW:], "reward")
