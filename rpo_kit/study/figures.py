@@ -43,6 +43,7 @@ REFERENCE_STYLES = {"any habit": (0, (1, 2)), "oracle": (0, (5, 2))}
 SYSTEM_NAMES = {
     "base": "base model alone",
     "context": "context injection",
+    "pag": "profile summary (PAG)",
     "majority": "user's majority label",
     "copy-nearest": "copy of the nearest item",
     "untrained": "reflection, untrained",
@@ -195,6 +196,8 @@ _TITLES = {
     "copied_history": "copies of a history item",
     "copied_generic": "copies of the generic answer",
 }
+_SHARES = {"parsed", "frac_reward_zero_std", "completions/clipped_ratio"}
+_SHARES |= {"same_answer", "copied_history", "copied_generic"}
 
 
 def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Figure:
@@ -223,15 +226,16 @@ def _draw_log(ax: Axes, steps: Any, log: pd.DataFrame, column: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if column == "shots":
         ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if column in (
-        "parsed",
-        "frac_reward_zero_std",
-        "completions/clipped_ratio",
-        "copied_history",
-        "copied_generic",
-        "same_answer",
-    ):
+    if column in _SHARES:
         ax.set_ylim(-0.05, 1.05)
+
+
+def _system_name(name: str) -> str:
+    """In words; "context-4" is context injection with 4 items."""
+    kind, dash, items = name.partition("-")
+    if dash and kind in ("context", "pag"):
+        return f"{SYSTEM_NAMES[kind]}, k = {items}"
+    return SYSTEM_NAMES.get(name, name)
 
 
 def results_figure(metrics: pd.DataFrame) -> Figure:
@@ -251,7 +255,7 @@ def results_figure(metrics: pd.DataFrame) -> Figure:
             ax.axvline(row.score, color=INK, lw=1.2, ls=REFERENCE_STYLES[str(row.system)])
             ax.annotate(row.system, (row.score, 1), (0, 2), xycoords=("data", "axes fraction"),
                         textcoords="offset points", ha="center", va="bottom", fontsize=9)  # fmt: skip
-        ax.set_yticks(range(len(systems)), [SYSTEM_NAMES.get(name, name) for name in systems["system"]])
+        ax.set_yticks(range(len(systems)), [_system_name(name) for name in systems["system"]])
         ax.set_ylim(len(systems) - 0.5, -0.6)
         ax.set_xlabel(_results_label(metrics))
         ax.grid(axis="y", visible=False)

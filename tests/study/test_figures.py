@@ -107,6 +107,9 @@ def test_results_show_each_system_from_top_to_bottom_and_references_as_lines():
     assert [container.lines[0].get_xdata()[0] for container in axes.containers] == [0.5, 0.6, 0.7]
     assert [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2] == [0.55, 0.9]
     assert axes.yaxis_inverted()
+    rows = metrics().assign(system=["context-4", "pag-0", "majority", *metrics().system[3:]])
+    labels = [text.get_text() for text in figures.results_figure(rows).axes[0].get_yticklabels()]
+    assert labels == ["context injection, k = 4", "profile summary (PAG), k = 0", "user's majority label"]
 
 
 def test_the_oracle_has_a_panel_a_task_with_its_ceiling():
