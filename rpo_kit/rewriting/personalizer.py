@@ -21,8 +21,7 @@ from rpo_kit.lamp.retrieval import rank, take
 from rpo_kit.lamp.tasks import Item, Task, get_task
 from rpo_kit.rewriting.chat import Chat, Completion, open_chat_of
 from rpo_kit.rewriting.prepare import base_answers, read_answer
-from rpo_kit.rewriting.prompts import prompt_fingerprints
-from rpo_kit.rewriting.reflection import LoadedModel, load_reflection, reflect
+from rpo_kit.rewriting.reflection import LoadedModel, load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import Trajectory, parse
 from rpo_kit.runs import Run, require
 
@@ -79,8 +78,8 @@ class Personalizer:
         data it gives what `prepare` and `evaluate` gave (the retriever `random` alone draws other items).
         """
         preset = run.preset
-        made = {"model": preset.reflection, "prompts": prompt_fingerprints("reflection_system", "reflection_user")}
-        adapter = require(run, stage, data=replace(preset.data, dev_users=0), **made) / "adapter"
+        data = replace(preset.data, dev_users=0)  # as training has it: dev users train nothing
+        adapter = require(run, stage, data=data, **module_inputs(preset.reflection)) / "adapter"
         return cls(
             open_chat_of(run, preset.base),
             load_reflection(preset.reflection, adapter),

@@ -23,7 +23,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.presets import ModelSettings
 from rpo_kit.rewriting.chat import Completion, Conversation
-from rpo_kit.rewriting.prompts import fill, harmless, load
+from rpo_kit.rewriting.prompts import fill, harmless, load, prompt_fingerprints
 
 _WORD_LIMITS = (None, 200, 100, 50, 25, 12, 6)  # ours: how far history items are shortened to make a prompt fit
 _WORD_LENGTH = 20  # ours: characters kept of a word in an item that has to be shortened
@@ -201,6 +201,11 @@ def reflect(
     fitted = [fitting_messages(loaded.tokenizer, limit, task, *pair) for pair in zip(examples, shown, strict=True)]
     prompts, cut = [prompt for prompt, _ in fitted], [cut for _, cut in fitted]
     return generate(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size), cut
+
+
+def module_inputs(settings: ModelSettings) -> dict[str, Any]:
+    """What the module is beside its adapter, as inputs of the stages that load it."""
+    return {"model": settings, "prompts": prompt_fingerprints("reflection_system", "reflection_user")}
 
 
 # ---- generating ---------------------------------------------------------------------------------------------------

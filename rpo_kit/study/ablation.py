@@ -28,11 +28,11 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import as_dict
 from rpo_kit.processes import full_disk_told, is_main
 from rpo_kit.rewriting.prepare import Example, load_prepared, prepared_inputs
-from rpo_kit.rewriting.reflection import load_reflection
+from rpo_kit.rewriting.reflection import load_reflection, module_inputs
 from rpo_kit.runs import Run, require, stage, write_json, write_text
 from rpo_kit.study.evaluation import rewrite
 from rpo_kit.study.tables import bootstrap_interval, references
-from rpo_kit.training.inputs import module_inputs, rl_inputs
+from rpo_kit.training.inputs import rl_inputs
 from rpo_kit.training.progress import OnLog
 from rpo_kit.training.reinforce import train_rl
 
@@ -80,7 +80,9 @@ def score_cell(run: Run, cell: str, adapter: Path) -> None:
     inputs: dict[str, Any] = {"shots": settings.eval_shots, "users": settings.dev_users}
     evaluation = run.preset.evaluation
     inputs |= {"tokens": evaluation.max_new_tokens, "batch": evaluation.batch_size}
-    inputs |= prepared_inputs(run) | module_inputs(run) | {"adapter": adapter / "adapter_model.safetensors"}
+    inputs |= (
+        prepared_inputs(run) | module_inputs(run.preset.reflection) | {"adapter": adapter / "adapter_model.safetensors"}
+    )
     with stage(run, f"sweep/{cell}/scores", **inputs) as work:
         if work is None:
             return

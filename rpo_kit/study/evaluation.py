@@ -31,7 +31,7 @@ from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.chat import open_chat_of
 from rpo_kit.rewriting.prepare import Example, load_excluded, load_prepared, prepared_inputs
 from rpo_kit.rewriting.prompts import prompt_fingerprints
-from rpo_kit.rewriting.reflection import LoadedModel, load_reflection, reflect
+from rpo_kit.rewriting.reflection import LoadedModel, load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage, write_text
 from rpo_kit.study.baselines import (
@@ -44,7 +44,7 @@ from rpo_kit.study.baselines import (
     without_model,
 )
 from rpo_kit.study.tables import SYSTEMS, Record, metrics_table, paired_table, scorable
-from rpo_kit.training.inputs import WEIGHTS, module_inputs, rl_inputs, sft_inputs
+from rpo_kit.training.inputs import WEIGHTS, rl_inputs, sft_inputs
 
 Answers = Callable[[list[Example]], Iterator[list[Record]]]  # records as they are ready
 _CHUNK = 64
@@ -85,7 +85,7 @@ def evaluate_inputs(run: Run, systems: Sequence[str]) -> dict[str, Any]:
     if any(name.startswith("pag") for name in systems):
         found["pag"] = prompt_fingerprints("pag_summary", "pag_answer")
     if {"untrained", "sft", "rl"} & set(systems):
-        found |= module_inputs(run)
+        found |= module_inputs(preset.reflection)
     makers = {"sft": sft_inputs, "rl": rl_inputs}
     return found | {name: require(run, name, **makers[name](run)) / WEIGHTS for name in systems if name in makers}
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rpo_kit.errors import KitError
-from rpo_kit.runs import write_text
+from rpo_kit.runs import write_bytes, write_text
 from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, SKY, figure1, figure2
 
 __all__ = [
@@ -68,7 +66,7 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     with matplotlib.rc_context({"svg.hashsalt": "rpo_kit"}):
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     write_text(folder / f"{name}.svg", svg.getvalue())
-    _write_bytes(folder / f"{name}.png", png(figure))
+    write_bytes(folder / f"{name}.png", png(figure))
     return [folder / f"{name}.png", folder / f"{name}.svg"]
 
 
@@ -77,14 +75,6 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
 
 
 # ---- Figure 3 -----------------------------------------------------------------------------------------------------

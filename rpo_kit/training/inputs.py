@@ -17,6 +17,7 @@ from datasets import load_from_disk
 from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import prepared_inputs
 from rpo_kit.rewriting.prompts import prompt_fingerprints
+from rpo_kit.rewriting.reflection import module_inputs
 from rpo_kit.runs import Run, read_records, require
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -31,12 +32,18 @@ def synthesize_inputs(run: Run) -> dict[str, Any]:
 
 def sft_inputs(run: Run) -> dict[str, Any]:
     trajectories = require(run, "synthesize", **synthesize_inputs(run)) / "trajectories.jsonl"
-    return train_split(run) | module_inputs(run) | {"trajectories": trajectories, "settings": run.preset.sft}
+    return (
+        train_split(run)
+        | module_inputs(run.preset.reflection)
+        | {"trajectories": trajectories, "settings": run.preset.sft}
+    )
 
 
 def rl_inputs(run: Run, settings: RLSettings | None = None) -> dict[str, Any]:
     start = require(run, "sft", **sft_inputs(run)) / WEIGHTS
-    return train_split(run) | module_inputs(run) | {"sft": start, "settings": settings or run.preset.rl}
+    return (
+        train_split(run) | module_inputs(run.preset.reflection) | {"sft": start, "settings": settings or run.preset.rl}
+    )
 
 
 def train_split(run: Run) -> dict[str, Any]:
@@ -47,8 +54,3 @@ def train_split(run: Run) -> dict[str, Any]:
     answers = {record["id"]: record["text"] for record in read_records(generic) if record["id"] in ids}
     files = {name: made for name, made in found.items() if name.startswith("train_")}
     return {"data": dataclasses.replace(run.preset.data, dev_users=0), "generic": answers} | files
-
-
-def module_inputs(run: Run) -> dict[str, Any]:
-    """What the reflection module is beside its adapter."""
-    return {"model": run.preset.reflection, "prompts": prompt_fingerprints("reflection_system", "reflection_user")}

@@ -141,7 +141,7 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatc
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(figures.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
         figures.save(figures.curriculum_figure({"fixed-4": [4]}), tmp_path, "r")
     assert (tmp_path / "r.png").read_bytes() == before
