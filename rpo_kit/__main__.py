@@ -7,32 +7,15 @@ python -m rpo_kit rl --run mine --set rl.steps=40
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.pipeline import STAGES, stage_function
 from rpo_kit.presets import PRESETS
 from rpo_kit.runs import Run, check_exists, existing_run, open_run, require, runs_root
 
-STAGES = {
-    "prepare": "1. read the benchmark, rank every profile, let the base model write its generic answers",
-    "synthesize": "2. let a teacher write Structured Rewriting Trajectories",
-    "sft": "3. fine-tune the reflection module on them",
-    "rl": "4. refine it by REINFORCE++ with baseline, with 2 to 6 history items",
-    "evaluate": "5. compare base model, context injection, untrained module, SFT and SFT+RL on unseen users",
-    "sweep": "6. Figure 3: fixed against progressive numbers of history items",
-}
-STAGE_FUNCTIONS = {
-    "prepare": "rewriting.prepare.prepare",
-    "synthesize": "training.synthesis.synthesize",
-    "sft": "training.sft.train_sft",
-    "rl": "training.reinforce.train_rl",
-    "evaluate": "study.evaluation.evaluate",
-    "sweep": "study.ablation.sweep",
-}
 FIGURES = Path(__file__).resolve().parents[1] / "figures"  # with the numbers kept in figures/data
 
 
@@ -56,10 +39,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Start with: python -m rpo_kit demo. A stopped command goes on where it was when it is given again.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    for name, about in STAGES.items():
-        _add_run_options(commands.add_parser(name, help=about, description=about)).set_defaults(
-            command=_stage, stage=name
-        )
+    for number, stage in enumerate(STAGES.values(), 1):
+        command = commands.add_parser(stage.name, help=f"{number}. {stage.about}", description=stage.about)
+        _add_run_options(command).set_defaults(command=_stage, stage=stage.name)
     about = "all stages, by executing the notebooks; ends with the result table"
     _add_run_options(commands.add_parser("demo", help=about, description=about)).set_defaults(command=_demo)
     doctor = commands.add_parser(
@@ -127,13 +109,6 @@ def _stage(options: argparse.Namespace) -> None:
     stage_function(options.stage)(open_from(options, may_be_new=options.stage == "prepare"))
 
 
-def stage_function(name: str) -> Callable[[Run], None]:
-    """The function of a stage. Imported only when it is called: the training libraries take seconds to load."""
-    module, _, function = STAGE_FUNCTIONS[name].rpartition(".")
-    found: Callable[[Run], None] = getattr(importlib.import_module(f"rpo_kit.{module}"), function)
-    return found
-
-
 def _demo(options: argparse.Namespace) -> None:
     from rpo_kit.study.demo import demo
 
@@ -154,7 +129,7 @@ def _presets(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     if bool(options.run) == bool(options.golds) or bool(options.golds) != bool(options.predictions):
         raise KitError("score takes either --run NAME, or two files: GOLDS ({split}_outputs.json) and PREDICTIONS.")
-    from rpo_kit.study.scores import scores_of_files, scores_of_run
+    from rpo_kit.study.score_report import scores_of_files, scores_of_run
 
     if options.run:
         print(scores_of_run(existing_run(options.run)))
@@ -195,7 +170,7 @@ def _results(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from rpo_kit.rewriting.serve import serve
+    from rpo_kit.serving.server import serve
 
     serve(existing_run(options.run), options.stage, options.profiles, options.host, options.port)
 

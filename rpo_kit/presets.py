@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rpo_kit.errors import KitError
-from rpo_kit.places import refuse_secrets
+from rpo_kit.model_spec import refuse_secrets
 
 ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
 CURRICULA = (

@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from rpo_kit.lamp import personas
+from rpo_kit.models.chat import Completion, Conversation
 from rpo_kit.presets import ModelSettings
-from rpo_kit.rewriting.chat import Completion, Conversation
 from rpo_kit.runs import Run, open_run
 
 CHAT_TEMPLATE = (
@@ -142,14 +142,14 @@ def prepared(new_run: Callable[..., Run]) -> Callable[..., Run]:
 @pytest.fixture
 def as_trained() -> Callable[[Run], Run]:
     """Takes a prepared run through `synthesize`, `sft` and `rl`; an adapter is a file with the stage's name."""
+    from rpo_kit.pipeline import inputs_of
     from rpo_kit.runs import stage, write_text
-    from rpo_kit.training.inputs import rl_inputs, sft_inputs
     from rpo_kit.training.synthesis import synthesize
 
     def go_on(run: Run) -> Run:
         synthesize(run)
-        for stage_name, inputs in (("sft", sft_inputs), ("rl", rl_inputs)):
-            with stage(run, stage_name, **inputs(run)) as work:
+        for stage_name in ("sft", "rl"):
+            with stage(run, stage_name, **inputs_of(run, stage_name)) as work:
                 write_text(work / "adapter" / "adapter_model.safetensors", stage_name)
         return run
 

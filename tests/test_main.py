@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import rpo_kit.__main__ as command_line
-from rpo_kit.__main__ import STAGE_FUNCTIONS, STAGES, main, open_from, stage_function
+from rpo_kit.__main__ import main, open_from
 from rpo_kit.errors import KitError
+from rpo_kit.pipeline import STAGES, stage_function
 from rpo_kit.presets import PRESETS
 from rpo_kit.runs import Run, existing_run, open_run
 
@@ -225,7 +226,7 @@ def test_a_preset_that_is_named_replaces_all_settings(called):
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_has_its_function(name):
     assert callable(stage_function(name))
-    assert stage_function(name).__name__ == STAGE_FUNCTIONS[name].rpartition(".")[2]
+    assert stage_function(name).__name__ == STAGES[name].function.rpartition(":")[2]
 
 
 def test_score_prints_lamps_metrics_of_two_files(tmp_path, capsys):

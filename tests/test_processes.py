@@ -14,7 +14,7 @@ import pytest
 
 from rpo_kit import processes
 from rpo_kit.errors import KitError
-from rpo_kit.rewriting.cache import AnswerCache, open_database
+from rpo_kit.models.cache import AnswerCache, open_database
 from rpo_kit.rewriting.prepare import prepare
 from rpo_kit.runs import Run, open_run, require, stage, write_text
 from rpo_kit.training.synthesis import synthesize

@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.files import AGAIN, as_text, check_present, read_outputs, write_json, write_outputs
 from rpo_kit.lamp.leaks import SEPARATES, check_is_text, gold_positions, has_entity, history_key, users_by_history
 from rpo_kit.lamp.stream import stream_list
@@ -32,16 +33,6 @@ from rpo_kit.lamp.table import conversion_of, open_rows, write_rows
 from rpo_kit.lamp.tasks import Item, Task
 
 log = logging.getLogger(__name__)
-
-
-class Example(TypedDict):
-    """One row of the dataset."""
-
-    id: str
-    user_id: str
-    input: str
-    output: str  # "" where LaMP withholds it (split "test")
-    profile: list[Item]
 
 
 def read_lamp(folder: Path, task: Task, split: str, *, drop_gold: bool = False, cache: Path | None = None) -> Dataset:

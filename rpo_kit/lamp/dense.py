@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.retrieval import Examples, corpora
+from rpo_kit.lamp.corpora import Examples, corpora
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.provenance import fingerprint
 

@@ -1,6 +1,6 @@
 """Which history items come first: each user's profile ranked for the user's question, whole, best first.
 
-The arrow from profile U to the retrieved items P in Figure 1; `take` then cuts off the first k ("shots"). The methods:
+The arrow from profile U to the retrieved items P in Figure 1; `top_k` then cuts off the first k ("shots"). The methods:
 
     bm25        LaMP's BM25 (see `okapi`); of equal scores the later item comes first, on every machine
     bm25-lamp   the same scores; equal ones in the order in which LaMP's own call puts them on this machine
@@ -20,26 +20,20 @@ numpy versions. `bm25-lamp` makes the same call; take it to compare with files t
 
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from string import Formatter
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset
 from tqdm import tqdm
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.corpora import Examples, corpora
 from rpo_kit.lamp.okapi import okapi_scores
 from rpo_kit.lamp.tasks import Item, Task
 
-Examples: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
-
 METHODS = ("bm25", "bm25-lamp", "dense:NAME", "recency", "random")
-_CHUNK = 128  # examples whose texts are taken out of Arrow at a time; 20 MB for LaMP-3
 
 
 def rank(task: Task, dataset: Examples, method: str, seed: int = 0) -> list[list[int]]:
@@ -57,7 +51,7 @@ def rank(task: Task, dataset: Examples, method: str, seed: int = 0) -> list[list
     raise KitError(f"There is no retrieval method {method!r}; the known ones are {', '.join(METHODS)}.")
 
 
-def take(example: Mapping[str, Any], order: Sequence[int], k: int) -> list[Item]:
+def top_k(example: Mapping[str, Any], order: Sequence[int], k: int) -> list[Item]:
     """The first k items of the ranking; fewer where the profile is shorter."""
     if k < 0:
         raise KitError(f"k is {k}, but one cannot take fewer than 0 items: set k to 0 or more.")
@@ -85,45 +79,6 @@ def _rank_bm25(task: Task, dataset: Examples, stable: bool) -> list[list[int]]:
             found += pool.map(order, profiles, queries)
             bar.update(len(queries))
     return found
-
-
-def corpora(task: Task, dataset: Examples) -> Iterator[tuple[list[pa.Array], list[str]]]:
-    """What LaMP indexes and what it asks with, a chunk of examples at a time: one array of texts a profile, queries."""
-    for start in range(0, len(dataset), _CHUNK):
-        if isinstance(dataset, Dataset):
-            rows = dataset.with_format("arrow")[start : start + _CHUNK]
-            yield _texts_in_arrow(task, rows["profile"].combine_chunks()), _queries(task, rows["input"].to_pylist())
-        else:
-            rows = dataset[start : start + _CHUNK]
-            found = [[_whole(task.corpus_text(item)) for item in row["profile"]] for row in rows]
-            texts = [pa.array(profile, pa.string()) for profile in found]
-            yield texts, _queries(task, [_whole(row["input"]) for row in rows])
-
-
-def _whole(text: str) -> str:
-    """The text with "?" for lone surrogates, which Arrow does not take. (What is in Arrow already has none.)"""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _queries(task: Task, inputs: Sequence[str]) -> list[str]:
-    return [task.retrieval_query(input) for input in inputs]
-
-
-def _texts_in_arrow(task: Task, profiles: pa.ListArray) -> list[pa.Array]:
-    """`Task.corpus_text` of every item, without making Python objects of gigabytes of text."""
-    bounds, items = profiles.offsets.to_numpy(), profiles.values
-    pieces = [
-        part
-        for literal, field, _, _ in Formatter().parse(task.corpus)
-        for part in ((literal,) if literal else ()) + ((_plain(items.field(field)),) if field else ())
-    ]
-    texts = pieces[0] if len(pieces) == 1 else pc.binary_join_element_wise(*pieces, "")
-    return [texts[first:last] for first, last in pairwise(bounds.tolist())]
-
-
-def _plain(texts: pa.Array) -> pa.Array:
-    """As a dataset of the kit has them; one that came another way may have large strings, and places without a text."""
-    return pc.fill_null(texts.cast(pa.string()), "")
 
 
 # --- recency and random ---

@@ -17,11 +17,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from rpo_kit.lamp.retrieval import rank, take
+from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Item, Task, get_task
-from rpo_kit.rewriting.chat import Chat, Completion, open_chat_of
-from rpo_kit.rewriting.prepare import base_answers, read_answer
-from rpo_kit.rewriting.reflection import LoadedModel, load_reflection, module_inputs, reflect
+from rpo_kit.models.chat import Chat, Completion
+from rpo_kit.models.local import LoadedModel
+from rpo_kit.models.open import open_chat_for
+from rpo_kit.rewriting.base import base_answers, read_answer
+from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import Trajectory, parse
 from rpo_kit.runs import Run, require
 
@@ -79,9 +81,9 @@ class Personalizer:
         """
         preset = run.preset
         data = replace(preset.data, dev_users=0)  # as training has it: dev users train nothing
-        adapter = require(run, stage, data=data, **module_inputs(preset.reflection)) / "adapter"
+        adapter = require(run, stage, data=data, **module_inputs(run)) / "adapter"
         return cls(
-            open_chat_of(run, preset.base),
+            open_chat_for(run, preset.base),
             load_reflection(preset.reflection, adapter),
             get_task(preset.data.task),
             preset.evaluation.shots,
@@ -107,7 +109,7 @@ class Personalizer:
         clock = _Clock(len(pairs))
         examples: list[dict[str, Any]] = [{"id": "query", "input": query, "profile": p} for query, p in pairs]
         rankings = rank(self.task, examples, self.retriever)
-        shown = [take(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
+        shown = [top_k(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
         clock.lap("retrieval")
         answers = base_answers(self.base, self.task, [query for query, _ in pairs], self.base_tokens)
         generics = [read_answer(self.task, answer.text) for answer in answers]

@@ -23,16 +23,17 @@ import numpy as np
 import pandas as pd
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.pipeline import WEIGHTS, current
 from rpo_kit.presets import as_dict
 from rpo_kit.processes import full_disk_told, is_main
-from rpo_kit.rewriting.prepare import Example, load_prepared, prepared_inputs
+from rpo_kit.rewriting.prepare import load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
 from rpo_kit.runs import Run, require, stage, write_json, write_text
 from rpo_kit.study.evaluation import rewrite
-from rpo_kit.study.tables import bootstrap_interval, references
-from rpo_kit.training.inputs import rl_inputs
+from rpo_kit.study.statistics import bootstrap_interval, references
 from rpo_kit.training.progress import OnLog
 from rpo_kit.training.reinforce import train_rl
 
@@ -46,7 +47,7 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
     """Train and score every cell, then write the numbers behind Figure 3."""
     settings = run.preset.sweep
     cells = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
-    score_cell(run, "sft", rl_inputs(run)["sft"].parent)
+    score_cell(run, "sft", (current(run, "sft") / WEIGHTS).parent)
     for number, (arm, seed) in enumerate(cells, 1):
         print(f"cell {number} of {len(cells)}: {arm}, seed {seed}, {settings.steps} steps")
         rl = dataclasses.replace(run.preset.rl, **arm_settings(run, arm, seed))
@@ -80,9 +81,7 @@ def score_cell(run: Run, cell: str, adapter: Path) -> None:
     inputs: dict[str, Any] = {"shots": settings.eval_shots, "users": settings.dev_users}
     evaluation = run.preset.evaluation
     inputs |= {"tokens": evaluation.max_new_tokens, "batch": evaluation.batch_size}
-    inputs |= (
-        prepared_inputs(run) | module_inputs(run.preset.reflection) | {"adapter": adapter / "adapter_model.safetensors"}
-    )
+    inputs |= prepared_inputs(run) | module_inputs(run) | {"adapter": adapter / "adapter_model.safetensors"}
     with stage(run, f"sweep/{cell}/scores", **inputs) as work:
         if work is None:
             return

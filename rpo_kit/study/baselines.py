@@ -25,12 +25,13 @@ from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.context import lamp_prompt
-from rpo_kit.lamp.retrieval import rank, take
+from rpo_kit.lamp.example import Example
+from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Task
-from rpo_kit.rewriting.chat import Chat, Completion, LocalChat, as_they_come, told_cost
-from rpo_kit.rewriting.prepare import Example, answer_tokens, base_conversation, read_answer
-from rpo_kit.rewriting.prompts import fill, harmless
-from rpo_kit.rewriting.reflection import prompt_tokens
+from rpo_kit.models.chat import Chat, Completion, WindowedChat, reporting_cost, stream_completions
+from rpo_kit.models.local import prompt_tokens
+from rpo_kit.rewriting.base import answer_tokens, base_conversation, read_answer
+from rpo_kit.rewriting.prompts import escape_tags, fill
 from rpo_kit.runs import append_records, read_records
 
 PAG_ITEMS = 16  # ours: the newest items are summarised
@@ -62,7 +63,7 @@ def shots_of(name: str, shots: int) -> int:
 
 def majority(task: Task, example: Example) -> str:
     """The user's most frequent label, of equally frequent ones the better-ranked item's; of ratings the median."""
-    labels = [item[task.gold_field] for item in take(example, example["ranking"], len(example["ranking"]))]
+    labels = [item[task.gold_field] for item in top_k(example, example["ranking"], len(example["ranking"]))]
     if not labels:
         return str(example["generic"])
     if task.kind == "regression":
@@ -72,7 +73,7 @@ def majority(task: Task, example: Example) -> str:
 
 def copy_nearest(task: Task, example: Example) -> str:
     """The output of the item ranked first; for LaMP-1 the reference which has more of its words in that item."""
-    nearest = take(example, example["ranking"], 1)
+    nearest = top_k(example, example["ranking"], 1)
     if not nearest:
         return str(example["generic"])
     if task.name != "LaMP-1":
@@ -128,10 +129,10 @@ def _summarise(base: Chat, task: Task, examples: list[Example], kept: Path) -> I
 
 def _summary_request(base: Chat, task: Task, example: Example) -> str:
     """The request for a summary: fields are cut, then items left out, until it fits the model's window."""
-    newest = take(example, rank(task, [example], "recency")[0], PAG_ITEMS)
+    newest = top_k(example, rank(task, [example], "recency")[0], PAG_ITEMS)
     for items, letters in PAG_STEPS:
         cut = [item | {name: _cut(item[name], letters) for name in task.fields} for item in newest[:items]]
-        lines = [f"- {harmless(task.item_line(item))}" for item in cut]
+        lines = [f"- {escape_tags(task.item_line(item))}" for item in cut]
         request = fill("pag_summary", title=task.title, history="\n".join(lines) or "(empty)")
         if _passed(base, request, PAG_TOKENS) <= 0:
             return request
@@ -163,7 +164,7 @@ def _with_summary(base: Chat, task: Task, example: Example, shots: int, summary:
 
 
 def _with_items(task: Task, example: Example, shots: int, tokenizer: Any, limit: int) -> str:
-    items = take(example, example["ranking"], shots)
+    items = top_k(example, example["ranking"], shots)
     return lamp_prompt(task, example["input"], items, tokenizer, limit, name=example["id"])
 
 
@@ -185,21 +186,21 @@ def _asked(base: Chat, prompts: list[str], tokens: int) -> Iterator[list[tuple[i
     asked = [base_conversation(prompt) for prompt in prompts]
     if not asked:
         return
-    with told_cost(base, asked, tokens):
-        yield from as_they_come(base, asked, max_new_tokens=tokens)
+    with reporting_cost(base, asked, tokens):
+        yield from stream_completions(base, asked, max_new_tokens=tokens)
 
 
 def _passed(base: Chat, prompt: str, tokens: int) -> int:
     """By how many tokens prompt and answer pass the window of a model in this process; 0 for an endpoint, as below."""
-    if not isinstance(base, LocalChat):
+    if not isinstance(base, WindowedChat):
         return 0
-    return prompt_tokens(base.model.tokenizer, base_conversation(prompt)) + tokens - base.model.max_seq_length
+    return prompt_tokens(base.tokenizer, base_conversation(prompt)) + tokens - base.max_seq_length
 
 
 def _window(base: Chat, tokens: int) -> tuple[Any, int]:
     """Tokenizer and room for a prompt of a model in this process; an endpoint cuts nothing and says so if it must."""
-    if not isinstance(base, LocalChat):
+    if not isinstance(base, WindowedChat):
         return None, 0
-    tokenizer = base.model.tokenizer
+    tokenizer = base.tokenizer
     frame = tokenizer.apply_chat_template(base_conversation(""), add_generation_prompt=True, return_dict=False)
-    return tokenizer, base.model.max_seq_length - len(frame) - tokens
+    return tokenizer, base.max_seq_length - len(frame) - tokens

@@ -16,13 +16,13 @@ from typing import Any
 import pandas as pd
 
 from rpo_kit.errors import KitError
+from rpo_kit.pipeline import STAGES
 from rpo_kit.presets import PRESETS
 from rpo_kit.provenance import fingerprint
 from rpo_kit.runs import Run, write_json
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-CHAPTERS: tuple[str, ...] = ("00_start_here", "01_lamp_and_retrieval", "02_trajectory_synthesis", "03_sft_unsloth_4bit")
-CHAPTERS += ("04_rl_reinforce_pp", "05_evaluate", "06_shot_sweep")
+CHAPTERS = ("00_start_here", *dict.fromkeys(stage.notebook for stage in STAGES.values()))
 
 
 def demo(run: Run) -> None:

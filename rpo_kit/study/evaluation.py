@@ -24,16 +24,19 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import write_predictions
-from rpo_kit.lamp.retrieval import take
+from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.models.local import LoadedModel
+from rpo_kit.models.open import open_chat_for
+from rpo_kit.pipeline import WEIGHTS, current, inputs_of
 from rpo_kit.rewriting import failures
-from rpo_kit.rewriting.chat import open_chat_of
-from rpo_kit.rewriting.prepare import Example, load_excluded, load_prepared, prepared_inputs
+from rpo_kit.rewriting.prepare import load_excluded, load_prepared
 from rpo_kit.rewriting.prompts import prompt_fingerprints
-from rpo_kit.rewriting.reflection import LoadedModel, load_reflection, module_inputs, reflect
+from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import parse
-from rpo_kit.runs import Run, append_records, read_records, require, sort_records, stage, write_text
+from rpo_kit.runs import Run, append_records, read_records, sort_records, stage, write_text
 from rpo_kit.study.baselines import (
     answer_with_summary,
     copy_nearest,
@@ -43,8 +46,7 @@ from rpo_kit.study.baselines import (
     shots_of,
     without_model,
 )
-from rpo_kit.study.tables import SYSTEMS, Record, metrics_table, paired_table, scorable
-from rpo_kit.training.inputs import WEIGHTS, rl_inputs, sft_inputs
+from rpo_kit.study.statistics import SYSTEMS, Record, metrics_table, paired_table, scorable
 
 Answers = Callable[[list[Example]], Iterator[list[Record]]]  # records as they are ready
 _CHUNK = 64
@@ -78,16 +80,13 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
 
 
 def evaluate_inputs(run: Run, systems: Sequence[str]) -> dict[str, Any]:
-    """What decides this stage's numbers: settings, data, and the module, adapters and prompts of these systems."""
-    preset = run.preset
-    found = prepared_inputs(run) | {"settings": preset.evaluation, "systems": list(systems)}
-    found |= {"base": preset.base, "base_tokens": preset.base_max_new_tokens}
+    """What decides the numbers of these systems; besides the stage's own inputs, their module, adapters and prompts."""
+    inputs = inputs_of(run, "evaluate") | {"systems": list(systems)}
     if any(name.startswith("pag") for name in systems):
-        found["pag"] = prompt_fingerprints("pag_summary", "pag_answer")
+        inputs["pag"] = prompt_fingerprints("pag_summary", "pag_answer")
     if {"untrained", "sft", "rl"} & set(systems):
-        found |= module_inputs(preset.reflection)
-    makers = {"sft": sft_inputs, "rl": rl_inputs}
-    return found | {name: require(run, name, **makers[name](run)) / WEIGHTS for name in systems if name in makers}
+        inputs |= module_inputs(run)
+    return inputs | {name: current(run, name) / WEIGHTS for name in systems if name in ("sft", "rl")}
 
 
 def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
@@ -165,7 +164,7 @@ def _answerer(run: Run, system: str, adapter: Path | None, work: Path) -> Answer
         return _in_chunks(without_model(ready[system], task))
     shots = shots_of(system, settings.shots)
     if asks_base(system):
-        base, tokens = open_chat_of(run, run.preset.base), run.preset.base_max_new_tokens
+        base, tokens = open_chat_for(run, run.preset.base), run.preset.base_max_new_tokens
         if system.startswith("context"):
             return lambda missing: inject_context(base, task, missing, shots, tokens)
         kept = work / "records" / "summaries.jsonl"
@@ -182,7 +181,7 @@ def rewrite(
     loaded: LoadedModel, task: Task, examples: list[Example], shots: int, max_new_tokens: int, batch_size: int = 32
 ) -> list[Record]:
     """The reflection module's rewrites with `shots` items each; greedy."""
-    shown = [take(example, example["ranking"], shots) for example in examples]
+    shown = [top_k(example, example["ranking"], shots) for example in examples]
     records = []
     for example, completion, cut in zip(
         examples, *reflect(loaded, task, examples, shown, max_new_tokens, batch_size), strict=True

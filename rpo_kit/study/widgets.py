@@ -21,12 +21,12 @@ import ipywidgets as w
 from IPython.display import DisplayHandle, Image, display
 from matplotlib.figure import Figure
 
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.provenance import package_versions
-from rpo_kit.rewriting.prepare import Example
 from rpo_kit.runs import Run
 from rpo_kit.study.figures import png, save
-from rpo_kit.study.pages import LABEL, retrieved_html, trajectory_html
+from rpo_kit.study.html import LABEL, retrieved_html, trajectory_html
 
 RETRIEVERS = ("bm25", "recency", "random")
 Rows = list[dict[str, float]]

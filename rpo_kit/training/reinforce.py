@@ -25,16 +25,17 @@ from datasets import Dataset
 from torch import Tensor
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.retrieval import take
+from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.models.local import LoadedModel, load_trainable
+from rpo_kit.models.sampling import sample_groups, shares_prefix, until_end
+from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import ALGORITHMS, RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_trainable
-from rpo_kit.rewriting.sampling import sample_groups, shares_prefix, until_end
+from rpo_kit.rewriting.reflection import fitting_messages
 from rpo_kit.runs import Run, stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
-from rpo_kit.training.guard import speak
-from rpo_kit.training.inputs import rl_inputs
+from rpo_kit.training.diagnostics import warn_on_log
 from rpo_kit.training.progress import (
     OnLog,
     common_arguments,
@@ -52,7 +53,7 @@ from rpo_kit.training.shared_prefix import score_groups
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
     """Refine the SFT adapter; after an interruption it goes on with the same prompts, k and trained weights."""
     settings = settings or run.preset.rl
-    inputs = rl_inputs(run, settings)
+    inputs = inputs_of(run, "rl") | {"settings": settings}
     with stage(run, stage_name, every_rank=True, **inputs) as work:
         if work is None or is_trained(work):
             return
@@ -74,7 +75,7 @@ def rl_dataset(run: Run, loaded: LoadedModel, settings: RLSettings) -> Dataset:
     rows, shortened, fewer = [], 0, 0
     for slot, example in enumerate(examples):
         shots = plan[slot // settings.prompts_per_step]
-        items = take(example, example["ranking"], shots)
+        items = top_k(example, example["ranking"], shots)
         prompt, cut = fitting_messages(loaded.tokenizer, limit, task, example, items)
         row = {"prompt": prompt, "gold": example["output"], "k": len(items), "generic": example["generic"]}
         rows.append(row | {"history": [item[task.gold_field] for item in items]})
@@ -96,7 +97,7 @@ def make_trainer(
         args=trainer_config(settings, work),
         train_dataset=rows,
         processing_class=loaded.tokenizer,
-        callbacks=[log_callback(work / "log.csv", "reward", speak(on_log))],
+        callbacks=[log_callback(work / "log.csv", "reward", warn_on_log(on_log))],
     )
     ensure_reference(trainer.model, settings.beta)
     only_our_progress(trainer)

@@ -13,13 +13,15 @@ from typing import Any
 
 from datasets import Dataset
 
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.models.local import LoadedModel, load_trainable
+from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import SFTSettings
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.reflection import LoadedModel, fitting_messages, load_trainable
+from rpo_kit.rewriting.reflection import fitting_messages
 from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run, read_records, stage
-from rpo_kit.training.inputs import sft_inputs
 from rpo_kit.training.progress import (
     OnLog,
     common_arguments,
@@ -34,7 +36,7 @@ from rpo_kit.training.progress import (
 def train_sft(run: Run, on_log: OnLog | None = None) -> None:
     """Train the adapter; goes on from the last checkpoint after an interruption."""
     settings = run.preset.sft
-    with stage(run, "sft", every_rank=True, **sft_inputs(run)) as work:
+    with stage(run, "sft", every_rank=True, **inputs_of(run, "sft")) as work:
         if work is None or is_trained(work):
             return
         loaded = load_trainable(run.preset.reflection, adapter=None, seed=settings.seed)
@@ -55,7 +57,7 @@ def sft_dataset(run: Run, loaded: LoadedModel) -> Dataset:
     return Dataset.from_list([row for row, _ in made])
 
 
-def _row(run: Run, loaded: LoadedModel, example: dict[str, Any], record: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _row(run: Run, loaded: LoadedModel, example: Example, record: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     profile = {item["id"]: item for item in example["profile"]}
     items = [profile[item_id] for item_id in record["items"]]
     text = render(Trajectory(record["observe"], record["plan"], record["rewrite"]))

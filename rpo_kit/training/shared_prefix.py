@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from rpo_kit.errors import KitError
-from rpo_kit.rewriting.sampling import attention
+from rpo_kit.models.sampling import attention
 
 _CHUNK = 64  # ours: tokens whose logits (vocabulary wide, fp32) stand in memory at a time: 13 MB for SmolLM2
 

@@ -1,7 +1,7 @@
 """Stage 2, `synthesize`: a teacher writes Structured Rewriting Trajectories (Figure 2, left).
 
 By default a trajectory rests on *one* historical example (paper), so that RL with 2→6 has something left to teach. What
-does not parse or does not pass the quality gates (`gates.py`) is rejected, and kept with the reason. Who writes is said
+does not parse or does not pass the quality filters (`filters.py`) is rejected, and kept with the reason. The setting
 by `synthesis.teacher`: `persona`, or any chat model (`teachers.py`).
 
     synthesize(run)
@@ -19,15 +19,16 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.retrieval import take
+from rpo_kit.lamp.example import Example
+from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.models.open import open_chat_for
+from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting import failures
-from rpo_kit.rewriting.chat import open_chat_of
-from rpo_kit.rewriting.prepare import Example, load_prepared
+from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse
 from rpo_kit.runs import Run, append_records, read_records, sort_records, stage
-from rpo_kit.training.gates import RULES, Gates, reason_against
-from rpo_kit.training.inputs import synthesize_inputs
+from rpo_kit.training.filters import RULES, Filters, rejection_reason
 from rpo_kit.training.teachers import ChatTeacher, Request, Rules, Written, persona_teacher
 
 _CHUNK = 64
@@ -36,7 +37,7 @@ _CHUNK = 64
 def synthesize(run: Run, teacher: Rules | ChatTeacher | None = None) -> None:
     """Write `synthesize/trajectories.jsonl` and `synthesize/rejected.jsonl`, one line for each request."""
     preset = run.preset
-    inputs = synthesize_inputs(run)
+    inputs = inputs_of(run, "synthesize")
     failures.reopen(run, "synthesize")
     with stage(run, "synthesize", **inputs) as work:
         if work is None:
@@ -47,7 +48,7 @@ def synthesize(run: Run, teacher: Rules | ChatTeacher | None = None) -> None:
         missing = [request for request in requests if request.id not in done]
         if missing:
             failures.forget(work)
-            _write(task, teacher or open_teacher(run), missing, work, gates_of(run))
+            _write(task, teacher or open_teacher(run), missing, work, filters_for(run))
         failures.conclude(work, len(requests), preset.endpoint.tolerate)
         for name in ("trajectories", "rejected"):
             sort_records(work / f"{name}.jsonl", [request.id for request in requests])
@@ -60,7 +61,7 @@ def make_requests(examples: list[Example], shots: int, per_query: int) -> Iterat
     """For each query the best-ranked items, `shots` at a time, up to `per_query` requests. Empty profiles give none."""
     for example in examples:
         for n in range(per_query):
-            items = take(example, example["ranking"][n * shots :], shots)
+            items = top_k(example, example["ranking"][n * shots :], shots)
             if len(items) == shots:
                 yield Request(f"{example['id']}/{n}", example, items, n * shots + 1)
 
@@ -68,12 +69,12 @@ def make_requests(examples: list[Example], shots: int, per_query: int) -> Iterat
 def open_teacher(run: Run) -> Rules | ChatTeacher:
     """`persona`, or a chat model with the run's settings and on its account."""
     spec = run.preset.synthesis.teacher
-    return persona_teacher if spec == "persona" else ChatTeacher(open_chat_of(run, spec))
+    return persona_teacher if spec == "persona" else ChatTeacher(open_chat_for(run, spec))
 
 
-def gates_of(run: Run) -> Gates:
+def filters_for(run: Run) -> Filters:
     settings = run.preset.synthesis
-    return RULES if settings.teacher == "persona" else Gates(settings.match_text, settings.max_words)
+    return RULES if settings.teacher == "persona" else Filters(settings.match_text, settings.max_words)
 
 
 def describe(work: Path) -> str:
@@ -86,19 +87,19 @@ def describe(work: Path) -> str:
     return f"{len(good)} trajectories accepted, {len(bad)} rejected ({told}){again}"
 
 
-def examine(task: Task, request: Request, text: str, gates: Gates) -> tuple[Trajectory | None, str | None]:
+def examine(task: Task, request: Request, text: str, filters: Filters) -> tuple[Trajectory | None, str | None]:
     """The trajectory in a teacher's text, if there is one, and the reason against it, if there is one."""
     parsed = parse(text)
     if parsed.trajectory is None:
         return None, parsed.complaint
-    return parsed.trajectory, reason_against(task, request.example, request.numbered, parsed.trajectory, gates)
+    return parsed.trajectory, rejection_reason(task, request.example, request.numbered, parsed.trajectory, filters)
 
 
-def _write(task: Task, teacher: Rules | ChatTeacher, requests: list[Request], work: Path, gates: Gates) -> None:
+def _write(task: Task, teacher: Rules | ChatTeacher, requests: list[Request], work: Path, filters: Filters) -> None:
     """Ask for all requests and store what is written, chunk by chunk or as it comes."""
     with tqdm(total=len(requests), desc="the teacher writes", unit="trajectory") as bar:
-        for batch in _batches(task, teacher, requests, gates):
-            judged = [_record(task, request, written, gates) for request, written in batch if not written.failure]
+        for batch in _batches(task, teacher, requests, filters):
+            judged = [_record(task, request, written, filters) for request, written in batch if not written.failure]
             append_records(work / "rejected.jsonl", [record for record in judged if "reason" in record])
             append_records(work / "trajectories.jsonl", [record for record in judged if "reason" not in record])
             failures.note(work, {request.id: written.failure for request, written in batch if written.failure})
@@ -106,17 +107,17 @@ def _write(task: Task, teacher: Rules | ChatTeacher, requests: list[Request], wo
 
 
 def _batches(
-    task: Task, teacher: Rules | ChatTeacher, requests: list[Request], gates: Gates
+    task: Task, teacher: Rules | ChatTeacher, requests: list[Request], filters: Filters
 ) -> Iterator[list[tuple[Request, Written]]]:
     if isinstance(teacher, ChatTeacher):
-        yield from teacher.write(task, requests, lambda request, text: examine(task, request, text, gates)[1], _CHUNK)
+        yield from teacher.write(task, requests, lambda request, text: examine(task, request, text, filters)[1], _CHUNK)
         return
     for start in range(0, len(requests), _CHUNK):
         chunk = requests[start : start + _CHUNK]
         yield [(request, Written(text)) for request, text in zip(chunk, teacher(task, chunk), strict=True)]
 
 
-def _record(task: Task, request: Request, written: Written, gates: Gates) -> dict[str, Any]:
+def _record(task: Task, request: Request, written: Written, filters: Filters) -> dict[str, Any]:
     """The record of one teacher's text: accepted with its parts, or rejected with a reason.
 
     `complaint` is there where the text is the second attempt; `wrote` where the rewrite came close to the user's own
@@ -124,7 +125,7 @@ def _record(task: Task, request: Request, written: Written, gates: Gates) -> dic
     """
     record = {"id": request.id, "example": request.example["id"], "first": request.first}
     record["items"] = [item["id"] for item in request.items]
-    trajectory, reason = examine(task, request, written.text, gates)
+    trajectory, reason = examine(task, request, written.text, filters)
     if written.complaint:
         record["complaint"] = written.complaint
     if reason or trajectory is None:

@@ -16,14 +16,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.personas import persona
 from rpo_kit.lamp.tasks import Item, Task
-from rpo_kit.rewriting.chat import Chat, Completion, Conversation, as_they_come, told_cost
-from rpo_kit.rewriting.prepare import Example
-from rpo_kit.rewriting.prompts import fill, harmless
+from rpo_kit.models.chat import Chat, Completion, Conversation, reporting_cost, stream_completions
+from rpo_kit.rewriting.prompts import escape_tags, fill, prompt_fingerprints
 from rpo_kit.rewriting.trajectory import Trajectory, render
+from rpo_kit.runs import Run
 
 TOKENS = 400  # ours: a trajectory of 200 words and its tags fit
 
@@ -55,6 +57,12 @@ Rules = Callable[[Task, list[Request]], list[str]]  # a teacher in this process:
 Judge = Callable[[Request, str], str | None]  # why the text cannot be used
 
 
+def prompt_inputs(run: Run) -> dict[str, Any]:
+    """The prompts of a chat teacher, as inputs of `synthesize`; the rule-based teacher reads none."""
+    chat = run.preset.synthesis.teacher != "persona"
+    return {"prompts": prompt_fingerprints("teacher", "teacher_again")} if chat else {}
+
+
 # ---- a chat model -------------------------------------------------------------------------------------------------
 
 
@@ -70,8 +78,8 @@ class ChatTeacher:
         """Texts as they come; those against which `judge` has a reason are asked for once more, at the end."""
         asked = [[{"role": "user", "content": teacher_prompt(task, request)}] for request in requests]
         returned: list[tuple[Request, Conversation, str]] = []
-        with told_cost(self.chat, asked, TOKENS):
-            for batch in as_they_come(self.chat, asked, max_new_tokens=TOKENS, chunk=chunk):
+        with reporting_cost(self.chat, asked, TOKENS):
+            for batch in stream_completions(self.chat, asked, max_new_tokens=TOKENS, chunk=chunk):
                 useful = []
                 for place, answer in batch:
                     complaint = None if answer.failure else judge(requests[place], answer.text)
@@ -81,7 +89,7 @@ class ChatTeacher:
                         useful.append((requests[place], _written(answer)))
                 yield useful
             again = [conversation for _, conversation, _ in returned]
-            for batch in as_they_come(self.chat, again, max_new_tokens=TOKENS, chunk=chunk):
+            for batch in stream_completions(self.chat, again, max_new_tokens=TOKENS, chunk=chunk):
                 yield [(returned[place][0], _written(answer, returned[place][2])) for place, answer in batch]
 
 
@@ -93,14 +101,14 @@ def sent_back(asked: Conversation, text: str, complaint: str) -> Conversation:
 
 def teacher_prompt(task: Task, request: Request) -> str:
     example = request.example
-    lines = [f"[{n}] {harmless(task.item_line(item))}" for n, item in request.numbered]
+    lines = [f"[{n}] {escape_tags(task.item_line(item))}" for n, item in request.numbered]
     return fill(
         "teacher",
         title=task.title,
         history="\n".join(lines),
-        query=harmless(task.query_text(example["input"])),
-        generic=harmless(example["generic"]),
-        target=harmless(example["output"]),
+        query=escape_tags(task.query_text(example["input"])),
+        generic=escape_tags(example["generic"]),
+        target=escape_tags(example["output"]),
     )
 
 

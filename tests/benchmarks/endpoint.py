@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rpo_kit.places import Place
+from rpo_kit.model_spec import Endpoint
+from rpo_kit.models.cache import open_database
+from rpo_kit.models.endpoint import EndpointChat
 from rpo_kit.presets import EndpointSettings
-from rpo_kit.rewriting.cache import open_database
-from rpo_kit.rewriting.endpoint import EndpointChat
 
 BODY = json.dumps(
     {
@@ -93,7 +93,7 @@ def seconds(work: object) -> float:
 
 
 def make_chat(url: str, folder: Path, name: str, **settings: object) -> EndpointChat:
-    return EndpointChat(Place(url, "m", ""), EndpointSettings(**settings), open_database(folder / name))
+    return EndpointChat(Endpoint(url, "m", ""), EndpointSettings(**settings), open_database(folder / name))
 
 
 @contextmanager

@@ -30,10 +30,10 @@ from contextlib import contextmanager
 from endpoint import bare, questions, seconds  # the benchmark beside this one
 
 from rpo_kit.bundled import bundled_model, gguf_file
-from rpo_kit.places import Place, place_of
+from rpo_kit.model_spec import Endpoint, parse_spec
+from rpo_kit.models.chat import Completion
+from rpo_kit.models.endpoint import EndpointChat
 from rpo_kit.presets import EndpointSettings
-from rpo_kit.rewriting.chat import Completion
-from rpo_kit.rewriting.endpoint import EndpointChat
 
 ROUNDS = 3
 PATIENCE = 600.0  # seconds for the server to load its model
@@ -58,7 +58,7 @@ def command_of(port: int) -> tuple[list[str], str]:
 
 
 @contextmanager
-def a_server() -> Iterator[Place]:
+def a_server() -> Iterator[Endpoint]:
     """A server of our own, once it answers; stopped at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -70,7 +70,7 @@ def a_server() -> Iterator[Place]:
             url = f"http://127.0.0.1:{port}/v1"
             took = seconds(lambda: wait_for(server, url))
             print(f"server: {' '.join(command[1:4])} …, ready after {took:.0f} s", flush=True)
-            yield Place(url, model, "")
+            yield Endpoint(url, model, "")
         except BaseException:
             log.seek(0)
             print(log.read()[-2000:], file=sys.stderr)
@@ -91,7 +91,7 @@ def wait_for(server: subprocess.Popen[bytes], url: str) -> None:
     raise SystemExit("The server did not come up; what it said:")
 
 
-def ours(place: Place, options: argparse.Namespace) -> list[Completion]:
+def ours(place: Endpoint, options: argparse.Namespace) -> list[Completion]:
     """A new client with a cache in memory, so that every question is asked."""
     chat = EndpointChat(place, EndpointSettings(concurrency=options.concurrency, timeout=PATIENCE))
     answers = chat.complete(list(questions(options.items)), max_new_tokens=options.tokens)
@@ -100,7 +100,7 @@ def ours(place: Place, options: argparse.Namespace) -> list[Completion]:
     return answers
 
 
-def compare(place: Place, options: argparse.Namespace) -> None:
+def compare(place: Endpoint, options: argparse.Namespace) -> None:
     times: dict[str, list[float]] = {"bare": [], "ours": []}
     texts: dict[str, list[str]] = {}
 
@@ -134,7 +134,7 @@ def main() -> None:
         with a_server() as place:
             compare(place, options)
         return
-    named = place_of(options.server)
+    named = parse_spec(options.server)
     if named is None:
         raise SystemExit(f"{options.server!r} is no URL#MODEL, such as http://localhost:8000/v1#my-model.")
     compare(named, options)

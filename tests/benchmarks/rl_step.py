@@ -30,8 +30,9 @@ from datasets import Dataset
 
 from rpo_kit.lamp.personas import build
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.models.local import LoadedModel, load_trainable, prompt_tokens
 from rpo_kit.presets import get_preset
-from rpo_kit.rewriting.reflection import LoadedModel, load_trainable, prompt_tokens, reflection_messages
+from rpo_kit.rewriting.reflection import reflection_messages
 from rpo_kit.training import progress, reinforce
 
 TASK = "LaMP-1"

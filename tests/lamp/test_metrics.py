@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.metrics import (
-    example_scores,
-    is_parseable,
-    score,
-    score_files,
-    task_of_golds,
-    write_predictions,
-)
+from rpo_kit.lamp.metrics import example_scores, is_parseable, score, score_files, task_of_golds, write_predictions
 from rpo_kit.lamp.tasks import get_task
 
 EDGES = json.loads((Path(__file__).parents[1] / "data" / "lamp_metric_edges.json").read_text(encoding="utf-8"))

@@ -15,9 +15,10 @@ from datasets import Dataset
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import okapi
+from rpo_kit.lamp.corpora import corpora
 from rpo_kit.lamp.data import read_lamp
 from rpo_kit.lamp.okapi import okapi_scores
-from rpo_kit.lamp.retrieval import corpora, rank, take
+from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import get_task
 
 TWEETS = get_task("LaMP-7")
@@ -255,8 +256,8 @@ def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
 
 def test_take_gives_the_first_k_or_what_there_is() -> None:
     one = example("q", ["a", "b", "c"])
-    assert [item["text"] for item in take(one, [2, 0, 1], 2)] == ["c", "a"]
-    assert [item["text"] for item in take(one, [2, 0, 1], 6)] == ["c", "a", "b"]
-    assert take(one, [2, 0, 1], 0) == take(example("q", []), [], 4) == []
+    assert [item["text"] for item in top_k(one, [2, 0, 1], 2)] == ["c", "a"]
+    assert [item["text"] for item in top_k(one, [2, 0, 1], 6)] == ["c", "a", "b"]
+    assert top_k(one, [2, 0, 1], 0) == top_k(example("q", []), [], 4) == []
     with pytest.raises(KitError, match="k is -1"):
-        take(one, [2, 0, 1], -1)
+        top_k(one, [2, 0, 1], -1)

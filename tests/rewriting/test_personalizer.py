@@ -13,14 +13,15 @@ from transformers import AutoTokenizer
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.models.chat import Completion
+from rpo_kit.models.local import LoadedModel
 from rpo_kit.rewriting import personalizer, reflection
-from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.rewriting.prepare import load_prepared, prepare
-from rpo_kit.rewriting.prompts import whole
-from rpo_kit.rewriting.reflection import LoadedModel, reflection_messages
+from rpo_kit.rewriting.reflection import reflection_messages
 from rpo_kit.runs import read_records
 from rpo_kit.study import evaluation
+from rpo_kit.text import replace_surrogates
 
 TASK = get_task("LaMP-3")
 QUERY = TASK.make_input(text="The lid leaks.")
@@ -180,5 +181,5 @@ def test_no_text_of_the_user_changes_what_is_taken_as_the_rewrite(make, text, sc
     asked_query = TASK.make_input(text=query)
     done = personalize(asked_query, items)
     assert (done.text, done.complaint) == ("2", None)
-    assert base.asked == [[{"role": "user", "content": whole(asked_query)}]]
+    assert base.asked == [[{"role": "user", "content": replace_surrogates(asked_query)}]]
     assert not any(power in asked[0][1]["content"] for power in ("<|", "<rewrite", "</rewrite", "<plan", "</observe"))

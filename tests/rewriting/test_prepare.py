@@ -7,22 +7,16 @@ from datasets import Dataset, load_from_disk
 from fakes import completion
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp import source as source_module
 from rpo_kit.lamp.data import write_lamp
 from rpo_kit.lamp.retrieval import rank
+from rpo_kit.lamp.source import Profile, first_users
 from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting import prepare as prepare_module
-from rpo_kit.rewriting.prepare import (
-    Profile,
-    base_conversation,
-    first_users,
-    load_prepared,
-    prepare,
-    prepared_inputs,
-    read_answer,
-)
+from rpo_kit.rewriting.base import base_conversation, read_answer
+from rpo_kit.rewriting.prepare import load_prepared, prepare, prepared_inputs, train_inputs
 from rpo_kit.runs import read_records
-from rpo_kit.training.inputs import train_split
 from rpo_kit.training.synthesis import synthesize
 
 
@@ -131,7 +125,7 @@ def test_official_data_is_downloaded_once_and_with_the_wanted_separation(
         row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": []}
         write_lamp(tmp_path / "lamp", task, split, [row])
     monkeypatch.setattr(
-        prepare_module, "fetch", lambda *wanted: asked.append((wanted[0].name, *wanted[1:])) or tmp_path / "lamp"
+        source_module, "fetch", lambda *wanted: asked.append((wanted[0].name, *wanted[1:])) or tmp_path / "lamp"
     )
     run = new_run({"data.source": "official", "data.separation": "time"})
     prepare(run, lambda spec: recording_chat())
@@ -155,7 +149,7 @@ def test_a_corrected_output_reaches_the_stages_after_this_one_though_no_answer_c
     for changes in ({}, {"dev": {"output": "5"}}, {"train": {"output": "5"}}):
         run = new_run({"data.source": lamp_folder_of(tmp_path, **changes)})
         prepare(run, lambda spec: recording_chat())
-        found.append([{k: fingerprint(v) for k, v in of(run).items()} for of in (prepared_inputs, train_split)])
+        found.append([{k: fingerprint(v) for k, v in of(run).items()} for of in (prepared_inputs, train_inputs)])
     (first, trained), (later, still), (last, other) = found
     assert first["generic"] == later["generic"]
     assert first != later != last

@@ -14,11 +14,12 @@ from transformers import AutoTokenizer
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
+from rpo_kit.models.chat import Completion
+from rpo_kit.models.local import LoadedModel
+from rpo_kit.models.open import open_chat_for
 from rpo_kit.rewriting import reflection
-from rpo_kit.rewriting.chat import Completion, open_chat_of
 from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.rewriting.prepare import load_prepared, prepare
-from rpo_kit.rewriting.reflection import LoadedModel
 from rpo_kit.runs import read_records
 from rpo_kit.study import demo
 from rpo_kit.training.synthesis import synthesize
@@ -41,7 +42,7 @@ def test_no_request_to_the_base_model_contains_profile_text(new_run, endpoint, t
     examples = load_prepared(run, "train") + load_prepared(run, "dev")
     module = LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 4096)
     monkeypatch.setattr(reflection, "generate", lambda m, asked, **_: [Completion("", True, 1, 1)] * len(asked))
-    whole = Personalizer(open_chat_of(run, run.preset.base), module, task)
+    whole = Personalizer(open_chat_for(run, run.preset.base), module, task)
     for _ in whole.each((example["input"], example["profile"]) for example in examples):
         pass
     asked = [body["messages"] for body in endpoint.requests]
@@ -124,8 +125,8 @@ prepare(run)
 synthesize(run)
 load_prepared(run, "dev")[0]
 # ---
-from rpo_kit.rewriting.chat import open_chat_of
-open_chat_of(run, run.preset.base).complete([[{"role": "user", "content": "refuse"}]], max_new_tokens=2)
+from rpo_kit.models.open import open_chat_for
+open_chat_for(run, run.preset.base).complete([[{"role": "user", "content": "refuse"}]], max_new_tokens=2)
 """
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpo_kit.rewriting.prompts import fill, harmless, load, prompt_fingerprints
+from rpo_kit.rewriting.prompts import escape_tags, fill, load, prompt_fingerprints
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,14 @@ from rpo_kit.rewriting.prompts import fill, harmless, load, prompt_fingerprints
     ],
 )
 def test_only_what_could_act_as_a_tag_or_a_turn_loses_its_bracket(text, shown):
-    assert harmless(text) == shown
+    assert escape_tags(text) == shown
 
 
 @given(st.text())
 def test_making_harmless_deletes_nothing_and_is_done_once(text):
-    assert len(harmless(text)) == len(text)
-    assert harmless(harmless(text)) == harmless(text)
-    assert "<|" not in harmless(text)
+    assert len(escape_tags(text)) == len(text)
+    assert escape_tags(escape_tags(text)) == escape_tags(text)
+    assert "<|" not in escape_tags(text)
 
 
 def test_values_are_inserted_as_they_are_and_never_read_as_a_template_again():

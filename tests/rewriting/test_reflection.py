@@ -10,17 +10,9 @@ import torch
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
-from rpo_kit.rewriting import sampling
-from rpo_kit.rewriting.reflection import (
-    LoadedModel,
-    _cut,
-    fitting_messages,
-    generate,
-    load_reflection,
-    load_trainable,
-    prompt_tokens,
-    reflection_messages,
-)
+from rpo_kit.models import sampling
+from rpo_kit.models.local import LoadedModel, generate, load_trainable, prompt_tokens
+from rpo_kit.rewriting.reflection import _cut, fitting_messages, load_reflection, reflection_messages
 
 TASK = get_task("LaMP-3")
 QUERY = TASK.make_input(text="The lid leaks.")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpo_kit.errors import KitError
-from rpo_kit.rewriting.prompts import harmless
+from rpo_kit.rewriting.prompts import escape_tags
 from rpo_kit.rewriting.trajectory import Trajectory, complaint_about, complaints, parse, render
 
 GOOD = "<observe>[1] reads 2, gave 1: harsh</observe>\n<plan>reads 3, harsh: give 2</plan>\n<rewrite>2</rewrite>"
@@ -16,7 +16,7 @@ PIECES = st.lists(
     | st.text(max_size=5),
     max_size=16,
 ).map("".join)
-SECTION = st.text(min_size=1, max_size=40).map(harmless).filter(lambda text: text == text.strip() != "")
+SECTION = st.text(min_size=1, max_size=40).map(escape_tags).filter(lambda text: text == text.strip() != "")
 
 
 def test_the_three_parts_are_read():
@@ -69,7 +69,7 @@ def test_parsing_never_raises_and_gives_either_a_trajectory_or_a_complaint(text)
 def test_a_huge_text_of_half_tags_is_read_at_once(text):
     """Backtracking would take hours for the first one."""
     assert parse(text).trajectory is None
-    assert len(harmless(text)) == len(text)
+    assert len(escape_tags(text)) == len(text)
 
 
 @given(PIECES)
@@ -103,8 +103,10 @@ def test_a_trajectory_that_would_not_be_read_back_is_not_written(trajectory, why
 
 @given(st.text() | PIECES, PIECES)
 def test_text_of_a_user_copied_into_observations_and_plan_cannot_become_the_rewrite(item, query):
-    """The module may quote its history word for word: what it read has passed through `harmless`."""
-    text = f"<observe>[1] {harmless(item)}</observe><plan>. {harmless(query)}</plan><rewrite>the rewrite</rewrite>"
+    """The module may quote its history word for word: what it read has passed through `escape_tags`."""
+    text = (
+        f"<observe>[1] {escape_tags(item)}</observe><plan>. {escape_tags(query)}</plan><rewrite>the rewrite</rewrite>"
+    )
     assert parse(text).trajectory is not None
     assert parse(text).trajectory.rewrite == "the rewrite"
 
@@ -122,8 +124,8 @@ def test_text_of_a_user_copied_into_observations_and_plan_cannot_become_the_rewr
     ],
 )
 def test_instructions_tags_and_code_fences_in_a_profile_are_only_text(attack):
-    text = f"<observe>[1] says {harmless(attack)}</observe>\n<plan>keep</plan>\n<rewrite>2</rewrite>"
-    assert parse(text).trajectory == Trajectory(f"[1] says {harmless(attack)}".strip(), "keep", "2")
+    text = f"<observe>[1] says {escape_tags(attack)}</observe>\n<plan>keep</plan>\n<rewrite>2</rewrite>"
+    assert parse(text).trajectory == Trajectory(f"[1] says {escape_tags(attack)}".strip(), "keep", "2")
 
 
 def test_cited_items_are_the_bracketed_numbers_in_order_of_first_mention():

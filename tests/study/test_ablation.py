@@ -18,7 +18,7 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, stage, write_text
 from rpo_kit.study import ablation
 from rpo_kit.study.ablation import export_figure_data, export_results, score_cell, sweep
-from rpo_kit.study.tables import references
+from rpo_kit.study.statistics import references
 
 ARMS = ("fixed-2", "progressive")
 

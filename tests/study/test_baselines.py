@@ -9,9 +9,9 @@ import pytest
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.rewriting.chat import Completion, LocalChat
+from rpo_kit.models.chat import Completion
+from rpo_kit.models.local import LoadedModel, LocalChat, prompt_tokens
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.reflection import LoadedModel, prompt_tokens
 from rpo_kit.study.baselines import answer_with_summary, copy_nearest, inject_context, is_defined, majority, shots_of
 
 RATINGS, MOVIES, HEADLINES = get_task("LaMP-3"), get_task("LaMP-2"), get_task("LaMP-4")

@@ -13,14 +13,14 @@ from fakes import completion, error, last
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import score_files
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.models.chat import Completion
+from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting import prompts, reflection
-from rpo_kit.rewriting.chat import Completion
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.runs import read_records, require, write_text
 from rpo_kit.study import demo, evaluation
 from rpo_kit.study.evaluation import chosen_systems, evaluate, evaluate_inputs, predict, rewrite
-from rpo_kit.study.tables import bootstrap_interval, compared, copy_rate, metrics_table, paired_table, references
-from rpo_kit.training.inputs import rl_inputs, synthesize_inputs
+from rpo_kit.study.statistics import bootstrap_interval, compared, copy_rate, metrics_table, paired_table, references
 
 RATINGS = get_task("LaMP-3")
 
@@ -244,7 +244,7 @@ def test_a_system_asks_the_base_model_with_what_its_name_says(
 ):
     run = prepared({"evaluation.shots": 2})
     base = recording_chat(lambda conversation: "Likes lids." if "typical" in conversation[0]["content"] else "4")
-    monkeypatch.setattr(evaluation, "open_chat_of", lambda of, spec: base)
+    monkeypatch.setattr(evaluation, "open_chat_for", lambda of, spec: base)
     rows = load_prepared(run, "dev")
     found = predict(run, system, rows, tmp_path, None)
     asked = [conversation[0]["content"] for conversation in base.asked]
@@ -407,8 +407,8 @@ def test_more_dev_users_are_evaluated_and_nothing_is_trained_anew(trained, prepa
 def test_a_prompt_that_was_edited_makes_what_used_it_stale(trained, monkeypatch):
     run = trained()
     monkeypatch.setattr(prompts, "load", lambda name: f"another {name}")
-    assert require(run, "synthesize", **synthesize_inputs(run)), "rules ask nobody"
+    assert require(run, "synthesize", **inputs_of(run, "synthesize")), "rules ask nobody"
     with pytest.raises(KitError, match=r"'sft' .* \(prompts changed\)"):
-        rl_inputs(run)
+        inputs_of(run, "rl")
     assert "pag" in evaluate_inputs(run, ["pag-1"]), "the only ones that read a summary"
     assert "pag" not in evaluate_inputs(run, ["base"])

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from rpo_kit.lamp.personas import build
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.study import pages, widgets
+from rpo_kit.study import html, widgets
 
 TASK = get_task("LaMP-3")
 
@@ -29,72 +29,72 @@ def accepted(example, item=0):
     return record(example, item, observe="[1] reads 2, gave 1: harsh", plan="give 2", rewrite="2")
 
 
-# ---- pages --------------------------------------------------------------------------------------------------------
+# ---- html --------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_user_wrote_is_shown_and_never_interpreted(examples):
     item = {"id": "9", "text": "<script>alert(1)</script>", "score": "1"}
-    assert "<script>" not in pages.item_lines(TASK, [item])
-    assert "&lt;script&gt;" in pages.item_lines(TASK, [item])
-    assert "<b>x</b>" not in pages.show_table(pd.DataFrame({"a": ["<b>x</b>"]})).data
-    assert "<i>" not in pages.tokens_html("<i>", "<i>")
+    assert "<script>" not in html.item_lines(TASK, [item])
+    assert "&lt;script&gt;" in html.item_lines(TASK, [item])
+    assert "<b>x</b>" not in html.show_table(pd.DataFrame({"a": ["<b>x</b>"]})).data
+    assert "<i>" not in html.tokens_html("<i>", "<i>")
 
 
 def test_items_are_numbered_by_their_place_in_the_ranking(examples):
-    lines = pages.item_lines(TASK, examples[0]["profile"][:2], first=4)
+    lines = html.item_lines(TASK, examples[0]["profile"][:2], first=4)
     assert "[4] " in lines
     assert "[5] " in lines
-    assert pages.item_lines(TASK, []) == "<i>no items</i>"
+    assert html.item_lines(TASK, []) == "<i>no items</i>"
 
 
 def test_items_which_every_method_finds_are_bold(examples):
-    both = pages.retrieved_html(TASK, examples[0], ["recency", "recency"], k=2)
+    both = html.retrieved_html(TASK, examples[0], ["recency", "recency"], k=2)
     assert both.count("<b>[") == 2
-    whole_profile = pages.retrieved_html(TASK, examples[0], ["recency", "random"], k=5)
+    whole_profile = html.retrieved_html(TASK, examples[0], ["recency", "random"], k=5)
     assert whole_profile.count("<b>[") == 10
 
 
 def test_a_trajectory_stands_beside_its_items_and_the_hidden_habit(examples):
-    shown = pages.trajectory_html(TASK, accepted(examples[0]), examples[0])
+    shown = html.trajectory_html(TASK, accepted(examples[0]), examples[0])
     for part in ("accepted", "reads 2, gave 1: harsh", examples[0]["facts"]["habit"]["name"], "give 2"):
         assert part in shown
     rejected = record(examples[0], 0, text="", reason="no tags")
-    assert "rejected: no tags" in pages.trajectory_html(TASK, rejected, examples[0])
+    assert "rejected: no tags" in html.trajectory_html(TASK, rejected, examples[0])
 
 
 def test_the_habit_of_a_lamp_user_is_unknown(examples):
-    assert pages.hidden_habit(examples[0] | {"facts": {}}) == "unknown (no personas)"
+    assert html.hidden_habit(examples[0] | {"facts": {}}) == "unknown (no personas)"
 
 
 def test_the_comparison_scores_each_system_for_each_user(examples):
     golds = [example["output"] for example in examples]
-    table = pages.comparison_table(TASK, examples, {"right": golds, "none": ["?"] * 3})
+    table = html.comparison_table(TASK, examples, {"right": golds, "none": ["?"] * 3})
     assert table["right score"].tolist() == [1.0, 1.0, 1.0]
     assert (table["none score"] < 1).all()
 
 
 def test_the_habit_check_counts_kept_and_rejected(examples):
     example, facts = examples[0], examples[0]["facts"]
-    rules = pages.persona("LaMP-3")
+    rules = html.persona("LaMP-3")
     shows = [
         rules.shown_habit(item, facts["items"][item["id"]]) == facts["habit"]["name"] for item in example["profile"]
     ]
     records = [
         accepted(example, n) if show else record(example, n, reason="x", text="") for n, show in enumerate(shows)
     ]
-    table = pages.habit_check(TASK, records, {example["id"]: example})
+    table = html.habit_check(TASK, records, {example["id"]: example})
     assert table["kept"].tolist() == [sum(shows), 0]
     assert table["rejected"].tolist() == [0, len(shows) - sum(shows)]
 
 
 def test_the_preset_table_counts_what_costs_time():
-    table = pages.preset_table().set_index("preset")
+    table = html.preset_table().set_index("preset")
     assert table.loc["tiny", "SFT sequences"] == 3 * 2 * 1
     assert table.loc["tiny", "RL completions"] == 2 * 1 * 2
 
 
 def test_tables_show_numbers_to_three_places_and_nothing_for_what_is_missing():
-    shown = pages.show_table(pd.DataFrame({"score": [0.12345, None], "kept": [True, False]}), "a caption").data
+    shown = html.show_table(pd.DataFrame({"score": [0.12345, None], "kept": [True, False]}), "a caption").data
     for part in ("a caption", ">0.123<", ">yes<", ">no<"):
         assert part in shown
     assert "nan" not in shown
@@ -174,7 +174,7 @@ def test_trajectories_are_paged_through_by_clicking(examples):
     assert "1 of 2" in browser.page.value
     browser.on.click()
     assert "2 of 2" in browser.page.value
-    assert pages.item_lines(TASK, examples[1]["profile"][:1]) in browser.page.value
+    assert html.item_lines(TASK, examples[1]["profile"][:1]) in browser.page.value
     browser.on.click()  # the last page stays
     assert "2 of 2" in browser.page.value
     browser.back.click()
@@ -204,7 +204,7 @@ def test_the_user_browser_follows_user_method_and_k(examples):
     assert examples[2]["user_id"] in browser.page.value
     browser.methods.value = ("recency",)
     browser.k.value = 5
-    assert browser.page.value == pages.retrieved_html(TASK, examples[2], ["recency"], 5)
+    assert browser.page.value == html.retrieved_html(TASK, examples[2], ["recency"], 5)
     browser.methods.value = ()
     assert "at least one retrieval method" in browser.page.value
 
@@ -218,14 +218,14 @@ def test_k_cannot_exceed_the_longest_profile(examples):
 
 def test_outcomes_are_counted_with_their_shares(examples):
     good = [accepted(examples[0])] * 2 + [accepted(examples[0]) | {"complaint": "no tags"}]
-    table = pages.acceptance_table(good, [record(examples[0], 0, text="", reason="no tags")]).set_index("outcome")
+    table = html.acceptance_table(good, [record(examples[0], 0, text="", reason="no tags")]).set_index("outcome")
     assert table["count"].to_dict() == {"accepted": 2, "accepted at the second attempt": 1, "no tags": 1}
     assert table["share"].to_dict() == {"accepted": 0.5, "accepted at the second attempt": 0.25, "no tags": 0.25}
 
 
 def test_lengths_and_cited_items_are_told_as_smallest_median_largest(examples):
     long = accepted(examples[0]) | {"observe": "[1] a\n[2] d", "plan": "give 2 at once"}
-    table = pages.trajectory_table([accepted(examples[0]), long]).set_index("")
+    table = html.trajectory_table([accepted(examples[0]), long]).set_index("")
     assert table.loc["words in observe"].tolist() == [4, 5, 6]
     assert table.loc["words in plan"].tolist() == [2, 3, 4]
     assert table.loc["items cited"].tolist() == [1, 1.5, 2]
@@ -233,5 +233,5 @@ def test_lengths_and_cited_items_are_told_as_smallest_median_largest(examples):
 
 def test_a_second_attempt_and_a_corrected_rewrite_are_said_on_the_page(examples):
     changed = accepted(examples[0]) | {"complaint": "no tags", "wrote": "2!"}
-    shown = pages.trajectory_html(TASK, changed, examples[0])
+    shown = html.trajectory_html(TASK, changed, examples[0])
     assert "at the second attempt (the first one: no tags); the teacher wrote &#x27;2!&#x27;" in shown

@@ -7,8 +7,8 @@ from datasets import Dataset
 from transformers import Trainer
 
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.models.local import LoadedModel
 from rpo_kit.presets import RLSettings
-from rpo_kit.rewriting.reflection import LoadedModel
 from rpo_kit.training import progress, reinforce
 from rpo_kit.training import rewards as rewards_module
 

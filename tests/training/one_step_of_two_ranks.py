@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from one_step import adapter_of, train_one_step
 
+from rpo_kit.models.local import load_trainable
 from rpo_kit.presets import ModelSettings
-from rpo_kit.rewriting.reflection import load_trainable
 
 
 def main(llama: str, folder: Path) -> None:

@@ -19,7 +19,7 @@ def main(llama: str, folder: Path) -> None:
     _patch_trl_rl_trainers("grpo_trainer")
     from one_step import adapter_of, train_one_step
 
-    from rpo_kit.rewriting.reflection import LoadedModel
+    from rpo_kit.models.local import LoadedModel
     from rpo_kit.training import reinforce
 
     reinforce.shares_prefix = lambda model: False  # as on a GPU

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from rpo_kit.rewriting import reflection
+from rpo_kit.models import local
 from rpo_kit.runs import existing_run
 from rpo_kit.training import progress
 from rpo_kit.training.reinforce import train_rl
@@ -12,7 +12,7 @@ from rpo_kit.training.sft import train_sft
 
 
 def main(root: Path) -> None:
-    reflection._unsloth()
+    local._unsloth()
     progress.precision = lambda: {"bf16": False, "fp16": False}
     run, seen = existing_run("r", root), []
     train_sft(run, seen.append)

@@ -31,10 +31,10 @@ from safetensors.torch import load_file
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.models import local
+from rpo_kit.models.local import LoadedModel, load_trainable
 from rpo_kit.presets import RLSettings, get_preset
-from rpo_kit.rewriting import reflection
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.reflection import LoadedModel, load_trainable
 from rpo_kit.runs import Run
 from rpo_kit.training import progress, reinforce
 from rpo_kit.training import rewards as rewards_module
@@ -67,7 +67,7 @@ MANY_ENDS = list(range(2, 400, 12))  # so many end tokens that completions have 
 
 @pytest.fixture(autouse=True)
 def unsloth_first_and_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    reflection._unsloth()
+    local._unsloth()
     monkeypatch.setattr(progress, "precision", lambda: {"bf16": False, "fp16": False})
 
 
@@ -438,7 +438,7 @@ def test_prompts_that_are_too_long_are_shortened_and_counted(prepared, policy, c
     run, settings = prepared(), RLSettings(steps=5, prompts_per_step=1, max_new_tokens=24)
 
     def lengths(rows: Dataset) -> list[int]:
-        return [reflection.prompt_tokens(policy.tokenizer, prompt) for prompt in rows["prompt"]]
+        return [local.prompt_tokens(policy.tokenizer, prompt) for prompt in rows["prompt"]]
 
     full = lengths(rl_dataset(run, policy, settings))
     assert "shortened" not in capsys.readouterr().out

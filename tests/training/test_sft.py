@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.models import local
+from rpo_kit.models.local import load_trainable
 from rpo_kit.presets import ModelSettings, SFTSettings
-from rpo_kit.rewriting import reflection
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.reflection import load_trainable, reflection_messages
+from rpo_kit.rewriting.reflection import reflection_messages
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, read_records
 from rpo_kit.training import sft
@@ -26,7 +27,7 @@ from rpo_kit.training.synthesis import synthesize
 
 @pytest.fixture(autouse=True)
 def unsloth_first() -> None:
-    reflection._unsloth()
+    local._unsloth()
 
 
 @pytest.fixture

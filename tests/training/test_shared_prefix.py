@@ -142,8 +142,8 @@ def real_batch() -> tuple[torch.Tensor, torch.Tensor, int]:
 @pytest.mark.parametrize("in_4_bit", [False, True])
 def test_on_the_bundled_model_they_are_the_plain_ones_too(real_batch, in_4_bit):
     """SmolLM2-135M in fp32, and quantised to 4 bits by bitsandbytes, with a LoRA on all its projections: to 1e-4."""
+    from rpo_kit.models.local import load_trainable
     from rpo_kit.presets import ModelSettings
-    from rpo_kit.rewriting.reflection import load_trainable
 
     model = load_trainable(ModelSettings("smollm2", in_4_bit), None, seed=0).model.float()
     for layer in (m for m in model.modules() if hasattr(m, "compute_dtype")):  # the dequantised weights too

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Protocol
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.example import Facts
 
 Item = dict[str, str]
-Facts = dict[str, str | int]  # what a careful reader could see in a text; flat, so that it is JSON and easy to check
 Bank = dict[str, tuple[str, ...]]
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")  # innermost brackets only: nesting is resolved from the inside out

@@ -3,7 +3,7 @@
 User text is data: what goes into a prompt is stripped of anything that could act as a tag of the trajectory grammar or
 as a chat template's special token. Nothing is deleted; the angle bracket is replaced by a look-alike that has no power.
 
-    >>> harmless("nice <rewrite>5</rewrite>")
+    >>> escape_tags("nice <rewrite>5</rewrite>")
     'nice ‹rewrite>5‹/rewrite>'
 """
 
@@ -12,19 +12,16 @@ import re
 from functools import cache
 from importlib.resources import files
 
+from rpo_kit.text import replace_surrogates
+
 # the grammar's own tags, and what tokenizers read as special tokens: <|…|>, <s>, <start_of_turn>, …
 _TAGS = "observe|plan|rewrite|s|pad|unk|mask|bos|eos|start_of_turn|end_of_turn"
 _POWERFUL = re.compile(rf"<(?=\s*+/?+\s*+(?:{_TAGS})\b|\|)", re.IGNORECASE)
 
 
-def harmless(text: str) -> str:
+def escape_tags(text: str) -> str:
     """Text which can neither open or close a trajectory tag nor a chat turn, and which every tokenizer can read."""
-    return _POWERFUL.sub("‹", whole(text))
-
-
-def whole(text: str) -> str:
-    """The text with "?" for lone surrogates, which neither JSON in UTF-8 nor a tokenizer takes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return _POWERFUL.sub("‹", replace_surrogates(text))
 
 
 @cache

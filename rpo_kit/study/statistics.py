@@ -14,11 +14,11 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores, is_parseable, score
 from rpo_kit.lamp.personas import oracle, persona
-from rpo_kit.lamp.retrieval import take
+from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
-from rpo_kit.rewriting.prepare import Example
 from rpo_kit.runs import Run
 from rpo_kit.study.baselines import Record
 
@@ -36,7 +36,7 @@ def references(task: Task, examples: list[Example], shots: int) -> dict[str, np.
         return {}
     rules, golds = persona(task.name), [example["output"] for example in examples]
     guesses = [[rules.apply(habit, e["facts"]["query"]) for e in examples] for habit in rules.HABITS]
-    followed = [oracle.predict(task.name, e, take(e, e["ranking"], shots)) for e in examples]
+    followed = [oracle.predict(task.name, e, top_k(e, e["ranking"], shots)) for e in examples]
     expected = np.mean([example_scores(task, golds, guess) for guess in guesses], axis=0)
     return {"any habit": expected, "oracle": example_scores(task, golds, followed)}
 
@@ -104,7 +104,7 @@ def copy_rate(task: Task, examples: list[Example], predictions: Sequence[str], s
     if task.kind != "generation":
         return 0.0
     copied = [
-        prediction.strip() in {item[task.gold_field].strip() for item in take(example, example["ranking"], shots)}
+        prediction.strip() in {item[task.gold_field].strip() for item in top_k(example, example["ranking"], shots)}
         for example, prediction in zip(examples, predictions, strict=True)
     ]
     return float(np.mean(copied))

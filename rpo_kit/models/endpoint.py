@@ -22,23 +22,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rpo_kit.places import OPENAI, Place
+from rpo_kit.model_spec import OPENAI, EndpointSpec
+from rpo_kit.models.budget import BudgetReached, Ledger, Spending, bound, expected
+from rpo_kit.models.cache import AnswerCache, answer_key, open_database
+from rpo_kit.models.chat import Completion, Conversation
+from rpo_kit.models.keys import key_in, without_key
+from rpo_kit.models.retry import Fault, NoAnswers, Status, charged, fault_of, read_completion, unsent, wait_before
 from rpo_kit.presets import EndpointSettings
-from rpo_kit.rewriting.budget import BudgetReached, Ledger, Spending, bound, expected
-from rpo_kit.rewriting.cache import AnswerCache, answer_key, open_database
-from rpo_kit.rewriting.chat import Completion, Conversation
-from rpo_kit.rewriting.keys import key_in, without_key
-from rpo_kit.rewriting.prompts import whole
-from rpo_kit.rewriting.retry import (
-    Fault,
-    NoAnswers,
-    Status,
-    charged,
-    fault_of,
-    read_completion,
-    unsent,
-    wait_before,
-)
+from rpo_kit.text import replace_surrogates
 
 _WAITING = 256  # finished answers that may wait to be taken
 for _library in ("httpcore", "httpcore2"):  # as "debug" they log headers, and a server may repeat the key
@@ -70,7 +61,7 @@ class EndpointChat:
     """A model at an endpoint. `answers` holds the cache, `account` what a run has spent; in memory where it is None."""
 
     def __init__(
-        self, place: Place, settings: EndpointSettings | None = None, answers: Any = None, account: Any = None
+        self, place: EndpointSpec, settings: EndpointSettings | None = None, answers: Any = None, account: Any = None
     ) -> None:
         self.place, self.settings = place, settings or EndpointSettings()
         self.name = f"{place.url}#{place.model}" if place.url else f"openai:{place.model}"
@@ -103,6 +94,15 @@ class EndpointChat:
             work.result()
         if round_.stop:
             raise round_.stop
+
+    @contextmanager
+    def reporting_cost(self, conversations: Sequence[Conversation], max_new_tokens: int) -> Iterator[None]:
+        """Print the estimated cost on entry and the actual cost on exit, even if interrupted."""
+        print(self.estimate(conversations, max_new_tokens))
+        try:
+            yield
+        finally:
+            print(self.actual())
 
     def estimate(self, conversations: Iterable[Conversation], max_new_tokens: int, temperature: float = 0.0) -> str:
         """What asking will cost, in a line; what the cache holds costs nothing."""
@@ -209,7 +209,7 @@ class EndpointChat:
             async with asyncio.timeout(self.settings.timeout):  # a server that drips a byte a minute is late too
                 answer = await round_.client.chat.completions.create(
                     model=self.place.model,
-                    messages=[{"role": m["role"], "content": whole(m["content"])} for m in messages],
+                    messages=[{"role": m["role"], "content": replace_surrogates(m["content"])} for m in messages],
                     **self._sent(round_.sampling),
                 )
         except (TimeoutError, openai.APITimeoutError) as error:

@@ -12,7 +12,7 @@ import getpass
 import os
 
 from rpo_kit.errors import KitError
-from rpo_kit.places import OPENAI
+from rpo_kit.model_spec import OPENAI
 
 _TOO_SHORT = 6  # letters; a shorter "key" would blot out ordinary words
 

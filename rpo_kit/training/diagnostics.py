@@ -3,7 +3,7 @@
 The reward alone does not tell: it can rise because the policy copies the history, and stand still because no group has
 any variance. Read from the rows of `rl/log.csv`; the thresholds are ours. Left out: what only a held-out metric shows.
 
-    >>> complaints([{"step": n, "reward": 0.5, "kl": 0.0, "frac_reward_zero_std": 0.9} for n in range(1, 9)])
+    >>> diagnose([{"step": n, "reward": 0.5, "kl": 0.0, "frac_reward_zero_std": 0.9} for n in range(1, 9)])
     {'frac_reward_zero_std': '90 % of the groups of the last 5 steps had no variance, so their prompts taught nothing: …
 """
 
@@ -59,7 +59,7 @@ _ABOVE = {
 _DRIFT = 1.6  # ours: how many times longer or shorter than at the start completions may get
 
 
-def complaints(rows: Rows) -> dict[str, str]:
+def diagnose(rows: Rows) -> dict[str, str]:
     """What is wrong by now, one sentence a column; {} for a healthy run and for the first few steps."""
     if len(rows) < WINDOW:
         return {}
@@ -71,12 +71,12 @@ def complaints(rows: Rows) -> dict[str, str]:
     return found | _drift(rows) | _standstill(rows)
 
 
-def speak(on_log: OnLog | None = None) -> OnLog:
+def warn_on_log(on_log: OnLog | None = None) -> OnLog:
     """A log hook that prints each complaint once, when it first holds, and passes the rows on to `on_log`."""
     said: set[str] = set()
 
     def listen(rows: list[dict[str, float]]) -> None:
-        for column, sentence in complaints(rows).items():
+        for column, sentence in diagnose(rows).items():
             if column not in said:
                 tqdm.write(f"step {rows[-1]['step']:.0f}: {sentence}")
             said.add(column)

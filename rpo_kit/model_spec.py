@@ -4,8 +4,8 @@ Such strings are settings: they are stored in `run.json`, in notebooks and in th
 like a key or a password in one of them is refused, in a sentence that does not repeat it, before anything is written.
 What follows an @ must be the name of a variable; digits alone are a version, as in `claude-3-5-sonnet@20240620`.
 
-    >>> place_of("http://localhost:8000/v1#my-model@MY_KEY")
-    Place(url='http://localhost:8000/v1', model='my-model', variable='MY_KEY')
+    >>> parse_spec("http://localhost:8000/v1#my-model@MY_KEY")
+    EndpointSpec(url='http://localhost:8000/v1', model='my-model', variable='MY_KEY')
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REMEDY = (
 
 
 @dataclass(frozen=True)
-class Place:
+class EndpointSpec:
     """A model at an endpoint; `url` is "" for OpenAI's own, `variable` holds the key ("" where none is sent)."""
 
     url: str
@@ -36,16 +36,16 @@ class Place:
     variable: str
 
 
-def place_of(spec: str) -> Place | None:
+def parse_spec(spec: str) -> EndpointSpec | None:
     """The endpoint that `spec` names, or None; KitError where it, or OPENAI_BASE_URL, seems to hold a secret."""
     refuse_secrets(spec)
     if spec.startswith("openai:") and len(spec) > len("openai:"):
         url = os.environ.get("OPENAI_BASE_URL", "")
         if url:
             _check_address(url, "OPENAI_BASE_URL")
-        return Place(url, spec.removeprefix("openai:"), OPENAI)
+        return EndpointSpec(url, spec.removeprefix("openai:"), OPENAI)
     found = _URL_FORM.fullmatch(spec)
-    return Place(found["url"], found["model"], found["variable"] or "") if found else None
+    return EndpointSpec(found["url"], found["model"], found["variable"] or "") if found else None
 
 
 def refuse_secrets(spec: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from random_models import KINDS, random_model
 
-from rpo_kit.rewriting.sampling import draw, sample_groups, until_end
+from rpo_kit.models.sampling import draw, sample_groups, until_end
 
 
 def test_greedy_groups_write_what_separate_prompts_write(llama):
@@ -47,8 +47,8 @@ def test_each_sampled_completion_reads_its_own_tokens_and_no_others(kind, shared
 @pytest.mark.slow
 @pytest.mark.parametrize("in_4_bit", [False, True])
 def test_so_it_does_on_the_bundled_model(in_4_bit):
+    from rpo_kit.models.local import load_trainable
     from rpo_kit.presets import ModelSettings
-    from rpo_kit.rewriting.reflection import load_trainable
 
     model = load_trainable(ModelSettings("smollm2", in_4_bit), None, seed=0).model.float()
     for layer in (m for m in model.modules() if hasattr(m, "compute_dtype")):  # the dequantised weights too

@@ -4,7 +4,7 @@ import pytest
 
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.trajectory import Trajectory
-from rpo_kit.training.gates import RULES, Gates, gives_away, matches, reason_against
+from rpo_kit.training.filters import RULES, Filters, leaks_gold, matches, rejection_reason
 
 HEADLINES, RATINGS, MOVIES, CITATIONS = (get_task(name) for name in ("LaMP-4", "LaMP-3", "LaMP-2", "LaMP-1"))
 TITLE = "Why the old bandstand lost its director"
@@ -18,7 +18,7 @@ EXAMPLE = {
 
 def reason(rewrite=TITLE, observe="[3] title opens with Why", plan="open with Why", gates=None):
     trajectory = Trajectory(observe, plan, rewrite)
-    return reason_against(HEADLINES, EXAMPLE, [(3, ITEM)], trajectory, gates or Gates())
+    return rejection_reason(HEADLINES, EXAMPLE, [(3, ITEM)], trajectory, gates or Filters())
 
 
 def test_a_trajectory_that_passes_every_gate_has_no_reason_against_it():
@@ -43,8 +43,8 @@ def test_each_gate_names_its_reason(changed, why):
 def test_a_copy_of_a_shown_item_teaches_copying():
     example = EXAMPLE | {"output": "Why the bridge closes on Monday"}
     trajectory = Trajectory("[3] title opens with Why", "open with Why", example["output"])
-    assert reason_against(HEADLINES, example, [(3, ITEM)], trajectory, Gates()) == "copies a history item"
-    assert reason_against(HEADLINES, example, [(3, ITEM)], trajectory, RULES) is None
+    assert rejection_reason(HEADLINES, example, [(3, ITEM)], trajectory, Filters()) == "copies a history item"
+    assert rejection_reason(HEADLINES, example, [(3, ITEM)], trajectory, RULES) is None
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,15 @@ def test_at_a_threshold_of_one_a_text_must_match_word_for_word():
 
 def test_words_that_stand_in_the_history_or_the_query_give_nothing_away():
     example = EXAMPLE | {"output": "Bridge closes on Monday, director leaves"}
-    assert not gives_away(HEADLINES, example, [ITEM], "[3] writes: Why the bridge closes on Monday")
-    assert gives_away(HEADLINES, example, [ITEM], "[3] would write: closes on Monday, director leaves")
+    assert not leaks_gold(HEADLINES, example, [ITEM], "[3] writes: Why the bridge closes on Monday")
+    assert leaks_gold(HEADLINES, example, [ITEM], "[3] would write: closes on Monday, director leaves")
 
 
 def test_a_short_output_is_given_away_by_being_named():
     example = {"input": MOVIES.make_input(text="A heist."), "output": "dark comedy", "generic": "action"}
     shown = [{"id": "1", "description": "A chase.", "tag": "comedy"}]
-    assert gives_away(MOVIES, example, shown, "[1] likes dark comedy")
-    assert not gives_away(MOVIES, example, shown, "[1] tagged comedy")
+    assert leaks_gold(MOVIES, example, shown, "[1] likes dark comedy")
+    assert not leaks_gold(MOVIES, example, shown, "[1] tagged comedy")
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_a_short_output_is_given_away_by_being_named():
     ],
 )
 def test_figures_stand_for_other_things_too_so_only_speaking_of_the_answer_counts(task, output, observe, given):
-    assert gives_away(task, {"input": "", "output": output, "generic": ""}, [], observe) is given
+    assert leaks_gold(task, {"input": "", "output": output, "generic": ""}, [], observe) is given

@@ -14,7 +14,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import prepare
 from rpo_kit.runs import open_run, write_text
 from rpo_kit.study.evaluation import evaluate
-from rpo_kit.study.scores import scores_of_files, scores_of_run
+from rpo_kit.study.score_report import scores_of_files, scores_of_run
 
 SYSTEMS = ["base", "majority", "copy-nearest"]
 

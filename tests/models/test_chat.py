@@ -12,10 +12,12 @@ import pytest
 from fakes import Endpoint, Reply, completion, error
 
 from rpo_kit.errors import KitError
-from rpo_kit.places import Place, place_of
+from rpo_kit.model_spec import EndpointSpec, parse_spec
+from rpo_kit.models import keys, local
+from rpo_kit.models.chat import Completion, stream_completions
+from rpo_kit.models.local import LocalChat
+from rpo_kit.models.open import open_chat
 from rpo_kit.presets import EndpointSettings
-from rpo_kit.rewriting import keys, reflection
-from rpo_kit.rewriting.chat import Completion, LocalChat, as_they_come, open_chat
 
 KEY = "sk-not-a-real-key-0123456789"
 
@@ -137,16 +139,19 @@ def test_a_server_that_repeats_the_key_does_not_get_it_into_an_answer_or_a_failu
 @pytest.mark.parametrize(
     ("spec", "place"),
     [
-        ("http://localhost:8000/v1#my-model", Place("http://localhost:8000/v1", "my-model", "")),
-        ("https://h/v1#org/m:free@SOME_KEY", Place("https://h/v1", "org/m:free", "SOME_KEY")),
-        ("https://h/v1#@cf/meta/llama", Place("https://h/v1", "@cf/meta/llama", "")),
-        ("https://h/v1#claude@20240620", Place("https://h/v1", "claude@20240620", "")),
-        ("http://[::1]:8000/v1#claude@20240620@A_KEY", Place("http://[::1]:8000/v1", "claude@20240620", "A_KEY")),
-        ("openai:gpt-4o-mini", Place("", "gpt-4o-mini", "OPENAI_API_KEY")),
+        ("http://localhost:8000/v1#my-model", EndpointSpec("http://localhost:8000/v1", "my-model", "")),
+        ("https://h/v1#org/m:free@SOME_KEY", EndpointSpec("https://h/v1", "org/m:free", "SOME_KEY")),
+        ("https://h/v1#@cf/meta/llama", EndpointSpec("https://h/v1", "@cf/meta/llama", "")),
+        ("https://h/v1#claude@20240620", EndpointSpec("https://h/v1", "claude@20240620", "")),
+        (
+            "http://[::1]:8000/v1#claude@20240620@A_KEY",
+            EndpointSpec("http://[::1]:8000/v1", "claude@20240620", "A_KEY"),
+        ),
+        ("openai:gpt-4o-mini", EndpointSpec("", "gpt-4o-mini", "OPENAI_API_KEY")),
     ],
 )
 def test_a_string_names_server_model_and_the_variable_with_the_key(spec, place):
-    assert place_of(spec) == place
+    assert parse_spec(spec) == place
 
 
 @pytest.mark.parametrize(
@@ -210,15 +215,17 @@ def test_an_address_without_http_in_the_environment_is_said(monkeypatch):
 
 @pytest.mark.parametrize("spec", ["", "smollm2", "local:", "openai:", "http://host/v1", "gpt:4", "file:/model#m"])
 def test_a_string_that_names_no_model_is_told_the_three_forms(spec):
-    with pytest.raises(KitError, match=r"names no model: write local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"):
+    with pytest.raises(
+        KitError, match=r"does not name a model: write local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
+    ):
         open_chat(spec)
 
 
 def test_a_local_model_is_loaded_once_and_generates(monkeypatch):
     loaded: list[tuple[str, int]] = []
-    monkeypatch.setattr(reflection, "load_base", lambda name, length: loaded.append((name, length)) or "model")
+    monkeypatch.setattr(local, "load_base", lambda name, length: loaded.append((name, length)) or "model")
     monkeypatch.setattr(
-        reflection, "generate", lambda model, conversations, **sampling: [(model, c, sampling) for c in conversations]
+        local, "generate", lambda model, conversations, **sampling: [(model, c, sampling) for c in conversations]
     )
     model = open_chat("local:org/name", 512)
     assert isinstance(model, LocalChat)
@@ -239,7 +246,7 @@ def test_a_hub_id_that_cannot_be_loaded_is_said(monkeypatch):
     def from_pretrained(path: str, **_: Any) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files.")
 
-    monkeypatch.setattr(reflection, "_unsloth", lambda: SimpleNamespace(from_pretrained=from_pretrained))
+    monkeypatch.setattr(local, "_unsloth", lambda: SimpleNamespace(from_pretrained=from_pretrained))
     with pytest.raises(
         KitError, match=r"The model no/such cannot be loaded \(We couldn't .* to load the files\.\): look"
     ):
@@ -279,7 +286,7 @@ def test_answers_can_be_taken_while_others_are_still_awaited(endpoint):
     taken = threading.Event()
     endpoint.reply = lambda body: (200, completion("ok" if "fast" in str(body) or taken.wait(5) else "too late"))
     model = open_chat(f"{endpoint.url}#m")
-    batches = as_they_come(model, [ask("slow"), ask("fast")], max_new_tokens=2)
+    batches = stream_completions(model, [ask("slow"), ask("fast")], max_new_tokens=2)
     first = next(batches)
     taken.set()
     assert [place for place, _ in first] == [1]
@@ -287,7 +294,7 @@ def test_answers_can_be_taken_while_others_are_still_awaited(endpoint):
 
 
 def test_a_reader_who_stops_early_leaves_nothing_running(endpoint):
-    batches = as_they_come(open_chat(f"{endpoint.url}#m"), [ask(str(n)) for n in range(2000)], max_new_tokens=2)
+    batches = stream_completions(open_chat(f"{endpoint.url}#m"), [ask(str(n)) for n in range(2000)], max_new_tokens=2)
     next(batches)
     before = threading.active_count()
     batches.close()
@@ -297,7 +304,7 @@ def test_a_reader_who_stops_early_leaves_nothing_running(endpoint):
 
 def test_any_other_model_answers_in_chunks(recording_chat):
     base = recording_chat(lambda conversation: conversation[0]["content"])
-    batches = list(as_they_come(base, [ask(str(n)) for n in range(5)], max_new_tokens=2, chunk=2))
+    batches = list(stream_completions(base, [ask(str(n)) for n in range(5)], max_new_tokens=2, chunk=2))
     assert [[(place, answer.text) for place, answer in batch] for batch in batches] == [
         [(0, "0"), (1, "1")],
         [(2, "2"), (3, "3")],

@@ -13,10 +13,10 @@ from openai import APIStatusError, OpenAI
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.rewriting import serve
 from rpo_kit.rewriting.personalizer import Rewrite
-from rpo_kit.rewriting.serve import Service, make_server
 from rpo_kit.rewriting.trajectory import Trajectory
+from rpo_kit.serving import server as server_module
+from rpo_kit.serving.server import Service, make_server
 
 TASK = get_task("LaMP-3")
 PROFILE = [{"id": "7", "text": "Broke twice.", "score": "1"}]
@@ -123,7 +123,7 @@ def test_a_text_in_parts_no_number_of_choices_and_odd_ids_are_understood(served)
 
 def test_an_item_keeps_its_date_which_recency_ranks_by():
     items = [{"text": "Broke.", "score": 1, "date": "2011-05-03"}, {"text": "Fine.", "score": 5}]
-    assert serve.checked_profile(TASK, items, "the file") == [
+    assert server_module.checked_profile(TASK, items, "the file") == [
         {"id": "0", "text": "Broke.", "score": "1", "date": "2011-05-03"},
         {"id": "1", "text": "Fine.", "score": "5"},
     ]
@@ -133,7 +133,7 @@ def test_a_client_that_hangs_up_leaves_no_trace_in_the_log(served, monkeypatch, 
     def hung_up(*_):
         raise BrokenPipeError
 
-    monkeypatch.setattr(serve.Handler, "end_headers", hung_up)
+    monkeypatch.setattr(server_module.Handler, "end_headers", hung_up)
     with pytest.raises(http.client.HTTPException):
         raw(served)
     served.service.room.acquire(timeout=5)  # the request is over
@@ -211,7 +211,7 @@ def test_a_page_of_a_browser_that_found_a_way_here_is_refused(served):
 
 
 def test_a_client_that_sends_nothing_more_is_not_waited_for(served, monkeypatch):
-    monkeypatch.setattr(serve, "PATIENCE", 0.1)
+    monkeypatch.setattr(server_module, "PATIENCE", 0.1)
     server = make_server(served.service, port=0)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -245,9 +245,9 @@ def test_a_port_that_is_taken_is_named(served):
 def test_a_place_that_cannot_be_is_said_before_a_model_is_loaded(prepared, tmp_path):
     run = prepared()
     with pytest.raises(KitError, match="There is no port 99999: choose a --port from 1 to 65535"):
-        serve.serve(run, "rl", None, "127.0.0.1", 99999)
+        server_module.serve(run, "rl", None, "127.0.0.1", 99999)
     with pytest.raises(KitError, match=r"There is no folder .*/none: --profiles takes one with a USER\.json"):
-        serve.serve(run, "rl", tmp_path / "none", "127.0.0.1", 0)
+        server_module.serve(run, "rl", tmp_path / "none", "127.0.0.1", 0)
     with pytest.raises(KitError, match=r"Port 0 on a\.\.b cannot be used .*choose another --port or --host"):
         make_server(Service(Echo(), None, key="k"), host="a..b", port=0)
 
@@ -274,4 +274,4 @@ def test_it_listens_on_this_machines_ipv6_address(served):
 
 def test_serving_a_run_that_is_not_trained_says_what_to_run(prepared):
     with pytest.raises(KitError, match="first run `python -m rpo_kit rl --run r`"):
-        serve.serve(prepared(), "rl", None, "127.0.0.1", 0)
+        server_module.serve(prepared(), "rl", None, "127.0.0.1", 0)

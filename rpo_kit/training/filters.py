@@ -1,4 +1,4 @@
-"""Quality gates: which trajectories are worth training on, and why the others are not (Figure 2, left).
+"""Quality filters: which trajectories are worth training on, and why the others are not (Figure 2, left).
 
     cites items that were shown      "cites no item", "cites an item that was not shown"
     ends in the user's own output    "does not end in the true output"; labels word for word, texts by ROUGE
@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import Item, Task
-from rpo_kit.rewriting.prepare import Example
 from rpo_kit.rewriting.trajectory import Trajectory, complaint_about
 
 _GIVEN_AWAY = 0.6  # ours: share of the output's words, in one run, that `observe` may not hold
@@ -31,7 +31,7 @@ _SPOKEN = re.compile(
 
 
 @dataclass(frozen=True)
-class Gates:
+class Filters:
     """What is asked of a trajectory. `match_text`: how close a text must come to the true output (1: word for word)."""
 
     match_text: float = 0.9
@@ -39,26 +39,26 @@ class Gates:
     copies: bool = False  # whether a rewrite may be a shown item's text; rules apply a habit and copy by chance only
 
 
-RULES = Gates(match_text=1.0, copies=True)
+RULES = Filters(match_text=1.0, copies=True)
 
 
-def reason_against(
-    task: Task, example: Example, items: Sequence[tuple[int, Item]], trajectory: Trajectory, gates: Gates
+def rejection_reason(
+    task: Task, example: Example, items: Sequence[tuple[int, Item]], trajectory: Trajectory, filters: Filters
 ) -> str | None:
     """Why this trajectory is not worth training on, or None; `items` are those shown, with their numbers."""
     complaint = complaint_about(trajectory, dict(items))
     if complaint:
         return complaint
-    if not matches(task, example["output"], trajectory.rewrite, gates.match_text):
+    if not matches(task, example["output"], trajectory.rewrite, filters.match_text):
         return "does not end in the true output"
     shown = [item for _, item in items]
-    if gives_away(task, example, shown, trajectory.observe):
+    if leaks_gold(task, example, shown, trajectory.observe):
         return "observe gives the true output away"
-    if len(f"{trajectory.observe} {trajectory.plan} {trajectory.rewrite}".split()) > gates.max_words:
-        return f"longer than {gates.max_words} words"
+    if len(f"{trajectory.observe} {trajectory.plan} {trajectory.rewrite}".split()) > filters.max_words:
+        return f"longer than {filters.max_words} words"
     if (
         task.kind == "generation"
-        and not gates.copies
+        and not filters.copies
         and _words(trajectory.rewrite) in [_words(item[task.gold_field]) for item in shown]
     ):
         return "copies a history item"
@@ -73,7 +73,7 @@ def matches(task: Task, target: str, rewrite: str, match_text: float) -> bool:
     return close and bool(example_scores(task, [target], [rewrite])[0] >= match_text)
 
 
-def gives_away(task: Task, example: Example, shown: Sequence[Item], observe: str) -> bool:
+def leaks_gold(task: Task, example: Example, shown: Sequence[Item], observe: str) -> bool:
     """Whether `observe` speaks of the true output: it must rest on the history, which is all there will be later.
 
     Ratings and [1], [2] are figures that stand for other things as well; there, only speaking of it counts.

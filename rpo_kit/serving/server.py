@@ -32,9 +32,9 @@ from urllib.parse import urlsplit
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import Item
-from rpo_kit.rewriting.messages import Refused, as_completion, as_events, checked_profile, query_of
 from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.runs import Run
+from rpo_kit.serving.messages import Refused, as_completion, as_events, checked_profile, query_of
 
 LARGEST_BODY = 1_000_000  # bytes, ours
 MOST_AT_ONCE = 16  # requests being read or waiting for the model, ours

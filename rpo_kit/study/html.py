@@ -15,12 +15,12 @@ from typing import Any
 import pandas as pd
 from IPython.display import HTML
 
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.personas import persona
-from rpo_kit.lamp.retrieval import rank, take
+from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.presets import PRESETS
-from rpo_kit.rewriting.prepare import Example
 from rpo_kit.rewriting.trajectory import Trajectory
 
 LABEL = "opacity:0.65;font-size:90%"
@@ -81,7 +81,7 @@ def hidden_habit(example: Example) -> str:
 
 def retrieved_html(task: Task, example: Example, methods: Sequence[str], k: int) -> str:
     """The first k items of each retrieval method, side by side; what all of them found is bold."""
-    found = {method: take(example, rank(task, [example], method)[0], k) for method in methods}
+    found = {method: top_k(example, rank(task, [example], method)[0], k) for method in methods}
     common = set.intersection(*({item["id"] for item in items} for items in found.values()))
     columns = [
         f"<div style='flex:1 1 13em;min-width:13em'>{box(method, item_lines(task, items, marked=sorted(common)))}</div>"

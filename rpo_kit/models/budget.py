@@ -21,7 +21,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.presets import EndpointSettings
 
 if TYPE_CHECKING:
-    from rpo_kit.rewriting.chat import Conversation
+    from rpo_kit.models.chat import Conversation
 
 _CHARACTERS = 4  # a token, for the estimate only: the usual rule of thumb for English
 _FRAME = 16  # tokens a message that a chat template adds at most, ours

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from fakes import last
 
+from rpo_kit.models.chat import stream_completions
+from rpo_kit.models.open import open_chat
 from rpo_kit.presets import EndpointSettings
-from rpo_kit.rewriting.chat import as_they_come, open_chat
 from rpo_kit.runs import append_records, read_records
 
 ITEMS, KILLS, CONCURRENCY, PATIENCE = 600, 20, 8, 240
@@ -30,7 +31,7 @@ def ask_for_what_is_missing(path: Path, spec: str, runs: Path) -> None:
     missing = [n for n in range(ITEMS) if n not in done]
     chat = open_chat(spec, settings=EndpointSettings(concurrency=CONCURRENCY))
     asked = [[{"role": "user", "content": f"item {n}"}] for n in missing]
-    for batch in as_they_come(chat, asked, max_new_tokens=4):
+    for batch in stream_completions(chat, asked, max_new_tokens=4):
         append_records(path, [{"id": missing[place], "text": answer.text} for place, answer in batch])
 
 

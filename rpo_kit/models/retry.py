@@ -19,9 +19,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from rpo_kit.errors import KitError
-from rpo_kit.rewriting.chat import Completion
-from rpo_kit.rewriting.keys import without_key
-from rpo_kit.rewriting.prompts import whole
+from rpo_kit.models.chat import Completion
+from rpo_kit.models.keys import without_key
+from rpo_kit.text import replace_surrogates
 
 LONGEST_PAUSE = 60.0  # seconds, ours
 LONGEST_ASKED = 300.0  # seconds that a server may ask us to wait before the item counts as failed, ours
@@ -125,7 +125,7 @@ def read_completion(answer: Any, key: str = "") -> Completion:
         raise charged("the answer is empty", again=1)
     usage = getattr(answer, "usage", None)
     prompt, new = (_count(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
-    return Completion(without_key(whole(text), key), reason != "length", prompt, new)
+    return Completion(without_key(replace_surrogates(text), key), reason != "length", prompt, new)
 
 
 def _count(value: Any) -> int:

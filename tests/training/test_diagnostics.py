@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rpo_kit.training.guard import complaints, speak
+from rpo_kit.training.diagnostics import diagnose, warn_on_log
 
 HEALTHY = {
     "reward": 0.5,
@@ -30,7 +30,7 @@ def log(steps: int, **changes: float) -> list[dict[str, float]]:
 
 
 def test_a_healthy_run_is_left_in_peace():
-    assert complaints(log(40)) == {}
+    assert diagnose(log(40)) == {}
 
 
 @pytest.mark.parametrize(
@@ -49,30 +49,30 @@ def test_a_healthy_run_is_left_in_peace():
     ],
 )
 def test_each_sign_has_its_own_sentence_with_a_remedy(column, changes, told):
-    found = complaints(log(40, **changes))
+    found = diagnose(log(40, **changes))
     assert list(found) == [column]
     assert re.search(told, found[column])
 
 
 def test_one_bad_step_and_the_first_few_steps_are_not_enough():
-    assert complaints([*log(40)[:-1], log(40, parsed=0.0)[-1]]) == {}
-    assert complaints(log(40, parsed=0.0)[-4:]) == {}
-    assert "reward" not in complaints(log(9, reward=0.1)), "10 steps before it is said that nothing is learned"
+    assert diagnose([*log(40)[:-1], log(40, parsed=0.0)[-1]]) == {}
+    assert diagnose(log(40, parsed=0.0)[-4:]) == {}
+    assert "reward" not in diagnose(log(9, reward=0.1)), "10 steps before it is said that nothing is learned"
 
 
 @pytest.mark.parametrize(("run", "told"), [("demo_LaMP-7", True), ("long_LaMP-1", False), ("long_LaMP-3", False)])
 def test_of_the_stored_runs_it_speaks_of_the_one_that_gained_nothing(run, told):
     stored = pd.read_csv(Path(__file__).parents[2] / f"figures/data/{run}_rl_log.csv").to_dict("records")
-    assert any("reward" in complaints(stored[:steps]) for steps in range(len(stored) + 1)) == told
+    assert any("reward" in diagnose(stored[:steps]) for steps in range(len(stored) + 1)) == told
 
 
 def test_a_column_that_the_log_lacks_is_no_complaint():
-    assert complaints([{"step": n, "reward": 0.1 * n} for n in range(30)]) == {}
+    assert diagnose([{"step": n, "reward": 0.1 * n} for n in range(30)]) == {}
 
 
 def test_each_complaint_is_printed_once_and_every_row_is_passed_on(capsys):
     seen: list[int] = []
-    listen = speak(lambda rows: seen.append(len(rows)))
+    listen = warn_on_log(lambda rows: seen.append(len(rows)))
     rows = log(40, kl=0.9)
     for steps in (38, 39, 40):
         listen(rows[:steps])

@@ -16,7 +16,7 @@ from typing import Any
 
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.rewriting.personalizer import Rewrite
-from rpo_kit.rewriting.prompts import whole
+from rpo_kit.text import replace_surrogates
 
 MOST_ITEMS = 2_000  # of a profile, ours; LaMP's largest has about a thousand
 
@@ -63,7 +63,9 @@ def checked_profile(task: Task, content: Any, what: str) -> list[Item]:
             raise Refused(
                 400, f"Item {number} of {what} must have {' and '.join(task.fields)}, each a text or a number."
             )
-        texts = {name: whole(str(item[name])) for name in (*task.fields, "date") if item.get(name) is not None}
+        texts = {
+            name: replace_surrogates(str(item[name])) for name in (*task.fields, "date") if item.get(name) is not None
+        }
         given = item.get("id")
         items.append({"id": str(given if isinstance(given, str | int) else number), **texts})
     return items

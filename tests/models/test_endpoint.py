@@ -13,10 +13,10 @@ import pytest
 from fakes import CUT, GARBAGE, HANG, completion, error, last
 
 from rpo_kit.errors import KitError
+from rpo_kit.models.cache import open_database
+from rpo_kit.models.open import open_chat
+from rpo_kit.models.retry import LONGEST_PAUSE, Fault, NoAnswers, Status, asked_pause, fault_of, wait_before
 from rpo_kit.presets import EndpointSettings
-from rpo_kit.rewriting.cache import open_database
-from rpo_kit.rewriting.chat import open_chat
-from rpo_kit.rewriting.retry import LONGEST_PAUSE, Fault, NoAnswers, Status, asked_pause, fault_of, wait_before
 
 QUICK = EndpointSettings(backoff=0.001, timeout=5.0, cache=False)
 

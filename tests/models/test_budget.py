@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpo_kit.errors import KitError
+from rpo_kit.models.budget import BudgetReached, Ledger, Spending, bound, read_prices
+from rpo_kit.models.cache import open_database
+from rpo_kit.models.chat import reporting_cost
+from rpo_kit.models.open import open_chat_for
 from rpo_kit.presets import EndpointSettings, get_preset
-from rpo_kit.rewriting.budget import BudgetReached, Ledger, Spending, bound, read_prices
-from rpo_kit.rewriting.cache import open_database
-from rpo_kit.rewriting.chat import open_chat_of, told_cost
 
 
 def ask(text: str) -> list[dict[str, str]]:
@@ -34,7 +35,7 @@ def collected(model, questions=QUESTIONS, tokens=3):
 
 def test_the_request_that_would_pass_the_limit_is_not_sent_and_all_before_it_are_kept(endpoint, new_run):
     run = new_run({"endpoint.max_requests": 10})
-    got, why = collected(open_chat_of(run, f"{endpoint.url}#m"))
+    got, why = collected(open_chat_for(run, f"{endpoint.url}#m"))
     assert len(endpoint.requests) == len(got) == 10
     assert "The budget of this run (10 requests) leaves no room for the next request" in why
 
@@ -42,7 +43,7 @@ def test_the_request_that_would_pass_the_limit_is_not_sent_and_all_before_it_are
 def test_retries_count_as_requests(endpoint, new_run):
     endpoint.reply = lambda body: error(500, "no")
     run = new_run({"endpoint.max_requests": 10, "endpoint.tries": 4, "endpoint.backoff": 0.001})
-    _, why = collected(open_chat_of(run, f"{endpoint.url}#m"))
+    _, why = collected(open_chat_for(run, f"{endpoint.url}#m"))
     assert why
     assert len(endpoint.requests) == 10
 
@@ -50,7 +51,7 @@ def test_retries_count_as_requests(endpoint, new_run):
 def test_tokens_never_pass_the_limit_and_what_turns_out_cheaper_makes_room(endpoint, new_run):
     # an answer costs 10 tokens; its bound is 3 new ones and 10 bytes + 16 for the question
     run = new_run({"endpoint.max_tokens": 100})
-    model = open_chat_of(run, f"{endpoint.url}#m")
+    model = open_chat_for(run, f"{endpoint.url}#m")
     got, why = collected(model)
     spent = model.ledger.here
     assert spent.tokens == 10 * len(got) <= 100
@@ -62,26 +63,26 @@ def test_money_is_counted_with_the_prices_given(endpoint, new_run):
     spec = f"{endpoint.url}#m"
     prices = [f"{spec} 1000000 2000000"]  # 1 a prompt token and 2 a new one: 7 + 2 * 3 = 13 a request
     run = new_run({"endpoint.max_cost": 100.0, "endpoint.prices": prices})
-    model = open_chat_of(run, spec)
+    model = open_chat_for(run, spec)
     collected(model)
     assert 13 <= model.ledger.cost(model.ledger.total()) <= 100
     with pytest.raises(KitError, match=r"max_cost is set, but .*#other has no price: add it"):
-        open_chat_of(run, f"{endpoint.url}#other")
+        open_chat_for(run, f"{endpoint.url}#other")
 
 
 def test_the_account_is_the_runs_and_outlives_the_process_that_spends(endpoint, new_run):
     run = new_run({"endpoint.max_requests": 25})
-    collected(open_chat_of(run, f"{endpoint.url}#teacher"), QUESTIONS[:20])
-    got, why = collected(open_chat_of(run, f"{endpoint.url}#base"), QUESTIONS)
+    collected(open_chat_for(run, f"{endpoint.url}#teacher"), QUESTIONS[:20])
+    got, why = collected(open_chat_for(run, f"{endpoint.url}#base"), QUESTIONS)
     assert (len(got), bool(why)) == (5, True)
-    assert len(collected(open_chat_of(new_run({"endpoint.max_requests": 25}, "other"), f"{endpoint.url}#b"))[0]) == 25
+    assert len(collected(open_chat_for(new_run({"endpoint.max_requests": 25}, "other"), f"{endpoint.url}#b"))[0]) == 25
     more = new_run({"endpoint.max_requests": 60})
-    assert len(collected(open_chat_of(more, f"{endpoint.url}#base"))[0]) == 40, "20 + 5 + 35, and 5 from the cache"
+    assert len(collected(open_chat_for(more, f"{endpoint.url}#base"))[0]) == 40, "20 + 5 + 35, and 5 from the cache"
 
 
 def test_a_run_that_was_deleted_and_made_anew_has_spent_nothing(endpoint, new_run):
     def spent():
-        model = open_chat_of(new_run({"endpoint.cache": False}), f"{endpoint.url}#m")
+        model = open_chat_for(new_run({"endpoint.cache": False}), f"{endpoint.url}#m")
         collected(model, QUESTIONS[:4])
         return sum(amount.requests for amount in model.ledger.total().values())
 
@@ -92,7 +93,7 @@ def test_a_run_that_was_deleted_and_made_anew_has_spent_nothing(endpoint, new_ru
 
 def test_a_request_that_finds_no_server_costs_nothing(endpoint, new_run):
     run = new_run({"endpoint.max_requests": 2, "endpoint.tries": 5, "endpoint.backoff": 0.001})
-    model = open_chat_of(run, f"{endpoint.url}#m")
+    model = open_chat_for(run, f"{endpoint.url}#m")
     endpoint.server.server_close()
     (answer,) = model.complete(QUESTIONS[:1], max_new_tokens=3)
     assert answer.failure.endswith("(5 tries)")
@@ -100,7 +101,7 @@ def test_a_request_that_finds_no_server_costs_nothing(endpoint, new_run):
 
 
 def test_what_is_cached_costs_nothing(endpoint, new_run):
-    model = open_chat_of(new_run({"endpoint.max_requests": 40}), f"{endpoint.url}#m")
+    model = open_chat_for(new_run({"endpoint.max_requests": 40}), f"{endpoint.url}#m")
     assert collected(model)[1] is None
     assert collected(model)[1] is None
     assert len(endpoint.requests) == 40
@@ -109,21 +110,21 @@ def test_what_is_cached_costs_nothing(endpoint, new_run):
 def test_a_time_out_stays_charged_at_its_bound(endpoint, new_run):
     endpoint.reply = lambda body: "hang"
     run = new_run({"endpoint.timeout": 0.2, "endpoint.tries": 1})
-    model = open_chat_of(run, f"{endpoint.url}#m")
+    model = open_chat_for(run, f"{endpoint.url}#m")
     model.complete(QUESTIONS[:1], max_new_tokens=3)
     assert model.ledger.here == bound(QUESTIONS[0], 3)
 
 
 def test_a_server_that_counts_nothing_is_charged_the_bound(endpoint, new_run):
     endpoint.reply = lambda body: (200, completion("x", usage=False))
-    model = open_chat_of(new_run(), f"{endpoint.url}#m")
+    model = open_chat_for(new_run(), f"{endpoint.url}#m")
     model.complete(QUESTIONS[:1], max_new_tokens=3)
     assert model.ledger.here == bound(QUESTIONS[0], 3)
 
 
 def test_the_estimate_is_printed_before_and_the_actual_after_also_when_it_stops(endpoint, new_run, capsys):
-    model = open_chat_of(new_run({"endpoint.max_requests": 10}), f"{endpoint.url}#m")
-    with pytest.raises(BudgetReached), told_cost(model, QUESTIONS, 3):
+    model = open_chat_for(new_run({"endpoint.max_requests": 10}), f"{endpoint.url}#m")
+    with pytest.raises(BudgetReached), reporting_cost(model, QUESTIONS, 3):
         model.complete(QUESTIONS, max_new_tokens=3)
     before, after = capsys.readouterr().out.splitlines()
     assert (

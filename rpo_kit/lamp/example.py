@@ -1,0 +1,38 @@
+"""One row of data, as it passes through every stage.
+
+A TypedDict and not a class, because it is a row of a `datasets.Dataset` and of LaMP's JSON: what is read is what is
+passed on. `read_lamp` fills the first five fields, `prepare` the others.
+
+    {"id": "310", "user_id": "310", "input": "What is the score … review: It leaks.", "output": "2",
+     "profile": [{"id": "3100", "text": "Broke twice.", "score": "1"}], "ranking": [0], "generic": "3", "facts": {}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
+
+from rpo_kit.lamp.tasks import Item
+
+Facts = dict[str, str | int]  # what a careful reader can see in a text; flat, so that it is JSON and easy to check
+
+
+class UserFacts(TypedDict, total=False):
+    """What the embedded benchmark knows about a user; empty for LaMP's own users."""
+
+    habit: dict[str, str]  # {"name": "harsh"}
+    query: Facts
+    items: dict[str, Facts]  # by item id
+
+
+class Example(TypedDict):
+    """A query with the user's profile and the gold output."""
+
+    id: str
+    user_id: str
+    input: str  # LaMP's whole input; `Task.query_text` gives the query, its varying part
+    output: str  # the gold output; "" where LaMP withholds it (split "test")
+    profile: Sequence[Item]
+    ranking: NotRequired[list[int]]  # indices into the profile, best first
+    generic: NotRequired[str]  # the base model's answer, written without seeing the user
+    facts: NotRequired[UserFacts]

@@ -1,0 +1,131 @@
+"""The stages of the method, one row each: what runs, what it reads and writes, and which notebook walks through it.
+
+The command line, `demo`, notebook 00 and the stages themselves read these rows, so a new stage is a new row here and
+the function that it names. Functions are named and not imported: the training libraries take seconds to load, and the
+rooms import this module.
+
+    stage_function("sft")(run)                    # as `python -m rpo_kit sft` does
+    with stage(run, "sft", **inputs_of(run, "sft")) as work: ...
+    current(run, "sft") / "adapter"               # KitError if sft is missing or was made with other settings
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from rpo_kit.runs import Run, require
+
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. Functions are written "module:function", without the leading `rpo_kit.`."""
+
+    name: str  # of the command and of the folder in the run
+    about: str
+    function: str
+    notebook: str
+    settings: Mapping[str, str] = field(default_factory=dict)  # name of the input: the setting that decides it
+    reads: Mapping[str, str] = field(default_factory=dict)  # name of the input: "STAGE/FILE", written by that stage
+    inputs: tuple[str, ...] = ()  # functions from a run to further inputs
+    writes: tuple[str, ...] = ()  # in the stage's folder
+    marker: str = "manifest.json"  # written last
+
+
+_ROWS = (
+    Stage(
+        name="prepare",
+        about="read the benchmark, rank every profile, let the base model write its generic answers",
+        function="rewriting.prepare:prepare",
+        notebook="01_lamp_and_retrieval",
+        settings={"data": "data", "base": "base", "base_tokens": "base_max_new_tokens"},
+        writes=("train", "dev", "generic.jsonl"),
+    ),
+    Stage(
+        name="synthesize",
+        about="let a teacher write Structured Rewriting Trajectories",
+        function="training.synthesis:synthesize",
+        notebook="02_trajectory_synthesis",
+        settings={"settings": "synthesis"},
+        inputs=("rewriting.prepare:train_inputs", "training.teachers:prompt_inputs"),
+        writes=("trajectories.jsonl", "rejected.jsonl"),
+    ),
+    Stage(
+        name="sft",
+        about="fine-tune the reflection module on them",
+        function="training.sft:train_sft",
+        notebook="03_sft_unsloth_4bit",
+        settings={"settings": "sft"},
+        reads={"trajectories": "synthesize/trajectories.jsonl"},
+        inputs=("rewriting.prepare:train_inputs", "rewriting.reflection:module_inputs"),
+        writes=("adapter", "log.csv"),
+    ),
+    Stage(
+        name="rl",
+        about="refine it by REINFORCE++ with baseline, with 2 to 6 history items",
+        function="training.reinforce:train_rl",
+        notebook="04_rl_reinforce_pp",
+        settings={"settings": "rl"},
+        reads={"sft": f"sft/{WEIGHTS}"},
+        inputs=("rewriting.prepare:train_inputs", "rewriting.reflection:module_inputs"),
+        writes=("adapter", "log.csv"),
+    ),
+    Stage(
+        name="evaluate",
+        about="compare base model, context injection, untrained module, SFT and SFT+RL on unseen users",
+        function="study.evaluation:evaluate",
+        notebook="05_evaluate",
+        settings={"settings": "evaluation", "base": "base", "base_tokens": "base_max_new_tokens"},
+        inputs=("rewriting.prepare:prepared_inputs",),  # and, for each system that is evaluated, what it reads
+        writes=("metrics.csv", "paired.csv", "predictions", "records"),
+    ),
+    Stage(
+        name="sweep",
+        about="Figure 3: fixed against progressive numbers of history items",
+        function="study.ablation:sweep",
+        notebook="06_shot_sweep",
+        settings={"settings": "sweep"},
+        reads={"sft": f"sft/{WEIGHTS}"},
+        writes=("bars.csv", "differences.csv", "curves.csv", "provenance.json"),
+        marker="provenance.json",
+    ),
+)
+STAGES: dict[str, Stage] = {row.name: row for row in _ROWS}
+
+
+def stage_function(name: str) -> Callable[[Run], None]:
+    """The function that runs a stage."""
+    function: Callable[[Run], None] = _load(STAGES[name].function)
+    return function
+
+
+def inputs_of(run: Run, name: str) -> dict[str, Any]:
+    """What decides the result of a stage: settings, files of the stages before it, and plain values.
+
+    Raises:
+        KitError: a stage before it is missing or was made with other settings; the message names the first such stage.
+    """
+    row = STAGES[name]
+    inputs: dict[str, Any] = {key: attrgetter(path)(run.preset) for key, path in row.settings.items()}
+    for key, path in row.reads.items():
+        stage, _, file = path.partition("/")
+        inputs[key] = current(run, stage) / file
+    for function in row.inputs:
+        inputs |= _load(function)(run)
+    return inputs
+
+
+def current(run: Run, name: str) -> Path:
+    """The folder of a stage that is finished and was made with the present settings; KitError otherwise."""
+    return require(run, name, **inputs_of(run, name))
+
+
+def _load(function: str) -> Any:
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(f"rpo_kit.{module}"), name)

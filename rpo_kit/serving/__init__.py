@@ -1,0 +1,1 @@
+"""What one takes home: the personalizer behind an OpenAI-compatible endpoint."""
