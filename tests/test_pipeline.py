@@ -41,7 +41,7 @@ def test_a_row_cannot_be_changed():
 
 
 def test_a_seventh_stage_is_one_row_and_one_function(trained, monkeypatch, capsys):
-    """A stage that counts trajectories: it has a command, knows what it reads, is skipped when done, redone when not."""
+    """It has a command, knows what it reads, is skipped when done and run again when an input changed."""
 
     def count(run):
         inputs = inputs_of(run, "count")

@@ -112,7 +112,11 @@ def test_each_room_says_in_one_paragraph_or_two_what_lives_there(room):
     [
         ({"lamp/a.py": "def f():\n    import kit.study.b", "study/b.py": ""}, ["kit.lamp.a imports kit.study.b"], []),
         ({"errors.py": "from kit.lamp import a", "lamp/a.py": ""}, ["kit.errors imports kit.lamp.a"], []),
-        ({"lamp/a.py": "from kit.lamp.b import x", "lamp/b.py": "def f():\n    from kit.lamp import a"}, [], ["a", "b"]),
+        (
+            {"lamp/a.py": "from kit.lamp.b import x", "lamp/b.py": "def f():\n    from kit.lamp import a"},
+            [],
+            ["a", "b"],
+        ),
         ({"study/b.py": "from kit.lamp.a import x", "lamp/a.py": "from kit import errors", "errors.py": ""}, [], []),
     ],
 )

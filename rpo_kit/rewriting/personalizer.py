@@ -1,7 +1,7 @@
 """What a practitioner takes home: base model, retrieval and reflection module together, (query, profile) → `Rewrite`.
 
 The base model sees the query and nothing else (Figure 1). A completion that does not parse gives no rewrite: the
-generic answer stays, and the caller sees why (`Rewrite.complaint`).
+generic answer stays, and the caller sees why (`Rewrite.parse_error`).
 
     >>> personalize = Personalizer.of(existing_run("demo"))       # its base model and all its settings
     >>> personalize("… review: The lid leaks.", profile).text
@@ -38,7 +38,7 @@ class Rewrite:
     generic: str
     items: list[Item]
     trajectory: Trajectory | None
-    complaint: str | None  # why there is no trajectory
+    parse_error: str | None  # why there is no trajectory
     timings: dict[str, float]  # seconds for retrieval, base, reflection; a batch's time is shared out evenly
     tokens: dict[str, tuple[int, int]]  # (prompt, new) of base and reflection, as each counts; 0 where one does not
     shortened: bool = False  # whether the history items had to be shortened to fit into the module's prompt
@@ -132,7 +132,7 @@ def _rewrite(
 ) -> Rewrite:
     parsed = parse(text)
     chosen = parsed.trajectory.rewrite if parsed.trajectory else generic
-    return Rewrite(chosen, generic, items, parsed.trajectory, parsed.complaint, dict(timings), tokens, shortened)
+    return Rewrite(chosen, generic, items, parsed.trajectory, parsed.error, dict(timings), tokens, shortened)
 
 
 def _tokens(completion: Completion) -> tuple[int, int]:

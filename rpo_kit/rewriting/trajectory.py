@@ -46,16 +46,14 @@ class Parsed:
     """Either a trajectory, or the complaint why there is none."""
 
     trajectory: Trajectory | None
-    complaint: str | None = None
+    error: str | None = None
 
 
 def render(trajectory: Trajectory) -> str:
     """The text of a trajectory; KitError where a part would not survive being parsed again."""
     text = _text_of(trajectory)
     if not is_writable(trajectory):
-        raise KitError(
-            f"This trajectory cannot be written down ({parse(text).complaint or 'outer spaces'}): {trajectory}"
-        )
+        raise KitError(f"This trajectory cannot be written down ({parse(text).error or 'outer spaces'}): {trajectory}")
     return text
 
 
@@ -85,18 +83,18 @@ def parse(text: str) -> Parsed:
     return Parsed(None, f"empty {empty[0]}") if empty else Parsed(Trajectory(**parts))
 
 
-def complaint_about(trajectory: Trajectory, shown: Collection[int], target: str | None = None) -> str | None:
+def trajectory_error(trajectory: Trajectory, shown: Collection[int], gold: str | None = None) -> str | None:
     """Why this trajectory is not worth training on, or None: cites only items `shown`, ends in the true output."""
     if not trajectory.cited:
         return "cites no item"
     if not set(trajectory.cited) <= set(shown):
         return "cites an item that was not shown"
-    if target is not None and trajectory.rewrite != target.strip():
-        return "does not end in the true output"
+    if gold is not None and trajectory.rewrite != gold.strip():
+        return "does not end in the gold"
     return None
 
 
-def complaints(completions: Sequence[str]) -> dict[str, int]:
+def count_parse_errors(completions: Sequence[str]) -> dict[str, int]:
     """How often each complaint was made, most frequent first; completions that parse are not counted."""
-    found = [parsed.complaint for parsed in map(parse, completions) if parsed.complaint]
+    found = [parsed.error for parsed in map(parse, completions) if parsed.error]
     return {reason: found.count(reason) for reason in sorted(set(found), key=lambda r: (-found.count(r), r))}

@@ -87,7 +87,7 @@ def as_completion(name: str, rewrite: Rewrite) -> dict[str, Any]:
             "items": [item["id"] for item in rewrite.items],
             "observations": rewrite.observations,
             "plan": rewrite.plan,
-            "complaint": rewrite.complaint,
+            "complaint": rewrite.parse_error,
             "shortened": rewrite.shortened,
             "seconds": {stage: round(seconds, 4) for stage, seconds in rewrite.timings.items()},
             "tokens": {model: {"prompt": p, "new": n} for model, (p, n) in rewrite.tokens.items()},

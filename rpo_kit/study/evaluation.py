@@ -188,7 +188,7 @@ def rewrite(
     ):
         parsed = parse(completion.text)
         prediction = parsed.trajectory.rewrite if parsed.trajectory else example["generic"]
-        record = {"id": example["id"], "prediction": prediction, "raw": completion.text, "complaint": parsed.complaint}
+        record = {"id": example["id"], "prediction": prediction, "raw": completion.text, "complaint": parsed.error}
         records.append(record | {"tokens": completion.new_tokens, "finished": completion.finished, "shortened": cut})
     return records
 

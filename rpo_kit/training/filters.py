@@ -1,8 +1,8 @@
 """Quality filters: which trajectories are worth training on, and why the others are not (Figure 2, left).
 
     cites items that were shown      "cites no item", "cites an item that was not shown"
-    ends in the user's own output    "does not end in the true output"; labels word for word, texts by ROUGE
-    observes the history only        "observe gives the true output away"
+    ends in the user's own output    "does not end in the gold"; labels word for word, texts by ROUGE
+    observes the history only        "observe leaks the gold"
     can be written by a small model  "longer than 200 words"
     is no copy                       "copies a history item" (texts only)
 
@@ -21,7 +21,7 @@ from math import ceil
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import Item, Task
-from rpo_kit.rewriting.trajectory import Trajectory, complaint_about
+from rpo_kit.rewriting.trajectory import Trajectory, trajectory_error
 
 _GIVEN_AWAY = 0.6  # ours: share of the output's words, in one run, that `observe` may not hold
 _SPOKEN = re.compile(
@@ -46,14 +46,14 @@ def rejection_reason(
     task: Task, example: Example, items: Sequence[tuple[int, Item]], trajectory: Trajectory, filters: Filters
 ) -> str | None:
     """Why this trajectory is not worth training on, or None; `items` are those shown, with their numbers."""
-    complaint = complaint_about(trajectory, dict(items))
-    if complaint:
-        return complaint
+    error = trajectory_error(trajectory, dict(items))
+    if error:
+        return error
     if not matches(task, example["output"], trajectory.rewrite, filters.match_text):
-        return "does not end in the true output"
+        return "does not end in the gold"
     shown = [item for _, item in items]
     if leaks_gold(task, example, shown, trajectory.observe):
-        return "observe gives the true output away"
+        return "observe leaks the gold"
     if len(f"{trajectory.observe} {trajectory.plan} {trajectory.rewrite}".split()) > filters.max_words:
         return f"longer than {filters.max_words} words"
     if (

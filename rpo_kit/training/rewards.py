@@ -20,7 +20,7 @@ from typing import Any
 
 from rpo_kit.lamp.metrics import example_scores, is_parseable
 from rpo_kit.lamp.tasks import Task
-from rpo_kit.rewriting.trajectory import complaint_about, parse
+from rpo_kit.rewriting.trajectory import parse, trajectory_error
 
 
 def reward(task: Task, completion: str, gold: str, items: int, format_weight: float = 0.1) -> float:
@@ -30,7 +30,7 @@ def reward(task: Task, completion: str, gold: str, items: int, format_weight: fl
         return 0.0
     readable = is_parseable(task, trajectory.rewrite)
     score = float(example_scores(task, [gold], [trajectory.rewrite])[0]) if readable else 0.0
-    well_formed = complaint_about(trajectory, range(1, items + 1)) is None
+    well_formed = trajectory_error(trajectory, range(1, items + 1)) is None
     return (1 - format_weight) * score + format_weight * well_formed
 
 

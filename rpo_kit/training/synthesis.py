@@ -91,7 +91,7 @@ def examine(task: Task, request: Request, text: str, filters: Filters) -> tuple[
     """The trajectory in a teacher's text, if there is one, and the reason against it, if there is one."""
     parsed = parse(text)
     if parsed.trajectory is None:
-        return None, parsed.complaint
+        return None, parsed.error
     return parsed.trajectory, rejection_reason(task, request.example, request.numbered, parsed.trajectory, filters)
 
 
@@ -126,8 +126,8 @@ def _record(task: Task, request: Request, written: Written, filters: Filters) ->
     record = {"id": request.id, "example": request.example["id"], "first": request.first}
     record["items"] = [item["id"] for item in request.items]
     trajectory, reason = examine(task, request, written.text, filters)
-    if written.complaint:
-        record["complaint"] = written.complaint
+    if written.first_error:
+        record["complaint"] = written.first_error
     if reason or trajectory is None:
         return record | {"text": written.text, "reason": reason}
     corrected = replace(trajectory, rewrite=request.example["output"].strip())

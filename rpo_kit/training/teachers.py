@@ -46,11 +46,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Written:
-    """A teacher's text for a request, or why there is none; `complaint` is what was said about its first text."""
+    """A teacher's text for a request, or why there is none; `first_error` is what was wrong with its first text."""
 
     text: str
     failure: str | None = None
-    complaint: str | None = None
+    first_error: str | None = None
 
 
 Rules = Callable[[Task, list[Request]], list[str]]  # a teacher in this process: one text a request, at once

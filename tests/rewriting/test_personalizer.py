@@ -55,7 +55,7 @@ def make(loaded: LoadedModel, recording_chat: Any, monkeypatch: pytest.MonkeyPat
 def test_a_query_is_answered_generically_and_then_rewritten(make):
     personalize, base, asked = make(lambda conversation: GOOD)
     done = personalize(QUERY, ITEMS)
-    assert (done.text, done.generic, done.complaint) == ("2", "3", None)
+    assert (done.text, done.generic, done.parse_error) == ("2", "3", None)
     assert (done.observations, done.plan) == (["[1] reads 4, gave 3", "[2] reads 2, gave 1"], "one lower")
     assert len(done.items) == 2
     assert base.asked == [[{"role": "user", "content": QUERY}]], "the base model sees the query and nothing else"
@@ -68,7 +68,7 @@ def test_a_query_is_answered_generically_and_then_rewritten(make):
 def test_without_a_trajectory_the_generic_answer_stands_and_the_caller_sees_why(make):
     personalize, _, _ = make(lambda conversation: "I would say 2.")
     done = personalize(QUERY, ITEMS[:1])
-    assert (done.text, done.trajectory, done.complaint) == ("3", None, "no tags")
+    assert (done.text, done.trajectory, done.parse_error) == ("3", None, "no tags")
     assert (done.observations, done.plan) == ([], "")
 
 
@@ -180,6 +180,6 @@ def test_no_text_of_the_user_changes_what_is_taken_as_the_rewrite(make, text, sc
     items = [{"id": "1", "text": text, "score": score}]
     asked_query = TASK.make_input(text=query)
     done = personalize(asked_query, items)
-    assert (done.text, done.complaint) == ("2", None)
+    assert (done.text, done.parse_error) == ("2", None)
     assert base.asked == [[{"role": "user", "content": replace_surrogates(asked_query)}]]
     assert not any(power in asked[0][1]["content"] for power in ("<|", "<rewrite", "</rewrite", "<plan", "</observe"))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rpo_kit.errors import KitError
 from rpo_kit.rewriting.prompts import escape_tags
-from rpo_kit.rewriting.trajectory import Trajectory, complaint_about, complaints, parse, render
+from rpo_kit.rewriting.trajectory import Trajectory, count_parse_errors, parse, render, trajectory_error
 
 GOOD = "<observe>[1] reads 2, gave 1: harsh</observe>\n<plan>reads 3, harsh: give 2</plan>\n<rewrite>2</rewrite>"
 TAGS = [f"<{slash}{name}>" for name in ("observe", "plan", "rewrite") for slash in ("", "/")]
@@ -22,7 +22,7 @@ SECTION = st.text(min_size=1, max_size=40).map(escape_tags).filter(lambda text: 
 def test_the_three_parts_are_read():
     trajectory = parse(GOOD).trajectory
     assert trajectory == Trajectory("[1] reads 2, gave 1: harsh", "reads 3, harsh: give 2", "2")
-    assert parse(GOOD).complaint is None
+    assert parse(GOOD).error is None
 
 
 def test_white_space_around_and_between_the_sections_does_not_matter():
@@ -33,7 +33,7 @@ def test_white_space_around_and_between_the_sections_does_not_matter():
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "error"),
     [
         ("", "no tags"),
         ("I would give it a 2.", "no tags"),
@@ -54,15 +54,15 @@ def test_white_space_around_and_between_the_sections_does_not_matter():
         ("<observe>[1] a</observe><plan>b</plan><rewrite>2</REWRITE>", "text outside the tags"),
     ],
 )
-def test_what_does_not_fit_is_no_rewrite_and_says_why(text, complaint):
+def test_what_does_not_fit_is_no_rewrite_and_says_why(text, error):
     assert parse(text).trajectory is None
-    assert parse(text).complaint == complaint
+    assert parse(text).error == error
 
 
 @given(st.text() | PIECES)
 def test_parsing_never_raises_and_gives_either_a_trajectory_or_a_complaint(text):
     parsed = parse(text)
-    assert (parsed.trajectory is None) == bool(parsed.complaint)
+    assert (parsed.trajectory is None) == bool(parsed.error)
 
 
 @pytest.mark.parametrize("text", ["<" + " " * 10**6, "< " * 10**5, "<plan" * 10**3, "<observe " + "x" * 10**6])
@@ -140,21 +140,21 @@ def test_cited_items_are_the_bracketed_numbers_in_order_of_first_mention():
         ("a", "2", "cites no item"),
         ("[3] a", "2", "cites an item that was not shown"),
         ("[1] a\n[0] b", "2", "cites an item that was not shown"),
-        ("[1] a", "3", "does not end in the true output"),
+        ("[1] a", "3", "does not end in the gold"),
     ],
 )
 def test_a_trajectory_worth_training_on_cites_shown_items_and_ends_in_the_true_output(observe, rewrite, expected):
-    assert complaint_about(Trajectory(observe, "b", rewrite), shown={1, 2}, target=" 2 ") == expected
+    assert trajectory_error(Trajectory(observe, "b", rewrite), shown={1, 2}, gold=" 2 ") == expected
 
 
 def test_without_a_target_any_ending_is_good():
-    assert complaint_about(Trajectory("[1] a", "b", "9"), shown={1}) is None
+    assert trajectory_error(Trajectory("[1] a", "b", "9"), shown={1}) is None
 
 
 def test_complaints_are_counted_most_frequent_first():
-    assert complaints(["", GOOD, GOOD + "!", "5", "<plan>"]) == {
+    assert count_parse_errors(["", GOOD, GOOD + "!", "5", "<plan>"]) == {
         "no tags": 2,
         "no <observe>": 1,
         "text outside the tags": 1,
     }
-    assert complaints([GOOD]) == {}
+    assert count_parse_errors([GOOD]) == {}

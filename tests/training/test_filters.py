@@ -30,9 +30,9 @@ def test_a_trajectory_that_passes_every_gate_has_no_reason_against_it():
     [
         ({"observe": "title opens with Why"}, "cites no item"),
         ({"observe": "[1] title opens with Why"}, "cites an item that was not shown"),
-        ({"rewrite": "Bandstand without a director"}, "does not end in the true output"),
-        ({"observe": "[3] the old bandstand lost its director"}, "observe gives the true output away"),
-        ({"observe": "[3] the user's own answer opens with Why"}, "observe gives the true output away"),
+        ({"rewrite": "Bandstand without a director"}, "does not end in the gold"),
+        ({"observe": "[3] the old bandstand lost its director"}, "observe leaks the gold"),
+        ({"observe": "[3] the user's own answer opens with Why"}, "observe leaks the gold"),
         ({"plan": "so and " * 100}, "longer than 200 words"),
     ],
 )

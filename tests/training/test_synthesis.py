@@ -75,7 +75,7 @@ def test_the_persona_teacher_is_right_where_the_item_shows_the_users_habit_and_r
         assert record["rewrite"] == examples[record["example"]]["output"]
         assert f"[{record['first']}]" in record["observe"]
         assert len(record["items"]) == 1
-    assert {record["reason"] for record in bad} <= {"does not end in the true output"}
+    assert {record["reason"] for record in bad} <= {"does not end in the gold"}
     assert all(parse(record["text"]).trajectory for record in bad)
 
 
@@ -107,7 +107,7 @@ def test_every_text_is_kept_either_as_a_trajectory_or_with_the_reason_against_it
     assert [record["rewrite"] for record in read_records(work / "trajectories.jsonl")] == [golds[0]]
     rejected = read_records(work / "rejected.jsonl")
     assert [(record["text"], record["reason"]) for record in rejected] == [
-        (texts[1], "does not end in the true output"),
+        (texts[1], "does not end in the gold"),
         (texts[2], "cites an item that was not shown"),
         (texts[3], "no tags"),
         (texts[4], "cites no item"),
@@ -279,7 +279,7 @@ def test_a_rewrite_that_comes_close_is_replaced_by_the_users_own_text(prepared, 
     work = run.stage("synthesize")
     (record,) = read_records(work / "trajectories.jsonl")
     assert (record["rewrite"], record["wrote"]) == (golds[0], golds[0].upper() + "!")
-    assert [r["reason"] for r in read_records(work / "rejected.jsonl")] == ["does not end in the true output"]
+    assert [r["reason"] for r in read_records(work / "rejected.jsonl")] == ["does not end in the gold"]
 
 
 def test_the_rules_of_the_personas_are_held_to_word_for_word(prepared):
