@@ -157,17 +157,17 @@ def test_a_string_names_server_model_and_the_variable_with_the_key(spec, place):
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        ("http://me:secret@h/v1#m", "addresses are written down"),
-        ("http://me:secret@h/v1", "addresses are written down"),  # names no model either
-        ("http://me:1/secret@h/v1#m", "addresses are written down"),
-        ("https://h/v1?api_key=secret#m", "addresses are written down"),
+        ("http://me:secret@h/v1#m", "addresses are stored"),
+        ("http://me:secret@h/v1", "addresses are stored"),  # names no model either
+        ("http://me:1/secret@h/v1#m", "addresses are stored"),
+        ("https://h/v1?api_key=secret#m", "addresses are stored"),
         ("http://me:sec#ret-secret@h/v1#m", "port from 1 to 65535"),
         ("http://h/v1#m@secret", "must be the name of an environment variable"),
         ("http://h/v1#m@Secret_1", "must be the name of an environment variable"),
         ("http://h/v1#m@SECRET4SECRET4SECRET", "looks like a key"),
         ("http://h/v1#m@sk-secret-0123456789", "looks like a key"),
         ("openai:m@secret", "must be the name of an environment variable"),
-        ("openai:m@MY_SECRET", "only behind a URL"),
+        ("openai:m@MY_SECRET", "only after a URL"),
         ("openai:sk-secret-0123456789", "looks like a key"),
         ("gsk_secret0123456789", "looks like a key"),
     ],
@@ -185,7 +185,7 @@ def test_a_secret_in_the_name_of_a_model_is_refused_unrepeated_and_nothing_is_wr
 def test_a_password_in_the_address_from_the_environment_is_refused_too(monkeypatch, tmp_path):
     monkeypatch.setenv("RPO_RUNS", str(tmp_path))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://me:secret@127.0.0.1/v1")
-    with pytest.raises(KitError, match="OPENAI_BASE_URL carries a user, a password") as caught:
+    with pytest.raises(KitError, match="OPENAI_BASE_URL contains a user, a password") as caught:
         open_chat("openai:m")
     assert "secret" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -203,13 +203,15 @@ def test_a_key_that_cannot_be_sent_is_said_and_not_shown(monkeypatch, key):
     "url", ["http://h:99999/v1", "http://h:port/v1", "http://h:0/v1", "http://[::1/v1", "http:///v1", "ftp://h"]
 )
 def test_an_address_that_is_none_is_said(url):
-    with pytest.raises(KitError, match=r"The address of a model is none: write http://HOST:PORT/v1, with a port"):
+    with pytest.raises(
+        KitError, match=r"The address of a model is not a valid address: write http://HOST:PORT/v1, with a port"
+    ):
         open_chat(f"{url}#m")
 
 
 def test_an_address_without_http_in_the_environment_is_said(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000")
-    with pytest.raises(KitError, match="OPENAI_BASE_URL is none: write http://HOST:PORT/v1"):
+    with pytest.raises(KitError, match="OPENAI_BASE_URL is not a valid address: write http://HOST:PORT/v1"):
         open_chat("openai:m")
 
 
