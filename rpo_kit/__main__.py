@@ -14,7 +14,8 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import STAGES, stage_function
 from rpo_kit.presets import PRESETS
-from rpo_kit.runs import Run, check_exists, existing_run, open_run, require, runs_root
+from rpo_kit.runs import Run, check_exists, existing_run, open_run, runs_root
+from rpo_kit.stages import require
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"  # with the numbers kept in figures/data
 

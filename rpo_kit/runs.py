@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rpo_kit.errors import KitError
 from rpo_kit.presets import Preset, as_dict, get_preset, override
-from rpo_kit.processes import full_disk_told, is_main, locked, wait_for
-from rpo_kit.provenance import fingerprint, provenance
+from rpo_kit.processes import disk_errors_told
 
 _FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before it
     "data.source": "",
@@ -68,7 +65,7 @@ def open_run(
     keep = preset is None and file.exists()
     run = Run(file.parent, override(_stored_preset(file) if keep else get_preset(preset or "cpu"), overrides))
     if not keep or overrides:
-        with full_disk_told(file.parent.parent):
+        with disk_errors_told(file.parent.parent):
             write_json(file, {"name": name, "preset": as_dict(run.preset)})
     return run
 
@@ -124,99 +121,6 @@ def _stored_preset(file: Path) -> Preset:
             f"The settings in {file} cannot be read ({error}): correct the file, or add --preset to the command, "
             "which writes it again; finished stages stay."
         ) from None
-
-
-# ---- stages -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def stage(run: Run, name: str, *, every_rank: bool = False, **inputs: Any) -> Iterator[Path | None]:
-    """Yield the stage's folder to work in, or None if there is nothing to do.
-
-    `inputs` are settings, file paths or plain values; each is fingerprinted. What an interrupted call with the same
-    inputs left is kept, so the stage can resume; what was made from other inputs is moved to `<name>.old`. Of several
-    ranks only the main one works; with `every_rank` (training) the others work between its start and its end.
-    """
-    folder, wanted = run.stage(name), {key: fingerprint(value) for key, value in inputs.items()}
-    if _inputs(folder / "manifest.json") == wanted:
-        if is_main():
-            print(f"{name}: done already, in {os.path.relpath(folder)}")
-        yield None
-    elif is_main():
-        lock = run.folder / ".locks" / name.replace("/", "-")
-        with full_disk_told(run.folder), locked(lock, f"The stage {name!r} of run {run.name!r}"):
-            if _restore(folder, name, wanted):
-                yield None
-                return
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "started.json", {"inputs": wanted})
-            yield folder
-            manifest = {"stage": name, "inputs": wanted, "preset": as_dict(run.preset)}
-            write_json(folder / "manifest.json", manifest | provenance())
-    elif every_rank:
-        wait_for(lambda: _inputs(folder / "started.json") == wanted, f"starts {name}")
-        yield None if _inputs(folder / "manifest.json") == wanted else folder
-        wait_for(lambda: _inputs(folder / "manifest.json") == wanted, f"finishes {name}")
-    else:
-        yield None
-
-
-def _restore(folder: Path, name: str, wanted: dict[str, str]) -> bool:
-    """Move what was made from other inputs to `.old`; True if `.old` held the wanted result and it is back in place.
-
-    A finished result is never lost to an unfinished one: settings may be tried, interrupted and taken back.
-    """
-    aside = folder.with_name(f"{folder.name}.old")  # a stage's name may hold slashes: sweep/fixed-2-seed0
-    back, before = folder.with_name(f"{folder.name}.back"), _inputs(folder / "started.json")
-    if before == wanted:
-        return False
-    if _inputs(aside / "manifest.json") == wanted:
-        aside.rename(back)
-    if before:
-        changed = ", ".join(sorted(key for key in wanted.keys() | before.keys() if wanted.get(key) != before.get(key)))
-        if (folder / "manifest.json").exists() or not (aside / "manifest.json").exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            print(f"{name}: {changed} changed; the old result is in {name}.old")
-        else:
-            shutil.rmtree(folder)
-            print(f"{name}: {changed} changed; the unfinished result is dropped, the finished one stays in {name}.old")
-    if _inputs(back / "manifest.json") == wanted:
-        back.rename(folder)
-        print(f"{name}: done before with these settings; restored from {name}.old")
-        return True
-    return False
-
-
-def require(run: Run, name: str, **inputs: Any) -> Path:
-    """The folder of a finished stage that was made from `inputs`; without inputs, whatever it was made from.
-
-    Raises:
-        KitError: the stage is not finished, or was made from something else.
-    """
-    stored, why = _inputs(run.stage(name) / "manifest.json"), "is not finished"
-    if stored is not None:
-        changed = [key for key, value in inputs.items() if fingerprint(value) != stored.get(key)]
-        if not changed:
-            return run.stage(name)
-        why = f"was made with other settings ({', '.join(changed)} changed)"
-    raise KitError(
-        f"The stage {name!r} of run {run.name!r} {why}: first run `python -m rpo_kit {name} --run {run.name}`."
-    )
-
-
-def made_from(folder: Path) -> dict[str, str]:
-    """The fingerprints of a finished stage's inputs."""
-    return _inputs(folder / "manifest.json") or {}
-
-
-def _inputs(path: Path) -> dict[str, str] | None:
-    """The fingerprints in a manifest.json or started.json; None if there is no such file."""
-    try:
-        inputs: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["inputs"]
-    except FileNotFoundError:
-        return None
-    return inputs
 
 
 # ---- files --------------------------------------------------------------------------------------------------------

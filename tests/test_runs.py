@@ -11,17 +11,8 @@ from rpo_kit import provenance, runs
 from rpo_kit.errors import KitError
 from rpo_kit.presets import SFTSettings, get_preset
 from rpo_kit.provenance import fingerprint
-from rpo_kit.runs import (
-    append_records,
-    existing_run,
-    open_run,
-    read_records,
-    require,
-    runs_root,
-    stage,
-    write_json,
-    write_text,
-)
+from rpo_kit.runs import append_records, existing_run, open_run, read_records, runs_root, write_json, write_text
+from rpo_kit.stages import require, stage
 
 
 @pytest.fixture

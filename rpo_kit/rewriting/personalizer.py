@@ -25,7 +25,8 @@ from rpo_kit.models.open import open_chat_for
 from rpo_kit.rewriting.base import base_answers, read_answer
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import Trajectory, parse
-from rpo_kit.runs import Run, require
+from rpo_kit.runs import Run
+from rpo_kit.stages import require
 
 Pair = tuple[str, list[Item]]  # a query (a LaMP input) and the user's profile
 

@@ -30,7 +30,8 @@ from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import current, inputs_of
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.base import answer_tokens, base_conversation, read_answer
-from rpo_kit.runs import Run, append_records, made_from, read_records, require, sort_records, stage
+from rpo_kit.runs import Run, append_records, read_records, sort_records
+from rpo_kit.stages import made_from, require, stage
 
 _CHUNK = 64  # ours: generic answers stored at a time
 

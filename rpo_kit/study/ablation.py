@@ -28,10 +28,11 @@ from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import WEIGHTS, current
 from rpo_kit.presets import as_dict
-from rpo_kit.processes import full_disk_told, is_main
+from rpo_kit.processes import disk_errors_told, is_main
 from rpo_kit.rewriting.prepare import load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
-from rpo_kit.runs import Run, require, stage, write_json, write_text
+from rpo_kit.runs import Run, write_json, write_text
+from rpo_kit.stages import require, stage
 from rpo_kit.study.evaluation import rewrite
 from rpo_kit.study.statistics import bootstrap_interval, references
 from rpo_kit.training.progress import OnLog
@@ -54,7 +55,7 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
         train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=rl)
         score_cell(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
     if is_main():
-        with full_disk_told(run.folder):
+        with disk_errors_told(run.folder):
             write_tables(run, cells)
 
 

@@ -36,7 +36,8 @@ from rpo_kit.rewriting.prepare import load_excluded, load_prepared
 from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import parse
-from rpo_kit.runs import Run, append_records, read_records, sort_records, stage, write_text
+from rpo_kit.runs import Run, append_records, read_records, sort_records, write_text
+from rpo_kit.stages import stage
 from rpo_kit.study.baselines import (
     answer_with_summary,
     copy_nearest,

@@ -33,7 +33,8 @@ from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import ALGORITHMS, RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import fitting_messages
-from rpo_kit.runs import Run, stage
+from rpo_kit.runs import Run
+from rpo_kit.stages import stage
 from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.diagnostics import warn_on_log
 from rpo_kit.training.progress import (

@@ -27,7 +27,8 @@ from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse
-from rpo_kit.runs import Run, append_records, read_records, sort_records, stage
+from rpo_kit.runs import Run, append_records, read_records, sort_records
+from rpo_kit.stages import stage
 from rpo_kit.training.filters import RULES, Filters, rejection_reason
 from rpo_kit.training.teachers import ChatTeacher, Draft, Request, Rules, RuleTeacher, Teacher, persona_teacher
 
