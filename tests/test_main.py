@@ -128,7 +128,7 @@ def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
         (["score", "a.json", "b.json", "--run", "r"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
         (["score", "--run", "nosuch"], "rpo_kit: There is no run 'nosuch' in "),
         (["prepare", "--set", "name=foo"], "rpo_kit: There is no setting 'name'; the settings are data, base"),
-        (["prepare", "--preset", "paper", "--data", "personas"], "rpo_kit: All users of LaMP's files are asked for"),
+        (["prepare", "--preset", "paper", "--data", "personas"], "rpo_kit: This preset uses all users of LaMP's files"),
         (
             ["prepare", "--data", "no-such-folder", "--run", "b"],
             "rpo_kit: The data 'no-such-folder' is no folder that is there",

@@ -504,7 +504,7 @@ def test_a_full_disk_is_told_and_the_last_whole_checkpoint_is_gone_on_from(after
         if not (second / "optimizer.pt").exists():
             (second / "optimizer.pt").symlink_to("/dev/full")
 
-    with pytest.raises(KitError, match=r"the disk is full .* Make room and run the same command again"):
+    with pytest.raises(KitError, match=r"the disk is full .* Make room and give the same command again"):
         train_rl(run, fill_the_disk, stage_name="full")
     (second / "optimizer.pt").unlink()
     train_rl(run, stage_name="full")
