@@ -311,3 +311,11 @@ def as_dict(preset: Preset) -> dict[str, Any]:
     """The preset as plain JSON values (tuples become lists)."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(preset)))
     return plain
+
+
+def flat(preset: Preset) -> dict[str, Any]:
+    """All settings by their dotted keys, as plain JSON values: {"base": "local:smollm2", "rl.steps": 13, …}."""
+    settings: dict[str, Any] = {}
+    for name, value in as_dict(preset).items():
+        settings |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return {key: value for key, value in settings.items() if key not in ("name", "about")}

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +33,10 @@ _FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before i
     "base": "local:",
     "synthesis.teacher": "local:",
 }
+
+
+_RUN_NAME = re.compile(r"[^\s./\\{}][^/\\{}]*")  # braces: papermill takes them for parameters
+_REPORTED: set[tuple[Path, int]] = set()  # damaged lines
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def runs_root() -> Path:
     """Where runs live: $RPO_RUNS, else `runs/` in the checkout, else `runs/` here."""
     checkout = Path(__file__).resolve().parents[1]
     here = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
-    return Path(os.environ.get("RPO_RUNS") or here / "runs").resolve()
+    return Path(os.environ.get("RPO_RUNS") or here / "runs").expanduser().resolve()
 
 
 def open_run(
@@ -60,14 +66,26 @@ def open_run(
 ) -> Run:
     """Open or create `root/name`. An existing run keeps its settings except for the overrides, unless a preset is
     named, which replaces them all; a new run takes `cpu`. Stages affected by a change are run again.
+
+    Raises:
+        KitError: an invalid name, setting or combination of settings, or a place that cannot be written. Nothing is
+            stored then.
     """
-    file, overrides = _run_file(name, root), _with_absolute_paths(overrides or {})
-    keep = preset is None and file.exists()
-    run = Run(file.parent, override(_stored_preset(file) if keep else get_preset(preset or "cpu"), overrides))
-    if not keep or overrides:
+    run = planned_run(name, preset, overrides, root)
+    file = run.folder / "run.json"
+    if preset or overrides or not file.exists():
         with disk_errors_told(file.parent.parent):
             write_json(file, {"name": name, "preset": as_dict(run.preset)})
     return run
+
+
+def planned_run(
+    name: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None, root: Path | str | None = None
+) -> Run:
+    """The run that `open_run` would open, with its settings checked; nothing is written."""
+    file, overrides = _run_file(name, root), _with_absolute_paths(overrides or {})
+    stored = preset is None and file.exists()
+    return Run(file.parent, override(_stored_preset(file) if stored else get_preset(preset or "cpu"), overrides))
 
 
 def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,9 +122,13 @@ def check_exists(name: str, root: Path | str | None = None) -> Path:
 
 
 def _run_file(name: str, root: Path | str | None) -> Path:
-    if not name or name != Path(name).name or name.startswith("."):
+    if not _RUN_NAME.fullmatch(name) or "\0" in name:
         raise KitError(f"{name!r} cannot be the name of a run: use letters, digits, '-' and '_'.")
-    return Path(root or runs_root()).resolve() / name / "run.json"
+    folder = Path(root or runs_root()).resolve()
+    file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if file:
+        raise KitError(f"Runs cannot be kept in {folder}: {file} is a file. Set RPO_RUNS to a folder.")
+    return folder / name / "run.json"
 
 
 def _stored_preset(file: Path) -> Preset:
@@ -140,7 +162,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        with suppress(OSError):  # disks without permissions refuse it
+            os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)  # still there only if something failed
@@ -151,11 +174,24 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a JSONL file. A torn last line (the process was killed while writing) is left out."""
+    """All complete lines of a JSONL file. A torn last line (the process was killed while writing) is left out.
+
+    So is a damaged line, which is reported once per process: its item then counts as missing and is asked again.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines if line.strip()]
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            record = line
+        if isinstance(record, dict):
+            records.append(record)
+        elif record is not None and (path, number) not in _REPORTED:
+            _REPORTED.add((path, number))
+            print(f"{path}, line {number}, is damaged and left out; run its stage again to replace what is missing")
+    return records
 
 
 def append_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:

@@ -2,8 +2,8 @@
 
 A stage works in its folder of the run and writes `manifest.json` last: the fingerprints of its inputs and of the files
 it wrote, with settings, packages, commit and machine. A finished result is only replaced by a finished one: what was
-made from other inputs moves to `<name>.old` if it is finished and to `<name>.begun-<hash>` if not, and comes back with
-its inputs. Items that failed are asked again in a copy, which takes the place of the result when it is done.
+made from other inputs, finished or not, moves to `<name>.kept-<hash>` and comes back with its inputs. Items that failed
+are asked again in a copy, which takes the place of the result when it is done.
 
     with stage(run, "prepare", settings=run.preset.data) as folder:      # None if the stage is done already
         if folder: ...
@@ -29,6 +29,7 @@ from rpo_kit.runs import Run, write_json
 
 Inputs = dict[str, str]  # name of the input: its fingerprint
 _STARTED, _MANIFEST = "started.json", "manifest.json"
+_KEEP = 5  # ours: results of other inputs that are kept per stage
 
 
 @contextmanager
@@ -139,14 +140,14 @@ def _outputs(folder: Path) -> dict[str, tuple[int, int, str]]:
 def _open_work(folder: Path, name: str, wanted: Inputs, retry: bool) -> Path | None:
     """The folder to work in, with what there is of this work already; None if a finished result was restored."""
     _clear_discarded(folder)
-    begun = _begun(folder, wanted)
+    retried = _retried(folder, wanted)
     current = _inputs(folder / _STARTED)
     if current != wanted:
         if _exchange(folder, name, wanted, current):
             return None
     elif _inputs(folder / _MANIFEST) == wanted:
         if retry and not damaged(folder):
-            return begun if begun.exists() else _copied(folder, begun)
+            return retried if retried.exists() else _copied(folder, retried)
         for entry in damaged(folder):
             print(f"{name}: {entry} is missing or was changed after it was written; it is made again")
             _discard(folder / entry)
@@ -157,37 +158,48 @@ def _open_work(folder: Path, name: str, wanted: Inputs, retry: bool) -> Path | N
 
 
 def _exchange(folder: Path, name: str, wanted: Inputs, current: Inputs | None) -> bool:
-    """Put away what is in `folder` and bring back what there is for `wanted`; True if that is a finished result."""
-    old, back = folder.with_name(f"{folder.name}.old"), folder.with_name(f"{folder.name}.back")
-    for candidate in (_begun(folder, wanted), old):
-        if not back.exists() and _inputs(candidate / _STARTED) == wanted:
-            candidate.rename(back)
+    """Put away what is in `folder` and bring back what there is for `wanted`; True if that is a finished result.
+
+    One rename each, and each result carries its inputs with it: a kill in between leaves both where they are found.
+    """
     if current is not None:
         changed = ", ".join(key for key in sorted(wanted.keys() | current) if wanted.get(key) != current.get(key))
-        if _inputs(folder / _MANIFEST) is not None:
-            _discard(old)
-            folder.rename(old)
-            print(f"{name}: {changed} changed; the old result is in {name}.old")
-        else:
-            kept = _begun(folder, current)
-            _discard(kept)
-            folder.rename(kept)
-            print(
-                f"{name}: {changed} changed; the unfinished result is kept in {kept.name} until its settings are back"
-            )
+        finished = _inputs(folder / _MANIFEST) is not None
+        kept = _kept(folder, current)
+        _discard(kept)
+        folder.rename(kept)
+        print(f"{name}: {changed} changed; the {'old' if finished else 'unfinished'} result is in {kept.name}")
+        _prune(folder, name)
     elif folder.exists():
         _discard(folder)  # neither finished nor begun: nothing says what it is
-    if not back.exists():
-        return False
-    back.rename(folder)
-    finished = is_finished(folder, wanted)
-    print(f"{name}: {'done before' if finished else 'begun before'} with these settings; restored")
-    return finished
+    before = folder.with_name(f"{folder.name}.old")  # where versions before 0.2 kept a result
+    for candidate in (_kept(folder, wanted), before, _retried(folder, wanted)):
+        if _inputs(candidate / _STARTED) == wanted:
+            candidate.rename(folder)
+            finished = is_finished(folder, wanted)
+            print(
+                f"{name}: {'done' if finished else 'begun'} before with these settings; restored from {candidate.name}"
+            )
+            return finished
+    return False
 
 
-def _begun(folder: Path, inputs: Inputs) -> Path:
-    """Where an unfinished result of these inputs waits. (A stage's name may hold slashes: sweep/fixed-2-seed0.)"""
-    return folder.with_name(f"{folder.name}.begun-{fingerprint(inputs)[:8]}")
+def _kept(folder: Path, inputs: Inputs) -> Path:
+    """Where the result of other inputs waits. (A stage's name may hold slashes: sweep/fixed-2-seed0.)"""
+    return folder.with_name(f"{folder.name}.kept-{fingerprint(inputs)[:8]}")
+
+
+def _retried(folder: Path, inputs: Inputs) -> Path:
+    """Where failed items of a finished result are asked again."""
+    return folder.with_name(f"{folder.name}.retry-{fingerprint(inputs)[:8]}")
+
+
+def _prune(folder: Path, name: str) -> None:
+    """Keep the latest results only; adapters and data are large."""
+    kept = sorted(folder.parent.glob(f"{folder.name}.kept-*"), key=lambda path: path.stat().st_ctime_ns)
+    for path in kept[:-_KEEP]:
+        print(f"{name}: {path.name}, the oldest of {len(kept)} results, is deleted")
+        _discard(path)
 
 
 def _copied(folder: Path, copy: Path) -> Path:

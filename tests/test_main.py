@@ -146,7 +146,7 @@ def test_no_run_is_made_for_an_unknown_task(tmp_path, capsys):
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "prepare"])
 def test_only_prepare_and_demo_make_a_run(stage, tmp_path, capsys):
-    main(["prepare", "--run", "mine", "--preset", "tiny", "--data", "no-such-folder"])
+    open_run("mine", "tiny", root=tmp_path)
     capsys.readouterr()
     said = refused(capsys, stage, "--run", "mien")
     assert said.startswith("rpo_kit: There is no run 'mien' in ")
