@@ -142,7 +142,7 @@ def test_a_planted_key_is_in_no_executed_notebook(new_run, endpoint, tmp_path, m
     repeats_the_key(endpoint)
     model = f"{endpoint.url}#m@MY_KEY"
     run = new_run({"base": model, "synthesis.teacher": model, "endpoint.tolerate": 0.1})
-    with pytest.raises(KitError, match=r"Notebook keys stopped: NoAnswers: .*the key was refused") as caught:
+    with pytest.raises(KitError, match=r"Notebook keys stopped: EndpointError: .*the key was rejected") as caught:
         demo.execute(run, "keys")
     assert set(endpoint.keys) == {f"Bearer {KEY}"}, "it was really used"
     executed = nbformat.read(run.folder / "notebooks" / "keys.ipynb", as_version=4)
