@@ -147,7 +147,7 @@ def test_a_base_model_that_does_not_answer_is_said(loaded, recording_chat):
     base.complete = lambda conversations, **sampling: [
         Completion("", False, 0, 0, "status 500: no") for _ in conversations
     ]
-    with pytest.raises(KitError, match=r"left 1 of 1 questions unanswered, the first one with: status 500: no"):
+    with pytest.raises(KitError, match=r"did not answer 1 of 1 queries; the first failure: status 500: no"):
         Personalizer(base, loaded, TASK)(QUERY, ITEMS)
 
 

@@ -12,7 +12,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.models import sampling
 from rpo_kit.models.local import LoadedModel, generate, load_trainable, prompt_tokens
-from rpo_kit.rewriting.reflection import _cut, fitting_messages, load_reflection, reflection_messages
+from rpo_kit.rewriting.reflection import _shorten, fitting_messages, load_reflection, reflection_messages
 
 TASK = get_task("LaMP-3")
 QUERY = TASK.make_input(text="The lid leaks.")
@@ -87,7 +87,7 @@ def test_items_are_cut_at_word_ends_and_keep_their_answer_until_the_prompt_fits(
 )
 def test_a_text_is_cut_where_a_sentence_ends_if_that_keeps_more_than_half(words, kept):
     text = "It broke. I mended it twice (in vain!) and gave up."
-    assert _cut(text, words) == kept
+    assert _shorten(text, words) == kept
 
 
 def test_a_history_item_of_one_endless_word_is_cut_too(untrained):
@@ -107,7 +107,9 @@ def test_an_answer_of_several_words_stays_whole_where_the_text_is_cut():
 
 def test_a_query_that_does_not_fit_is_said_and_never_cut(untrained):
     query = TASK.make_input(text="leaks " * 3000)
-    with pytest.raises(KitError, match=r"Question 410 with its 18,\d\d\d characters does not fit into 2000 tokens"):
+    with pytest.raises(
+        KitError, match=r"The query of example 410 \(18,\d\d\d characters\) does not fit into 2000 tokens"
+    ):
         fitting_messages(untrained.tokenizer, 2000, TASK, EXAMPLE | {"input": query}, ITEMS)
 
 

@@ -33,7 +33,7 @@ class Echo:
     def __call__(self, query, profile):
         self.asked.append((query, profile))
         if "fail" in query:
-            raise KitError("The model m left 1 of 1 questions unanswered.")
+            raise KitError("The model m did not answer 1 of 1 queries.")
         timings = {"retrieval": 0.1, "base": 0.2, "reflection": 0.3}
         tokens = {"base": (60, 2), "reflection": (400, 31)}
         return Rewrite("2", "3", profile, Trajectory("[1] gave 1", "one lower", "2"), None, timings, tokens)
@@ -136,7 +136,7 @@ def test_a_client_that_hangs_up_leaves_no_trace_in_the_log(served, monkeypatch, 
     monkeypatch.setattr(server_module.Handler, "end_headers", hung_up)
     with pytest.raises(http.client.HTTPException):
         raw(served)
-    served.service.room.acquire(timeout=5)  # the request is over
+    served.service.slots.acquire(timeout=5)  # the request is over
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -146,7 +146,7 @@ def test_a_client_that_streams_gets_one_chunk(served):
 
 
 def test_a_base_model_that_fails_is_said_in_a_sentence(served):
-    with pytest.raises(APIStatusError, match="left 1 of 1 questions unanswered") as caught:
+    with pytest.raises(APIStatusError, match="did not answer 1 of 1 queries") as caught:
         create(served, "fail", user="ann")
     assert caught.value.status_code == 502
 
@@ -158,7 +158,7 @@ def test_a_base_model_that_fails_is_said_in_a_sentence(served):
         ({"messages": []}, 400, "`messages` must be a list"),
         ({"messages": ["hi"], "user": "ann"}, 400, "`messages` must be a list"),
         ({"messages": [{"role": "system", "content": "x"}], "user": "ann"}, 400, "the last one from the user"),
-        (ASK, 400, "Say whose answer it shall be"),
+        (ASK, 400, "Say who is asking"),
         (ASK | {"user": "bob"}, 404, "There is no profile of 'bob' here"),
         (ASK | {"user": "../secret"}, 400, "`user` must be a name"),
         (ASK | {"user": "a/../../secret"}, 400, "`user` must be a name"),
@@ -167,11 +167,11 @@ def test_a_base_model_that_fails_is_said_in_a_sentence(served):
         (ASK | {"profile": {}}, 400, "`profile` must be a JSON list of at most 2,000 items"),
         (ASK | {"profile": [{}] * 2001}, 400, "`profile` must be a JSON list of at most 2,000 items"),
         (ASK | {"profile": [{"text": "fine"}]}, 400, "Item 0 of `profile` must have text and score"),
-        (ASK | {"profile": None}, 400, "Say whose answer it shall be"),
+        (ASK | {"profile": None}, 400, "Say who is asking"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "with texts"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, 400, "with texts"),
         ({"messages": [{"role": "user", "content": ["hi"]}]}, 400, "with texts"),
-        (ASK | {"user": "ann", "n": 2}, 400, "One choice a request"),
+        (ASK | {"user": "ann", "n": 2}, 400, "one choice per request"),
     ],
 )
 def test_a_request_at_fault_is_told_why_and_reaches_no_model(served, body, status, why):
@@ -222,8 +222,8 @@ def test_a_client_that_sends_nothing_more_is_not_waited_for(served, monkeypatch)
     server.server_close()
 
 
-def test_when_all_places_are_taken_the_client_is_told_to_come_back(served):
-    served.service.room = threading.Semaphore(0)
+def test_when_all_slots_are_taken_the_client_is_asked_to_come_back(served):
+    served.service.slots = threading.Semaphore(0)
     assert raw(served, json.dumps(ASK).encode())[0] == 503
 
 
@@ -242,7 +242,7 @@ def test_a_port_that_is_taken_is_named(served):
         make_server(served.service, port=served.port)
 
 
-def test_a_place_that_cannot_be_is_said_before_a_model_is_loaded(prepared, tmp_path):
+def test_an_impossible_address_is_rejected_before_a_model_is_loaded(prepared, tmp_path):
     run = prepared()
     with pytest.raises(KitError, match="There is no port 99999: choose a --port from 1 to 65535"):
         server_module.serve(run, "rl", None, "127.0.0.1", 99999)
