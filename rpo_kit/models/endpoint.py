@@ -65,7 +65,7 @@ class EndpointChat:
         self.name = f"{spec.url}#{spec.model}" if spec.url else f"openai:{spec.model}"
         self.key = key_in(spec.variable)
         self.cache = AnswerCache(answers or open_database(None)) if self.settings.cache else None
-        self.has_run = account is not None
+        self.of_a_run = account is not None  # or of this object alone
         self.ledger = Ledger(account or open_database(None), self.name, self.settings)
 
     def complete(
@@ -107,7 +107,7 @@ class EndpointChat:
         finally:
             line = f"spent     {self.name}: {self.ledger.describe(self.ledger.here)}"
             total = sum(self.ledger.total().values(), Usage())
-            print(f"{line}; the run so far: {total.requests:,} requests" if self.has_run else line)
+            print(f"{line}; the run so far: {total.requests:,} requests" if self.of_a_run else line)
 
     def estimate(self, conversations: Iterable[Conversation], max_new_tokens: int, temperature: float = 0.0) -> str:
         """One line on what these requests will cost; cached answers cost nothing."""

@@ -127,21 +127,10 @@ class Personalizer:
         timings = {name: total / len(pairs) for name, total in seconds.items()}
         rewrites = []
         for n, (example, answer, completion) in enumerate(zip(examples, answers, completions, strict=True)):
-            text, parsed = rewrite_or_generic(completion.text, example["generic"])
-            tokens = {
-                "base": (answer.prompt_tokens, answer.new_tokens),
-                "reflection": (completion.prompt_tokens, completion.new_tokens),
-            }
-            rewrites.append(
-                Rewrite(
-                    text,
-                    example["generic"],
-                    items[n],
-                    parsed.trajectory,
-                    parsed.error,
-                    dict(timings),
-                    tokens,
-                    shortened[n],
-                )
-            )
+            generic = example["generic"]
+            text, parsed = rewrite_or_generic(completion.text, generic)
+            tokens = {"base": (answer.prompt_tokens, answer.new_tokens)}
+            tokens["reflection"] = (completion.prompt_tokens, completion.new_tokens)
+            trajectory, error = parsed.trajectory, parsed.error
+            rewrites.append(Rewrite(text, generic, items[n], trajectory, error, dict(timings), tokens, shortened[n]))
         return rewrites

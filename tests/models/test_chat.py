@@ -192,7 +192,7 @@ def test_a_password_in_the_address_from_the_environment_is_refused_too(monkeypat
 
 
 @pytest.mark.parametrize("key", ["sk-pasted\u200bwith-a-blank", "sk-two words", "sk-line\nbreak", "schlüssel"])
-def test_a_key_that_cannot_be_sent_is_said_and_not_shown(monkeypatch, key):
+def test_a_key_that_cannot_be_sent_is_reported_but_not_shown(monkeypatch, key):
     monkeypatch.setenv("MY_KEY", key)
     with pytest.raises(KitError, match="The key in MY_KEY contains a character that no key has") as caught:
         keys.key_in("MY_KEY")
@@ -202,19 +202,19 @@ def test_a_key_that_cannot_be_sent_is_said_and_not_shown(monkeypatch, key):
 @pytest.mark.parametrize(
     "url", ["http://h:99999/v1", "http://h:port/v1", "http://h:0/v1", "http://[::1/v1", "http:///v1", "ftp://h"]
 )
-def test_an_address_that_is_none_is_said(url):
+def test_what_is_not_an_address_is_rejected(url):
     with pytest.raises(KitError, match=r"The address of a model is none: write http://HOST:PORT/v1, with a port"):
         open_chat(f"{url}#m")
 
 
-def test_an_address_without_http_in_the_environment_is_said(monkeypatch):
+def test_an_address_without_http_in_the_environment_is_rejected(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000")
     with pytest.raises(KitError, match="OPENAI_BASE_URL is none: write http://HOST:PORT/v1"):
         open_chat("openai:m")
 
 
 @pytest.mark.parametrize("spec", ["", "smollm2", "local:", "openai:", "http://host/v1", "gpt:4", "file:/model#m"])
-def test_a_string_that_names_no_model_is_told_the_three_forms(spec):
+def test_a_string_that_names_no_model_is_rejected_with_the_three_forms(spec):
     with pytest.raises(
         KitError, match=r"does not name a model: write local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
     ):
@@ -237,12 +237,12 @@ def test_a_local_model_is_loaded_once_and_generates(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["/no/such", "./no-such"])
-def test_a_folder_without_a_model_is_said(name):
+def test_a_folder_without_a_model_is_named(name):
     with pytest.raises(KitError, match=rf"{name} holds no model \(config\.json is missing\): name the folder of one"):
         open_chat(f"local:{name}")
 
 
-def test_a_hub_id_that_cannot_be_loaded_is_said(monkeypatch):
+def test_a_hub_id_that_cannot_be_loaded_is_reported(monkeypatch):
     def from_pretrained(path: str, **_: Any) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files.")
 

@@ -1,4 +1,4 @@
-"""An endpoint that fails: what is finished is kept, what can be tried again is, every failure has a name."""
+"""An endpoint that fails: finished answers are kept, what can pass is retried, every failure has a name."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_empty_answer_is_paid_for_twice_and_no_more(endpoint, answer):
     assert len(endpoint.requests) == 2
 
 
-def test_a_refusal_is_a_failure_and_no_answer(endpoint):
+def test_a_refusal_is_a_failure_and_not_an_answer(endpoint):
     refused = completion(None)
     refused["choices"][0]["message"]["refusal"] = "I will not."
     endpoint.reply = lambda body: (200, refused if last(body) == "a" else completion("half", "content_filter"))
@@ -277,15 +277,15 @@ def test_two_writers_share_one_store(endpoint, tmp_path):
 
 
 def test_a_new_store_can_be_opened_by_several_at_the_same_moment(tmp_path):
-    """Without waiting in the switch to the log, about one in thirty is told "database is locked" (measured)."""
-    refused: list[KitError] = []
+    """Without waiting in the switch to the log, about one in thirty gets "database is locked" (measured)."""
+    rejected: list[KitError] = []
 
     def open_at_once(barrier: threading.Barrier, path: Path) -> None:
         barrier.wait()
         try:
             open_database(path).close()
         except KitError as error:
-            refused.append(error)
+            rejected.append(error)
 
     for number in range(100):
         barrier = threading.Barrier(4)
@@ -295,10 +295,10 @@ def test_a_new_store_can_be_opened_by_several_at_the_same_moment(tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
-    assert refused == []
+    assert rejected == []
 
 
-def test_a_store_that_is_none_is_named(endpoint, tmp_path):
+def test_a_file_that_is_not_a_database_is_named(endpoint, tmp_path):
     (tmp_path / "answers.sqlite").write_text("not a database, but long enough to be taken for one" * 99)
     with pytest.raises(KitError, match=r"answers\.sqlite cannot be used as the store of answers .*move it away"):
         complete(endpoint, ["q"], EndpointSettings())

@@ -67,22 +67,22 @@ def create(served, text="It leaks.", **more):
 def raw(served, body=b"{}", method="POST", path="/v1/chat/completions", **headers):
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
     connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
-    found = connection.getresponse()
-    return found.status, json.loads(found.read())
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
 
 
-def refused(served, **body):
-    status, found = raw(served, json.dumps(body).encode())
-    return status, found["error"]["message"]
+def rejected(served, **body):
+    status, response = raw(served, json.dumps(body).encode())
+    return status, response["error"]["message"]
 
 
 ASK = {"messages": [{"role": "user", "content": "It leaks."}]}
 
 
 def test_an_openai_client_gets_the_rewrite_and_how_it_came_about(served):
-    found = create(served, user="ann")
-    assert found.choices[0].message.content == "2"
-    assert found.rpo == {
+    response = create(served, user="ann")
+    assert response.choices[0].message.content == "2"
+    assert response.rpo == {
         "generic": "3",
         "items": ["7"],
         "observations": ["[1] gave 1"],
@@ -92,7 +92,7 @@ def test_an_openai_client_gets_the_rewrite_and_how_it_came_about(served):
         "seconds": {"retrieval": 0.1, "base": 0.2, "reflection": 0.3},
         "tokens": {"base": {"prompt": 60, "new": 2}, "reflection": {"prompt": 400, "new": 31}},
     }
-    used = found.usage
+    used = response.usage
     assert (used.prompt_tokens, used.completion_tokens, used.total_tokens) == (460, 33, 493), "of both models"
     assert served.asked == [(TASK.make_input(text="It leaks."), PROFILE)]
     assert [model.id for model in client(served).models.list()] == ["rpo"]
@@ -108,8 +108,8 @@ def test_the_history_can_come_with_the_request_and_the_query_as_a_lamp_input(ser
 def test_a_profile_file_at_fault_is_named_in_the_servers_log_and_not_to_the_client(served, content, capfd):
     path = served.service.profiles / "broken.json"
     path.write_bytes(content.encode("utf-8", "surrogatepass"))
-    status, said = refused(served, **ASK, user="broken")
-    assert (status, said) == (500, "The profile of 'broken' cannot be used; the server's log says why.")
+    status, message = rejected(served, **ASK, user="broken")
+    assert (status, message) == (500, "The profile of 'broken' cannot be used; the server's log says why.")
     assert f"rpo_kit serve: the profile {path} cannot be used: " in capfd.readouterr().err
 
 
@@ -145,7 +145,7 @@ def test_a_client_that_streams_gets_one_chunk(served):
     assert [chunk.choices[0].delta.content for chunk in chunks] == ["2"]
 
 
-def test_a_base_model_that_fails_is_said_in_a_sentence(served):
+def test_a_base_model_that_fails_is_reported_in_a_sentence(served):
     with pytest.raises(APIStatusError, match="did not answer 1 of 1 queries") as caught:
         create(served, "fail", user="ann")
     assert caught.value.status_code == 502
@@ -175,9 +175,9 @@ def test_a_base_model_that_fails_is_said_in_a_sentence(served):
     ],
 )
 def test_a_request_at_fault_is_told_why_and_reaches_no_model(served, body, status, why):
-    found, said = refused(served, **body)
-    assert found == status
-    assert why in said
+    actual, message = rejected(served, **body)
+    assert actual == status
+    assert why in message
     assert served.asked == []
 
 
@@ -187,13 +187,13 @@ def test_the_size_of_a_request_is_bounded_before_it_is_read(served):
     for name, value in (("Content-Type", "application/json"), ("Content-Length", "1000001")):
         connection.putheader(name, value)
     connection.endheaders()  # not one byte of the body
-    found = connection.getresponse()
-    assert found.status == 413
-    assert "at most 1,000,000 bytes are read" in found.read().decode()
+    response = connection.getresponse()
+    assert response.status == 413
+    assert "at most 1,000,000 bytes are read" in response.read().decode()
     assert raw(served, b"", **{"Content-Length": "9" * 5000})[0] == 413
 
 
-def test_what_is_no_json_object_is_refused(served):
+def test_what_is_not_a_json_object_is_rejected(served):
     assert raw(served, b"[1]")[0] == 400
     assert raw(served, b"{")[0] == 400
     assert raw(served, b"[" * 100_000)[0] == 400
@@ -204,7 +204,7 @@ def test_what_is_no_json_object_is_refused(served):
     assert raw(served, iter([b"{}"]), **{"Transfer-Encoding": "chunked"})[0] == 411
 
 
-def test_a_page_of_a_browser_that_found_a_way_here_is_refused(served):
+def test_a_web_page_in_a_browser_is_rejected(served):
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host="evil.example")[0] == 403
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host="[::1")[0] == 400
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host=f"localhost:{served.port}")[0] == 200
