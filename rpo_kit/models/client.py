@@ -56,7 +56,7 @@ class Client:
             api_key=key or "not-needed",
             max_retries=0,  # we retry, and count the attempts
             timeout=Timeout(timeout, connect=timeout / 2),  # a host that is off is then reported as such
-            http_client=DefaultAsyncHttpxClient(follow_redirects=False),  # a question goes to the named server only
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False),  # a prompt goes to the named server only
         )
         if spec.variable != OPENAI:  # the client reads these from the environment, and would send them to any server
             self.openai.organization = self.openai.project = self.openai.admin_api_key = None

@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-from rpo_kit.errors import KitError
 from rpo_kit.model_spec import EndpointSpec
 from rpo_kit.models.budget import BudgetError, Ledger, Usage, estimated, upper_bound
 from rpo_kit.models.cache import AnswerCache, answer_key, open_database
@@ -44,7 +43,7 @@ class _Stream:
     sampling: Sampling
     results: asyncio.Queue[tuple[int, Completion] | None]  # None: no more will come
     client: Client | None = None  # opened for the first answer that is not in the cache
-    error: KitError | None = None  # why asking stopped early
+    error: EndpointError | BudgetError | None = None  # why asking stopped early
     failed_in_a_row: int = 0
     in_flight: int = 0
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # set when a request in flight has been settled
