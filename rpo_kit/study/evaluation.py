@@ -35,7 +35,7 @@ from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.prepare import load_excluded, load_prepared
 from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
-from rpo_kit.rewriting.trajectory import parse
+from rpo_kit.rewriting.trajectory import rewrite_or_generic
 from rpo_kit.runs import Run, append_records, read_records, sort_records, stage, write_text
 from rpo_kit.study.baselines import (
     answer_with_summary,
@@ -186,8 +186,7 @@ def rewrite(
     for example, completion, cut in zip(
         examples, *reflect(loaded, task, examples, shown, max_new_tokens, batch_size), strict=True
     ):
-        parsed = parse(completion.text)
-        prediction = parsed.trajectory.rewrite if parsed.trajectory else example["generic"]
+        prediction, parsed = rewrite_or_generic(completion.text, example["generic"])
         record = {"id": example["id"], "prediction": prediction, "raw": completion.text, "complaint": parsed.error}
         records.append(record | {"tokens": completion.new_tokens, "finished": completion.finished, "shortened": cut})
     return records
