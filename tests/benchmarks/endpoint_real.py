@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from endpoint import bare, questions, seconds  # the benchmark beside this one
 
 from rpo_kit.bundled import bundled_model, gguf_file
-from rpo_kit.model_spec import Endpoint, parse_spec
+from rpo_kit.model_spec import EndpointSpec, parse_spec
 from rpo_kit.models.chat import Completion
 from rpo_kit.models.endpoint import EndpointChat
 from rpo_kit.presets import EndpointSettings
@@ -58,7 +58,7 @@ def command_of(port: int) -> tuple[list[str], str]:
 
 
 @contextmanager
-def a_server() -> Iterator[Endpoint]:
+def a_server() -> Iterator[EndpointSpec]:
     """A server of our own, once it answers; stopped at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -70,7 +70,7 @@ def a_server() -> Iterator[Endpoint]:
             url = f"http://127.0.0.1:{port}/v1"
             took = seconds(lambda: wait_for(server, url))
             print(f"server: {' '.join(command[1:4])} …, ready after {took:.0f} s", flush=True)
-            yield Endpoint(url, model, "")
+            yield EndpointSpec(url, model, "")
         except BaseException:
             log.seek(0)
             print(log.read()[-2000:], file=sys.stderr)
