@@ -131,7 +131,7 @@ def test_observations_and_plans_are_short_and_hold_the_values(task):
 def test_unknown_tasks_and_splits_are_named():
     with pytest.raises(KitError, match=r"no personas for the task 'LaMP-9'; there are for LaMP-1, .*--data FOLDER"):
         persona("LaMP-9")
-    with pytest.raises(KitError, match="train, dev, test, not 'val'"):
+    with pytest.raises(KitError, match="no split 'val' of the personas: name one of train, dev, test"):
         build("LaMP-3", "val", 1)
 
 
