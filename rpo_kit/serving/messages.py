@@ -39,7 +39,7 @@ def query_of(task: Task, messages: Any) -> str:
         raise Refused(400, wrong)
     if task.is_official(text):
         return text
-    if task.name == "LaMP-1":
+    if task.parts != ("text",):
         raise Refused(400, "A query of LaMP-1 must be a whole LaMP input, with the title and both references.")
     return task.make_input(text=text)
 

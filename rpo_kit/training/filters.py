@@ -80,7 +80,7 @@ def leaks_gold(task: Task, example: Example, shown: Sequence[Item], observe: str
     """
     if _SPOKEN.search(observe):
         return True
-    if task.kind == "regression" or task.name == "LaMP-1":
+    if not task.gold_is_distinctive:
         return False
     target, known = _words(example["output"]), [_words(task.item_line(item)) for item in shown]
     if task.kind == "generation":  # what stands in the query was seen there

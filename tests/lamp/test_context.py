@@ -119,7 +119,7 @@ def test_the_question_keeps_at_most_six_tenths_and_gives_way_by_tenths() -> None
 def test_items_that_never_fit_leave_the_bare_question_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert lamp_prompt(RATINGS, "IN", [rating("a")] * 9, Words(), 30, name="310") == "IN"
-    assert "Question 310: 9 items do not fit into 30 tokens" in caplog.text
+    assert "Example 310: its 9 items do not fit into 30 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -83,10 +83,10 @@ def test_a_file_that_mixes_the_two_splits_is_named_with_the_question(
 @pytest.mark.parametrize("rating", ["five", "", "nan", "inf"])
 def test_a_rating_that_is_none_is_told_at_the_door(rating: str, tmp_path: Path) -> None:
     write_split(tmp_path, [question(0, profile=[UNDATED | {"score": rating}])])
-    with pytest.raises(KitError, match=r"Question '310' .* profile item 0: score is .* and no rating"):
+    with pytest.raises(KitError, match=r"Question '310' .* profile item 0: score is .*, which is not a rating"):
         read_lamp(tmp_path, RATINGS, "dev")
     write_split(tmp_path, [question(0)], {"310": rating})
-    with pytest.raises(KitError, match=r"The output of '310' in .*dev_outputs.json is .* and no rating"):
+    with pytest.raises(KitError, match=r"The output of '310' in .*dev_outputs.json is .*, which is not a rating"):
         read_lamp(tmp_path, RATINGS, "dev")
 
 
@@ -164,7 +164,7 @@ def test_an_answer_in_the_own_profile_is_counted_shown_and_dropped_if_asked(
     dataset = read_lamp(write_split(tmp_path, rows), RATINGS, "dev")
     assert split_summary(dataset)["gold_in_profile"] == 1
     assert len(dataset[1]["profile"]) == 2
-    assert "1 of 2 questions have their answer in their own profile; set data.drop_gold" in caplog.text
+    assert "1 of 2 questions have their gold in their own profile; set data.drop_gold" in caplog.text
     dropped = read_lamp(tmp_path, RATINGS, "dev", drop_gold=True)
     assert [item["text"] for item in dropped[1]["profile"]] == ["Item 0."]
     assert len(dropped[0]["profile"]) == 2
@@ -247,8 +247,8 @@ HTML = "\n<!DOCTYPE html>\n<html><body>LaMP</body></html>"
         (b'[{"id": "310", "input": "What', "Unterminated string starting at character 24 of 29.*broke off: download"),
         (b"", "not complete JSON.*character 0 of 0"),
         (b"\x1f\x8b\x08\x00", "not UTF-8 text.*unpack"),
-        (b'{"id": "310"}', "(JSON list of questions|no LaMP outputs file)"),
-        (b"[]", "(not an empty one|no LaMP outputs file)"),
+        (b'{"id": "310"}', "(JSON list of questions|not a LaMP outputs file)"),
+        (b"[]", "(not an empty one|not a LaMP outputs file)"),
     ],
 )
 def test_a_file_that_is_not_lamps_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -291,12 +291,12 @@ def test_the_folder_of_another_task_is_recognised(tmp_path: Path) -> None:
         ({"id": "311", "input": "x"}, r"Row 1, id '311', of .*dev_questions.json lacks profile"),
         ({"input": "x", "profile": []}, r"Row 1 of .*dev_questions.json lacks id"),
         ("row", r"Row 1 of .*dev_questions.json lacks everything"),
-        (question(1, input=None), r"'311' in .*dev_questions.json: input is 'None' and not text"),
-        (question(1, profile=None), r"'311' in .*dev_questions.json has a profile that is no list"),
+        (question(1, input=None), r"'311' in .*dev_questions.json: input is 'None', which is not text"),
+        (question(1, profile=None), r"'311' in .*dev_questions.json has a profile that is not a list"),
         (question(1, profile=["x"]), r"'311' .*profile item 0 lacks id, text, score"),
         (question(1, profile=[{"id": "1", "text": "x"}]), r"'311' .*profile item 0 lacks score"),
         (question(1, profile=[{"id": "1", "text": "x", "score": None}]), r"'311' .*item 0: score is 'None'"),
-        (question(0), r"'310' stands twice in .*dev_questions.json"),
+        (question(0), r"'310' occurs twice in .*dev_questions.json"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_id(row: Any, message: str, tmp_path: Path) -> None:

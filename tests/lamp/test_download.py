@@ -151,7 +151,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: Server, tmp_path
 def test_a_later_call_goes_on_with_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
     server.cut_after = [1000] + [0] * len(PAUSES) + [0]
     pauses: list[float] = []
-    with pytest.raises(KitError, match=r"connection ended after 1,000 of .* tried 6 times. What has come is kept"):
+    with pytest.raises(KitError, match=r"connection ended after 1,000 of .* tried 6 times. What was received is kept"):
         get(server, tmp_path, pauses)
     assert pauses == list(PAUSES)
     assert not {"dev_questions.json", "checksums.json"} & set(names(tmp_path)), "nothing looks whole"
@@ -227,7 +227,7 @@ def test_a_disk_that_does_not_take_it_is_said_at_once(
 
     monkeypatch.setattr(download, "_receive", full)
     pauses: list[float] = []
-    with pytest.raises(KitError, match=rf"cannot be written .*{os.strerror(number)}.*what has come is kept"):
+    with pytest.raises(KitError, match=rf"cannot be written .*{os.strerror(number)}.*what was received is kept"):
         get(server, tmp_path, pauses)
     assert pauses == []
 
@@ -244,7 +244,7 @@ def test_a_web_page_with_status_200_leaves_nothing_behind(kind: str, server: Ser
 
 def test_a_file_that_is_broken_on_the_server_is_thrown_away(server: Server, tmp_path: Path) -> None:
     server.files["/LaMP_3/dev/dev_questions.json"] = QUESTIONS[:-100]
-    with pytest.raises(KitError, match="no whole JSON file"):
+    with pytest.raises(KitError, match="not a whole JSON file"):
         get(server, tmp_path)
     assert names(tmp_path) == []
 

@@ -42,8 +42,10 @@ def test_a_citation_is_given_away_by_the_right_reference_only() -> None:
 def test_references_are_read_from_citations_only() -> None:
     task = get_task("LaMP-1")
     assert task.references(task.make_input(title='A "b"', ref1="c", ref2='"d"')) == ("c", '"d"')
-    with pytest.raises(KitError, match="Only questions of LaMP-1"):
+    with pytest.raises(KitError, match="not an input of LaMP-1"):
         task.references("What is the score")
+    with pytest.raises(KitError, match="query of LaMP-3 has no references"):
+        get_task("LaMP-3").references(get_task("LaMP-3").make_input(text="x"))
 
 
 def keys(*texts: str) -> np.ndarray:
@@ -85,7 +87,7 @@ def test_entities_are_recognised_and_plain_ampersands_are_not() -> None:
 
 
 def test_names_of_files_are_no_mails_in_lamp_6_only() -> None:
-    with pytest.raises(KitError, match=r"^Item 3 is '147-000874-EM.txt': LaMP-6 is distributed with names"):
+    with pytest.raises(KitError, match=r"^Item 3 is '147-000874-EM.txt': LaMP-6 is distributed with file names"):
         check_is_text(get_task("LaMP-6"), "147-000874-EM.txt", "Item 3")
     check_is_text(get_task("LaMP-6"), "see 147-000874-EM.txt", "Item 3")
     check_is_text(get_task("LaMP-4"), "147-000874-EM.txt", "Item 3")

@@ -183,13 +183,13 @@ def test_an_output_that_is_no_text_is_refused_with_its_id(tmp_path: Path) -> Non
     with pytest.raises(KitError, match=r'Row 0 of .* lacks "id" or "output"'):
         score_files(tmp_path / "g", tmp_path / "g")
     (tmp_path / "g").write_text('[{"id": "1", "input": "", "profile": []}]')
-    with pytest.raises(KitError, match="no LaMP outputs file"):
+    with pytest.raises(KitError, match="not a LaMP outputs file"):
         score_files(tmp_path / "g", tmp_path / "g")
 
 
 def test_a_folder_or_a_missing_file_in_place_of_a_file_is_told_for_what_it_is(tmp_path: Path) -> None:
     golds = write(tmp_path / "dev_outputs.json", "LaMP_3", [("1", "3")])
-    with pytest.raises(KitError, match=r" is a folder and no file; that folder has dev_outputs.json. Give the file"):
+    with pytest.raises(KitError, match=r" is a folder, not a file; that folder has dev_outputs.json. Give the file"):
         score_files(tmp_path, golds)
     with pytest.raises(KitError, match=r"no file .*preds.json; that folder has dev_outputs.json. Correct the path"):
         score_files(golds, tmp_path / "preds.json")
