@@ -79,6 +79,8 @@ def as_text(value: object, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise KitError(f"{where} is {str(value)[:40]!r}, which is not text: correct it, or {AGAIN}.")
     text = str(value)
+    if text.isascii():  # gigabytes are; encoding would copy them
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can escape it, but no table and no tokenizer can hold it

@@ -37,11 +37,11 @@ class Task:
 
     labels: tuple[str, ...] = ()  # in the order of LaMP's evaluator; () for generation
     label_parts: tuple[str, ...] = ()  # LaMP-1: the part of the query that each label stands for
-    gold_is_distinctive: bool = True  # False: the gold's characters may stand in a text without meaning the gold
+    gold_is_distinctive: bool = True  # False: "4" or "[1]" in a text may mean something else than the gold
 
     query: str = "{text}"  # template: what follows the instruction
     query_shown: str = "{text}"  # template: the query in prompts
-    retrieval_quotes: tuple[int, ...] = ()  # which quoted texts of the input are the retrieval query; (): the query is
+    retrieval_quotes: tuple[int, ...] = ()  # indices of the quoted texts that LaMP searches with; (): the query
 
     context_end: str = ". "  # LaMP: between the joined context lines and the input
     context_after: str = ""  # LaMP-1: the context lines follow the first such word of the input instead

@@ -3,7 +3,7 @@
 No other module asks for a task's name. `TASKS` are the public ones (1, 2 movies, 3, 4, 5, 7), which the embedded
 personas imitate; `MORE_TASKS` are read from files that you provide: the deprecated news variant of LaMP-2, and LaMP-6,
 whose e-mails are licensed separately. The wording of the instructions, of what is indexed and of the context lines is
-LaMP's (Salemi et al., 2023, arXiv 2304.11406). What the fields mean stands in `task`.
+LaMP's (Salemi et al., 2023, arXiv 2304.11406). The fields are explained in `task`.
 
 >>> task = get_task("LaMP-3")
 >>> task.make_input(text="Does what it should.")
@@ -16,9 +16,9 @@ import re
 from difflib import get_close_matches
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.task import Item, Kind, Task
+from rpo_kit.lamp.task import Item, Task
 
-__all__ = ["MORE_TASKS", "MOVIE_TAGS", "NEWS_CATEGORIES", "TASKS", "Item", "Kind", "Task", "get_task"]
+__all__ = ["MORE_TASKS", "MOVIE_TAGS", "NEWS_CATEGORIES", "TASKS", "Item", "Task", "get_task"]
 
 MOVIE_TAGS = (
     "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic", "psychology",

@@ -62,7 +62,7 @@ def test_the_query_is_the_varying_part_alone(name: str) -> None:
     assert task.retrieval_query(INPUTS[name]) == INPUTS[name].split(MARKS[name], 1)[1].strip()
 
 
-def test_a_citation_question_has_three_varying_parts() -> None:
+def test_a_citation_query_has_three_parts() -> None:
     task = get_task("LaMP-1")
     assert task.make_input(title="On Ships", ref1="Sails", ref2="Ropes and Knots") == CITATION
     assert task.query_text(CITATION) == '"On Ships" [1]: "Sails" [2]: "Ropes and Knots"'
@@ -81,7 +81,7 @@ def test_quotes_inside_a_citation_title_shift_the_retrieval_query_as_they_do_in_
     assert task.query_text(input) == '"A "Theory" of All" [1]: "Sails" [2]: "Ropes"'
 
 
-def test_labels_stand_in_the_evaluators_order() -> None:
+def test_labels_are_in_the_evaluators_order() -> None:
     assert get_task("LaMP-1").labels == ("[1]", "[2]")
     assert ", ".join(get_task("LaMP-2").labels) == TAGS
     assert ", ".join(get_task("LaMP-2-news").labels) == CATEGORIES
@@ -125,7 +125,7 @@ def test_context_prompts_join_as_lamp_does(name: str, prompt: str) -> None:
     assert get_task(name).context_prompt("IN", [ITEM, ITEM | {"text": "Y", "score": "1"}]) == prompt
 
 
-def test_citation_context_is_put_behind_the_word_title() -> None:
+def test_citation_context_follows_the_word_title() -> None:
     prompt = get_task("LaMP-1").context_prompt(CITATION, [ITEM, ITEM | {"title": "U"}])
     assert prompt.startswith(
         'For an author who has written the paper with the title, and "T", and "U" "On Ships", which reference'
@@ -152,7 +152,7 @@ def test_the_gold_field_is_a_field_of_the_items() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_an_input_without_the_instruction_is_refused_by_name(name: str) -> None:
+def test_an_input_without_the_instruction_is_rejected_by_name(name: str) -> None:
     task = get_task(name)
     assert not task.is_official("x Overwhelmed by her schedule")
     with pytest.raises(KitError, match=f"not an input of {name}.*Overwhelmed"):
@@ -161,7 +161,7 @@ def test_an_input_without_the_instruction_is_refused_by_name(name: str) -> None:
         task.retrieval_query("x Overwhelmed by her schedule")
 
 
-def test_parts_that_do_not_belong_to_the_task_are_refused() -> None:
+def test_parts_that_do_not_belong_to_the_task_are_rejected() -> None:
     with pytest.raises(KitError, match=r"\['ref1', 'ref2', 'title'\], not from \['text'\]"):
         get_task("LaMP-1").make_input(text="x")
 
@@ -176,13 +176,13 @@ def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
     ("name", "meant"),
     [("2-news", "LaMP-2-news"), ("lamp-3", "LaMP-3"), ("LaMP2N", "LaMP-2-news"), ("movies", "LaMP-2"), ("7", "LaMP-7")],
 )
-def test_a_task_is_suggested_where_the_name_is_nearly_right(name: str, meant: str) -> None:
+def test_a_task_is_suggested_if_the_name_is_nearly_right(name: str, meant: str) -> None:
     with pytest.raises(KitError, match=rf"no task '{name}' here; .* Did you mean {meant}\?$"):
         get_task(name)
 
 
 @pytest.mark.parametrize("name", ["LaMP-9", "", "squad"])
-def test_no_task_is_suggested_where_none_is_like_it(name: str) -> None:
+def test_no_task_is_suggested_if_none_is_similar(name: str) -> None:
     with pytest.raises(KitError, match=r"LaMP-6\.$"):
         get_task(name)
 
@@ -224,8 +224,8 @@ def test_the_text_field_is_what_leave_one_out_asks_about() -> None:
 NAMES = {spelling for task in ALL.values() for spelling in (task.name, task.official_name)}
 
 
-def asks_for_a_name(source: str) -> list[int]:
-    """Lines that compare something with a task's name, match it, or look it up in a dictionary of the place."""
+def checks_of_a_name(source: str) -> list[int]:
+    """Lines that compare something with a task's name, match it, or look it up in a dictionary."""
     lines = []
     for node in ast.walk(ast.parse(source)):
         constants: list[ast.AST] = []
@@ -255,18 +255,18 @@ def asks_for_a_name(source: str) -> list[int]:
         ('if task.label_parts:\n    "a sentence about LaMP-1"', False),
     ],
 )
-def test_a_question_for_a_tasks_name_is_found(source: str, found: bool) -> None:
-    assert bool(asks_for_a_name(source)) == found
+def test_a_check_of_a_tasks_name_is_found(source: str, found: bool) -> None:
+    assert bool(checks_of_a_name(source)) == found
 
 
-def test_nobody_asks_for_a_tasks_name_but_the_table() -> None:
+def test_no_module_but_the_table_checks_a_tasks_name() -> None:
     """`personas/__init__.py` is exempt: its dictionary names the module that imitates each task."""
     kit = Path(rpo_kit.__file__).parent
     exempt = {kit / "lamp" / "tasks.py", kit / "lamp" / "personas" / "__init__.py"}
     assert len(exempt & {*kit.rglob("*.py")}) == 2
-    asking = {
+    checks = {
         f"{path.relative_to(kit)}:{line}"
         for path in {*kit.rglob("*.py")} - exempt
-        for line in asks_for_a_name(path.read_text(encoding="utf-8"))
+        for line in checks_of_a_name(path.read_text(encoding="utf-8"))
     }
-    assert asking == set()
+    assert checks == set()

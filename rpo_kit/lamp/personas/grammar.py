@@ -114,8 +114,3 @@ def tidy(text: str, capitals: bool = True) -> str:
 
 def _article(match: re.Match[str]) -> str:
     return match[1] + ("n " if _VOWEL_SOUND.match(match[2].lstrip("\"'(")) else " ")
-
-
-def draw(rng: random.Random, bank: Bank, name: str) -> str:
-    """One phrase of a list as it stands, unexpanded: for tags, product kinds and other values that go into facts."""
-    return rng.choice(bank[name])
