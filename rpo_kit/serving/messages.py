@@ -42,8 +42,10 @@ def query_of(task: Task, messages: object) -> str:
         raise error
     if task.is_official(text):
         return text
-    if task.name == "LaMP-1":
-        raise RequestError(400, "A query of LaMP-1 must be a whole LaMP input, with the title and both references.")
+    if task.parts != ("text",):
+        raise RequestError(
+            400, f"A query of {task.name} must be a whole LaMP input, with the title and both references."
+        )
     return task.make_input(text=text)
 
 

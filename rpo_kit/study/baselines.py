@@ -44,10 +44,7 @@ Record = dict[str, Any]  # id, prediction; of a model also raw and finished; of 
 
 def is_defined(name: str, task: Task) -> bool:
     """Whether the system can answer questions of this task."""
-    return name != "majority" or task.gold_field in _LABEL_FIELDS
-
-
-_LABEL_FIELDS = ("tag", "category", "score")
+    return name != "majority" or task.items_have_labels
 
 
 def shots_of(name: str, shots: int) -> int:
@@ -76,7 +73,7 @@ def copy_nearest(task: Task, example: Example) -> str:
     nearest = top_k(example, example["ranking"], 1)
     if not nearest:
         return str(example["generic"])
-    if task.name != "LaMP-1":
+    if not task.label_parts:
         return nearest[0][task.gold_field]
     known = set(task.corpus_text(nearest[0]).lower().split())
     first, second = (_share(reference.lower().split(), known) for reference in task.references(example["input"]))

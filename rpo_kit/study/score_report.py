@@ -27,7 +27,7 @@ def scores_of_files(golds: Path, predictions: Path) -> str:
     """One line a metric, below a line that names the task in words."""
     task, gold_of, pred_of = read_pair(golds, predictions)
     lines = [f"{_named(task)}, {len(gold_of)} questions"]
-    if task.official_name == "LaMP_2":
+    if task.shares_official_name:
         lines[0] += " (the files say LaMP_2, which is movies or news; the labels of the golds tell)"
     return "\n".join(
         lines + [f"{name:10} {value:.6f}" for name, value in score_outputs(task, gold_of, pred_of).items()]

@@ -221,8 +221,8 @@ def test_splits_of_two_ways_to_split_are_refused(new_run, recording_chat, tmp_pa
 def test_data_that_is_not_a_folder_is_rejected_with_a_suggestion(new_run, recording_chat, tmp_path):
     (tmp_path / "dev_questions.json").write_text("[]")
     for source, message in (
-        ("oficial", r"'oficial' is no folder that is there: give personas, .* Did you mean --data official\?$"),
-        (str(tmp_path / "nowhere"), r"nowhere' is no folder that is there: .* or a folder with them\.$"),
+        ("oficial", r"'oficial' is not an existing folder: give personas, .* Did you mean --data official\?$"),
+        (str(tmp_path / "nowhere"), r"nowhere' is not an existing folder: .* or a folder with them\.$"),
         (str(tmp_path / "dev_questions.json"), rf"is a file: give the folder in which it lies, --data {tmp_path}\.$"),
     ):
         run = new_run({"data.source": source})
@@ -374,7 +374,7 @@ def test_two_items_of_one_id_cannot_both_become_questions(new_run, recording_cha
         row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": profile}
         write_lamp(tmp_path / "lamp", task, split, [row])
     run = new_run({"data.source": str(tmp_path / "lamp"), "data.leave_one_out": 3})
-    with pytest.raises(KitError, match=r"1 questions made from items of .*lamp have an id twice, such as 0-7"):
+    with pytest.raises(KitError, match=r"1 examples made from items of .*lamp have an id twice, such as 0-7"):
         prepare(run, lambda spec: recording_chat())
 
 
@@ -382,6 +382,6 @@ def test_two_items_of_one_id_cannot_both_become_questions(new_run, recording_cha
 def test_items_without_a_query_are_rejected(new_run, recording_chat, name, why):
     with pytest.raises(
         KitError,
-        match=rf"hold no question, so data\.leave_one_out must be 0 there \(--set data\.leave_one_out=0\): .*{why}",
+        match=rf"contain no query, so data\.leave_one_out must be 0 there \(--set data\.leave_one_out=0\): .*{why}",
     ):
         prepare(new_run({"data.task": name, "data.leave_one_out": 1}), lambda spec: recording_chat())
