@@ -92,6 +92,6 @@ def full_disk_told(folder: Path) -> Iterator[None]:
         parent = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(parent).free / 1e9
         raise KitError(
-            f"{folder} could not be written: the disk is full ({free:.2f} GB free now). Make room and run the same "
-            "command again; it resumes."
+            f"{folder} could not be written: the disk is full ({free:.2f} GB free now). Make room and give the "
+            "same command again; it resumes."
         ) from error
