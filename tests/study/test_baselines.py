@@ -134,10 +134,12 @@ def test_no_prompt_of_pag_passes_the_window(
 
 def test_what_fits_no_window_is_said_with_the_setting(tiny_llama: Any, tmp_path: Path) -> None:
     kept = tmp_path / "summaries.jsonl"
-    with pytest.raises(KitError, match=r"history of question 7 cannot be summarised .*raise that setting"):
+    with pytest.raises(KitError, match=r"history of example 7 cannot be summarised .*Raise that setting"):
         list(answer_with_summary(Small(tiny_llama, 150), RATINGS, [rated(*"12345")], 1, 12, kept))
     example = rated("5") | {"input": RATINGS.make_input(text="a long question " * 200)}
-    with pytest.raises(KitError, match=r"Question 7 and its summary pass the window .*raise reflection.max_seq_length"):
+    with pytest.raises(
+        KitError, match=r"Example 7 with its summary is \d+ tokens too long .*raise reflection.max_seq_length"
+    ):
         list(answer_with_summary(Small(tiny_llama, 600), RATINGS, [example], 1, 12, kept))
 
 

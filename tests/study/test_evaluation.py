@@ -136,8 +136,8 @@ def test_the_best_of_the_method_is_compared_with_every_other_baseline():
 def test_systems_are_a_setting_and_a_wrong_one_is_said_before_anything_runs(new_run, capsys):
     tweets = new_run({"data.task": "LaMP-7", "evaluation.systems": '["base", "majority", "pag-1", "context-2"]'})
     assert chosen_systems(tweets, tweets.preset.evaluation.systems) == ["base", "pag-1", "context-2"]
-    assert "without majority: items of LaMP-7 have no label" in capsys.readouterr().out
-    with pytest.raises(KitError, match=r"no system 'gpt' to evaluate; there are base, .*pag-K, majority"):
+    assert "majority left out, because items of LaMP-7 have no label" in capsys.readouterr().out
+    with pytest.raises(KitError, match=r"no system 'gpt' to evaluate: choose from base, .*pag-K, majority"):
         evaluate(new_run(), ["gpt"])
     with pytest.raises(KitError, match="no system 'context-many': write context-K"):
         evaluate(new_run(), ["context-many"])
@@ -196,7 +196,7 @@ def test_what_was_cut_is_counted_and_shown(monkeypatch, tiny_llama, capsys):
     loaded = evaluation.LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 2048)
     records = rewrite(loaded, RATINGS, rows, shots=6, max_new_tokens=24)
     assert [record["shortened"] for record in records] == [True, False]
-    evaluation.tell_cuts({"base": [record("3")] * 2, "rl": records})
+    evaluation.report_cuts({"base": [record("3")] * 2, "rl": records})
     assert capsys.readouterr().out == (
         "evaluate: rl: 1 of 2 prompts had their history items shortened to fit\n"
         "evaluate: rl: 1 of 2 texts were cut off at the token limit\n"
@@ -313,7 +313,7 @@ def test_a_question_without_instruction_stands_in_the_predictions_so_that_lamps_
     outputs = [[row["output"] for row in json.loads(path.read_text())["golds"]] for path in predictions]
     assert outputs == [["comedy", "comedy", ""], ["comedy"]], "one user of the split cannot be scored there anyway"
     assert score_files(tmp_path / "lamp" / "dev_outputs.json", predictions[0])["accuracy"] == pytest.approx(2 / 3)
-    assert capsys.readouterr().out.count("1 excluded questions (110) stand in the predictions with an empty") == 1
+    assert capsys.readouterr().out.count("1 excluded questions (110) get an empty output") == 1
 
 
 @pytest.fixture
@@ -344,7 +344,7 @@ def test_what_the_base_model_refuses_is_left_out_shown_and_alone_asked_again(ref
     assert len(endpoint.requests) == 6 + 6 + 5, "no question without its summary"
     told = capsys.readouterr().out
     assert "2 of 12 items failed" in told
-    assert "the tables count the 4 of 6 questions that every system answered" in told
+    assert "the tables count the 4 of 6 examples that every system answered" in told
     assert told.index("estimate ") < told.index("spent ")
     metrics = pd.read_csv(work / "metrics.csv").set_index("system")
     assert set(metrics["examples"]) == {4}
