@@ -162,7 +162,7 @@ def test_notebook_01_shows_the_runs_own_users_also_where_they_are_no_personas(tm
     run = open_run("own", "tiny", {"data.source": str(folder), "data.task": task.name})
     execute(run, "01_lamp_and_retrieval")
     shown = (run.folder / "notebooks" / "01_lamp_and_retrieval.ipynb").read_text(encoding="utf-8")
-    for said in ("the profile of user reader-0: the first 3 of 3 items", "the habits are not known"):
+    for said in ("the first 3 of the 3 items of user reader-0", "the habit is unknown"):
         assert said in shown
     assert "3 of 3 dev users are in train as well" in shown
     assert "html_entities" in shown
