@@ -45,7 +45,9 @@ def figure1() -> Figure:
     _arrow(ax, (5.85, 1.32), (6.25, 1.9), ORANGE)
     _arrow(ax, (1.05, 3.05), (2.85, 1.75), GREY, dashed=True)
     ax.text(1.42, 2.42, "what to look for", color=GREY, fontsize=8.5, ha="right")
-    _wall(ax)
+    # The line that no profile text crosses: the base model is above it.
+    ax.plot([2.95, 5.9], [2.62, 2.62], color=RED, lw=1.4, ls=(0, (4, 3)))
+    ax.text(4.42, 2.72, "the base model never sees the user", color=RED, fontsize=9, ha="center", va="bottom")
     return figure
 
 
@@ -61,12 +63,6 @@ def _reflection(ax: Axes) -> None:
         _box(ax, 6.37, y, 1.86, height, name, text, edge=BLUE, small=True)
         if row:
             _arrow(ax, (7.3, (2.72, 1.75)[row - 1]), (7.3, y + height), BLUE)
-
-
-def _wall(ax: Axes) -> None:
-    """The line that no profile text crosses: the base model is above it."""
-    ax.plot([2.95, 5.9], [2.62, 2.62], color=RED, lw=1.4, ls=(0, (4, 3)))
-    ax.text(4.42, 2.72, "the base model never sees the user", color=RED, fontsize=9, ha="center", va="bottom")
 
 
 def figure2() -> Figure:
