@@ -28,7 +28,6 @@ from rpo_kit.study.figures import png, save
 from rpo_kit.study.html import LABEL, TrajectoryRecord, retrieved_html, trajectory_html
 
 RETRIEVERS = ("bm25", "recency", "random")
-Rows = list[dict[str, float]]  # of a training log
 _DRAWING_SHARE = 0.05  # ours: drawing takes at most this share of the time
 
 
@@ -68,14 +67,17 @@ def show(figure: Figure, keep_as: Path | None = None) -> Image:
 class LivePlot:
     """A picture in the notebook that follows a training log; redrawn only as often as `_DRAWING_SHARE` allows."""
 
-    def __init__(self, draw: Callable[[Rows], Figure], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, draw: Callable[[list[dict[str, float]]], Figure], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.draw, self.clock = draw, clock
         self.frames, self.next_frame = 0, 0.0
-        self.rows: Rows = []
+        self.rows: list[dict[str, float]] = []
         self.stale = False
         self.handle: DisplayHandle | None = None
 
-    def __call__(self, rows: Rows) -> None:
+    def __call__(self, rows: list[dict[str, float]]) -> None:
+        """Take the rows of the log so far (`training.progress.OnLog`)."""
         self.rows, self.stale = list(rows), True
         if self.clock() >= self.next_frame:
             self._frame()
@@ -96,7 +98,7 @@ class LivePlot:
         self.next_frame = self.clock() + (self.clock() - start) / _DRAWING_SHARE
 
 
-def live_plot(draw: Callable[[Rows], Figure]) -> LivePlot:
+def live_plot(draw: Callable[[list[dict[str, float]]], Figure]) -> LivePlot:
     """An `OnLog` that keeps one picture up to date while training runs; call `.finish()` after it."""
     return LivePlot(draw)
 

@@ -67,7 +67,7 @@ def test_the_command_line_scores_a_run_by_its_name(prepared, tmp_path, monkeypat
     assert capsys.readouterr().out == scores_of_run(run) + "\n"
 
 
-def test_what_has_no_prediction_is_counted(prepared):
+def test_questions_without_a_prediction_are_counted(prepared):
     run = prepared()
     evaluate(run, ["base"])
     path = run.stage("evaluate") / "predictions" / "base.json"
@@ -76,7 +76,7 @@ def test_what_has_no_prediction_is_counted(prepared):
     assert scores_of_run(run).endswith("\nbase: 2 of them have no prediction and are not scored")
 
 
-def test_a_run_that_is_not_evaluated_or_has_changed_since_is_told_what_to_do(prepared, tmp_path):
+def test_for_a_run_that_is_not_evaluated_or_has_changed_the_error_says_what_to_do(prepared, tmp_path):
     run = prepared()
     with pytest.raises(KitError, match="first run `python -m rpo_kit evaluate --run r`"):
         scores_of_run(run)

@@ -40,21 +40,21 @@ def test_what_a_user_wrote_is_shown_and_never_interpreted(examples):
     assert "<i>" not in html.tokens_html("<i>", "<i>")
 
 
-def test_items_are_numbered_by_their_place_in_the_ranking(examples):
+def test_items_are_numbered_by_their_rank(examples):
     lines = html.item_lines(TASK, examples[0]["profile"][:2], first=4)
     assert "[4] " in lines
     assert "[5] " in lines
     assert html.item_lines(TASK, []) == "<i>no items</i>"
 
 
-def test_items_which_every_method_finds_are_bold(examples):
+def test_items_that_every_method_finds_are_bold(examples):
     both = html.retrieved_html(TASK, examples[0], ["recency", "recency"], k=2)
     assert both.count("<b>[") == 2
     whole_profile = html.retrieved_html(TASK, examples[0], ["recency", "random"], k=5)
     assert whole_profile.count("<b>[") == 10
 
 
-def test_a_trajectory_stands_beside_its_items_and_the_hidden_habit(examples):
+def test_a_trajectory_is_shown_with_its_items_and_the_hidden_habit(examples):
     shown = html.trajectory_html(TASK, accepted(examples[0]), examples[0])
     for part in ("accepted", "reads 2, gave 1: harsh", examples[0]["facts"]["habit"]["name"], "give 2"):
         assert part in shown
@@ -162,7 +162,7 @@ def test_drawing_takes_at_most_a_twentieth_of_the_time(shown):
     assert shown.updates == len(drawn) - 1
 
 
-def test_the_last_rows_are_drawn_when_training_is_over(shown):
+def test_the_last_rows_are_drawn_after_training(shown):
     clock, drawn = Clock(), []
 
     def draw(rows):
@@ -202,7 +202,7 @@ def test_trajectories_are_paged_through_by_clicking(examples):
     assert "1 of 2" in browser.page.value
 
 
-def test_choosing_a_reason_shows_what_was_rejected_for_it(examples):
+def test_choosing_a_reason_shows_the_trajectories_rejected_for_it(examples):
     good = [accepted(examples[0]), accepted(examples[1])]
     bad = [record(examples[2], 1, text="", reason="no tags")]
     browser = widgets.trajectory_browser(TASK, good, bad, examples)
@@ -244,7 +244,7 @@ def test_outcomes_are_counted_with_their_shares(examples):
     assert table["share"].to_dict() == {"accepted": 0.5, "accepted on the second attempt": 0.25, "no tags": 0.25}
 
 
-def test_lengths_and_cited_items_are_told_as_smallest_median_largest(examples):
+def test_lengths_and_cited_items_are_summed_up_as_smallest_median_largest(examples):
     long = accepted(examples[0]) | {"observe": "[1] a\n[2] d", "plan": "give 2 at once"}
     table = html.trajectory_table([accepted(examples[0]), long]).set_index("")
     assert table.loc["words in observe"].tolist() == [4, 5, 6]
@@ -252,7 +252,7 @@ def test_lengths_and_cited_items_are_told_as_smallest_median_largest(examples):
     assert table.loc["items cited"].tolist() == [1, 1.5, 2]
 
 
-def test_a_second_attempt_and_a_corrected_rewrite_are_said_on_the_page(examples):
+def test_a_second_attempt_and_a_corrected_rewrite_are_shown_on_the_page(examples):
     changed = accepted(examples[0]) | {"complaint": "no tags", "wrote": "2!"}
     shown = html.trajectory_html(TASK, changed, examples[0])
     assert "on the second attempt (first attempt: no tags); the teacher wrote &#x27;2!&#x27;" in shown
