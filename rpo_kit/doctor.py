@@ -93,7 +93,9 @@ def check_cores() -> Check:
     count = cores()
     if count >= 2:
         return Check("cores", "ok", f"{count} of {processor()}")
-    return Check("cores", "warn", str(count), "The times in the docs are for 2 cores; expect about twice as long.")
+    return Check(
+        "cores", "warn", str(count), "The times in docs/benchmarks.md are for 2 cores; expect about twice as long."
+    )
 
 
 def check_memory() -> Check:

@@ -1,8 +1,8 @@
 """Every setting of the kit in one tree of frozen dataclasses; each value says where it comes from.
 
 Sources: *paper* (abstract or figures of RPO, arXiv 2511.05286), *LaMP*, *OpenRLHF* (its REINFORCE++-baseline script),
-*measured* (tests/benchmarks, on the machine named in the README) or *ours*. The paper's tables were not available, so
-its learning rates, batch sizes and models are unknown here.
+*measured* (tests/benchmarks, on the machine named in docs/benchmarks.md) or *ours*. The paper's tables were not
+available, so its learning rates, batch sizes and models are unknown here.
 
     >>> get_preset("cpu").rl.shots_to
     6

@@ -131,7 +131,7 @@ def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
         (["prepare", "--preset", "paper", "--data", "personas"], "rpo_kit: This preset uses all users of LaMP's files"),
         (
             ["prepare", "--data", "no-such-folder", "--run", "b"],
-            "rpo_kit: The data 'no-such-folder' is no folder that is there",
+            "rpo_kit: The data 'no-such-folder' is not an existing folder",
         ),
     ],
 )

@@ -10,12 +10,13 @@ raise rl.group_size or rl.temperature, or train SFT for fewer steps.'}
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tqdm.auto import tqdm
 
+from rpo_kit.training.progress import OnLog
+
 Rows = Sequence[Mapping[str, float]]
-OnLog = Callable[[list[dict[str, float]]], None]
 
 WINDOW = 5  # ours: steps averaged before a warning
 
