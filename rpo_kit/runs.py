@@ -173,6 +173,14 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; None if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a JSONL file. A torn last line (the process was killed while writing) is left out.
 

@@ -12,7 +12,6 @@ are asked again in a copy, which takes the place of the result when it is done.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -25,7 +24,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.presets import as_dict
 from rpo_kit.processes import disk_errors_told, is_main, locked, wait_for
 from rpo_kit.provenance import fingerprint, provenance
-from rpo_kit.runs import Run, write_json
+from rpo_kit.runs import Run, read_json, write_json
 
 Inputs = dict[str, str]  # name of the input: its fingerprint
 _STARTED, _MANIFEST = "started.json", "manifest.json"
@@ -119,6 +118,17 @@ def damaged(folder: Path) -> list[str]:
             if (stat.st_size, stat.st_mtime_ns) != (size, mtime) and fingerprint(path) != sha256:
                 bad.append(name)
     return list(dict.fromkeys(name.partition("/")[0] for name in bad))
+
+
+def result_state(folder: Path) -> dict[str, Any]:
+    """What identifies the result in a stage's folder, stages inside of it included; {} if there is none."""
+    manifests = sorted(folder.rglob(_MANIFEST))
+    state: dict[str, Any] = {
+        path.relative_to(folder).as_posix(): [fingerprint(path), damaged(path.parent)] for path in manifests
+    }
+    if folder / _MANIFEST not in manifests:  # a sweep has tables of its own beside its stages
+        state |= {path.name: fingerprint(path) for path in sorted(folder.glob("*")) if path.is_file()}
+    return state
 
 
 def _outputs(folder: Path) -> dict[str, tuple[int, int, str]]:
@@ -250,7 +260,5 @@ def _inputs(path: Path) -> Inputs | None:
 
 def _stored(path: Path, key: str, default: Any) -> Any:
     """A part of a manifest; `default` if it is missing or damaged, so that the stage counts as unfinished."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get(key, default)
-    except (OSError, ValueError, AttributeError):
-        return default
+    manifest = read_json(path)
+    return manifest.get(key, default) if isinstance(manifest, dict) else default

@@ -13,11 +13,12 @@ an endpoint does not answer is listed in `failed.jsonl`, left out, and asked aga
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from tqdm.auto import tqdm
 
 from rpo_kit.lamp.data import excluded_outputs
@@ -42,31 +43,42 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     preset = run.preset
     if preset.data.leave_one_out:
         asking_field(get_task(preset.data.task))  # reject an unfit task before an earlier result is moved away
-    failures.reopen(run, "prepare")
-    with stage(run, "prepare", **inputs_of(run, "prepare") | source_files(preset.data)) as stage_dir:
+    inputs, retry = inputs_of(run, "prepare") | source_files(preset.data), failures.remain(run, "prepare")
+    with stage(run, "prepare", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:
             return
         if preset.data.separation != "user" and preset.data.source != "official":
             print(f"prepare: data.separation={preset.data.separation} is for --data official and changes nothing here.")
         for split in SPLITS:
-            if not (stage_dir / split / "dataset_info.json").exists():
-                read_source(preset.data, split, stage_dir).save_to_disk(str(stage_dir / split))
+            if not (stage_dir / split).exists():
+                _save(read_source(preset.data, split, stage_dir), stage_dir / split)
         train, dev = (load_from_disk(str(stage_dir / split)) for split in SPLITS)
         check_belong_together(train, dev, source_folder(preset.data, stage_dir))
         rows = [row for part in (train, dev) for row in part.select_columns(["id", "input"]).to_list()]
-        inputs: dict[str, str] = {row["id"]: row["input"] for row in rows}
+        queries: dict[str, str] = {row["id"]: row["input"] for row in rows}
         done = {record["id"] for record in read_records(stage_dir / "generic.jsonl")}
-        missing = {id_: input for id_, input in inputs.items() if id_ not in done}
+        missing = {id_: input for id_, input in queries.items() if id_ not in done}
         if missing:
             base = open_base(preset.base) if open_base else open_chat_for(run, preset.base)
             _write_generic_answers(run, base, missing, stage_dir)
-        failures.conclude(stage_dir, len(inputs), preset.endpoint.tolerate)
-        sort_records(stage_dir / "generic.jsonl", list(inputs))
+        failures.conclude(stage_dir, len(queries), preset.endpoint.tolerate)
+        sort_records(stage_dir / "generic.jsonl", list(queries))
         records = read_records(stage_dir / "generic.jsonl")
         cut = sum(not record.get("finished", True) for record in records)
         if cut:
             limit = answer_tokens(get_task(preset.data.task), preset.base_max_new_tokens)
-            print(f"{cut} of {len(records)} generic answers were cut off at {limit} tokens")
+            print(
+                f"prepare: {cut} of {len(records)} generic answers were cut off at {limit} tokens; to allow more, run "
+                f"`python -m rpo_kit prepare --run {run.name} --set base_max_new_tokens={2 * limit}`"
+            )
+
+
+def _save(dataset: Dataset, folder: Path) -> None:
+    """Write the split whole or not at all: `datasets` writes its files one after the other."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    dataset.save_to_disk(str(part))
+    part.rename(folder)
 
 
 def _write_generic_answers(run: Run, base: Chat, inputs: dict[str, str], stage_dir: Path) -> None:

@@ -64,8 +64,8 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
     preset, systems = run.preset, chosen_systems(run, systems or run.preset.evaluation.systems)
     inputs = evaluate_inputs(run, systems)
     adapters = {name: run.stage(name) / "adapter" for name in ("sft", "rl")}
-    failures.reopen(run, "evaluate")
-    with stage(run, "evaluate", **inputs) as stage_dir:
+    retry = failures.remain(run, "evaluate")
+    with stage(run, "evaluate", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:
             return
         task, examples = get_task(preset.data.task), load_prepared(run, "dev")

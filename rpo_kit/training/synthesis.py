@@ -39,8 +39,8 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
     """Write `synthesize/trajectories.jsonl` and `synthesize/rejected.jsonl`, one line per request."""
     preset = run.preset
     inputs = inputs_of(run, "synthesize")
-    failures.reopen(run, "synthesize")
-    with stage(run, "synthesize", **inputs) as folder:
+    retry = failures.remain(run, "synthesize")
+    with stage(run, "synthesize", retry=retry, **inputs) as folder:
         if folder is None:
             return
         task = get_task(preset.data.task)

@@ -1,6 +1,7 @@
 """Stage 1: the base model sees the query and nothing of the user; what is finished is not asked again."""
 
 import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_from_disk
@@ -12,6 +13,7 @@ from rpo_kit.lamp.data import write_lamp
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.source import Profile, first_users
 from rpo_kit.lamp.tasks import TASKS, get_task
+from rpo_kit.models.chat import Completion
 from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting import prepare as prepare_module
 from rpo_kit.rewriting.base import base_conversation, read_answer
@@ -385,3 +387,31 @@ def test_items_without_a_query_are_rejected(new_run, recording_chat, name, why):
         match=rf"contain no query, so data\.leave_one_out must be 0 there \(--set data\.leave_one_out=0\): .*{why}",
     ):
         prepare(new_run({"data.task": name, "data.leave_one_out": 1}), lambda spec: recording_chat())
+
+
+def test_a_split_that_a_full_disk_left_half_written_is_written_again(prepared, new_run, monkeypatch):
+    save, full = Dataset.save_to_disk, [True]
+
+    def fills_up(self, path, *arguments, **rest):
+        save(self, path, *arguments, **rest)
+        if full.pop():
+            full.append(False)
+            (Path(path) / "dataset_info.json").write_bytes(b"")
+            raise OSError(28, "No space left on device")
+        full.append(False)
+
+    monkeypatch.setattr(Dataset, "save_to_disk", fills_up)
+    with pytest.raises(KitError, match="the disk is full"):
+        prepared()
+    assert len(load_prepared(prepared(), "train")) == 12
+
+
+def test_answers_that_were_cut_off_are_counted_with_the_setting_that_allows_more(new_run, capsys):
+    class Chatty:
+        name = "chatty"
+
+        def complete(self, conversations, *, max_new_tokens, temperature=0.0):
+            return [Completion("It rains and", False, 1, max_new_tokens) for _ in conversations]
+
+    prepare(new_run({"data.task": "LaMP-7"}), lambda spec: Chatty())
+    assert "18 of 18 generic answers were cut off at 32 tokens; to allow more, run" in capsys.readouterr().out
