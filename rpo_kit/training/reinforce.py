@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -61,8 +62,23 @@ def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", sett
         prompts = training_prompts(run, loaded, settings)
         reason = why_not_shared_prefix(loaded.model)
         print(f"a group's prompt is {f'read for each rewrite: {reason}' if reason else 'read once'}")
-        train(loaded, prompts, get_task(run.preset.data.task), settings, stage_dir, on_log)
+        with memory_error_explained(run, settings):
+            train(loaded, prompts, get_task(run.preset.data.task), settings, stage_dir, on_log)
         finish_training(loaded.model, loaded.tokenizer, stage_dir)
+
+
+@contextmanager
+def memory_error_explained(run: Run, settings: RLSettings) -> Iterator[None]:
+    """Turn "out of memory" on a GPU into the settings that halve what is needed."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        checkpointing = "" if settings.gradient_checkpointing else "rl.gradient_checkpointing=true, or "
+        raise KitError(
+            f"The GPU has not enough memory for an RL step. Set {checkpointing}"
+            f"rl.micro_batch_tokens={settings.micro_batch_tokens // 2}, or a lower reflection.max_seq_length (now "
+            f"{run.preset.reflection.max_seq_length}), and run again; it goes on from the last checkpoint."
+        ) from error
 
 
 def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> list[Prompt]:

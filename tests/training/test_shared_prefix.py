@@ -86,7 +86,9 @@ def test_on_any_shape_log_probabilities_loss_and_lora_gradients_are_the_plain_on
             model.train()
             model.zero_grad()
             with scoring(model) if scored is in_one_row else torch.enable_grad():
-                logps = score(model, groups, temperature) if scored is in_one_row else scored(model, groups, temperature)
+                logps = (
+                    score(model, groups, temperature) if scored is in_one_row else scored(model, groups, temperature)
+                )
                 loss = -(logps * advantages).sum() / lengths.sum()
                 loss.backward()
             gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
