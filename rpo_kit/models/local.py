@@ -27,6 +27,7 @@ from rpo_kit.presets import ModelSettings
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
     from unsloth import FastLanguageModel
 
@@ -224,20 +225,93 @@ def generate(
     batch_size: int = 32,
 ) -> list[Completion]:
     """One completion for each conversation, in the same order; greedy at temperature 0."""
-    from rpo_kit.models import sampling
-
     tokenizer, ends = loaded.tokenizer, end_tokens(loaded)
-    prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
-    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # a batch holds prompts of like length
+    texts = [chat_text(tokenizer, conversation) for conversation in conversations]
+    prompts: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    order = sorted(range(len(prompts)), key=lambda n: len(texts[n]))  # a batch holds prompts of like length
     completions: dict[int, Completion] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        groups = sampling.sample(loaded, [prompts[n] for n in chosen], 1, max_new_tokens, temperature)
-        texts = tokenizer.batch_decode([new for (new,) in groups], skip_special_tokens=True)
-        for n, (new,), text in zip(chosen, groups, texts, strict=True):
+        groups = sample(loaded, [prompts[n] for n in chosen], 1, max_new_tokens, temperature)
+        decoded = tokenizer.batch_decode([new for (new,) in groups], skip_special_tokens=True)
+        for n, (new,), text in zip(chosen, groups, decoded, strict=True):
             ended = bool(new) and new[-1] in ends
             completions[n] = Completion(text.strip(), ended, len(prompts[n]), len(new))
     return [completions[n] for n in range(len(prompts))]
+
+
+def sample(
+    loaded: LoadedModel,
+    prompts: Sequence[list[int]],
+    group: int,
+    new_tokens: int,
+    temperature: float,
+    uniforms: Tensor | None = None,
+) -> list[list[list[int]]]:
+    """`group` completions of each prompt, as token ids up to and including their end token; greedy at temperature 0.
+
+    `uniforms` (prompts, group, new_tokens), numbers in [0, 1), decide what is drawn; without them torch's generator.
+    """
+    from rpo_kit.models import sampling
+
+    model, ends = loaded.model, end_tokens(loaded)
+    ids, mask = _left_padded(prompts, int(loaded.tokenizer.pad_token_id), model.device)
+    was_training = model.training
+    model.eval()  # under gradient checkpointing, layers in train mode keep no keys
+    try:
+        if sampling.shares_prefix(model):
+            given = () if uniforms is None else (uniforms,)
+            new = sampling.sample_groups(model, ids, mask, group, new_tokens, temperature, ends, *given)
+        else:
+            new = _generate_rows(loaded, ids, mask, group, new_tokens, temperature, ends, uniforms)
+    finally:
+        model.train(was_training)
+    return [[sampling.until_end(row, ends) for row in rows] for rows in new.tolist()]
+
+
+def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both (prompts, longest)."""
+    import torch
+
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def _generate_rows(
+    loaded: LoadedModel,
+    ids: Tensor,
+    mask: Tensor,
+    group: int,
+    new_tokens: int,
+    temperature: float,
+    ends: list[int],
+    uniforms: Tensor | None,
+) -> Tensor:
+    """The same by `model.generate`, for models whose attention is not known here: a row for each completion."""
+    import torch
+    from transformers import GenerationConfig
+
+    settings = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature > 0
+        else {"do_sample": False}
+    )
+    config = GenerationConfig(
+        max_new_tokens=new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=loaded.tokenizer.pad_token_id,
+        repetition_penalty=1.0,
+        use_cache=True,
+        **settings,
+    )
+    if uniforms is not None:
+        torch.manual_seed(int(uniforms.flatten()[0].double() * 2**52))
+    rows = {"input_ids": ids.repeat_interleave(group, 0), "attention_mask": mask.repeat_interleave(group, 0)}
+    with torch.no_grad(), _quiet():
+        new: Tensor = loaded.model.generate(**rows, generation_config=config)[:, ids.shape[1] :]
+    return new.view(len(ids), group, -1)
 
 
 def end_tokens(loaded: LoadedModel) -> list[int]:
@@ -248,9 +322,14 @@ def end_tokens(loaded: LoadedModel) -> list[int]:
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int]:
     """The tokens of a conversation, up to where the model is to answer."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(chat_text(tokenizer, messages), add_special_tokens=False)["input_ids"]
     return ids
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> str:
+    """A conversation as the model's chat template writes it, up to where the model is to answer."""
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> int:

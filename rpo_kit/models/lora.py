@@ -65,15 +65,15 @@ def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False) -> 
     if loaded is None or {name: tuple(value.shape) for name, value in own.items()} != shapes:
         name = getattr(model.config, "_name_or_path", "this model")
         raise KitError(
-            f"The adapter in {folder} was trained on another model ({base}) and does not fit {name}: name that model in "
-            "reflection.name, or train the adapter again."
+            f"The adapter in {folder} was trained on another model ({base}) and does not fit {name}: name that model "
+            "in reflection.name, or train the adapter again."
         )
     return loaded
 
 
 def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(file, framework="pt") as tensors:
-        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors}
 
 
 def copy_adapter(model: PeftModel, name: str) -> None:
@@ -137,7 +137,7 @@ class LoraLinear(torch.autograd.Function):
 
 
 def frozen_weight(layer: torch.nn.Module, dtype: torch.dtype) -> Tensor:
-    """The layer's weight (out, in) as `dtype`; a 4-bit one is unpacked, each time anew, because that is why it is 4-bit."""
+    """The layer's weight (out, in) as `dtype`; a 4-bit one is unpacked anew each time, to take no more memory."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if hasattr(weight, "quant_state"):

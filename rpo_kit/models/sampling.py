@@ -15,14 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, GenerationConfig, PreTrainedModel
-
-if TYPE_CHECKING:
-    from rpo_kit.models.local import LoadedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 _LOOK = 8  # ours: replayed steps between two looks at whether all completions have ended; each look waits for the GPU
 
@@ -41,43 +37,6 @@ def causal_lm(model: PreTrainedModel) -> PreTrainedModel:
     """The model itself, where PEFT wraps it; the LoRA layers inside stay."""
     unwrapped: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return unwrapped
-
-
-def sample(
-    loaded: LoadedModel,
-    prompts: Sequence[list[int]],
-    group: int,
-    new_tokens: int,
-    temperature: float,
-    uniforms: Tensor | None = None,
-) -> list[list[list[int]]]:
-    """`group` completions of each prompt, as token ids up to and including their end token; greedy at temperature 0.
-
-    `uniforms` (prompts, group, new_tokens), numbers in [0, 1), decide what is drawn; without them torch's generator.
-    """
-    from rpo_kit.models.local import end_tokens
-
-    model, ends = loaded.model, end_tokens(loaded)
-    ids, mask = left_padded(prompts, int(loaded.tokenizer.pad_token_id), model.device)
-    was_training = model.training
-    model.eval()  # under gradient checkpointing, layers in train mode keep no keys
-    try:
-        if shares_prefix(model):
-            given = () if uniforms is None else (uniforms,)
-            new = sample_groups(model, ids, mask, group, new_tokens, temperature, ends, *given)
-        else:
-            new = _generate_rows(loaded, ids, mask, group, new_tokens, temperature, ends, uniforms)
-    finally:
-        model.train(was_training)
-    return [[until_end(row, ends) for row in rows] for rows in new.tolist()]
-
-
-def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, both (prompts, longest)."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
 
 
 @torch.no_grad()
@@ -227,7 +186,7 @@ class Decoder:
         return hidden
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """Of hidden states (N, H), contiguous: from a slice of (R, P, H), torch would copy the head's weight R times."""
+        """Of hidden states (N, H). Contiguous: from a slice of (R, P, H) torch would copy the head's weight R times."""
         logits: Tensor = self.model.get_output_embeddings()(hidden.contiguous())
         return logits
 
@@ -276,35 +235,3 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
-
-
-@torch.no_grad()
-def _generate_rows(
-    loaded: LoadedModel,
-    ids: Tensor,
-    mask: Tensor,
-    group: int,
-    new_tokens: int,
-    temperature: float,
-    ends: list[int],
-    uniforms: Tensor | None,
-) -> Tensor:
-    """The same by `model.generate`, for models whose attention is not known here: a row for each completion."""
-    settings = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature > 0
-        else {"do_sample": False}
-    )
-    config = GenerationConfig(
-        max_new_tokens=new_tokens,
-        eos_token_id=ends or None,
-        pad_token_id=loaded.tokenizer.pad_token_id,
-        repetition_penalty=1.0,
-        use_cache=True,
-        **settings,
-    )
-    if uniforms is not None:
-        torch.manual_seed(int(uniforms.flatten()[0].double() * 2**52))
-    rows = {"input_ids": ids.repeat_interleave(group, 0), "attention_mask": mask.repeat_interleave(group, 0)}
-    new: Tensor = loaded.model.generate(**rows, generation_config=config)[:, ids.shape[1] :]
-    return new.view(len(ids), group, -1)

@@ -6,8 +6,8 @@
                               checksums.json           sha256 of the files above, written last
 
 No random generator's state is kept: what a step draws follows from seed, step and prompt. A checkpoint whose files are
-not those that were written (cut, garbled, missing) is passed over with a sentence, and the one before it is taken. SFT's
-checkpoints are TRL's own; they get a checksums.json as well.
+not those that were written (cut, garbled, missing) is passed over with a sentence, and the one before it is taken.
+SFT's checkpoints are TRL's own; they get a checksums.json as well.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ included) and all sums over the *global* batch of the step (arXiv 2501.03262; Op
     rho  = p(token) / p_old(token)                    p: the policy now; p_old: as it was when it sampled
     loss = ( sum_i sum_t -min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i)  +  beta (log p - log p_sft)^2 / 2 ) / sum L_i
 
-One batch of rollouts is one update here, so rho = 1 and the clip never acts; what counts is the gradient, A_i grad log p.
-The last term is the KL to the SFT adapter ("k2", arXiv 2510.01555), taken from a frozen copy of that adapter on the same
-model. mu is not zero where length and reward correlate. For the ablation `rl.algorithm` takes the advantage of
-REINFORCE++ without baseline, GRPO or RLOO; the loss stays the same. Left out: several updates per batch, a value model,
-learning-rate schedules.
+One batch of rollouts is one update here, so rho = 1 and the clip never acts; what counts is the gradient, A_i times
+that of log p. The last term is the KL to the SFT adapter ("k2", arXiv 2510.01555), taken from a frozen copy of that
+adapter on the same model. mu is not zero where length and reward correlate. For the ablation `rl.algorithm` takes the
+advantage of REINFORCE++ without baseline, GRPO or RLOO; the loss stays the same. Left out: several updates per batch, a
+value model, learning-rate schedules.
 
     train_rl(run)       # reads sft/adapter; writes rl/adapter, rl/log.csv and rl/rollouts.jsonl
 """
@@ -33,9 +33,9 @@ from torch import Tensor
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
-from rpo_kit.models.local import LoadedModel, end_tokens, load_trainable, prompt_ids
+from rpo_kit.models.local import LoadedModel, end_tokens, load_trainable, prompt_ids, sample
 from rpo_kit.models.lora import copy_adapter, using_adapter
-from rpo_kit.models.sampling import causal_lm, sample
+from rpo_kit.models.sampling import causal_lm
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import ALGORITHMS, RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
@@ -90,8 +90,8 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
     task, limit = get_task(run.preset.data.task), loaded.max_seq_length - settings.max_new_tokens
     if limit < 1:
         raise KitError(
-            f"rl.max_new_tokens={settings.max_new_tokens} leaves no room for a prompt in {loaded.max_seq_length} tokens: "
-            "lower it, or raise reflection.max_seq_length."
+            f"rl.max_new_tokens={settings.max_new_tokens} leaves no room for a prompt in {loaded.max_seq_length} "
+            "tokens: lower it, or raise reflection.max_seq_length."
         )
     plan = shots_plan(settings.curriculum, settings.steps, settings.shots_from, settings.shots_to, settings.seed)
     examples = prompt_order(load_prepared(run, "train"), settings.steps * settings.prompts_per_step, settings.seed)
@@ -311,6 +311,6 @@ def refuse_non_finite(values: Tensor, what: str, step: int) -> None:
     """KitError where NaN or infinity has come up: nothing that is computed from it means anything."""
     if not bool(values.isfinite().all()):
         raise KitError(
-            f"Step {step}: a {what} is not a number (NaN or infinite). Training stops; the last checkpoint is kept. Lower "
-            "rl.learning_rate or raise rl.beta, and look at the last steps in log.csv and rollouts.jsonl."
+            f"Step {step}: a {what} is not a number (NaN or infinite). Training stops; the last checkpoint is kept. "
+            "Lower rl.learning_rate or raise rl.beta, and look at the last steps in log.csv and rollouts.jsonl."
         )

@@ -32,7 +32,7 @@ Group = tuple[list[int], list[list[int]]]  # a prompt's tokens and those of each
 
 
 def micro_batches(groups: Sequence[Group], budget: int, shared: bool = True) -> Iterator[list[int]]:
-    """Deal groups, by number, into batches of at most `budget` tokens as they are laid out; a larger group stands alone.
+    """Deal groups, by number, into batches of at most `budget` tokens; a larger group is a batch of its own.
 
     `shared`: a prompt counts once per group, else once per completion.
     """

@@ -10,8 +10,9 @@ from random_models import KINDS, random_model, random_policy
 from transformers import PreTrainedModel
 
 from rpo_kit.models import sampling
+from rpo_kit.models.local import sample
 from rpo_kit.models.lora import using_adapter
-from rpo_kit.models.sampling import draw, sample, sample_groups, until_end
+from rpo_kit.models.sampling import draw, sample_groups, until_end
 
 
 def prompts_of_two_lengths() -> tuple[torch.Tensor, torch.Tensor]:

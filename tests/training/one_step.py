@@ -45,7 +45,7 @@ def judge_by_text(task: Task, text: str, gold: str, items: int, format_weight: f
 def run_step(
     loaded: LoadedModel, settings: RLSettings = SETTINGS, golds: Sequence[str] = ("a", "b"), steps: int = 1
 ) -> tuple[dict[str, float], list[Rollout], checkpoints.Training]:
-    """The last step's log row and rollouts, and the state of the training. Rewards are whatever `reinforce.judge` says."""
+    """The last step's log row and rollouts, and the state of the training; `reinforce.judge` gives the rewards."""
     training = reinforce.start_training(loaded, settings)
     prompts = some_prompts(loaded, golds)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Two RL steps on several ranks, for test_reinforce.py: what rank N has by then goes to FOLDER/N.pt. Run by torchrun."""
+"""Two RL steps on several ranks, for test_reinforce.py: what rank N then has goes to FOLDER/N.pt. Run by torchrun."""
 
 import sys
 from pathlib import Path

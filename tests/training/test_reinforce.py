@@ -118,7 +118,7 @@ def test_with_equal_lengths_the_mean_is_not_moved():
 
 
 def test_an_algorithm_that_is_not_known_is_refused():
-    with pytest.raises(KitError, match="no rl.algorithm='ppo'; there are reinforce"):
+    with pytest.raises(KitError, match=r"no rl\.algorithm='ppo'; there are reinforce"):
         advantages(REWARDS, LENGTHS, 2, "ppo")
 
 
@@ -240,7 +240,7 @@ def step_by_hand(
 @pytest.mark.parametrize("moved", [0.0, 0.3])
 @pytest.mark.parametrize("budget", [6000, 1], ids=["one micro-batch", "a micro-batch per group"])
 def test_a_step_is_the_one_written_by_hand(policy, moved, budget):
-    """Advantages, log-probabilities, loss, gradient and update to 1e-5. With `moved` the KL part pulls the policy back."""
+    """Advantages, log-probabilities, loss, gradient and update to 1e-5. With `moved` the KL pulls the policy back."""
     settings = replace(SETTINGS, micro_batch_tokens=budget)
     training = start_training(policy, settings)
     move(policy.model, moved)
@@ -874,7 +874,7 @@ def test_a_tokenizer_whose_pad_token_is_its_end_token_is_refused_by_name(tiny_ll
 def test_a_model_without_a_chat_template_is_refused_by_name(tiny_llama, tmp_path):
     folder = spoiled_tokenizer(tiny_llama, tmp_path / "no-chat", chat_template=None)
     settings = get_preset("tiny", {"reflection.name": folder}).reflection
-    with pytest.raises(KitError, match="no-chat has no chat template, .* take an instruct model"):
+    with pytest.raises(KitError, match=r"no-chat has no chat template, .* take an instruct model"):
         load_trainable(settings, None, 0)
 
 
