@@ -1,44 +1,45 @@
-# rpo_kit: the two commands of the README, and a few more. `make` alone lists them.
+# rpo_kit: the two commands of the README and a few more. Run `make` without a target to list them.
 #
-#   make demo RPO_ARGS="--run second"   more arguments for `python -m rpo_kit demo`
-#   make demo PYTHON=python3.12         another Python (3.11, 3.12 or 3.13) for .venv
-#   make demo RPO_ROUTE=cpu             leave the GPU alone (cpu or gpu; default: gpu where nvidia-smi answers)
-#   make demo RPO_TORCH_INDEX=URL       a package index with torch's CPU build, which the default index lacks on Linux;
-#                                       it saves several GB. PyTorch's "Get Started" page names one. Asked for torch only.
-#   make test TEST_ARGS="-k lamp -x"    more arguments for pytest
-#   make lab LAB_ARGS="--no-browser"    more arguments for JupyterLab
+#   make demo RPO_ARGS="--run second"   extra arguments for `python -m rpo_kit demo`
+#   make demo PYTHON=python3.12         which Python to use for .venv (3.11, 3.12 or 3.13)
+#   make demo RPO_ROUTE=cpu             do not use the GPU (cpu or gpu; default: gpu if nvidia-smi lists one)
+#   make demo RPO_TORCH_INDEX=URL       a package index with torch's CPU build, which the default index lacks on Linux.
+#                                       It saves several GB; PyTorch's "Get Started" page gives the URL. Used for torch
+#                                       only.
+#   make test TEST_ARGS="-k lamp -x"    extra arguments for pytest
+#   make lab LAB_ARGS="--no-browser"    extra arguments for JupyterLab
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint lab doctor clean
 
 PY := .venv/bin/python
 export PYTHON RPO_ROUTE RPO_TORCH_INDEX
-# A kernel called python3 in the user's home must not stand before the one in .venv.
+# Otherwise a kernel named python3 in the user's home directory takes precedence over the one in .venv.
 export JUPYTER_PREFER_ENV_PATH := 1
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
-install: ## make .venv and install into it; done at once where nothing has changed
+install: ## create .venv and install into it; returns at once if nothing has changed
 	@sh scripts/install.sh
 
-demo: install ## the whole method on this machine: trajectories, SFT, RL, evaluation, figure
+demo: install ## run the whole method here: trajectories, SFT, RL, evaluation, Figure 3
 	$(PY) -m rpo_kit demo $(RPO_ARGS)
 
-test: install ## the test suite
+test: install ## run the test suite
 	$(PY) -m pytest $(TEST_ARGS)
 
-lint: install ## ruff and mypy
+lint: install ## run ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-lab: install ## JupyterLab, opened in notebooks/
+lab: install ## open notebooks/ in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
 
-doctor: install ## look the machine over
+doctor: install ## check this machine and its installation
 	$(PY) -m rpo_kit doctor
 
-clean: ## remove .venv and caches; runs/ and figures/ stay
+clean: ## remove .venv and caches, but keep runs/ and figures/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info unsloth_compiled_cache
 	find rpo_kit tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

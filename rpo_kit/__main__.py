@@ -1,4 +1,4 @@
-"""The command line: each stage of the method, the whole demo, and the doctor.
+"""The command line: each stage of the method, the whole demo, and a few tools.
 
 python -m rpo_kit demo --preset cpu          all stages, by executing the notebooks
 python -m rpo_kit rl --run mine --set rl.steps=40
@@ -20,7 +20,7 @@ FIGURES = Path(__file__).resolve().parents[1] / "figures"  # with the numbers ke
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a KitError is shown as the sentence that it is."""
+    """Run one command and return its exit code; a KitError is printed as one sentence."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rpo_kit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nrpo_kit: stopped; give the same command again to go on.", file=sys.stderr)
+        print("\nrpo_kit: interrupted; run the same command again to resume.", file=sys.stderr)
         return 130
 
 
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rpo_kit",
         description="Reflective Personalization Optimization: personalise a black-box model by rewriting its answers.",
-        epilog="Start with: python -m rpo_kit demo. A stopped command goes on where it was when it is given again.",
+        epilog="Start with: python -m rpo_kit demo. Run an interrupted command again to resume it.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
     for number, stage in enumerate(STAGES.values(), 1):
@@ -44,33 +44,35 @@ def _parser() -> argparse.ArgumentParser:
         _add_run_options(command).set_defaults(command=_stage, stage=stage.name)
     about = "all stages, by executing the notebooks; ends with the result table"
     _add_run_options(commands.add_parser("demo", help=about, description=about)).set_defaults(command=_demo)
-    doctor = commands.add_parser(
-        "doctor", help="look at this machine and its installation; says what to do where it is not right"
-    )
+    doctor = commands.add_parser("doctor", help="check this machine and the installation; say how to fix what is wrong")
     doctor.set_defaults(command=_doctor)
-    presets = commands.add_parser("presets", help="the presets and what they are for")
+    presets = commands.add_parser("presets", help="list the presets and what they are for")
     presets.set_defaults(command=_presets)
-    about = "LaMP's metrics of an evaluated run, or of a prediction file in LaMP's format"
+    about = "print LaMP's metrics for an evaluated run, or for a prediction file in LaMP's format"
     score = commands.add_parser("score", help=about, description=about)
-    score.add_argument("golds", type=Path, nargs="?", help="file with the true outputs ({split}_outputs.json)")
+    score.add_argument("golds", type=Path, nargs="?", help="file with the golds ({split}_outputs.json)")
     score.add_argument("predictions", type=Path, nargs="?", help="file with the predictions, same format")
-    score.add_argument("--run", help="in place of the two files: the run whose systems are scored on its dev split")
+    score.add_argument("--run", help="instead of two files: score the systems of this run on its dev split")
     score.set_defaults(command=_score)
     figure = commands.add_parser("figure3", help="draw Figure 3 from the stored numbers of a sweep, without training")
     figure.add_argument("--run", default="demo", help="the run with the sweep (default: demo)")
-    figure.add_argument("--data", metavar="NAME", help="instead of a run, the numbers kept as figures/data/NAME_*.csv")
-    figure.add_argument("--export", metavar="NAME", help="also keep the numbers as figures/data/NAME_*.csv")
+    figure.add_argument(
+        "--data", metavar="NAME", help="instead of a run: the numbers stored as figures/data/NAME_*.csv"
+    )
+    figure.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_*.csv")
     figure.set_defaults(command=_figure3)
     results = commands.add_parser("results", help="draw an evaluation from its stored numbers")
     results.add_argument("--run", default="demo", help="the evaluated run (default: demo)")
-    results.add_argument("--export", metavar="NAME", help="also keep numbers and logs as figures/data/NAME_*.csv")
+    results.add_argument("--export", metavar="NAME", help="also store numbers and logs as figures/data/NAME_*.csv")
     results.set_defaults(command=_results)
-    about = "the personalizer as an OpenAI-compatible endpoint in front of the base model"
+    about = "serve the personalizer as an OpenAI-compatible endpoint in front of the base model"
     served = commands.add_parser("serve", help=about, description=about)
     served.add_argument("--run", default="demo", help="the trained run (default: demo)")
-    served.add_argument("--stage", choices=("sft", "rl"), default="rl", help="whose adapter rewrites (default: rl)")
-    served.add_argument("--profiles", type=Path, help="folder with one USER.json a user: a JSON list of LaMP items")
-    served.add_argument("--host", default="127.0.0.1", help="another one needs a key in RPO_SERVE_KEY")
+    served.add_argument(
+        "--stage", choices=("sft", "rl"), default="rl", help="the stage whose adapter rewrites (default: rl)"
+    )
+    served.add_argument("--profiles", type=Path, help="folder with one USER.json per user: a JSON list of LaMP items")
+    served.add_argument("--host", default="127.0.0.1", help="any other address needs a key in RPO_SERVE_KEY")
     served.add_argument("--port", type=int, default=8765)
     served.set_defaults(command=_serve)
     return parser
@@ -78,30 +80,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--run", default="demo", help=f"name of the run folder in {runs_root()} (default: demo)")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="settings for this machine (a new run takes cpu)")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="all settings at once (a new run takes cpu)")
     parser.add_argument("--task", help="LaMP-1, LaMP-2, LaMP-2-news, LaMP-3 to LaMP-7 (a new run takes LaMP-7)")
     parser.add_argument("--data", help="personas, official (downloads LaMP's files), or a folder with them")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, as in rl.steps=40"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as in rl.steps=40"
     )
     return parser
 
 
 def open_from(options: argparse.Namespace, may_be_new: bool = True) -> Run:
-    """The run that the options name: new, or reopened with its own settings where the options say nothing."""
+    """The run that the options name: new, or reopened with its stored settings and the changes among the options."""
     if not may_be_new:
         check_exists(options.run)
     changes = dict(_pair(text) for text in options.set)
     changes |= {key: value for key, value in (("data.task", options.task), ("data.source", options.data)) if value}
     if "data.task" in changes:
-        get_task(changes["data.task"])  # an unknown one is said before a run is made for it
+        get_task(changes["data.task"])  # reject an unknown task before a run is created
     return open_run(options.run, options.preset, changes)
 
 
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise KitError(f"--set {text} is not of the form KEY=VALUE, as in --set rl.steps=40.")
+        raise KitError(f"--set {text} does not have the form KEY=VALUE, as in --set rl.steps=40.")
     return key, value
 
 
@@ -142,9 +144,9 @@ def _figure3(options: argparse.Namespace) -> None:
     from rpo_kit.study.figures import figure3, save
 
     name = options.data or options.export
-    kept = sorted(path.name.removesuffix("_bars.csv") for path in (FIGURES / "data").glob("*_bars.csv"))
-    if options.data and (options.export or name not in kept):
-        raise KitError(f"figure3 --data takes a name alone, one of {', '.join(kept)}.")
+    stored = sorted(path.name.removesuffix("_bars.csv") for path in (FIGURES / "data").glob("*_bars.csv"))
+    if options.data and (options.export or name not in stored):
+        raise KitError(f"figure3 --data takes a name alone, one of {', '.join(stored)}.")
     if not options.data:
         run = existing_run(options.run)
         if options.export:
@@ -165,8 +167,8 @@ def _results(options: argparse.Namespace) -> None:
     if options.export:
         export_results(run, FIGURES / "data", options.export)
     figure = results_figure(pd.read_csv(require(run, "evaluate") / "metrics.csv"))
-    place, name = (FIGURES, f"{options.export}_results") if options.export else (run.folder / "figures", "results")
-    print("drawn:", *save(figure, place, name))
+    folder, name = (FIGURES, f"{options.export}_results") if options.export else (run.folder / "figures", "results")
+    print("drawn:", *save(figure, folder, name))
 
 
 def _serve(options: argparse.Namespace) -> None:

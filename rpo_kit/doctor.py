@@ -1,9 +1,9 @@
-"""Look the machine over before it is asked to work: `python -m rpo_kit doctor`, and the first cell of notebook 00.
+"""Check the machine and the installation: `python -m rpo_kit doctor`, and notebook 00.
 
-Every line is ok, warn (it will work, with a limit that the line names) or fail (it will not), with a remedy in words.
+Every line is ok, warn (it will work, within a limit that the line names) or fail (it will not work), with a remedy.
 Nothing is downloaded, no network is contacted, no model is loaded, and of a key only the name of its variable is shown.
-What the versions are compared with is read from pyproject.toml, so there is one list of pins. Left out: whether
-training itself works (that is what `make demo` is for).
+Versions are compared with pyproject.toml, so there is one list of pins. Not checked: whether training works (that is
+what `make demo` is for).
 
     doctor()  ->  [Check("cores", "ok", "2"), Check("trl", "warn", "1.14.0; tested with ==1.15.0", "Run: …"), …]
 """
@@ -26,20 +26,21 @@ from packaging.specifiers import SpecifierSet
 
 from rpo_kit import bundled
 from rpo_kit.errors import KitError
+from rpo_kit.machine import cores, cpu_has_bf16, memory_limit, processor
 from rpo_kit.runs import runs_root
 
 CPU_UNSLOTH = "2026.10.9"  # the first with a CPU backend; as in requirements-cpu-nodeps.txt, a test compares them
-MEMORY_GB = 7.5  # ours: the `cpu` preset is made for 8 GB, of which a machine reports a little less
+MEMORY_GB = 7.5  # ours: the `cpu` preset is meant for 8 GB, of which a machine reports a little less
 FREE_MEMORY_GB = 4  # measured: peak of training the bundled model on a CPU, 3.0-4.1 GB
 DISK_GB = 2  # ours: converted model, adapters and records of a few runs of the `cpu` preset
-BF16_SINCE = (8, 0)  # compute capability of the first NVIDIA cards that calculate in bf16; a T4 has 7.5
+BF16_SINCE = (8, 0)  # compute capability of the first NVIDIA cards with bf16; a T4 has 7.5
 KEY_VARIABLES = ("OPENAI_API_KEY",)
 Status = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `remedy` is empty where there is nothing to do."""
+    """One line of the report. `remedy` is empty if there is nothing to do."""
 
     name: str
     status: Status
@@ -48,7 +49,7 @@ class Check:
 
 
 def doctor(runs: Path | None = None) -> list[Check]:
-    """All checks, in the order in which they are read; of the folder where runs go, unless another is given."""
+    """All checks, in reading order; `runs` defaults to the folder where runs are kept."""
     runs = runs or runs_root()
     return [
         check_python(),
@@ -66,14 +67,14 @@ def doctor(runs: Path | None = None) -> list[Check]:
 
 
 def main() -> int:
-    """Print the report; 1 where something fails, else 0."""
+    """Print the report; return 1 if something fails, else 0."""
     checks = doctor()
     for check in checks:
         print(f"{check.status:<5} {check.name:<16} {check.found}")
         if check.remedy:
             print(f"{'':<22} -> {check.remedy}")
     count = {status: sum(check.status == status for check in checks) for status in ("ok", "warn", "fail")}
-    print(f"\n{count['ok']} ok, {count['warn']} to know about, {count['fail']} to put right")
+    print(f"\n{count['ok']} ok, {count['warn']} warnings, {count['fail']} failures")
     return 1 if count["fail"] else 0
 
 
@@ -88,21 +89,13 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
 
 
 def check_cores() -> Check:
-    """The cores this process may use, which in a container are fewer than the machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores >= 2:
-        return Check("cores", "ok", str(cores))
-    return Check("cores", "warn", str(cores), "The times in the README are for 2 cores; expect about twice as long.")
-
-
-def memory_limit(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
-    """Bytes of memory that this process may use: the machine's, or less where a container allows less."""
-    total = int(psutil.virtual_memory().total)
-    try:
-        limit = cgroup.read_text(encoding="ascii").strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
+    """The cores this process may use."""
+    count = cores()
+    if count >= 2:
+        return Check("cores", "ok", f"{count} of {processor()}")
+    return Check(
+        "cores", "warn", str(count), "The times in docs/benchmarks.md are for 2 cores; expect about twice as long."
+    )
 
 
 def check_memory() -> Check:
@@ -127,7 +120,7 @@ def check_disk(runs: Path) -> Check:
 
 
 def check_runs_folder(runs: Path) -> Check:
-    """Whether a file can really be written where runs go; the folder itself is not made by asking."""
+    """Whether a file can be written where runs are kept; the folder itself is not created."""
     folder = existing(runs)
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -141,7 +134,7 @@ def check_runs_folder(runs: Path) -> Check:
 
 
 def pins() -> list[Requirement]:
-    """What rpo_kit asks for: from pyproject.toml beside the package, else from the installed package's own records."""
+    """The requirements of rpo_kit: from pyproject.toml beside the package, else from the installed metadata."""
     project = Path(__file__).resolve().parents[1] / "pyproject.toml"
     if project.is_file():
         lines = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
@@ -176,12 +169,12 @@ def compare(requirement: Requirement) -> Check:
 
 
 def check_device() -> list[Check]:
-    """torch, what it calculates on, and the Unsloth that this device needs."""
+    """torch, the device it computes on, and the Unsloth that this device needs."""
     try:
         import torch
     except ImportError as error:
         found = f"import fails: {str(error).splitlines()[0]}"
-        return [Check("torch works", "fail", found, "Install afresh: make clean, then make test.")]
+        return [Check("torch works", "fail", found, "Reinstall: make clean, then make test.")]
     if torch.cuda.is_available():
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         memory = torch.cuda.get_device_properties(0).total_memory
@@ -195,17 +188,13 @@ def describe_gpu(version: str, name: str, capability: tuple[int, int], memory: i
     )
     if capability >= BF16_SINCE:
         return Check("device", "ok", f"{found}, bf16")
-    return Check("device", "ok", f"{found}, no bf16: use the colab-t4 preset, which calculates in fp16")
+    return Check("device", "ok", f"{found}, no bf16: use the colab-t4 preset, which computes in fp16")
 
 
 def describe_cpu(version: str, nvidia: bool) -> Check:
     """A CPU is enough for the `cpu` preset; without bf16 instructions training is several times slower (measured)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        flags = ""
-    fast = any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
-    found = f"torch {version} on CPU, {'with bf16' if fast else 'without bf16 instructions: training is slower'}"
+    bf16 = "with bf16" if cpu_has_bf16() else "without bf16 instructions: training is slower"
+    found = f"torch {version} on CPU, {bf16}"
     if nvidia:
         remedy = "To use the NVIDIA GPU: make clean, then make demo RPO_ROUTE=gpu; see that nvidia-smi works."
         return Check("device", "warn", f"{found}; torch does not see a GPU, though nvidia-smi is there", remedy)
@@ -213,7 +202,7 @@ def describe_cpu(version: str, nvidia: bool) -> Check:
 
 
 def check_unsloth(gpu: bool) -> Check:
-    """Read from the package records: importing Unsloth takes 8 s and changes other libraries."""
+    """Read from the package metadata: importing Unsloth takes 8 s and patches other libraries."""
     wanted = SpecifierSet(">=2026.10.7,<2026.11" if gpu else f"=={CPU_UNSLOTH}")
     remedy = (
         'Run: python -m pip install -e ".[gpu]"'
@@ -232,7 +221,7 @@ def check_unsloth(gpu: bool) -> Check:
 
 
 def check_kernel() -> Check:
-    """Whether the notebook kernel `python3`, which every notebook names, is this very Python."""
+    """Whether the notebook kernel `python3`, which every notebook names, is this Python."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
     remedy = "Run: python -m ipykernel install --sys-prefix --name python3"
@@ -264,7 +253,7 @@ def check_bundled_model() -> Check:
 
 
 def check_keys() -> Iterator[Check]:
-    """Whether a key is set: its name, never its value, nor a part of it."""
+    """Whether a key is set: the name of its variable, never its value or a part of it."""
     for name in KEY_VARIABLES:
         state = "is set" if os.environ.get(name) else "is not set (needed only for a model behind an endpoint)"
         yield Check("key", "ok", f"{name} {state}")

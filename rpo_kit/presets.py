@@ -1,8 +1,8 @@
 """Every setting of the kit in one tree of frozen dataclasses; each value says where it comes from.
 
 Sources: *paper* (abstract or figures of RPO, arXiv 2511.05286), *LaMP*, *OpenRLHF* (its REINFORCE++-baseline script),
-*measured* (tests/benchmarks, on the machine named in the README) or *ours*. The paper's tables were not available, so
-its learning rates, batch sizes and models are unknown here.
+*measured* (tests/benchmarks, on the machine named in docs/benchmarks.md) or *ours*. The paper's tables were not
+available, so its learning rates, batch sizes and models are unknown here.
 
     >>> get_preset("cpu").rl.shots_to
     6
@@ -44,20 +44,20 @@ _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class DataSettings:
     source: str = "personas"  # ours: the embedded benchmark; or official (downloads), or a folder with LaMP's files
     separation: str = "user"  # LaMP: its user split, or its time split; for source = official
-    drop_gold: bool = False  # ours: take items that give the answer away out of the profiles; LaMP leaves them in
-    task: str = "LaMP-7"  # measured: of 1, 3 and 7 the one on which a short demo shows most
+    drop_gold: bool = False  # ours: remove items that reveal the gold from the profiles; LaMP leaves them in
+    task: str = "LaMP-7"  # measured: of LaMP-1, 3 and 7 the one on which a short demo shows most
     train_users: int = 400  # ours
     dev_users: int = 100  # ours: intervals of about +-0.05 on a 0..1 score
-    items_per_user: int = 12  # ours; LaMP's own profiles hold 15 to 200 items on average
-    retriever: str = "bm25"  # LaMP; or bm25-lamp (its order of ties), dense:facebook/contriever, recency, random
+    items_per_user: int = 12  # ours; LaMP's profiles hold 15 to 200 items on average
+    retriever: str = "bm25"  # LaMP; or bm25-lamp (LaMP's order of ties), dense:facebook/contriever, recency, random
     seed: int = 0
-    leave_one_out: int = 0  # ours: so many items a train user become questions too
+    leave_one_out: int = 0  # ours: items per train user that become queries too
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     name: str = "smollm2"  # the bundled SmolLM2-135M-Instruct; or a hub id or folder
-    load_in_4bit: bool = False  # paper: unknown; the mission asks for 4-bit. Costs speed on a CPU (measured)
+    load_in_4bit: bool = False  # paper: unknown. QLoRA (arXiv 2305.14314); slower on a CPU (measured)
     max_seq_length: int = 1024
     lora_rank: int = 16  # ours
     lora_alpha: int = 32  # ours
@@ -69,16 +69,16 @@ class SynthesisSettings:
     teacher: str = "persona"  # the rule-based offline teacher; or local:NAME, or URL#MODEL
     shots: int = 1  # paper: a generic response and *a* historical example
     per_query: int = 6  # ours: one trajectory for each of the best-ranked items, numbered by its rank
-    match_text: float = 0.9  # ours: ROUGE of a chat teacher's text to the true output
-    max_words: int = 200  # ours: of a whole trajectory
+    match_text: float = 0.9  # ours: ROUGE between a chat teacher's rewrite and the gold
+    max_words: int = 200  # ours: of the whole trajectory
 
 
 @dataclass(frozen=True)
 class SFTSettings:
     steps: int = 75
-    batch_size: int = 8  # sequences a step on one device
+    batch_size: int = 8  # sequences per step on one device
     accumulate: int = 1
-    learning_rate: float = 1e-3  # measured: on 135M with LoRA; larger models want 2e-4
+    learning_rate: float = 1e-3  # measured: LoRA on 135M; larger models want 2e-4
     warmup: float = 0.05
     save_every: int = 50
     seed: int = 0
@@ -112,7 +112,7 @@ class EvaluationSettings:
     max_new_tokens: int = 80
     batch_size: int = 64
     bootstrap: int = 2000
-    # the two baselines without a model cost nothing; context-K and pag-K ask the base model again for every user
+    # majority and copy-nearest cost nothing; context-K and pag-K ask the base model again for every user
     systems: tuple[str, ...] = ("base", "majority", "copy-nearest", "context", "untrained", "sft", "rl")
     seed: int = 0
 
@@ -127,28 +127,28 @@ class SweepSettings:
         "progressive",
     )  # paper: fixed against progressive
     seeds: tuple[int, ...] = (0,)
-    steps: int = 2  # a demo: enough to see that it works, too few to rank the arms
-    prompts_per_step: int = 2  # ours: a demo; rl.prompts_per_step is for a run that shall learn
+    steps: int = 2  # ours: a demo; enough to see that it works, too few to rank the arms
+    prompts_per_step: int = 2  # ours: a demo; runs meant to learn something take more
     eval_shots: tuple[int, ...] = (6,)
     dev_users: int = 12
 
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """How endpoints are asked, base model and teacher alike, and what a run may spend on it (0: no limit). Ours."""
+    """Requests to endpoints (base model and teacher), and what a run may spend on them (0: no limit). All ours."""
 
     concurrency: int = 8  # requests at once
-    timeout: float = 120.0  # seconds a request may take
-    tries: int = 6  # of one request, where trying again can help
-    backoff: float = 0.5  # seconds before the second try; doubles, with jitter; the server's Retry-After counts more
-    tolerate: float = 0.02  # share of items that may keep failing without stopping the stage
-    send_temperature: bool = True  # false for models that refuse one; their answers are drawn, but kept like others
-    thinking_tokens: int = 0  # room added to each answer for models that think before they write it
-    cache: bool = True  # answers kept in answers.sqlite beside the runs
+    timeout: float = 120.0  # seconds per request
+    tries: int = 6  # per request, if trying again can help
+    backoff: float = 0.5  # seconds before the second try; doubles, with jitter; Retry-After takes precedence
+    tolerate: float = 0.02  # share of items that may fail without stopping the stage
+    send_temperature: bool = True  # false for models that reject it; their answers are sampled, but cached like others
+    thinking_tokens: int = 0  # extra tokens per answer for models that reason first
+    cache: bool = True  # keep answers in answers.sqlite beside the runs
     max_requests: int = 0  # of the whole run, all stages and calls together
     max_tokens: int = 0
     max_cost: float = 0.0  # in the currency of the prices
-    prices: tuple[str, ...] = ()  # "openai:gpt-4o-mini 0.15 0.60": model, a million prompt tokens, a million new ones
+    prices: tuple[str, ...] = ()  # "openai:gpt-4o-mini 0.15 0.60": price per million prompt tokens, and new tokens
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ PRESETS: dict[str, Preset] = {
     "cpu": Preset(name="cpu", about="2 cores, 8 GB of memory, no GPU, no network, no key: small but real"),
     "cpu-long": Preset(
         name="cpu-long",
-        about="the same machine, one to two hours: with the users and the larger RL steps that the stored runs needed",
+        about="the same machine, one to two hours: the users and the larger RL steps of the stored runs",
         data=DataSettings(train_users=1200, dev_users=300),
         sft=SFTSettings(steps=110),  # measured on LaMP-1; LaMP-3 wants 360, and 6e-5 in RL
         rl=RLSettings(steps=16, prompts_per_step=16, learning_rate=3e-5, save_every=4),
@@ -207,7 +207,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "tiny": Preset(
         name="tiny",
-        about="the same path in two minutes, for tests and for looking around; shows nothing about quality",
+        about="the same path in two minutes, for tests and a first look; says nothing about quality",
         data=DataSettings(train_users=12, dev_users=6, items_per_user=7),
         synthesis=SynthesisSettings(per_query=1),
         sft=SFTSettings(steps=3, batch_size=2, save_every=1),
@@ -248,14 +248,18 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
-    """The named preset with dotted overrides such as `{"rl.steps": 3}`; strings are converted to the field's type."""
+    """The named preset with dotted overrides such as `{"rl.steps": 3}`; strings are converted to the field's type.
+
+    Raises:
+        KitError: unknown preset or setting, wrong type, or an invalid combination.
+    """
     if name not in PRESETS:
         raise KitError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
     return override(PRESETS[name], overrides or {})
 
 
 def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
-    """The settings with these changes; KitError where they cannot be meant."""
+    """The settings with these changes. Raises KitError for invalid combinations."""
     for key, value in overrides.items():
         if key == "rl.micro_batch":  # in runs made before micro-batches were measured in tokens
             print("rl.micro_batch is ignored: micro-batches now hold whole groups up to rl.micro_batch_tokens tokens")
@@ -268,7 +272,7 @@ def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
 
 
 def _check(preset: Preset) -> None:
-    """What would otherwise come to light only stages later."""
+    """Reject now what would only fail several stages later."""
     for key in _AT_LEAST_ONE:
         group, _, name = key.partition(".")
         if getattr(getattr(preset, group), name) < 1:
@@ -278,7 +282,7 @@ def _check(preset: Preset) -> None:
             group, _, name = key.partition(".")
             raise KitError(f"{key}={getattr(getattr(preset, group), name)} must be {wanted}.")
     if preset.rl.group_size < 2:
-        raise KitError("rl.group_size=1 must be at least 2: an attempt is judged by the others at the same prompt.")
+        raise KitError("rl.group_size=1 must be at least 2: a rewrite is compared with the others of the same prompt.")
     if preset.rl.algorithm not in ALGORITHMS:
         raise KitError(f"There is no rl.algorithm={preset.rl.algorithm!r}; there are {', '.join(ALGORITHMS)}.")
     for name in ("arms", "seeds", "eval_shots"):
@@ -289,8 +293,8 @@ def _check(preset: Preset) -> None:
             raise KitError(f"There is no curriculum {plan!r}; there are {CURRICULA}.")
     if preset.data.source == "personas" and _ALL in (preset.data.train_users, preset.data.dev_users):
         raise KitError(
-            "All users of LaMP's files are asked for (as preset 'paper' does), but there is no end of personas: take "
-            "the files with --data official, or set data.train_users and data.dev_users."
+            'This preset uses all users of LaMP\'s files, but personas are generated, so "all users" is undefined: add '
+            "--data official, or set data.train_users and data.dev_users."
         )
 
 
@@ -313,7 +317,7 @@ def _ranges(preset: Preset) -> tuple[tuple[str, bool, str], ...]:
 def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:
     names = [f.name for f in dataclasses.fields(node)]
     if isinstance(node, Preset):
-        names = names[2:]  # its name and what it is about are no settings
+        names = names[2:]  # `name` and `about` are not settings
     if path[0] not in names:
         group = key.rpartition(".")[0] if len(path) == 1 else ""
         where = f"in {group} there are" if group else "the settings are"
@@ -341,7 +345,7 @@ def _convert(node: Any, name: str, value: Any, key: str) -> Any:
 
 
 def _exact(kind: type, value: Any) -> Any:
-    """The value, if it is of this type; an int may stand for a float. Nothing is rounded: 2.5 steps are a mistake."""
+    """The value, if it has this type; an int may stand for a float. Nothing is rounded: 2.5 steps is a mistake."""
     fits = type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind
     if not fits:
         raise TypeError

@@ -1,8 +1,8 @@
-"""What must hold where a stage is not alone: the ranks of one training, a second call of the same stage, a full disk.
+"""Guards for concurrent use: several ranks of one training, a second call of the same stage, a full disk.
 
 Under torchrun or `accelerate launch` every rank runs the same command; the main one writes, the others wait for its
-files. That needs no process group, which begins only inside the training libraries. A lock is the kernel's own (flock),
-so `kill -9` releases it.
+files. That needs no process group, which only the training libraries start. A lock is the kernel's own (flock), so
+`kill -9` releases it.
 
     with locked(run.folder / ".locks" / "rl", "The stage 'rl' of run 'demo'"), full_disk_told(run.folder): ...
 """
@@ -24,49 +24,52 @@ from safetensors import SafetensorError
 
 from rpo_kit.errors import KitError
 
-_LOOK_AGAIN = 0.05  # seconds
+_POLL = 0.05  # seconds
 _LOCK_PATIENCE = 10.0  # seconds: the notebook kernel of a `demo` that was killed needs some to notice
-_TELL_AFTER = 60.0  # seconds of waiting for the main process
-_FULL = ("No space left", "Disk quota exceeded", "os error 28", "database or disk is full", "inline_container")
+_REPORT_AFTER = 60.0  # seconds of waiting for the main process
+_DISK_FULL = ("No space left", "Disk quota exceeded", "os error 28", "database or disk is full", "inline_container")
 
 
 def is_main() -> bool:
-    """Whether this process writes: the first rank of several, or the only process."""
+    """Whether this process writes: it is the first of several ranks, or the only process."""
     return int(os.environ.get("WORLD_SIZE") or 1) < 2 or os.environ.get("RANK", "0") == "0"
 
 
 def wait_for(holds: Callable[[], bool], what: str) -> None:
-    """Wait, in another rank, until the main process has come to this point; says so where it takes long. Without a
-    limit, because the main process may be at minutes of work of its own; if it fails, the launcher ends all ranks.
+    """Wait, in another rank, until the main process has reached this point; print a line if it takes long.
+
+    There is no time limit, because the main process may be busy for minutes; if it fails, the launcher ends all ranks.
     """
-    tell = time.monotonic() + _TELL_AFTER
+    report_at = time.monotonic() + _REPORT_AFTER
     while not holds():
-        if time.monotonic() > tell:
+        if time.monotonic() > report_at:
             print(f"rank {os.environ['RANK']} waits until the main process {what} (both must see the same run folder)")
-            tell = float("inf")
-        time.sleep(_LOOK_AGAIN)
+            report_at = float("inf")
+        time.sleep(_POLL)
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`; KitError about `what` where another process holds it."""
+def locked(path: Path, what: str, patience: float | None = None) -> Iterator[None]:
+    """Hold the lock file `path`; wait up to `patience` seconds for another process to release it.
+
+    Raises:
+        KitError: another process holds it; the message says that `what` is in use.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
-        until = time.monotonic() + _LOCK_PATIENCE
-        while not _take(file):
+        until = time.monotonic() + (_LOCK_PATIENCE if patience is None else patience)
+        while not _acquire(file):
             if time.monotonic() > until:
                 file.seek(0)
-                raise KitError(
-                    f"{what} is being worked on by process {file.read()} now: wait for it, or stop it first."
-                )
-            time.sleep(_LOOK_AGAIN)
+                raise KitError(f"{what} is in use by process {file.read()}: wait for that process, or stop it first.")
+            time.sleep(_POLL)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
 
 
-def _take(file: IO[str]) -> bool:
+def _acquire(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -74,7 +77,7 @@ def _take(file: IO[str]) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        print(f"the disk of {file.name} knows no locks: do not start the same stage twice")
+        print(f"the disk of {file.name} does not support locks: do not start the same stage twice")
     return True
 
 
@@ -84,11 +87,11 @@ def full_disk_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, sqlite3.OperationalError, SafetensorError) as error:
-        if not any(sign in str(error) for sign in _FULL):
+        if not any(sign in str(error) for sign in _DISK_FULL):
             raise
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        free = shutil.disk_usage(there).free / 1e9
+        parent = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(parent).free / 1e9
         raise KitError(
-            f"{folder} could not be written: the disk is full ({free:.2f} GB free now). Make room and give the same "
-            "command again; it goes on where it was."
+            f"{folder} could not be written: the disk is full ({free:.2f} GB free now). Make room and give the "
+            "same command again; it resumes."
         ) from error

@@ -1,7 +1,7 @@
-"""From what a result was made: fingerprints of what was read, versions of the packages, the commit, the machine.
+"""Provenance of a result: fingerprints of its inputs, versions of the packages, the commit, the machine.
 
-fingerprint(Path("runs/demo/sft/adapter"))      # sha256 over the folder's files, wherever it lies
-provenance()                                    # {"packages": {"torch": "2.13.0+cpu", …}, "commit": …, "machine": …}
+fingerprint(Path("runs/demo/sft/adapter"))      # sha256 of the folder's files, wherever it lies
+provenance()                                    # {"packages": {"torch": "2.13.0+cpu", …}, "commit": …, …}
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from rpo_kit.errors import KitError
+from rpo_kit.machine import gpu, processor, threads
 
-_PACKAGES = (
+_PACKAGES = (  # those whose version can change a number
     "torch",
     "transformers",
     "trl",
@@ -32,8 +32,12 @@ _PACKAGES = (
 )
 
 
-def fingerprint(value: Any) -> str:
-    """Sha256 over a file's bytes, a folder's files, or a plain value's JSON."""
+def fingerprint(value: object) -> str:
+    """Sha256 of a file's bytes, of a folder's files, or of a plain value's JSON.
+
+    Raises:
+        KitError: `value` is a path that does not exist.
+    """
     if isinstance(value, Path):
         return _fingerprint_path(value)
     plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
@@ -41,9 +45,9 @@ def fingerprint(value: Any) -> str:
 
 
 def _fingerprint_path(path: Path) -> str:
-    digest = hashlib.sha256()
     if not path.exists():
         raise KitError(f"{path} is missing; run the stage before this one again.")
+    digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             digest.update(file.relative_to(path).as_posix().encode() + b"\0")
@@ -52,14 +56,20 @@ def _fingerprint_path(path: Path) -> str:
     return digest.hexdigest()
 
 
-def provenance() -> dict[str, Any]:
-    """With what numbers are made that are made now: packages, commit, machine."""
-    machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
-    return {"packages": package_versions(), "commit": git_commit(), "machine": machine}
+def provenance() -> dict[str, object]:
+    """Packages, commit and machine of this process."""
+    return {
+        "packages": package_versions(),
+        "commit": git_commit(),
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "processor": processor(),
+        "gpu": gpu() or "none",
+        "threads": threads(),
+    }
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide numbers; a package that is not installed says so."""
+    """Versions of the packages that decide numbers; "not installed" for one that is missing."""
 
     def version(name: str) -> str:
         try:
@@ -71,7 +81,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit this code stands on, with '+' where files are changed; 'unknown' outside a checkout."""
+    """The commit of this code, with "+" if tracked files are changed; "unknown" outside a checkout."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:

@@ -1,13 +1,13 @@
-"""The run folder: what was asked for, what each stage read and wrote, and how a killed run goes on.
+"""The run folder: settings, one folder per stage, and how a killed run resumes.
 
-A run is `runs/<name>/` with `run.json` and one folder a stage. A stage folder ends with `manifest.json`, written last:
-it holds the fingerprints of what the stage read, and with which settings, packages and commit it was made. A stage
-whose manifest matches is skipped; one whose inputs changed is redone and says why. Records are append-only JSONL, one
-line a finished item, so that `kill -9` loses nothing finished.
+A run is `runs/<name>/` with `run.json` and one folder per stage. A stage writes `manifest.json` last: it holds the
+fingerprints of the stage's inputs, and the settings, packages and commit it was made with. A stage whose manifest
+matches is skipped; one whose inputs changed is run again, with the reason printed. Records are append-only JSONL, one
+line per finished item, so that `kill -9` loses nothing finished.
 
     run = open_run("demo", "cpu", {"rl.steps": 4})
-    with stage(run, "prepare", settings=run.preset.data) as work:      # work is None where the stage is already done
-        if work: ...
+    with stage(run, "prepare", settings=run.preset.data) as folder:      # None if the stage is done already
+        if folder: ...
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rpo_kit.errors import KitError
 from rpo_kit.presets import Preset, as_dict, get_preset, override
 from rpo_kit.processes import full_disk_told, is_main, locked, wait_for
 from rpo_kit.provenance import fingerprint, provenance
 
-_FOLDERS = {  # settings that may name one, and what stands before it
+_FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before it
     "data.source": "",
     "data.retriever": "dense:",
     "reflection.name": "",
@@ -61,22 +61,22 @@ def runs_root() -> Path:
 def open_run(
     name: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None, root: Path | str | None = None
 ) -> Run:
-    """Open or make `root/name`. A run that exists keeps its settings but for the overrides, unless a preset is named,
-    which replaces them all; a new one takes `cpu`. Stages that a change touches are redone.
+    """Open or create `root/name`. An existing run keeps its settings except for the overrides, unless a preset is
+    named, which replaces them all; a new run takes `cpu`. Stages affected by a change are run again.
     """
-    file, overrides = _run_file(name, root), _with_whole_paths(overrides or {})
-    kept = preset is None and file.exists()
-    run = Run(file.parent, override(_stored_preset(file) if kept else get_preset(preset or "cpu"), overrides))
-    if not kept or overrides:
+    file, overrides = _run_file(name, root), _with_absolute_paths(overrides or {})
+    keep = preset is None and file.exists()
+    run = Run(file.parent, override(_stored_preset(file) if keep else get_preset(preset or "cpu"), overrides))
+    if not keep or overrides:
         with full_disk_told(file.parent.parent):
             write_json(file, {"name": name, "preset": as_dict(run.preset)})
     return run
 
 
-def _with_whole_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The folders among the settings as whole paths: notebooks work in another folder than the command line."""
+def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Make folders among the settings absolute: notebooks run in another folder than the command line."""
     changed = dict(overrides)
-    for key, prefix in _FOLDERS.items():
+    for key, prefix in _FOLDER_SETTINGS.items():
         folder = str(changed.get(key, "")).removeprefix(prefix)
         if folder not in ("", "personas", "official", "smollm2") and Path(folder).is_dir():
             changed[key] = f"{prefix}{Path(folder).resolve()}"
@@ -84,19 +84,25 @@ def _with_whole_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def existing_run(name: str, root: Path | str | None = None) -> Run:
-    """Reopen a run with the settings it has; KitError where there is none."""
+    """Reopen a run with its settings.
+
+    Raises:
+        KitError: there is no run of this name; the message lists those there are.
+    """
     file = check_exists(name, root)
     return Run(file.parent, _stored_preset(file))
 
 
 def check_exists(name: str, root: Path | str | None = None) -> Path:
-    """The run's `run.json`; KitError where there is no such run."""
+    """The run's `run.json`; KitError if there is no such run."""
     file = _run_file(name, root)
     if not file.exists():
         root = file.parent.parent
         known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))) or "none yet"
-        make = f"`python -m rpo_kit prepare --run {name}` makes a new one"
-        raise KitError(f"There is no run {name!r} in {root}; there are: {known}. {make}.")
+        raise KitError(
+            f"There is no run {name!r} in {root}; there are: {known}. To create it, run "
+            f"`python -m rpo_kit prepare --run {name}`."
+        )
     return file
 
 
@@ -115,8 +121,8 @@ def _stored_preset(file: Path) -> Preset:
         return get_preset(stored["name"], flat)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KitError(
-            f"The settings in {file} cannot be read ({error}): correct the file, or give the command with --preset, "
-            "which writes it anew; finished stages stay."
+            f"The settings in {file} cannot be read ({error}): correct the file, or add --preset to the command, "
+            "which writes it again; finished stages stay."
         ) from None
 
 
@@ -125,11 +131,11 @@ def _stored_preset(file: Path) -> Preset:
 
 @contextmanager
 def stage(run: Run, name: str, *, every_rank: bool = False, **inputs: Any) -> Iterator[Path | None]:
-    """The stage's folder to work in, or None where there is nothing to do.
+    """Yield the stage's folder to work in, or None if there is nothing to do.
 
-    `inputs` are settings, file paths or plain values; each is fingerprinted. Work left by an interrupted call with the
-    same inputs is kept, so the stage can go on; work made from other inputs is moved away to `<name>.old`. Of several
-    ranks the main one works, and with `every_rank` (a training) the others between its beginning and its end.
+    `inputs` are settings, file paths or plain values; each is fingerprinted. What an interrupted call with the same
+    inputs left is kept, so the stage can resume; what was made from other inputs is moved to `<name>.old`. Of several
+    ranks only the main one works; with `every_rank` (training) the others work between its start and its end.
     """
     folder, wanted = run.stage(name), {key: fingerprint(value) for key, value in inputs.items()}
     if _inputs(folder / "manifest.json") == wanted:
@@ -139,26 +145,26 @@ def stage(run: Run, name: str, *, every_rank: bool = False, **inputs: Any) -> It
     elif is_main():
         lock = run.folder / ".locks" / name.replace("/", "-")
         with full_disk_told(run.folder), locked(lock, f"The stage {name!r} of run {run.name!r}"):
-            if _is_brought_back(folder, name, wanted):
+            if _restore(folder, name, wanted):
                 yield None
                 return
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "started.json", {"inputs": wanted})
             yield folder
-            made = {"stage": name, "inputs": wanted, "preset": as_dict(run.preset)}
-            write_json(folder / "manifest.json", made | provenance())
+            manifest = {"stage": name, "inputs": wanted, "preset": as_dict(run.preset)}
+            write_json(folder / "manifest.json", manifest | provenance())
     elif every_rank:
-        wait_for(lambda: _inputs(folder / "started.json") == wanted, f"begins {name}")
+        wait_for(lambda: _inputs(folder / "started.json") == wanted, f"starts {name}")
         yield None if _inputs(folder / "manifest.json") == wanted else folder
-        wait_for(lambda: _inputs(folder / "manifest.json") == wanted, f"ends {name}")
+        wait_for(lambda: _inputs(folder / "manifest.json") == wanted, f"finishes {name}")
     else:
         yield None
 
 
-def _is_brought_back(folder: Path, name: str, wanted: dict[str, str]) -> bool:
-    """Move work made from other inputs away, to `.old`; True where what is there already is the work that is wanted.
+def _restore(folder: Path, name: str, wanted: dict[str, str]) -> bool:
+    """Move what was made from other inputs to `.old`; True if `.old` held the wanted result and it is back in place.
 
-    Finished work is never lost to unfinished: settings may be tried, stopped and taken back.
+    A finished result is never lost to an unfinished one: settings may be tried, interrupted and taken back.
     """
     aside = folder.with_name(f"{folder.name}.old")  # a stage's name may hold slashes: sweep/fixed-2-seed0
     back, before = folder.with_name(f"{folder.name}.back"), _inputs(folder / "started.json")
@@ -174,19 +180,23 @@ def _is_brought_back(folder: Path, name: str, wanted: dict[str, str]) -> bool:
             print(f"{name}: {changed} changed; the old result is in {name}.old")
         else:
             shutil.rmtree(folder)
-            print(f"{name}: {changed} changed; what was begun is dropped, the finished result stays in {name}.old")
+            print(f"{name}: {changed} changed; the unfinished result is dropped, the finished one stays in {name}.old")
     if _inputs(back / "manifest.json") == wanted:
         back.rename(folder)
-        print(f"{name}: done before with these settings, and brought back from {name}.old")
+        print(f"{name}: done before with these settings; restored from {name}.old")
         return True
     return False
 
 
 def require(run: Run, name: str, **inputs: Any) -> Path:
-    """The folder of a finished stage that was made from `inputs`; without any, whatever it was made from."""
-    made, why = _inputs(run.stage(name) / "manifest.json"), "is not finished"
-    if made is not None:
-        changed = [key for key, value in inputs.items() if fingerprint(value) != made.get(key)]
+    """The folder of a finished stage that was made from `inputs`; without inputs, whatever it was made from.
+
+    Raises:
+        KitError: the stage is not finished, or was made from something else.
+    """
+    stored, why = _inputs(run.stage(name) / "manifest.json"), "is not finished"
+    if stored is not None:
+        changed = [key for key, value in inputs.items() if fingerprint(value) != stored.get(key)]
         if not changed:
             return run.stage(name)
         why = f"was made with other settings ({', '.join(changed)} changed)"
@@ -196,24 +206,24 @@ def require(run: Run, name: str, **inputs: Any) -> Path:
 
 
 def made_from(folder: Path) -> dict[str, str]:
-    """The fingerprints of what a finished stage was made from."""
+    """The fingerprints of a finished stage's inputs."""
     return _inputs(folder / "manifest.json") or {}
 
 
 def _inputs(path: Path) -> dict[str, str] | None:
-    """The fingerprints in a manifest.json or started.json; None where there is no such file."""
+    """The fingerprints in a manifest.json or started.json; None if there is no such file."""
     try:
-        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["inputs"]
+        inputs: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["inputs"]
     except FileNotFoundError:
         return None
-    return found
+    return inputs
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> None:
-    """The text in UTF-8, written as `write_bytes` does it."""
+    """Write the text in UTF-8, whole or not at all."""
     write_bytes(path, text.encode())
 
 
@@ -229,22 +239,22 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)  # it is gone where it has taken its place
+        Path(temporary).unlink(missing_ok=True)  # still there only if something failed
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a JSONL file. A torn last line (the process was killed while writing) does not count."""
+    """All complete lines of a JSONL file. A torn last line (the process was killed while writing) is left out."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
     return [json.loads(line) for line in lines if line.strip()]
 
 
-def append_records(path: Path, records: list[dict[str, Any]]) -> None:
+def append_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:
     """Append finished items, one line each; a torn last line is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
@@ -255,8 +265,8 @@ def append_records(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def sort_records(path: Path, ids: list[str]) -> None:
-    """Bring the records of a finished file into the order of `ids`: what endpoints answer comes in any order, and the
-    same work shall give the same bytes.
+    """Sort the records of a finished file into the order of `ids`: endpoints answer in any order, and the same work
+    should give the same bytes.
     """
     records = {record["id"]: record for record in read_records(path)}
     lines = [json.dumps(records[id_], ensure_ascii=False) + "\n" for id_ in ids if id_ in records]
@@ -264,7 +274,7 @@ def sort_records(path: Path, ids: list[str]) -> None:
         write_text(path, "".join(lines))
 
 
-def _cut_torn_line(file: Any) -> None:
+def _cut_torn_line(file: BinaryIO) -> None:
     size = file.seek(0, os.SEEK_END)
     while size:
         step = min(size, 65536)

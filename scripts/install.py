@@ -1,12 +1,12 @@
-"""Make `.venv` and install rpo_kit into it; do nothing where that is done. Called by install.sh for the Makefile.
+"""Create `.venv` and install rpo_kit into it, or do nothing if it is up to date. install.sh runs this for the Makefile.
 
-Standard library only, because it runs before anything is installed. Two routes: `gpu` where nvidia-smi answers, else
-`cpu` (the recipe whose parts are constraints-cpu.txt and requirements-cpu-nodeps.txt). What was installed is written,
-last of all, to `.venv/rpo-installed` as a hash of everything that decides it; so an interrupted install is taken up
-again by the next run, and a finished one costs a tenth of a second. All output of pip goes to `.venv/install.log`.
+Standard library only, because it runs before anything is installed. There are two routes: `gpu` if nvidia-smi lists a
+GPU, otherwise `cpu` (which adds constraints-cpu.txt and requirements-cpu-nodeps.txt). The last thing written is
+`.venv/rpo-installed`, a hash of everything that determines the result: an interrupted install is therefore resumed by
+the next run, and checking a finished one takes a tenth of a second. All of pip's output goes to `.venv/install.log`.
 
-    make demo                                   RPO_ROUTE=cpu|gpu    overrides the choice of the route
-    [2/4] the packages (pyproject.toml) … 69 s  RPO_TORCH_INDEX=URL  a further package index, asked for torch only
+    make demo                                   RPO_ROUTE=cpu|gpu    overrides the choice of route
+    [2/4] the packages (pyproject.toml) … 69 s  RPO_TORCH_INDEX=URL  an extra package index, used for torch only
 """
 
 from __future__ import annotations
@@ -29,47 +29,47 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STAMP, LOG = "rpo-installed", "install.log"
 DECIDING_FILES = ("constraints-cpu.txt", "requirements-cpu-nodeps.txt")
-NEEDED_GB = 4.0  # measured: .venv of the CPU route takes 2.3 GB, and pip keeps its downloads; with CUDA 6.1 GB
-REMEDIES = (  # the first pattern found in the log wins
+NEEDED_GB = 4.0  # measured: .venv takes 2.3 GB on the CPU route (6.1 GB with CUDA), and pip keeps its downloads
+REMEDIES = (  # the first pattern that matches the log wins
     (
         r"No space left on device",
-        "The disk is full. Free at least 4 GB (12 GB with CUDA), then give the command again.",
+        "The disk is full. Free at least 4 GB (12 GB with CUDA), then run the same command again.",
     ),
     (r"CERTIFICATE_VERIFY_FAILED", "Behind a proxy with its own certificate, set PIP_CERT to that certificate's file."),
     (
         r"NewConnectionError|NameResolutionError|Temporary failure in name|ReadTimeout|ConnectionResetError|ProxyError",
-        "The package index was not reached. Check the network (behind a proxy: HTTPS_PROXY), then try again.",
+        "The package index could not be reached. Check the network (behind a proxy, set HTTPS_PROXY), then try again.",
     ),
-    (r"HASHES|hash mismatch", "A download was damaged. Run `.venv/bin/python -m pip cache purge`, then try again."),
+    (r"HASHES|hash mismatch", "A download is corrupt. Run `.venv/bin/python -m pip cache purge`, then try again."),
     (
         r"No matching distribution found for (?P<what>\S+)",
-        "The package index does not serve {what} for this Python and platform. Try another Python: make clean, then "
-        "make demo PYTHON=python3.11. With an index of your own (PIP_INDEX_URL), see that it has this version.",
+        "The package index does not have {what} for this Python and platform. Try another Python: make clean, then "
+        "make demo PYTHON=python3.11. If you use your own index (PIP_INDEX_URL), check that it has this version.",
     ),
     (
         r"ResolutionImpossible",
-        "Two requirements exclude each other. If pyproject.toml was edited, undo it; else report it.",
+        "Two requirements conflict. If you edited pyproject.toml, undo the change; otherwise please report it.",
     ),
-    (r"Permission denied", "This user may not write in .venv. If another user made it: remove it, then try again."),
+    (r"Permission denied", "You may not write to .venv. If another user created it, remove it, then try again."),
 )
-OTHERWISE = "Give the command again; if it stops at the same place, start afresh with `make clean`."
+OTHERWISE = "Run the same command again; if it fails at the same step, start over with `make clean`."
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the install. `may_lack`: it may end with pip finding no such package; then `instead` is said."""
+    """One command of the installation. If pip finds no such package, `instead` is printed and the next step runs."""
 
     title: str
     command: list[str]
     instead: str = ""
 
 
-class StepFailed(Exception):
-    """A step's command ended with an error; the message is the whole report for the user."""
+class StepError(Exception):
+    """The installation cannot go on; the message is the full report for the user."""
 
 
 def fingerprint(root: Path, python: str, route: str) -> str:
-    """Hash of all that decides what gets installed: requirements, Python, route, and where the editable tree lies."""
+    """Hash of everything that determines what is installed: requirements, Python, route, path of the editable tree."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     tables = [project["build-system"], project["project"], project["tool"]["setuptools"]]  # not ruff's or pytest's
     files = [(root / name).read_text(encoding="utf-8") for name in DECIDING_FILES]
@@ -77,33 +77,33 @@ def fingerprint(root: Path, python: str, route: str) -> str:
 
 
 def pick_route(environment: Mapping[str, str]) -> str:
-    """`gpu` where nvidia-smi lists a GPU, else `cpu`; RPO_ROUTE decides instead where it is set."""
-    wish = environment.get("RPO_ROUTE", "")
-    if wish:
-        if wish not in ("cpu", "gpu"):
-            raise StepFailed(f"RPO_ROUTE={wish} is not a route. Set it to cpu or gpu, or leave it out.")
-        return wish
+    """RPO_ROUTE if it is set; otherwise `gpu` if nvidia-smi lists a GPU, else `cpu`."""
+    route = environment.get("RPO_ROUTE", "")
+    if route:
+        if route not in ("cpu", "gpu"):
+            raise StepError(f"RPO_ROUTE={route} is not a route. Set it to cpu or gpu, or unset it.")
+        return route
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "cpu"
-    return "gpu" if listed.returncode == 0 and "GPU" in listed.stdout else "cpu"
+    return "gpu" if result.returncode == 0 and "GPU" in result.stdout else "cpu"
 
 
 def working_version(venv: Path) -> str | None:
-    """The version of the environment's Python, None where there is none that starts, has pip and is one of ours."""
+    """Version of the environment's Python, or None unless it starts, has pip and is a supported version."""
     code = (
         "import platform, sys, pip; assert (3, 11) <= sys.version_info[:2] <= (3, 13); print(platform.python_version())"
     )
     try:
-        said = subprocess.run([venv / "bin" / "python", "-c", code], capture_output=True, text=True, check=False)
+        result = subprocess.run([venv / "bin" / "python", "-c", code], capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return said.stdout.strip() if said.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def steps(root: Path, route: str, torch_index: str) -> list[Step]:
-    """The commands of a route, in order. Each is harmless to repeat."""
+    """The commands of a route, in order. Repeating any of them does no harm."""
     python = str(root / ".venv" / "bin" / "python")
     pip = [python, "-m", "pip", "install"]
     nodeps = [
@@ -138,47 +138,50 @@ def steps(root: Path, route: str, torch_index: str) -> list[Step]:
 
 
 def cpu_torch(root: Path, pip: list[str], torch_index: str) -> list[Step]:
-    """The step that looks for torch's small build, which is called 2.13.0+cpu and does not lie on the default index.
+    """The step that installs torch's CPU build, 2.13.0+cpu, which the default index does not have.
 
-    On Linux the default index serves torch with CUDA. It runs on a CPU just as well, but makes .venv 6.1 GB instead of
-    2.3 GB (measured; triton is among what it brings), and nothing here uses that. So the CPU build is asked for by name
-    first, wherever pip is set up to look (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL, pip.conf, RPO_TORCH_INDEX); where there
-    is none, the other is taken and the user is told.
-    --no-deps, so that the further index is asked for nothing but torch itself.
+    On Linux the default index serves torch with CUDA. That build runs on a CPU just as well, but it makes .venv 6.1 GB
+    instead of 2.3 GB (measured; it pulls in triton, among others), and nothing on this route uses CUDA. So the CPU
+    build is requested first, from wherever pip is configured to look (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL, pip.conf,
+    RPO_TORCH_INDEX). If it is not available, the CUDA build is installed and the user is told.
+    --no-deps keeps the extra index from being used for anything but torch.
     """
     if platform.system() != "Linux":
-        return []  # elsewhere the default index serves the CPU build, without the suffix
+        return []  # on other systems the default index has the CPU build, without the suffix
     pin = next(line for line in read_requirements(root / "constraints-cpu.txt") if line.startswith("torch=="))
     index = ["--extra-index-url", torch_index] if torch_index else []
     instead = (
-        "not found where pip looks. Going on with the ordinary build,\n"
-        "      which brings 4 GB of CUDA libraries that a CPU does not use. To have the small one instead:\n"
-        "      make clean; make demo RPO_TORCH_INDEX=URL   with the CPU package index that PyTorch's own\n"
-        '      "Get Started" page names (choose Pip, CPU).'
+        "not available. Installing the default build instead,\n"
+        "      which brings 4 GB of CUDA libraries that a CPU does not use. To get the small build:\n"
+        "      make clean; make demo RPO_TORCH_INDEX=URL   with the URL of the CPU package index given on\n"
+        '      PyTorch\'s "Get Started" page (choose Pip, CPU).'
     )
     return [Step("torch without CUDA", [*pip, "--no-deps", *index, f"{pin}+cpu"], instead)]
 
 
 def read_requirements(path: Path) -> list[str]:
-    """The requirements in a pip file, without comments."""
+    """The requirements in a pip requirements file, without comments."""
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
 
 
 def pip_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The user's environment without what would lead pip out of .venv."""
-    kept = {
-        name: value for name, value in environment.items() if name not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET")
-    }
-    return {**kept, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    """The user's environment without the variables that would make pip install outside .venv."""
+    drop = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET")
+    inherited = {name: value for name, value in environment.items() if name not in drop}
+    return {**inherited, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
 
 
-def run_step(step: Step, place: str, root: Path, log: Path) -> None:
-    """Run one command with its output in `log`; raise StepFailed with a report where it fails."""
-    start, said = time.monotonic(), []
-    print(f"[{place}] {step.title} …", end=" ", flush=True)
+def run_step(step: Step, number: str, root: Path, log: Path) -> None:
+    """Run one command, with its output in `log`. `number` is "2/4", for example.
+
+    Raises:
+        StepError: the command failed; the message is a report for the user.
+    """
+    start, output = time.monotonic(), []
+    print(f"[{number}] {step.title} …", end=" ", flush=True)
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"\n$ {shown(step.command)}\n")
+        file.write(f"\n$ {without_password(step.command)}\n")
         file.flush()
         process = subprocess.Popen(
             step.command,
@@ -193,25 +196,26 @@ def run_step(step: Step, place: str, root: Path, log: Path) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             file.write(line)
-            said.append(line.rstrip())
-            show_progress(f"[{place}] {step.title} … {line.strip()}")
+            output.append(line.rstrip())
+            show_progress(f"[{number}] {step.title} … {line.strip()}")
     code = process.wait()
     if code == 0:
-        finish_line(f"[{place}] {step.title} … {time.monotonic() - start:.0f} s")
-    elif step.instead and find_remedy(said)[0].startswith("No matching"):
-        finish_line(f"[{place}] {step.title} … {step.instead}")
+        finish_line(f"[{number}] {step.title} … {time.monotonic() - start:.0f} s")
+    elif step.instead and find_remedy(output)[0].startswith("No matching"):
+        finish_line(f"[{number}] {step.title} … {step.instead}")
     else:
-        raise StepFailed(report(step, place, code, said, log))
+        raise StepError(report(step, number, code, output, log))
 
 
 def show_progress(text: str) -> None:
-    """On a terminal, pip's last line in place of the one before; nothing where the output is kept in a file."""
+    """On a terminal, replace the last line by `text`; print nothing if the output goes to a file."""
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns - 1
         print(f"\r{text[:width]:<{width}}", end="", flush=True)
 
 
 def finish_line(text: str) -> None:
+    """End the line that `show_progress` has been replacing."""
     if sys.stdout.isatty():
         show_progress("")
         print(f"\r{text}", flush=True)
@@ -219,35 +223,35 @@ def finish_line(text: str) -> None:
         print(text.partition(" … ")[2], flush=True)
 
 
-def shown(command: list[str]) -> str:
-    """The command as text, without a password that an index address may hold."""
+def without_password(command: list[str]) -> str:
+    """The command as text, without the credentials that an index URL may contain."""
     return re.sub(r"//[^/@\s]+@", "//***@", " ".join(command))
 
 
-def find_remedy(said: list[str]) -> tuple[str, str]:
-    """(pattern, remedy) of the likeliest cause of a failure; the pattern is empty where none is known."""
-    text = "\n".join(said)
+def find_remedy(output: list[str]) -> tuple[str, str]:
+    """(pattern, remedy) of the likeliest cause of a failure; the pattern is empty if the cause is unknown."""
+    text = "\n".join(output)
     for pattern, remedy in REMEDIES:
-        if found := re.search(pattern, text):
-            return pattern, remedy.format(**found.groupdict())
+        if match := re.search(pattern, text):
+            return pattern, remedy.format(**match.groupdict())
     return "", OTHERWISE
 
 
-def report(step: Step, place: str, code: int, said: list[str], log: Path) -> str:
-    """What a user needs to know about a failed step: which, its command, its last words, the whole log, a remedy."""
-    last = "\n".join(f"    | {line[:160]}" for line in [line for line in said if line.strip()][-12:])
+def report(step: Step, number: str, code: int, output: list[str], log: Path) -> str:
+    """What the user needs to know about a failed step: which one, its command, its last output, the log, a remedy."""
+    last = "\n".join(f"    | {line[:160]}" for line in [line for line in output if line.strip()][-12:])
     return (
-        f"Step {place} of the installation failed: {step.title} (exit code {code}).\n"
-        f"  Command:  {shown(step.command)}\n  It ended with:\n{last}\n  The whole log:  {log}\n"
-        f"  What to do:  {find_remedy(said)[1]}"
+        f"Step {number} of the installation failed: {step.title} (exit code {code}).\n"
+        f"  Command:  {without_password(step.command)}\n  Last output:\n{last}\n  Full log:  {log}\n"
+        f"  What to do:  {find_remedy(output)[1]}"
     )
 
 
 def forget_half_installed(venv: Path) -> None:
-    """Take back pip's note of packages whose unpacking was cut short, so that pip unpacks them again.
+    """Remove pip's record of packages whose unpacking was interrupted, so that pip unpacks them again.
 
-    pip trusts a `.dist-info` folder; in a wheel that folder comes last and RECORD is the last file in it, so one
-    without RECORD belongs to a package that an interruption left incomplete.
+    pip trusts a `.dist-info` folder. In a wheel that folder comes last and RECORD is its last file, so a folder
+    without RECORD belongs to an incomplete package.
     """
     for info in venv.glob("lib/python3.*/site-packages/*.dist-info"):
         if not (info / "RECORD").exists():
@@ -255,29 +259,30 @@ def forget_half_installed(venv: Path) -> None:
 
 
 def make_venv(venv: Path, python: str) -> None:
-    """A fresh environment at `venv`, with the Python that runs this script."""
-    print(f"making .venv with Python {platform.python_version()}", flush=True)
-    made = subprocess.run([python, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True, check=False)
-    if made.returncode:
-        said = (made.stdout + made.stderr).strip()
-        raise StepFailed(
-            f"Making the virtual environment {venv} failed:\n{said}\n  What to do:  sudo apt install python3-venv"
+    """Create a fresh environment at `venv`."""
+    print(f"creating .venv with Python {platform.python_version()}", flush=True)
+    result = subprocess.run([python, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True, check=False)
+    if result.returncode:
+        output = (result.stdout + result.stderr).strip()
+        raise StepError(
+            f"Creating the virtual environment {venv} failed:\n{output}\n  What to do:  sudo apt install python3-venv"
         )
 
 
 def check_disk(root: Path) -> None:
+    """Raise StepError if the disk of `root` has too little free space."""
     free = shutil.disk_usage(root).free / 1e9
     if free < NEEDED_GB:
-        raise StepFailed(
-            f"Only {free:.1f} GB are free on the disk of {root}; the installation needs {NEEDED_GB:.0f} GB. "
-            "Free some space or clone to another disk, then give the command again."
+        raise StepError(
+            f"The disk of {root} has only {free:.1f} GB free; the installation needs {NEEDED_GB:.0f} GB. "
+            "Free some space or clone to another disk, then run the same command again."
         )
 
 
 def install(root: Path) -> None:
-    """Bring `.venv` to what the files ask for; at once where its stamp says that it is there already."""
+    """Make `.venv` match the requirement files; return at once if its stamp says that it already does."""
     venv, route = root / ".venv", pick_route(os.environ)
-    wanted = platform.python_version() if os.environ.get("PYTHON") else None  # only a Python asked for replaces another
+    wanted = platform.python_version() if os.environ.get("PYTHON") else None  # replace a working Python only on request
     version = working_version(venv)
     stamp = venv / STAMP
     if version and version == (wanted or version):
@@ -289,27 +294,28 @@ def install(root: Path) -> None:
         version = platform.python_version()
     stamp.unlink(missing_ok=True)
     forget_half_installed(venv)
-    todo = steps(root, route, os.environ.get("RPO_TORCH_INDEX", ""))
-    print(f"installing rpo_kit into .venv by the {route} route; pip's output goes to .venv/{LOG}", flush=True)
-    for number, step in enumerate(todo, 1):
-        run_step(step, f"{number}/{len(todo)}", root, venv / LOG)
+    pending = steps(root, route, os.environ.get("RPO_TORCH_INDEX", ""))
+    print(f"installing rpo_kit into .venv ({route} route); pip's output goes to .venv/{LOG}", flush=True)
+    for number, step in enumerate(pending, 1):
+        run_step(step, f"{number}/{len(pending)}", root, venv / LOG)
     stamp.write_text(fingerprint(root, version, route) + "\n", encoding="utf-8")
 
 
 def main() -> int:
-    with Path(__file__).open() as lock:  # two terminals: the second waits for the first, and then finds all done
+    """Install; of two calls at once, the second waits for the first and then finds nothing left to do."""
+    with Path(__file__).open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("another installation into this .venv is running; waiting for it", flush=True)
+            print("another installation into this .venv is running; waiting for it to finish", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             install(ROOT)
-        except StepFailed as failure:
+        except StepError as failure:
             print(f"\n{failure}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("\nInterrupted. The same command takes the installation up again.", file=sys.stderr)
+            print("\nInterrupted. Run the same command again to resume the installation.", file=sys.stderr)
             return 130
     return 0
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Find a Python 3.11-3.13 that can make virtual environments, and let it run install.py. Each candidate is really
-# started, because a name on the PATH may be an empty shim. 3.11 comes first: everything was measured with it.
+# Find a Python 3.11-3.13 that can create virtual environments and run install.py with it. Each candidate is actually
+# started, because a name on the PATH may be an empty shim. 3.11 comes first: all measurements were made with it.
 set -eu
 
 folder=$(dirname "$0")
@@ -16,11 +16,11 @@ done
 if [ -n "$without_venv" ]; then
     first=${without_venv%% *}
     version=$("$first" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    echo "rpo_kit: $first (Python $version) cannot make virtual environments: its module ensurepip is missing." >&2
-    echo "On Debian, Ubuntu and WSL:  sudo apt install python$version-venv   - then give the same command again." >&2
+    echo "rpo_kit: $first (Python $version) cannot create virtual environments: its ensurepip module is missing." >&2
+    echo "On Debian, Ubuntu and WSL:  sudo apt install python$version-venv   - then run the same command again." >&2
 else
-    echo "rpo_kit needs Python 3.11, 3.12 or 3.13, and found none of them under the names: ${PYTHON:-python3.11 python3.12 python3.13 python3 python}." >&2
+    echo "rpo_kit needs Python 3.11, 3.12 or 3.13, but none was found under these names: ${PYTHON:-python3.11 python3.12 python3.13 python3 python}." >&2
     echo "On Debian, Ubuntu and WSL:  sudo apt install python3 python3-venv   (Debian 12, Ubuntu 24.04 or newer)." >&2
-    echo "If it lies elsewhere:  make demo PYTHON=/path/to/python3.11" >&2
+    echo "If it is installed elsewhere:  make demo PYTHON=/path/to/python3.11" >&2
 fi
 exit 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
-from rpo_kit import bundled
+from rpo_kit import bundled, processes
 from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
 
@@ -105,14 +105,16 @@ def test_a_damaged_or_outdated_folder_is_made_anew(house: Path, damage: str) -> 
 
 def test_two_at_once_convert_once(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads stand for processes: the lock belongs to the opened file, so each caller has its own."""
-    flock = bundled.fcntl.flock
-    both_at_the_lock = threading.Barrier(2, timeout=10)
+    flock = processes.fcntl.flock
+    both_at_the_lock, seen = threading.Barrier(2, timeout=10), set[int]()
 
     def flock_together(file: TextIO, operation: int) -> None:
-        both_at_the_lock.wait()  # so neither has seen a finished folder before it asks for the lock
+        if threading.get_ident() not in seen:  # the second caller asks again and again
+            seen.add(threading.get_ident())
+            both_at_the_lock.wait()  # so neither has seen a finished folder before it asks for the lock
         flock(file, operation)
 
-    monkeypatch.setattr(bundled.fcntl, "flock", flock_together)
+    monkeypatch.setattr(processes.fcntl, "flock", flock_together)
     callers = [threading.Thread(target=bundled_model) for _ in range(2)]
     for caller in callers:
         caller.start()
@@ -132,7 +134,7 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch
 
 def test_a_file_with_other_content_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(GGUF)
-    with pytest.raises(KitError, match=r"model\.gguf is not the model file that this kit knows.*--force-reinstall"):
+    with pytest.raises(KitError, match=r"model\.gguf is not the model file this kit expects.*--force-reinstall"):
         bundled.check_hash(tmp_path / "model.gguf")
 
 
@@ -147,7 +149,7 @@ def test_a_cache_that_cannot_be_made_is_told_with_the_variable_that_moves_it(
 
 def test_a_conversion_that_stops_says_where_to_look(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(GGUF)
-    with pytest.raises(KitError, match=r"converting .*model\.gguf failed .*300 MB") as failure:
+    with pytest.raises(KitError, match=r"Converting .*model\.gguf failed .*300 MB") as failure:
         bundled.run_conversion(tmp_path / "model.gguf", tmp_path / "work")
     assert "not a GGUF file" in str(failure.value)
 

@@ -66,7 +66,7 @@ def test_the_exit_code_is_one_where_something_fails(
     said = capsys.readouterr().out
     assert "fail  trl" in said
     assert "-> Run make test." in said
-    assert "1 ok, 0 to know about, 1 to put right" in said
+    assert "1 ok, 0 warnings, 1 failures" in said
 
 
 @pytest.mark.parametrize(("version", "status"), [((3, 10, 13), "fail"), ((3, 13, 2), "ok"), ((3, 14, 0), "fail")])

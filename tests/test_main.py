@@ -62,7 +62,7 @@ def test_the_help_tells_a_newcomer_the_stages_in_order_and_where_to_start(capsys
         main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "Start with: python -m rpo_kit demo" in said
-    assert "goes on where it was" in said
+    assert "Run an interrupted command again to resume it" in " ".join(said.split())
     places = [said.index(f"{number}. ") for number in range(1, 7)]
     assert places == sorted(places)
     for name in ("demo", "doctor", "presets", "score", "figure3", "results", "serve"):
@@ -117,7 +117,7 @@ def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
         (["demo", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
         (["prepare", "--set", "data.task=LaMP-9"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
         (["prepare", "--set", "rl.stepz=3"], "rpo_kit: There is no setting 'rl.stepz'; in rl there are steps"),
-        (["prepare", "--set", "rl.steps"], "rpo_kit: --set rl.steps is not of the form KEY=VALUE"),
+        (["prepare", "--set", "rl.steps"], "rpo_kit: --set rl.steps does not have the form KEY=VALUE"),
         (["prepare", "--set", "rl.steps=many"], "rpo_kit: rl.steps='many' is not of the type int"),
         (["prepare", "--run", "../up"], "rpo_kit: '../up' cannot be the name of a run"),
         (["sft", "--run", "new"], "rpo_kit: There is no run 'new' in "),
@@ -128,10 +128,10 @@ def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
         (["score", "a.json", "b.json", "--run", "r"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
         (["score", "--run", "nosuch"], "rpo_kit: There is no run 'nosuch' in "),
         (["prepare", "--set", "name=foo"], "rpo_kit: There is no setting 'name'; the settings are data, base"),
-        (["prepare", "--preset", "paper", "--data", "personas"], "rpo_kit: All users of LaMP's files are asked for"),
+        (["prepare", "--preset", "paper", "--data", "personas"], "rpo_kit: This preset uses all users of LaMP's files"),
         (
             ["prepare", "--data", "no-such-folder", "--run", "b"],
-            "rpo_kit: The data 'no-such-folder' is no folder that is there",
+            "rpo_kit: The data 'no-such-folder' is not an existing folder",
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_an_interrupt_says_that_the_command_can_be_given_again(monkeypatch, caps
 
     monkeypatch.setattr(command_line, "stage_function", lambda name: interrupted)
     assert main(["prepare", "--preset", "tiny"]) == 130
-    assert "give the same command again to go on" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
 
 
 # ---- which run ----------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_what_a_preset_is_called_is_no_setting(key):
         ("rl.algorithm", "ppo", "no rl.algorithm='ppo'; there are reinforce"),
         ("evaluation.bootstrap", 0, "evaluation.bootstrap=0 must be at least 1"),
         ("sweep.seeds", [], "sweep.seeds is empty"),
-        ("data.train_users", 10**9, "no end of personas: take the files with --data official"),
+        ("data.train_users", 10**9, 'so "all users" is undefined: add --data official'),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused_before_anything_is_made(key, value, told):

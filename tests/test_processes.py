@@ -63,7 +63,7 @@ def test_a_second_call_of_a_stage_is_told_who_works_on_it_and_a_kill_frees_it(ru
     monkeypatch.setattr(processes, "_LOCK_PATIENCE", 0.0)
     first = other()
     assert "started.json" in first.stdout.readline()
-    told = rf"The stage 'sft' of run 'r' is being worked on by process {first.pid} now: wait for it"
+    told = rf"The stage 'sft' of run 'r' is in use by process {first.pid}: wait for that"
     with pytest.raises(KitError, match=told), stage(run, "sft", seed=2):
         pass
     with stage(run, "rl", seed=2) as work:
@@ -88,7 +88,7 @@ def test_a_disk_without_locks_is_said_and_the_stage_goes_on(run, monkeypatch, ca
     monkeypatch.setattr(processes.fcntl, "flock", no_locks)
     with stage(run, "sft", seed=1) as work:
         assert work
-    assert "knows no locks: do not start the same stage twice" in capsys.readouterr().out
+    assert "does not support locks: do not start the same stage twice" in capsys.readouterr().out
 
 
 # ---- ranks --------------------------------------------------------------------------------------------------------

@@ -100,11 +100,11 @@ def test_a_finished_result_comes_back_with_its_settings_whatever_was_tried_betwe
         with suppress(KeyboardInterrupt), stage(run, "rl", steps=steps) as work:
             write_text(work / "begun.txt", "minutes")
             raise KeyboardInterrupt
-    assert "what was begun is dropped, the finished result stays in rl.old" in capsys.readouterr().out
+    assert "the unfinished result is dropped, the finished one stays in rl.old" in capsys.readouterr().out
     with stage(run, "rl", steps=200) as work:
         assert work is None
     assert (require(run, "rl", steps=200) / "result.txt").read_text() == "hours"
-    assert "rl: done before with these settings, and brought back" in capsys.readouterr().out
+    assert "rl: done before with these settings; restored from rl.old" in capsys.readouterr().out
 
 
 def test_two_finished_results_change_places(run):

@@ -1,9 +1,9 @@
-"""LaMP's files as a `datasets.Dataset`: one row a question, with the user's profile and the user's own output.
+"""LaMP's files as a `datasets.Dataset`: one row per example, with the user's profile and the gold.
 
-The left edge of Figure 1: where the question q and the profile U come from, be it LaMP's official files or the embedded
-personas, which have the same format. Every row is checked at this door. A question without the task's instruction
-(LaMP-2 has one) is excluded, counted and shown; any other defect stops with a sentence. An empty profile is kept: the
-method must cope. Left out: downloading (see `download`); how gigabytes stay out of memory (see `stream` and `table`).
+The left edge of Figure 1: where the query q and the profile U come from, be it LaMP's official files or the embedded
+personas, which have the same format. Every row is checked on load. A row without the task's instruction (LaMP-2 has
+one) is excluded, counted and reported; any other defect stops with a sentence. An empty profile is kept: the method
+must cope. Left out: downloading (see `download`); how gigabytes stay out of memory (see `stream` and `table`).
 
 In: `dev_questions.json` with `[{"id": "310", "input": "What is the score … review: Does what it should.", "profile":
 [{"id": "3100", "text": "Broke twice.", "score": "1"}]}]` and `dev_outputs.json` with `{"task": "LaMP_3", "golds":
@@ -11,14 +11,12 @@ In: `dev_questions.json` with `[{"id": "310", "input": "What is the score … re
 "profile": [{"id": "3100", "text": "Broke twice.", "score": "1"}]}`.
 """
 
-import json
 import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -27,9 +25,9 @@ from datasets import Dataset
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.files import AGAIN, as_text, check_present, read_outputs, write_json, write_outputs
-from rpo_kit.lamp.leaks import SEPARATES, check_is_text, gold_positions, has_entity, history_key, users_by_history
+from rpo_kit.lamp.leaks import check_is_text, gold_positions, has_entity, history_key, users_by_history
 from rpo_kit.lamp.stream import stream_list
-from rpo_kit.lamp.table import conversion_of, open_rows, write_rows
+from rpo_kit.lamp.table import Notes, conversion_of, notes_of, open_rows, write_rows
 from rpo_kit.lamp.tasks import Item, Task
 
 log = logging.getLogger(__name__)
@@ -38,26 +36,28 @@ log = logging.getLogger(__name__)
 def read_lamp(folder: Path, task: Task, split: str, *, drop_gold: bool = False, cache: Path | None = None) -> Dataset:
     """`{split}_questions.json` and `{split}_outputs.json` of a folder, in the order of the questions.
 
-    `user_id` is the file's, or where it has none (LaMP's user split) the id of the first question with the same
-    history. Items keep their id, the task's fields and, where given, `date`. `drop_gold` takes items that give the
-    answer away out of the profiles; they are counted either way. A large file is converted once, into `cache`.
+    `user_id` is the file's; if it has none (LaMP's user split), the id of the first example with the same history.
+    Items keep their id, the task's fields and `date`, if given. `drop_gold` removes items that give the gold away from
+    the profiles; they are counted either way. A large file is converted once, into `cache`.
+
+    Raises: KitError if a file is missing, broken, of another task, or has a row that cannot be used.
     """
     path = Path(folder) / f"{split}_questions.json"
     check_present(path)
     outputs = path.with_name(f"{split}_outputs.json")
-    place = conversion_of(path, outputs, task, f"drop_gold={drop_gold}", cache)
-    if place and place.is_there():
-        dataset = open_rows(place)
+    conversion = conversion_of(path, outputs, task, f"drop_gold={drop_gold}", cache)
+    if conversion and conversion.exists():
+        dataset = open_rows(conversion)
     else:
-        reading = _Reading(path, task, split, _read_golds(outputs, task, split), drop_gold)
-        dataset = write_rows(task, reading.rows(), place, reading.notes)
-    _say_what_is_odd(path, json.loads(dataset.info.description))
+        reader = _Reader(path, task, split, _read_golds(outputs, task, split), drop_gold)
+        dataset = write_rows(task, reader.rows(), conversion, reader.notes)
+    _report(path, notes_of(dataset))
     return dataset
 
 
 @dataclass
-class _Reading:
-    """One pass over a questions file: yields the rows, and counts what must be said afterwards."""
+class _Reader:
+    """One pass over a questions file: yields the rows, and counts what has to be reported afterwards."""
 
     path: Path
     task: Task
@@ -67,16 +67,18 @@ class _Reading:
     ids: dict[str, None] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    kept: list[str] = field(default_factory=list)
-    histories: list[np.ndarray] = field(default_factory=list)  # of the kept questions; empty for those with a user_id
-    users: list[str | None] = field(default_factory=list)  # as the file says
-    seen: dict[str, bool] = field(default_factory=dict)  # of the first: has it a "user_id", a "date"?
+    kept: list[str] = field(default_factory=list)  # ids
+    histories: list[np.ndarray] = field(default_factory=list)  # one per kept id; empty if the row has a user_id
+    users: list[str | None] = field(default_factory=list)  # one per kept id, as the file says
+    has: dict[str, bool] = field(default_factory=dict)  # whether the first row has a "user_id", the first item a "date"
 
     def rows(self) -> Iterator[Example]:
         for number, row in enumerate(stream_list(self.path)):
+            if not isinstance(row, dict) or not {"id", "input", "profile"} <= set(row):
+                raise self._incomplete(number, row)
             example = self._checked(number, row)
             if self.task.is_official(example["input"]):
-                yield self._counted(example, "user_id" in row)  # type: ignore[operator]  # checked to be an object
+                yield self._counted(example, "user_id" in row)
             else:
                 self.excluded.append(example["id"])
         self._check_ids()
@@ -87,32 +89,33 @@ class _Reading:
                 "task it is."
             )
 
-    def _checked(self, number: int, row: object) -> Example:
-        """One checked row, its id seen for the first time."""
+    def _incomplete(self, number: int, row: object) -> KitError:
         missing = {"id", "input", "profile"} - set(row) if isinstance(row, dict) else {"everything"}
-        if missing or not isinstance(row, dict):
-            name = f", id {row['id']!r}," if isinstance(row, dict) and "id" in row else ""
-            lacking = ", ".join(sorted(missing))
-            raise KitError(f"Row {number}{name} of {self.path} lacks {lacking}: complete it, or {AGAIN}.")
+        name = f", id {row['id']!r}," if isinstance(row, dict) and "id" in row else ""
+        lacking = ", ".join(sorted(missing))
+        return KitError(f"Row {number}{name} of {self.path} lacks {lacking}: complete it, or {AGAIN}.")
+
+    def _checked(self, number: int, row: Mapping[str, object]) -> Example:
+        """One checked row; its id has not occurred before."""
         key = as_text(row["id"], f'"id" of row {number} of {self.path}')
         if key in self.ids:
-            raise KitError(f"The id {key!r} stands twice in {self.path}: keep one of the two questions.")
+            raise KitError(f"The id {key!r} occurs twice in {self.path}: keep one of the two questions.")
         self.ids[key] = None
         where = f"Question {key!r} in {self.path}"
-        example = _example(self.task, row | {"id": key}, (self.golds or {}).get(key, ""), where)
-        self._check_one_split(row, where)
+        example = _example(self.task, {**row, "id": key}, (self.golds or {}).get(key, ""), where)
+        self._check_separation("user_id", "user_id" in row, where)
+        for item in example["profile"]:
+            self._check_separation("date", "date" in item, where)
         return example
 
-    def _check_one_split(self, row: Mapping[str, Any], where: str) -> None:
-        """LaMP's time split has a user_id for each question and a date for each item, its user split neither."""
-        places = [("user_id", "user_id" in row), *(("date", "date" in item) for item in row["profile"])]
-        for name, has in places:
-            if self.seen.setdefault(name, has) != has:
-                what = ("comes" if name == "user_id" else "has an item") + (" with" if has else " without")
-                raise KitError(
-                    f"{where} {what} a {name}, unlike what stands before it: this file mixes LaMP's time split (which "
-                    "has user_id and date) with its user split. Take the file of one of them."
-                )
+    def _check_separation(self, name: str, has: bool, where: str) -> None:
+        """LaMP's time split has a user_id for each example and a date for each item, its user split neither."""
+        if self.has.setdefault(name, has) != has:
+            what = ("comes" if name == "user_id" else "has an item") + (" with" if has else " without")
+            raise KitError(
+                f"{where} {what} a {name}, unlike the rows before it: this file mixes LaMP's time split (which has "
+                "user_id and date) with its user split. Take the file of one of them."
+            )
 
     def _counted(self, example: Example, has_user: bool) -> Example:
         leaking = gold_positions(self.task, example)
@@ -141,22 +144,31 @@ class _Reading:
                 f"{extra[:3]}. Take both files from one release, and of one split (LaMP's user split or time split)."
             )
 
-    def notes(self) -> dict[str, Any]:
-        """What travels with the dataset; "users" where the file does not name them all."""
-        named = {"task": self.task.name, "split": self.split, "excluded": self.excluded, "total": len(self.ids)}
-        named |= {name: self.seen.get(name) for name in SEPARATES}  # None: no item, so no date to look for
-        named["excluded_outputs"] = {key: (self.golds or {}).get(key, "") for key in self.excluded}
-        counts = {name: self.counts[name] for name in ("empty", "gold_in_profile", "gold_dropped", "html_entities")}
-        if None not in self.users:
-            return named | counts
-        users = users_by_history(self.kept, self.histories)
-        return named | counts | {"users": users, "users_found": len(set(users))}
+    def notes(self) -> Notes:
+        """What travels with the dataset; "users" only if the file does not name all of them."""
+        notes = Notes(
+            task=self.task.name,
+            split=self.split,
+            excluded=self.excluded,
+            total=len(self.ids),
+            user_id=self.has.get("user_id"),
+            date=self.has.get("date"),
+            excluded_outputs={key: (self.golds or {}).get(key, "") for key in self.excluded},
+            empty=self.counts["empty"],
+            gold_in_profile=self.counts["gold_in_profile"],
+            gold_dropped=self.counts["gold_dropped"],
+            html_entities=self.counts["html_entities"],
+        )
+        if None in self.users:
+            notes["users"] = users_by_history(self.kept, self.histories)
+            notes["users_found"] = len(set(notes["users"]))
+        return notes
 
 
 def _read_golds(path: Path, task: Task, split: str) -> dict[str, str] | None:
-    """{id: output}; None where LaMP withholds the outputs."""
+    """{id: output}; None if LaMP withholds the outputs."""
     if split == "test" and not path.exists():
-        log.warning("%s is not there: LaMP withholds the outputs of its test split; they are read as empty.", path)
+        log.warning("%s does not exist: LaMP withholds the outputs of its test split; they are read as empty.", path)
         return None
     name, outputs = read_outputs(path)
     if name not in (task.official_name, task.name):
@@ -167,10 +179,11 @@ def _read_golds(path: Path, task: Task, split: str) -> dict[str, str] | None:
     return outputs
 
 
-def _example(task: Task, row: Mapping[str, Any], output: str, where: str) -> Example:
-    """One checked row; KitError says which question and which item is wrong."""
-    if not isinstance(row["profile"], list):
-        raise KitError(f"{where} has a profile that is no list of items: correct it, or {AGAIN}.")
+def _example(task: Task, row: Mapping[str, object], output: str, where: str) -> Example:
+    """One checked row. Raises KitError that names the example and the item."""
+    profile = row["profile"]
+    if not isinstance(profile, list):
+        raise KitError(f"{where} has a profile that is not a list of items: correct it, or {AGAIN}.")
     input = as_text(row["input"], f"{where}: input")
     check_is_text(task, input, f"The input of {where[0].lower()}{where[1:]}")
     return Example(
@@ -178,42 +191,42 @@ def _example(task: Task, row: Mapping[str, Any], output: str, where: str) -> Exa
         user_id=as_text(row.get("user_id", row["id"]), f"{where}: user_id"),
         input=input,
         output=output,
-        profile=[_item(task, item, f"{where}, profile item {n}") for n, item in enumerate(row["profile"])],
+        profile=[_item(task, item, f"{where}, profile item {n}") for n, item in enumerate(profile)],
     )
 
 
 def _item(task: Task, item: object, where: str) -> Item:
-    wanted = ("id", *task.fields)
-    missing = [field for field in wanted if field not in item] if isinstance(item, dict) else list(wanted)
+    names = ("id", *task.fields)
+    missing = [name for name in names if name not in item] if isinstance(item, dict) else list(names)
     if missing or not isinstance(item, dict):
         raise KitError(
-            f"{where} lacks {', '.join(missing)}: items of {task.name} ({task.title}) have {', '.join(wanted)}. "
+            f"{where} lacks {', '.join(missing)}: items of {task.name} ({task.title}) have {', '.join(names)}. "
             f"Check that this is a file of {task.name}, or {AGAIN}."
         )
-    found = {field: as_text(item[field], f"{where}: {field}") for field in wanted}
+    texts = {name: as_text(item[name], f"{where}: {name}") for name in names}
     if "date" in item:
-        found["date"] = as_text(item["date"] or "", f"{where}: date")
+        texts["date"] = as_text(item["date"] or "", f"{where}: date")
     if task.kind == "regression":
-        _check_rating(found[task.gold_field], f"{where}: {task.gold_field}")
-    return found
+        _check_rating(texts[task.gold_field], f"{where}: {task.gold_field}")
+    return texts
 
 
 def _check_rating(text: str, where: str) -> None:
-    """Told here, at the door, and not after the training by the metric."""
+    """Validate on load instead of failing in the metric after training."""
     try:
-        known = math.isfinite(float(text))
+        valid = math.isfinite(float(text))
     except ValueError:
-        known = False
-    if not known:
-        raise KitError(f"{where} is {text[:40]!r} and no rating: correct it, or {AGAIN}.")
+        valid = False
+    if not valid:
+        raise KitError(f"{where} is {text[:40]!r}, which is not a rating: correct it, or {AGAIN}.")
 
 
-def _say_what_is_odd(path: Path, notes: Mapping[str, Any]) -> None:
-    """Once for each opening, also of a conversion."""
+def _report(path: Path, notes: Notes) -> None:
+    """Log what is odd in the file; at every opening, also of a conversion."""
     excluded, total = notes["excluded"], notes["total"]
     if excluded:
-        shown = ", ".join(excluded[:5]) + (", …" if len(excluded) > 5 else "")
-        log.warning("%s: excluded %d of %d questions without instruction: %s.", path, len(excluded), total, shown)
+        ids = ", ".join(excluded[:5]) + (", …" if len(excluded) > 5 else "")
+        log.warning("%s: excluded %d of %d questions without instruction: %s.", path, len(excluded), total, ids)
     if notes["empty"]:
         log.warning("%s: %d of %d questions have an empty profile; they are kept.", path, notes["empty"], total)
     if notes["html_entities"]:
@@ -224,20 +237,19 @@ def _say_what_is_odd(path: Path, notes: Mapping[str, Any]) -> None:
     if notes.get("users_found", total) < total - len(excluded):
         log.warning("%s: %d questions of %d users, found by their histories.", path, total, notes["users_found"])
     if notes["gold_in_profile"]:
-        done = "those items are dropped" if notes["gold_dropped"] else "set data.drop_gold to take those items out"
+        advice = "those items are dropped" if notes["gold_dropped"] else "set data.drop_gold to remove those items"
         count = notes["gold_in_profile"]
-        log.warning("%s: %d of %d questions have their answer in their own profile; %s.", path, count, total, done)
+        log.warning("%s: %d of %d questions have their gold in their own profile; %s.", path, count, total, advice)
 
 
-def split_summary(dataset: Dataset) -> dict[str, Any]:
-    """What a split holds, in numbers: examples, users, profile sizes, outputs, and what is odd in LaMP's files.
+def split_summary(dataset: Dataset) -> dict[str, object]:
+    """A split in numbers: examples, users, profile sizes, golds, and what is odd in LaMP's files.
 
-    "excluded", "gold_in_profile", "gold_dropped" and "html_entities" are of the whole file, also in a selection.
+    "excluded", "gold_in_profile", "gold_dropped" and "html_entities" are of the whole file, also for a selection.
     """
-    notes = json.loads(dataset.info.description or "{}")
+    notes = notes_of(dataset)
     lengths = [pc.list_value_length(batch["profile"]) for batch in dataset.with_format("arrow").iter(256)]
     sizes = np.array([size for part in lengths for size in part.to_pylist()] or [0])
-    outputs = Counter(dataset["output"])
     return {
         "task": notes.get("task", "unknown"),
         "split": notes.get("split", "unknown"),
@@ -248,33 +260,35 @@ def split_summary(dataset: Dataset) -> dict[str, Any]:
         "profile_mean": float(sizes.mean()),
         "profile_max": int(sizes.max()),
         "empty_profiles": int(np.sum(sizes == 0)) if len(dataset) else 0,
-        "most_common_outputs": dict(outputs.most_common(5)),
+        "most_common_outputs": dict(Counter(dataset["output"]).most_common(5)),
         "excluded": notes.get("excluded", []),
-        **{name: notes.get(name, 0) for name in ("gold_in_profile", "gold_dropped", "html_entities")},
+        "gold_in_profile": notes.get("gold_in_profile", 0),
+        "gold_dropped": notes.get("gold_dropped", 0),
+        "html_entities": notes.get("html_entities", 0),
     }
 
 
 def excluded_outputs(dataset: Dataset) -> dict[str, str]:
-    """{id: output} of the questions without instruction, which LaMP's golds hold too; {} for a part of a split.
+    """{id: gold} of the rows without instruction, which LaMP's outputs file has too; {} for a part of a split.
 
-    Whoever predicts the whole split must name them: LaMP's evaluator wants the very ids of the golds.
+    Predictions for a whole split must include them: LaMP's evaluator demands exactly the ids of the golds.
     """
-    notes = json.loads(dataset.info.description or "{}")
-    found: dict[str, str] = notes.get("excluded_outputs", {})
-    return found if len(dataset) + len(found) == notes.get("total") else {}
+    notes = notes_of(dataset)
+    excluded = notes.get("excluded_outputs", {})
+    return excluded if len(dataset) + len(excluded) == notes.get("total") else {}
 
 
-def write_lamp(folder: Path, task: Task, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as LaMP's two official files of a split; a row which `read_lamp` would refuse is refused here."""
+def write_lamp(folder: Path, task: Task, split: str, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write rows as LaMP's two official files of a split; a row that `read_lamp` would reject is rejected here."""
     questions, outputs = [], {}
     for number, row in enumerate(rows):
         missing = {"id", "input", "output", "profile"} - set(row)
         where = f"Row {number} for {folder} ({task.name} {split})"
         if missing:
             raise KitError(f"{where} lacks {', '.join(sorted(missing))}: give rows as read_lamp returns them.")
-        if not task.is_official(row["input"]) or row["id"] in outputs:
-            raise KitError(f"{where} has a known id or no official input: use one id a row and Task.make_input.")
         example = _example(task, row, as_text(row["output"], f"{where}: output"), where)
+        if not task.is_official(example["input"]) or example["id"] in outputs:
+            raise KitError(f"{where} repeats an id or has no official input: use one id per row and Task.make_input.")
         outputs[example["id"]] = example["output"]
         questions.append({key: value for key, value in example.items() if key != "output"})
     write_outputs(Path(folder) / f"{split}_outputs.json", task.official_name, outputs)

@@ -20,7 +20,7 @@ AGAIN = "download it again (--data official does that)"
 
 
 def read_json(path: Path) -> object:
-    """The content of a JSON file; KitError where it is missing, empty, a web page, truncated or not UTF-8."""
+    """The content of a JSON file. Raises KitError if it is missing, empty, a web page, truncated or not UTF-8."""
     check_present(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -36,31 +36,31 @@ def read_json(path: Path) -> object:
 
 def check_present(path: Path) -> None:
     if path.is_dir():
-        raise KitError(f"{path} is a folder and no file; {_seen_in(path)}. Give the file itself.")
+        raise KitError(f"{path} is a folder, not a file; {_listing(path)}. Give the file itself.")
     if not path.is_file():
-        raise KitError(f"There is no file {path}; {_seen_in(path.parent)}. Correct the path, or put the file there.")
+        raise KitError(f"There is no file {path}; {_listing(path.parent)}. Correct the path, or put the file there.")
 
 
 def not_utf8(path: Path, byte: int) -> KitError:
-    return KitError(f"{path} is not UTF-8 text (byte {byte}): {AGAIN}, and unpack it if packed.")
+    return KitError(f"{path} is not UTF-8 text (byte {byte}): {AGAIN}, and unpack it if it is packed.")
 
 
-def not_json(path: Path, what: str, at: int, size: int) -> KitError:
+def not_json(path: Path, what: str, position: int, size: int) -> KitError:
     return KitError(
-        f"{path} is not complete JSON: {what.removesuffix(' at')} at character {at} of {size}. Most likely the "
+        f"{path} is not complete JSON: {what.removesuffix(' at')} at character {position} of {size}. Most likely the "
         f"download broke off: {AGAIN}."
     )
 
 
 def web_page(path: Path) -> KitError:
     return KitError(
-        f"{path} is a web page and not JSON; LaMP's server sends one, as if all were well, for a wrong address. "
-        f"Check the address on LaMP's download page (movies are LaMP_2/new) and {AGAIN}."
+        f"{path} is a web page and not JSON; for a wrong address LaMP's server sends one with status 200. Check the "
+        f"address on LaMP's download page (movies are LaMP_2/new) and {AGAIN}."
     )
 
 
-def _seen_in(folder: Path) -> str:
-    """What is there instead, so that a wrong folder is seen for what it is."""
+def _listing(folder: Path) -> str:
+    """What the folder has instead, so that a wrong folder is recognised."""
     if not folder.is_dir():
         return f"the folder {folder} does not exist either"
     names = sorted(entry.name for entry in folder.iterdir())
@@ -71,56 +71,51 @@ def _seen_in(folder: Path) -> str:
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file in one step: the old file stays until the new one is complete."""
-    write_text(path, json.dumps(content) + "\n")  # ASCII escapes: any string, also broken Unicode, comes back as it was
+    write_text(path, json.dumps(content) + "\n")  # ASCII escapes: any string, even broken Unicode, is read back as is
 
 
 def as_text(value: object, where: str) -> str:
-    """A field as text. LaMP's values are strings; numbers are taken as well, as LaMP's evaluator does."""
+    """A field as text. LaMP's values are strings; numbers are accepted too, as by LaMP's evaluator."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise KitError(f"{where} is {str(value)[:40]!r} and not text: correct it, or {AGAIN}.")
+        raise KitError(f"{where} is {str(value)[:40]!r}, which is not text: correct it, or {AGAIN}.")
     text = str(value)
-    if text.isascii() or _is_unicode(text):
+    if text.isascii():  # gigabytes are; encoding would copy them
         return text
-    log.warning("%s has half a character (a lone surrogate); it is read as U+FFFD, the rest stays as it is.", where)
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _is_unicode(text: str) -> bool:
-    """False for text which JSON can escape but no table and no tokenizer can hold."""
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError:  # JSON can escape it, but no table and no tokenizer can hold it
+        log.warning("%s has half a character (a lone surrogate); it is read as U+FFFD, the rest stays as it is.", where)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def read_outputs(path: Path) -> tuple[str, dict[str, str]]:
-    """(task name, {id: output}) of a file of outputs or predictions; ids must be unique, none missing."""
+    """(task name, {id: output}) of a file of outputs or predictions; each row needs an id of its own."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("golds"), list) or "task" not in content:
         raise KitError(
-            f'{path} is no LaMP outputs file: it should be {{"task": "LaMP_3", "golds": [{{"id": …, "output": …}}]}}. '
-            "Questions and outputs may have been swapped."
+            f'{path} is not a LaMP outputs file: it should be {{"task": "LaMP_3", "golds": [{{"id": …, "output": …}}]'
+            "}. Questions and outputs may have been swapped."
         )
     outputs: dict[str, str] = {}
-    twice: list[str] = []
+    repeated: list[str] = []
     for number, row in enumerate(content["golds"]):
         where = f"Row {number} of {path}"
         if not isinstance(row, dict) or not {"id", "output"} <= set(row):
             raise KitError(f'{where} lacks "id" or "output": complete it, or {AGAIN}.')
         key = as_text(row["id"], f'"id" of row {number} of {path}')
         if key in outputs:
-            twice.append(key)
+            repeated.append(key)
         outputs[key] = as_text(row["output"], f'"output" of id {key!r} in {path}')
-    if twice:  # LaMP's script would silently take the last of them
+    if repeated:  # LaMP's script would silently take the last of them
         raise KitError(
-            f"{path} has {len(content['golds'])} rows but only {len(outputs)} ids: {len(twice)} rows repeat one, "
-            f"such as {twice[0]!r}. Keep one row an id."
+            f"{path} has {len(content['golds'])} rows but only {len(outputs)} ids: {len(repeated)} rows repeat one, "
+            f"such as {repeated[0]!r}. Keep one row per id."
         )
     return as_text(content["task"], f'"task" in {path}'), outputs
 
 
 def write_outputs(path: Path, task_name: str, outputs: dict[str, str]) -> None:
-    """Write `{id: output}` in the shape of LaMP's outputs, which is the shape of a submission as well."""
+    """Write `{id: output}` in the shape of LaMP's outputs, which is also the shape of a submission."""
     golds = [{"id": key, "output": output} for key, output in outputs.items()]
     write_json(path, {"task": task_name, "golds": golds})

@@ -1,11 +1,12 @@
 """LaMP's metrics, to the letter: what its evaluation script prints, re-implemented in numpy and `rouge_score`.
 
-The last step of Figure 1: a prediction is compared with the user's own output. One difference, on purpose: LaMP's ROUGE
+The last step of Figure 1: a prediction is compared with the gold. One deliberate difference: LaMP's ROUGE (Lin, 2004)
 is the median of 1,000 unseeded bootstrap means and differs from run to run in the fourth digit; here it is the plain
 mean over examples, which that median estimates (within about 0.001 from 1,000 examples on; a test draws them).
 Confidence intervals are left to `study`.
 
->>> score(get_task("LaMP-3"), golds=["5", "1"], preds=["4", "no idea"])   # no number counts as the worst end: 5
+>>> from rpo_kit.lamp.tasks import get_task
+>>> score(get_task("LaMP-3"), golds=["5", "1"], preds=["4", "no idea"])   # not a number: counts as the worst end, 5
 {'MAE': 2.5, 'RMSE': 2.9154759474226504}
 """
 
@@ -19,18 +20,21 @@ from rouge_score.tokenize import tokenize
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.files import read_outputs, write_outputs
-from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, Task, get_task
 
 
 def score(task: Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, float]:
-    """LaMP's metrics over all examples, ROUGE on the scale 0..1. KitError for "nan" or "inf", as LaMP raises there."""
+    """LaMP's metrics over all examples, ROUGE on the scale 0..1.
+
+    Raises: KitError for a rating "nan" or "inf", which LaMP's evaluator rejects too.
+    """
     _check_pairs(golds, preds)
     if task.kind == "classification":
         return _classification_scores(task, golds, preds)
     if task.kind == "regression":
         _check_predicted_ratings(preds, range(len(preds)))
-        error = _rating_errors(golds, preds)
-        return {"MAE": float(np.mean(np.abs(error))), "RMSE": float(np.sqrt(np.mean(error**2)))}
+        errors = _rating_errors(golds, preds)
+        return {"MAE": float(np.mean(np.abs(errors))), "RMSE": float(np.sqrt(np.mean(errors**2)))}
     rouge = _rouge(golds, preds)
     return dict(zip(task.metrics, rouge.mean(axis=0).tolist(), strict=True))
 
@@ -38,15 +42,19 @@ def score(task: Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, f
 def example_scores(task: Task, golds: Sequence[str], preds: Sequence[str]) -> np.ndarray:
     """Score of each example in 0..1, higher is better; shape (n,).
 
-    Classification: right or wrong. Regression: 1 - |error| / 4, not below 0; what is no number ("nan" included) counts
-    as the worst end of the scale, which for a gold of 3 still leaves 1/2. Generation: mean of ROUGE-1 and ROUGE-L.
+    Classification: right or wrong. Regression: 1 - |error| / 4, not below 0; what is not a number ("nan" included)
+    counts as the worst end of the scale, which for a gold of 3 still leaves 1/2. Generation: mean of ROUGE-1 and
+    ROUGE-L.
     """
     _check_pairs(golds, preds)
+    scores: np.ndarray
     if task.kind == "classification":
-        return (_label_indices(task, golds) == _label_indices(task, preds)).astype(float)
-    if task.kind == "regression":
-        return np.clip(1.0 - np.abs(_rating_errors(golds, preds)) / 4.0, 0.0, 1.0)
-    return _rouge(golds, preds).mean(axis=1)
+        scores = (_label_indices(task, golds) == _label_indices(task, preds)).astype(float)
+    elif task.kind == "regression":
+        scores = np.clip(1.0 - np.abs(_rating_errors(golds, preds)) / 4.0, 0.0, 1.0)
+    else:
+        scores = _rouge(golds, preds).mean(axis=1)
+    return scores
 
 
 def is_parseable(task: Task, pred: str) -> bool:
@@ -65,13 +73,13 @@ def _check_pairs(golds: Sequence[str], preds: Sequence[str]) -> None:
         raise KitError("There is nothing to score: golds and predictions are empty. Check the split and its filters.")
 
 
-# --- classification (LaMP-1, LaMP-2) ---
+# --- classification ---
 
 
 def _label_indices(task: Task, texts: Sequence[str]) -> np.ndarray:
-    """Position of each label, -1 for anything else: exact and case-sensitive but for outer whitespace."""
-    index = {label: position for position, label in enumerate(task.labels)}
-    return np.array([index.get(str(text).strip(), -1) for text in texts])
+    """Index of each label, -1 for anything else: exact and case-sensitive except for outer whitespace."""
+    index_of = {label: index for index, label in enumerate(task.labels)}
+    return np.array([index_of.get(str(text).strip(), -1) for text in texts])
 
 
 def _classification_scores(task: Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, float]:
@@ -80,93 +88,95 @@ def _classification_scores(task: Task, golds: Sequence[str], preds: Sequence[str
     for label in range(len(task.labels)):
         hits = np.sum((gold == label) & (pred == label))
         named = np.sum(gold == label) + np.sum(pred == label)
-        f1.append(2 * hits / named if named else 0.0)  # a label nobody used counts as 0, and is averaged in
-    # LaMP: a gold and a prediction which are both no label are both -1, hence equal, hence "correct".
+        f1.append(2 * hits / named if named else 0.0)  # an unused label counts as 0, and is averaged in
+    # LaMP: a gold and a prediction that are both not labels are both -1, hence equal, hence "correct".
     return {"accuracy": float(np.mean(gold == pred)), "f1": float(np.mean(f1))}
 
 
-# --- regression (LaMP-3) ---
+# --- regression ---
 
 
-def _numbers(texts: Sequence[str]) -> np.ndarray:
-    """The texts as float32, as LaMP's library stores them ("4.2" is 4.19999981); nan where one is no number."""
-    with np.errstate(over="ignore"):  # "1e99" becomes inf, and is treated as such
-        return np.array([_parsed(text) for text in texts], np.float64).astype(np.float32).astype(np.float64)
-
-
-def _parsed(text: str) -> float:
+def _number(text: str) -> float | None:
     try:
         return float(str(text).strip())
     except ValueError:
-        return math.nan
+        return None
 
 
-def _says_not_finite(text: str) -> bool:
-    """True for "nan", "inf" and "1e99", which parse and then cannot be scored; False for what does not parse."""
-    try:
-        float(str(text).strip())
-    except ValueError:
-        return False
-    return True
+def _numbers(texts: Sequence[str]) -> np.ndarray:
+    """The texts as float32, as LaMP's library stores them ("4.2" is 4.19999981); nan for what is not a number."""
+    numbers = [math.nan if (number := _number(text)) is None else number for text in texts]
+    with np.errstate(over="ignore"):  # "1e99" becomes inf, and is treated as such
+        return np.array(numbers, np.float64).astype(np.float32).astype(np.float64)
 
 
 def _check_gold_ratings(golds: Sequence[str], ids: Sequence[object]) -> None:
     for n in np.flatnonzero(~np.isfinite(_numbers(golds))).tolist():
-        raise KitError(f"The gold of example {ids[n]} is {str(golds[n])[:40]!r} and no rating: correct the gold file.")
+        raise KitError(
+            f"The gold of example {ids[n]} is {str(golds[n])[:40]!r}, which is not a rating: correct the gold file."
+        )
 
 
 def _check_predicted_ratings(preds: Sequence[str], ids: Sequence[object]) -> None:
-    """LaMP's evaluator breaks off with a traceback here; we say which example it was."""
+    """LaMP's evaluator stops with a traceback here; name the example instead.
+
+    "nan", "inf" and "1e99" parse and cannot be scored; what does not parse counts as the worst end of the scale.
+    """
     for n in np.flatnonzero(~np.isfinite(_numbers(preds))).tolist():
-        if _says_not_finite(preds[n]):
+        if _number(preds[n]) is not None:
             raise KitError(
-                f"The prediction for example {ids[n]} is {str(preds[n])[:40]!r}, which LaMP's evaluator refuses: "
+                f"The prediction for example {ids[n]} is {str(preds[n])[:40]!r}, which LaMP's evaluator rejects: "
                 "predict a finite number, or an empty text, which counts as the worst end of the scale."
             )
 
 
 def _rating_errors(golds: Sequence[str], preds: Sequence[str]) -> np.ndarray:
-    """Prediction minus gold, shape (n,). What is no number becomes 1 or 5, whichever is further (5 for a gold of 3)."""
+    """Prediction minus gold, shape (n,). What is not a number becomes 1 or 5, whichever is further (5 for gold 3)."""
     _check_gold_ratings(golds, range(len(golds)))
     gold, pred = _numbers(golds), _numbers(preds)
     worst = np.where(np.abs(1.0 - gold) > np.abs(5.0 - gold), 1.0, 5.0)
-    return np.where(np.isfinite(pred), pred, worst) - gold
+    errors: np.ndarray = np.where(np.isfinite(pred), pred, worst) - gold
+    return errors
 
 
-# --- generation (LaMP-4, LaMP-5, LaMP-7) ---
+# --- generation ---
 
 
 def _rouge(golds: Sequence[str], preds: Sequence[str]) -> np.ndarray:
     """ROUGE-1 and ROUGE-L F-measure of each example, shape (n, 2). Words are runs of ASCII letters and digits.
 
-    `rouge_score` makes the words; its formulas are followed to the last bit, its tables in plain Python are not.
+    `rouge_score` makes the words. Its formulas are followed to the last bit, but not its tables in plain Python.
     """
     rows = []
     for gold, pred in zip(golds, preds, strict=True):
-        wanted, given = (tokenize(str(text).strip(), None) for text in (gold, pred))
-        common = (Counter(wanted) & Counter(given)).total()
-        rows.append([_f_measure(n, len(wanted), len(given)) for n in (common, _common_run(wanted, given))])
+        gold_words, pred_words = (tokenize(str(text).strip(), None) for text in (gold, pred))
+        unigrams = (Counter(gold_words) & Counter(pred_words)).total()
+        common = (unigrams, _common_subsequence(gold_words, pred_words))
+        rows.append([_f_measure(n, len(gold_words), len(pred_words)) for n in common])
     return np.array(rows, dtype=float)
 
 
-def _f_measure(common: int, wanted: int, given: int) -> float:
-    """2 P R / (P + R) with P = common / given and R = common / wanted."""
+def _f_measure(common: int, gold: int, pred: int) -> float:
+    """2 P R / (P + R) with P = common / pred and R = common / gold, all numbers of words."""
     if not common:
         return 0.0
-    precision, recall = common / given, common / wanted
+    precision, recall = common / pred, common / gold
     return 2 * precision * recall / (precision + recall)
 
 
-def _common_run(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a bit for each word of `first` (Hyyro 2004): an addition a word."""
-    places: dict[str, int] = {}
+def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence, bit-parallel (Hyyro, 2004).
+
+    One bit per word of `first`, one addition per word of `second`.
+    """
+    positions: dict[str, int] = {}
     for n, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << n
-    everywhere = (1 << len(first)) - 1
-    open_bits = everywhere  # a zero stands for a word that the subsequence takes
+        positions[word] = positions.get(word, 0) | 1 << n
+    all_bits = (1 << len(first)) - 1
+    open_bits = all_bits  # a zero marks a word that the subsequence takes
     for word in second:
-        hit = open_bits & places.get(word, 0)
-        open_bits = ((open_bits + hit) | (open_bits - hit)) & everywhere
+        hit = open_bits & positions.get(word, 0)
+        open_bits = ((open_bits + hit) | (open_bits - hit)) & all_bits
     return len(first) - open_bits.bit_count()
 
 
@@ -179,48 +189,45 @@ def score_files(golds: Path, preds: Path) -> dict[str, float]:
 
 
 def score_outputs(task: Task, golds: Mapping[str, str], preds: Mapping[str, str]) -> dict[str, float]:
-    """LaMP's metrics for {id: output} of both sides, which have the same ids."""
+    """LaMP's metrics for {id: gold} and {id: prediction} with the same ids."""
     ids = list(golds)
     gold_texts, pred_texts = list(golds.values()), [preds[key] for key in ids]
     if task.kind == "regression":
-        # score() checks as well, but knows positions only; here the ids are at hand.
+        # score() checks as well, but knows indices only; here the ids are at hand.
         _check_gold_ratings(gold_texts, ids)
         _check_predicted_ratings(pred_texts, ids)
     return score(task, gold_texts, pred_texts)
 
 
 def read_pair(golds: Path, preds: Path) -> tuple[Task, dict[str, str], dict[str, str]]:
-    """The task of two files, and {id: output} of both; KitError where they do not belong together."""
+    """The task of two files, {id: gold} and {id: prediction}. Raises KitError if they do not belong together."""
     gold_task, gold_of = read_outputs(golds)
     pred_task, pred_of = read_outputs(preds)
-    if _named_task(gold_task, golds) is not _named_task(pred_task, preds):
+    if _official_name(gold_task, golds) != _official_name(pred_task, preds):
         raise KitError(f"{golds} is of {gold_task} and {preds} of {pred_task}: give two files of one task.")
-    task = task_of_golds(gold_task, gold_of.values())
     missing, extra = gold_of.keys() - pred_of.keys(), pred_of.keys() - gold_of.keys()
     if missing or extra:
         raise KitError(
             f"{preds} does not fit {golds}: of {len(gold_of)} ids {len(missing)} have no prediction{_first(missing)}, "
             f"and {len(extra)} predictions have no gold{_first(extra)}. Predict each id of the split once."
         )
-    return task, gold_of, pred_of
+    return task_of_golds(gold_task, gold_of.values()), gold_of, pred_of
 
 
 def task_of_golds(name: str, golds: Iterable[str]) -> Task:
-    """The task of an outputs file. "LaMP_2" names two, movies and news, which share no label: the golds tell."""
-    task, news = get_task(name), get_task("LaMP-2-news")
-    if task.official_name != news.official_name:
+    """The task of an outputs file. "LaMP_2" means movies or news, which share no label: the golds decide."""
+    task, texts = get_task(name), [gold.strip() for gold in golds]
+    if not task.shares_official_name:
         return task
-    named = [gold.strip() for gold in golds]
-    movies = get_task("LaMP-2")
-    return news if sum(g in news.labels for g in named) > sum(g in movies.labels for g in named) else movies
+    namesakes = [other for other in (TASKS | MORE_TASKS).values() if other.official_name == task.official_name]
+    return max(namesakes, key=lambda other: sum(text in other.labels for text in texts))  # of equal ones the first
 
 
-def _named_task(name: str, path: Path) -> Task:
+def _official_name(name: str, path: Path) -> str:
     try:
-        task = get_task(name)
+        return get_task(name).official_name
     except KitError as error:
         raise KitError(f'{path} says "task": {name!r}. {error}') from None
-    return get_task("LaMP-2") if task.official_name == "LaMP_2" else task
 
 
 def _first(ids: set[str]) -> str:

@@ -1,6 +1,6 @@
-"""Which history items come first: each user's profile ranked for the user's question, whole, best first.
+"""Which history items come first: each user's whole profile ranked for the user's query, best first.
 
-The arrow from profile U to the retrieved items P in Figure 1; `top_k` then cuts off the first k ("shots"). The methods:
+The arrow from profile U to the retrieved items P in Figure 1; `top_k` then takes the first k ("shots"). The methods:
 
     bm25        LaMP's BM25 (see `okapi`); of equal scores the later item comes first, on every machine
     bm25-lamp   the same scores; equal ones in the order in which LaMP's own call puts them on this machine
@@ -9,7 +9,8 @@ The arrow from profile U to the retrieved items P in Figure 1; `top_k` then cuts
     random      a shuffle with a seed
 
 LaMP sorts by `numpy.argsort`, which keeps no order among equals: it differs from processor to processor and between
-numpy versions. `bm25-lamp` makes the same call; take it to compare with files that LaMP's scripts ranked here.
+numpy versions. `bm25-lamp` makes the same call; use it to compare with files that LaMP's scripts ranked on this
+machine.
 
 >>> from rpo_kit.lamp.tasks import get_task
 >>> examples = [{"id": "1", "input": get_task("LaMP-7").make_input(text="rain again"), "profile":
@@ -20,9 +21,8 @@ numpy versions. `bm25-lamp` makes the same call; take it to compare with files t
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.corpora import Examples, corpora
+from rpo_kit.lamp.example import Row
 from rpo_kit.lamp.okapi import okapi_scores
 from rpo_kit.lamp.tasks import Item, Task
 
@@ -51,10 +52,10 @@ def rank(task: Task, dataset: Examples, method: str, seed: int = 0) -> list[list
     raise KitError(f"There is no retrieval method {method!r}; the known ones are {', '.join(METHODS)}.")
 
 
-def top_k(example: Mapping[str, Any], order: Sequence[int], k: int) -> list[Item]:
-    """The first k items of the ranking; fewer where the profile is shorter."""
+def top_k(example: Row, order: Sequence[int], k: int) -> list[Item]:
+    """The first k items of the ranking; fewer if the profile is shorter."""
     if k < 0:
-        raise KitError(f"k is {k}, but one cannot take fewer than 0 items: set k to 0 or more.")
+        raise KitError(f"k is {k}, but a number of items cannot be negative: set k to 0 or more.")
     return [example["profile"][index] for index in order[:k]]
 
 
@@ -62,48 +63,48 @@ def top_k(example: Mapping[str, Any], order: Sequence[int], k: int) -> list[Item
 
 
 def _rank_bm25(task: Task, dataset: Examples, stable: bool) -> list[list[int]]:
-    """Each profile asked once. Arrow counts outside of Python's lock, so threads help where there are free cores."""
+    """Each profile is searched once. Arrow counts outside Python's lock, so threads help where there are free cores."""
 
     def order(documents: pa.Array, query: str) -> list[int]:
         scores = okapi_scores(documents, query)
         ascending = np.argsort(scores, kind="stable") if stable else np.argsort(scores)
-        ranked: list[int] = ascending[::-1].tolist()
-        return ranked
+        ranking: list[int] = ascending[::-1].tolist()
+        return ranking
 
-    found: list[list[int]] = []
+    rankings: list[list[int]] = []
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=len(dataset), desc="BM25", unit="profile", delay=5, leave=False) as bar,
     ):
         for profiles, queries in corpora(task, dataset):
-            found += pool.map(order, profiles, queries)
+            rankings += pool.map(order, profiles, queries)
             bar.update(len(queries))
-    return found
+    return rankings
 
 
 # --- recency and random ---
 
 
-def _rank_recency(example: Mapping[str, Any]) -> list[int]:
-    """Newest first by date; by position (the last items are the newest) where no item has a date."""
+def _rank_recency(example: Row) -> list[int]:
+    """Newest first by date; by position (the last items are the newest) if no item has a date."""
     days = [_day(item, str(example["id"])) for item in example["profile"]]
     oldest_first = sorted(range(len(days)), key=days.__getitem__)  # stable: position decides between equal dates
     return oldest_first[::-1]
 
 
 def _day(item: Item, example_id: str) -> tuple[int, ...]:
-    """ "2011-05-03" as (2011, 5, 3); a year alone is a date too. An item without date counts as older than any."""
+    """ "2011-05-03" as (2011, 5, 3); a year alone is a date too. An item without a date counts as older than any."""
     date = item.get("date") or ""
     try:
         return tuple(int(part) for part in date.split("-")) if date else ()
     except ValueError as error:
         raise KitError(
-            f"Profile item {item.get('id')!r} of example {example_id!r} has the date {date[:40]!r}, which is not like "
-            "2011-05-03 or 2011: correct it, or rank by bm25 or random."
+            f"Profile item {item.get('id')!r} of example {example_id!r} has the date {date[:40]!r}, which does not "
+            "look like 2011-05-03 or 2011: correct it, or rank by bm25 or random."
         ) from error
 
 
-def _rank_random(example: Mapping[str, Any], seed: int) -> list[int]:
+def _rank_random(example: Row, seed: int) -> list[int]:
     """A shuffle that depends on seed and example id only. (LaMP draws with replacement; items would repeat.)"""
     order = list(range(len(example["profile"])))
     random.Random(f"{seed}:{example['id']}").shuffle(order)

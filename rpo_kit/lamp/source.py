@@ -2,7 +2,7 @@
 
 In: the data settings. Out: each split as a `datasets.Dataset`, every profile ranked for its query.
 
-    read_source(DataSettings(task="LaMP-3"), "dev", work)[0]["ranking"]     # [4, 0, 7, …], best first
+    read_source(DataSettings(task="LaMP-3"), "dev", stage_dir)[0]["ranking"]     # [4, 0, 7, …], best first
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
@@ -22,9 +22,9 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
 from rpo_kit.lamp.data import read_lamp
 from rpo_kit.lamp.download import fetch
-from rpo_kit.lamp.example import Example
+from rpo_kit.lamp.example import Example, UserFacts
 from rpo_kit.lamp.files import check_present
-from rpo_kit.lamp.leave_one_out import questions_from_items
+from rpo_kit.lamp.leave_one_out import examples_from_items
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import Item, get_task
 from rpo_kit.presets import DataSettings
@@ -44,7 +44,7 @@ def source_files(settings: DataSettings) -> dict[str, Path]:
 
 
 def lamp_folder(settings: DataSettings) -> Path:
-    """The folder with LaMP's files: the one that is named, or the downloaded one, which is completed first."""
+    """The folder with LaMP's files: the one that is named, or the download folder, which is completed first."""
     if settings.source == "official":
         return fetch(get_task(settings.task), settings.separation, SPLITS)
     folder = Path(settings.source)
@@ -53,51 +53,47 @@ def lamp_folder(settings: DataSettings) -> Path:
     if not folder.is_dir():
         close = get_close_matches(settings.source.lower(), ("personas", "official"), n=1)
         raise KitError(
-            f"The data {settings.source!r} is no folder that is there: give personas, official (downloads LaMP's "
+            f"The data {settings.source!r} is not an existing folder: give personas, official (downloads LaMP's "
             f"files), or a folder with them.{f' Did you mean --data {close[0]}?' if close else ''}"
         )
     return folder
 
 
-def source_folder(settings: DataSettings, work: Path) -> Path:
-    return work / "personas" if settings.source == "personas" else lamp_folder(settings)
+def source_folder(settings: DataSettings, stage_dir: Path) -> Path:
+    return stage_dir / "personas" if settings.source == "personas" else lamp_folder(settings)
 
 
-def read_source(settings: DataSettings, split: str, work: Path) -> Dataset:
+def read_source(settings: DataSettings, split: str, stage_dir: Path) -> Dataset:
     """One split with its ranking: from the embedded personas, or from a folder with LaMP's official files."""
     task = get_task(settings.task)
     users = settings.train_users if split == "train" else settings.dev_users
-    facts: dict[str, Any] = {}
-    folder = source_folder(settings, work)
+    facts: dict[str, UserFacts] = {}
+    folder = source_folder(settings, stage_dir)
     if settings.source == "personas":
         personas.write(folder, task.name, {split: users}, items_per_user=settings.items_per_user, seed=settings.seed)
         facts = json.loads((folder / f"{split}_facts.json").read_text(encoding="utf-8"))
     dataset = first_users(read_lamp(folder, task, split, drop_gold=settings.drop_gold), users)
     if settings.leave_one_out and split == "train":
-        own = list(questions_from_items(task, dataset, facts, settings.leave_one_out, settings.seed))
+        own = list(examples_from_items(task, dataset, facts, settings.leave_one_out, settings.seed))
         dataset = concatenate_datasets([dataset, Dataset.from_list([row for row, _ in own], dataset.features)])
-        facts |= {row["id"]: known for row, known in own}
-    rows = [json.dumps(facts.get(example_id, {})) for example_id in dataset["id"]]
-    return dataset.add_column("ranking", rank(task, dataset, settings.retriever, settings.seed)).add_column(
-        "facts", rows
-    )
+        facts |= {row["id"]: row_facts for row, row_facts in own}
+    facts_column = [json.dumps(facts.get(example_id, {})) for example_id in dataset["id"]]
+    ranking = rank(task, dataset, settings.retriever, settings.seed)
+    return dataset.add_column("ranking", ranking).add_column("facts", facts_column)
 
 
 def first_examples(settings: DataSettings, split: str, users: int) -> list[Example]:
-    """The first users of a split, read and ranked as `prepare` does it; no model is asked."""
+    """The first users of a split, read and ranked as by `prepare`, without asking a model."""
     few = replace(settings, train_users=users, dev_users=users, leave_one_out=0)
-    with tempfile.TemporaryDirectory() as work:
-        rows = read_source(few, split, Path(work)).to_list()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = read_source(few, split, Path(folder)).to_list()
     return [row | {"facts": json.loads(row["facts"])} for row in rows]
 
 
 def first_users(dataset: Dataset, users: int) -> Dataset:
-    """The examples of the first `users` users, never cutting through one (LaMP-2 and 4 have several queries a user)."""
-    known: dict[str, None] = {}
-    for user in dataset["user_id"]:
-        if len(known) < users:
-            known.setdefault(user)
-    return dataset.select([i for i, user in enumerate(dataset["user_id"]) if user in known])
+    """The examples of the first `users` users, never cutting through one (in LaMP-2 and 4 users have several)."""
+    first = set(list(dict.fromkeys(dataset["user_id"]))[:users])
+    return dataset.select([i for i, user in enumerate(dataset["user_id"]) if user in first])
 
 
 class Profile(Sequence[Item]):
@@ -112,8 +108,16 @@ class Profile(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self.items[place].to_pylist() if isinstance(place, slice) else self.items[place].as_py()
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        items: Item | list[Item]
+        items = self.items[index].to_pylist() if isinstance(index, slice) else self.items[index].as_py()
+        return items
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self[:])

@@ -1,9 +1,9 @@
 """A JSON list read item by item, however large the file is: LaMP-3's training questions are 3 GB.
 
-Python's own parser is asked for one item at a time out of a buffer of a few megabytes; where it runs into the end of
-the buffer, more is read and the item is parsed once more. A broken file is said with the place, and the buffer stops
-growing there: what is wrong in the middle of a file is told from what is merely not read yet. Left out: streaming
-inside of an item, which is a user and fits into memory.
+Python's own parser reads one item at a time from a buffer of a few megabytes; when it reaches the end of the buffer,
+more is read and the item is parsed again. Parse errors report the position, and the buffer stops growing there: a
+defect in the middle of a file is distinguished from text that has not been read yet. Left out: streaming inside an
+item, which is one user and fits into memory.
 
     for question in stream_list(Path("train_questions.json")): ...        # {"id": "20", "input": …, "profile": […]}
 """
@@ -20,11 +20,11 @@ from rpo_kit.lamp.files import AGAIN, check_present, not_json, not_utf8, web_pag
 
 _BLANKS = re.compile(r"[ \t\n\r]*")  # JSON's own
 _CHUNK = 2**23  # bytes read at a time
-_TOKEN = 16  # characters: an error this near the end of the buffer may be a word cut in two, such as "nul"
+_TOKEN = 16  # characters: an error this close to the end of the buffer may be a word cut in two, such as "nul"
 
 
 def stream_list(path: Path) -> Iterator[object]:
-    """The items of the list which the file is; KitError where it is missing, no list, a web page or broken off."""
+    """The items of the list in the file. Raises KitError if it is missing, not a list, a web page or truncated."""
     check_present(path)
     with path.open("rb") as file:
         text = _Buffer(path, file)
@@ -49,16 +49,16 @@ def _items(text: "_Buffer") -> Iterator[object]:
 
 
 class _Buffer:
-    """The part of the file that is in memory, and the place in it."""
+    """The part of the file that is in memory, and the position in it."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file, self.size = path, file, path.stat().st_size
-        self.text, self.at, self.dropped, self.ended = "", 0, 0, False
+        self.text, self.position, self.dropped, self.ended = "", 0, 0, False  # dropped: characters before `text`
         self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self.parse = json.JSONDecoder().raw_decode
 
     def read(self, count: int = _CHUNK) -> bool:
-        """Add `count` bytes of the file and forget what is behind; False at the end of the file."""
+        """Add `count` bytes of the file and drop what was consumed; False at the end of the file."""
         if self.ended:
             return False
         data = self.file.read(count)
@@ -68,23 +68,23 @@ class _Buffer:
         except UnicodeDecodeError as error:
             before = self.file.tell() - len(error.object)
             raise not_utf8(self.path, before + error.start) from error
-        self.dropped += self.at
-        self.text, self.at = self.text[self.at :] + new, 0
+        self.dropped += self.position
+        self.text, self.position = self.text[self.position :] + new, 0
         return True
 
     def next_character(self) -> str:
-        """The next one that is not blank, not taken yet; "" at the end."""
+        """The next character that is not blank, without consuming it; "" at the end."""
         while True:
-            match = _BLANKS.match(self.text, self.at)
+            match = _BLANKS.match(self.text, self.position)
             assert match is not None  # it matches the empty text as well
-            self.at = match.end()
-            if self.at < len(self.text) or not self.read():
-                return self.text[self.at : self.at + 1]
+            self.position = match.end()
+            if self.position < len(self.text) or not self.read():
+                return self.text[self.position : self.position + 1]
 
     def skip(self, character: str) -> None:
         if self.next_character() != character:
             raise self.broken(f"Expecting {character!r}")
-        self.at += 1
+        self.position += 1
 
     def value(self) -> object:
         """The next JSON value; more of the file is read, twice as much each time, until it is whole."""
@@ -92,7 +92,7 @@ class _Buffer:
         count = _CHUNK
         while True:
             try:
-                value, end = self.parse(self.text, self.at)
+                value, end = self.parse(self.text, self.position)
             except json.JSONDecodeError as error:
                 cut_off = error.pos >= len(self.text) - _TOKEN or error.msg.startswith("Unterminated string")
                 if not (cut_off and self.read(count)):
@@ -100,10 +100,10 @@ class _Buffer:
             except RecursionError as error:
                 raise self.broken("brackets nested too deeply") from error
             else:
-                if end < len(self.text) or not self.read(count):  # at the very end, a number may go on
-                    self.at = end
+                if end < len(self.text) or not self.read(count):  # a number at the very end may go on
+                    self.position = end
                     return value
             count *= 2
 
-    def broken(self, what: str, at: int | None = None) -> KitError:
-        return not_json(self.path, what, self.dropped + (self.at if at is None else at), self.size)
+    def broken(self, what: str, position: int | None = None) -> KitError:
+        return not_json(self.path, what, self.dropped + (self.position if position is None else position), self.size)

@@ -1,27 +1,31 @@
 """Rows into an Arrow file and back as a `datasets.Dataset`, with flat memory; large files are converted once.
 
-Rows are written in batches as they come and read by mapping the file into memory, so that neither direction needs more
-than a batch. A questions file above `LARGE` is kept as `$RPO_CACHE/lamp/<file>-<version>.arrow` (or ~/.cache/rpo_kit)
-and opened from there the next time; a version is the size and time of both of LaMP's files, so a changed file is read
-anew and the old conversion goes. The notes beside it are written last: without them a conversion does not count.
+Rows are written in batches as they come and read by mapping the file into memory, so neither direction needs more than
+a batch. A questions file above `LARGE` is kept as `$RPO_CACHE/lamp/<file>-<version>.arrow` (or ~/.cache/rpo_kit) and
+opened from there the next time; a version is the size and time of both of LaMP's files, so a changed file is read again
+and the old conversion is deleted. The notes beside it are written last: without them a conversion does not count.
+
+    write_rows(task, rows, None, notes)      # a Dataset in memory with the columns id, user_id, input, output, profile
 """
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict, cast
 
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.tasks import Task
+from rpo_kit.machine import cache_root
 from rpo_kit.runs import write_text
 
 LARGE = 2**26  # bytes; smaller files are read in a second or two, and kept in memory
@@ -29,12 +33,28 @@ VERSION = 3  # raise it when a conversion changes what it writes
 COLUMNS: tuple[Literal["id", "user_id", "input", "output"], ...] = ("id", "user_id", "input", "output")
 _BATCH = 2**24  # characters of profiles written at a time
 
-Row = Mapping[str, Any]
+
+class Notes(TypedDict, total=False):
+    """What is known about a whole file and travels with its dataset."""
+
+    task: str
+    split: str
+    total: int  # examples, the excluded ones included
+    excluded: list[str]  # ids of examples without the task's instruction
+    excluded_outputs: dict[str, str]  # their golds, by id
+    user_id: bool | None  # whether the file names users; None: it has no example
+    date: bool | None  # whether items have dates; None: it has no item
+    empty: int  # examples with an empty profile
+    gold_in_profile: int  # examples whose own profile gives the gold away
+    gold_dropped: int  # items taken out because of that
+    html_entities: int  # examples with "&amp;" and the like
+    users: list[str]  # the user of each example, if the file does not name all of them
+    users_found: int
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A place for one conversion: the Arrow file and, beside it, the notes that make it count."""
+    """Paths of one conversion: the Arrow file and, beside it, the notes that make it count."""
 
     arrow: Path
 
@@ -42,7 +62,7 @@ class Conversion:
     def notes(self) -> Path:
         return self.arrow.with_suffix(".json")
 
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         return self.notes.exists() and self.arrow.exists()
 
 
@@ -50,10 +70,10 @@ def conversion_of(questions: Path, outputs: Path, task: Task, options: str, fold
     """Where the conversion of these two files belongs; None for a small file, unless a folder is given."""
     if folder is None and questions.stat().st_size < LARGE:
         return None
-    folder = folder or Path(os.environ.get("RPO_CACHE") or "~/.cache/rpo_kit").expanduser().absolute() / "lamp"
-    seen = [(file.stat().st_size, file.stat().st_mtime_ns) for file in (questions, outputs) if file.exists()]
+    folder = folder or cache_root() / "lamp"
+    versions = [(file.stat().st_size, file.stat().st_mtime_ns) for file in (questions, outputs) if file.exists()]
     name = f"{task.name}-{questions.stem}-{_short_hash(str(questions.resolve()) + options)}"
-    return Conversion(folder / f"{name}-{_short_hash(json.dumps([VERSION, seen]))}.arrow")
+    return Conversion(folder / f"{name}-{_short_hash(json.dumps([VERSION, versions]))}.arrow")
 
 
 def _short_hash(text: str) -> str:
@@ -61,33 +81,33 @@ def _short_hash(text: str) -> str:
 
 
 def write_rows(
-    task: Task, rows: Iterable[Row], place: Conversion | None, notes: Callable[[], dict[str, Any]]
+    task: Task, rows: Iterable[Example], conversion: Conversion | None, notes: Callable[[], Notes]
 ) -> Dataset:
-    """All rows as a dataset; in the file where a place is given, else in memory. `notes` are asked for at the end."""
+    """All rows as a dataset, in the conversion's file or else in memory. `notes` is called after the last row."""
     batches = _batches(rows)
     first = next(batches, [])
-    dated = any("date" in item for row in first for item in row["profile"])  # then all are: the reader has seen to it
-    if place is None:
+    dated = any("date" in item for row in first for item in row["profile"])  # the reader guarantees all or none
+    if conversion is None:
         sink = pa.BufferOutputStream()
         _write(task, chain([first], batches), dated, sink)
         return _with_notes(Dataset.from_buffer(sink.getvalue()), notes())
-    with _new_file(place) as temporary:
+    with _new_file(conversion) as temporary:
         with pa.OSFile(str(temporary), "wb") as file:
             _write(task, chain([first], batches), dated, file)
-        found = notes()
-        os.replace(temporary, place.arrow)
-    write_text(place.notes, json.dumps(found))
-    return open_rows(place)
+        content = notes()
+        os.replace(temporary, conversion.arrow)
+    write_text(conversion.notes, json.dumps(content))
+    return open_rows(conversion)
 
 
-def open_rows(place: Conversion) -> Dataset:
-    """A conversion that is there, mapped into memory."""
-    found = json.loads(place.notes.read_text(encoding="utf-8"))
-    return _with_notes(Dataset.from_file(str(place.arrow)), found)
+def open_rows(conversion: Conversion) -> Dataset:
+    """An existing conversion, mapped into memory."""
+    notes: Notes = json.loads(conversion.notes.read_text(encoding="utf-8"))
+    return _with_notes(Dataset.from_file(str(conversion.arrow)), notes)
 
 
-def _with_notes(dataset: Dataset, notes: dict[str, Any]) -> Dataset:
-    """The notes travel in the description, which saving and selecting keep. "users", found at the end, is a column."""
+def _with_notes(dataset: Dataset, notes: Notes) -> Dataset:
+    """The notes travel in the description, which saving and selecting keep; "users", found at the end, is a column."""
     users = notes.get("users")
     if users is not None:
         dataset = dataset.remove_columns("user_id").add_column("user_id", users).select_columns([*COLUMNS, "profile"])
@@ -95,8 +115,13 @@ def _with_notes(dataset: Dataset, notes: dict[str, Any]) -> Dataset:
     return dataset
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
+def notes_of(dataset: Dataset) -> Notes:
+    """The notes that travel with a dataset; {} for one that was not read from LaMP's files."""
+    return cast(Notes, json.loads(dataset.info.description or "{}"))
+
+
+def _batches(rows: Iterable[Example]) -> Iterator[list[Example]]:
+    batch: list[Example] = []
     size = 0
     for row in rows:
         batch.append(row)
@@ -108,7 +133,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _write(task: Task, batches: Iterable[list[Row]], dated: bool, sink: Any) -> None:
+def _write(task: Task, batches: Iterable[list[Example]], dated: bool, sink: pa.NativeFile) -> None:
     fields = ("id", *task.fields, *(("date",) if dated else ()))
     text = Value("string")
     features = Features(dict.fromkeys(COLUMNS, text) | {"profile": [dict.fromkeys(fields, text)]})
@@ -119,22 +144,22 @@ def _write(task: Task, batches: Iterable[list[Row]], dated: bool, sink: Any) -> 
 
 
 @contextmanager
-def _new_file(place: Conversion) -> Iterator[Path]:
-    """A temporary file in the folder, gone if anything fails; conversions of older versions of the same file go too."""
-    folder = place.arrow.parent
+def _new_file(conversion: Conversion) -> Iterator[Path]:
+    """A temporary file in the folder, deleted if anything fails. Deletes older conversions of the same file too."""
+    folder = conversion.arrow.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
     except OSError as error:
         raise KitError(
-            f"Cannot write into {folder} ({error.strerror}): set RPO_CACHE to a folder you may write in."
+            f"Cannot write to {folder} ({error.strerror}): set RPO_CACHE to a folder you may write to."
         ) from None
     os.close(handle)
     try:
-        for old in folder.glob(f"{place.arrow.stem.rpartition('-')[0]}-*"):
+        for old in folder.glob(f"{conversion.arrow.stem.rpartition('-')[0]}-*"):
             old.unlink(missing_ok=True)
         yield Path(name)
     except OSError as error:
-        raise KitError(f"Cannot write into {folder} ({error.strerror}): free space there, or set RPO_CACHE.") from error
+        raise KitError(f"Cannot write to {folder} ({error.strerror}): free space there, or set RPO_CACHE.") from error
     finally:
         Path(name).unlink(missing_ok=True)

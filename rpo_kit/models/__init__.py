@@ -1,5 +1,5 @@
 """Models that answer: the `Chat` protocol, the model in this process, and any OpenAI-compatible endpoint.
 
-Here live loading, sampling, and what an endpoint needs: retries, a budget, a cache and keys. Nothing in here knows
-LaMP, profiles or rewriting: a conversation goes in, a completion comes out.
+This room loads models and samples from them, and holds what an endpoint needs: retries, a budget, a cache and keys. It
+knows nothing of LaMP, profiles or rewriting: a conversation goes in, a completion comes out.
 """

@@ -1,11 +1,12 @@
 """Answers that were paid for once: a SQLite file of JSON values, shared by runs and by processes.
 
-The key is everything that decides an answer: endpoint, model, the messages (with them the filled prompt files, so a
-prompt that changes is asked anew), sampling settings, and which sample of the same question it is. Only whole answers
-are kept: no errors, no refusals, no empty and no truncated ones. The file holds hashes of questions, not the questions.
+The key is a hash of everything that decides an answer: endpoint, model, messages (they hold the filled prompt file, so
+a changed prompt is asked anew), sampling settings, and which sample of the same conversation it is. Only complete
+answers are stored: no errors, no refusals, nothing empty or truncated. The file holds no questions, only their hashes.
 
-    cache = AnswerCache(runs_root() / "answers.sqlite")
+    cache = AnswerCache(open_database(runs_root() / "answers.sqlite"))
     cache.get(answer_key(url="http://localhost:8000/v1", model="m", messages=[…], max_new_tokens=8, …, sample=0))
+    # {'text': '4', 'finished': True, 'prompt_tokens': 61, 'new_tokens': 2, 'failure': None}
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import hashlib
 import json
 import sqlite3
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from rpo_kit.errors import KitError
 
@@ -24,47 +26,62 @@ CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) 
 CREATE TABLE IF NOT EXISTS account (model TEXT PRIMARY KEY, requests INTEGER, prompt_tokens INTEGER,
     new_tokens INTEGER);
 """
-_PATIENCE = 60.0  # seconds to wait for the other process's write
+_LOCK_PATIENCE = 60.0  # seconds to wait for another process to finish writing
 
 
-def answer_key(**deciding: Any) -> str:
+class StoredAnswer(TypedDict):
+    """The fields of a `Completion`."""
+
+    text: str
+    finished: bool
+    prompt_tokens: int
+    new_tokens: int
+    failure: str | None
+
+
+def answer_key(**parts: object) -> str:
     """Sha256 of the JSON of everything that decides an answer."""
-    return hashlib.sha256(
-        json.dumps(deciding, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def open_database(path: Path | None) -> sqlite3.Connection:
-    """The file (made where it is missing), or a database in memory; what is written survives `kill -9`.
+    """Open or create the file, or a database in memory; what is written survives `kill -9`.
 
-    One shape for both uses: the answers, and the account of a run (`budget.py`).
+    The same tables serve both uses: the answers, and the account of a run (`budget.py`).
+
+    Raises:
+        KitError: the file is not a usable database.
     """
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        base = sqlite3.connect(path or ":memory:", timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-        _keep_a_log(base)
-        base.execute("PRAGMA synchronous=NORMAL")  # a commit is safe from a killed process, not from a lost machine
-        base.executescript(_TABLES)
+        # check_same_thread: `EndpointChat.stream` reads and writes in the thread of its event loop
+        database = sqlite3.connect(
+            path or ":memory:", timeout=_LOCK_PATIENCE, isolation_level=None, check_same_thread=False
+        )
+        _use_write_ahead_log(database)
+        database.execute("PRAGMA synchronous=NORMAL")  # commits survive a killed process, not a power cut
+        database.executescript(_TABLES)
     except sqlite3.DatabaseError as error:
         raise KitError(
             f"{path} cannot be used as the store of answers or of spending ({error}): move it away and run again."
         ) from None
-    return base
+    return database
 
 
-def _keep_a_log(base: sqlite3.Connection) -> None:
+def _use_write_ahead_log(database: sqlite3.Connection) -> None:
     """Switch to SQLite's write-ahead log, in which readers and a writer do not wait for each other.
 
-    SQLite does not wait in the switch itself: of two processes that open a new file at once, one is told "locked".
+    SQLite does not wait in the switch itself: of two processes that open a new file at once, one gets "locked".
     """
-    until = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _LOCK_PATIENCE
     while True:
         try:
-            base.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
@@ -72,15 +89,15 @@ def _keep_a_log(base: sqlite3.Connection) -> None:
 class AnswerCache:
     """Answers by key, each a small JSON object."""
 
-    def __init__(self, base: sqlite3.Connection) -> None:
-        self.base = base
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.database = database
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        row = self.base.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        found: dict[str, Any] | None = json.loads(row[0]) if row else None
-        return found
+    def get(self, key: str) -> StoredAnswer | None:
+        row = self.database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+        answer: StoredAnswer | None = json.loads(row[0]) if row else None
+        return answer
 
-    def put(self, key: str, answer: dict[str, Any]) -> None:
-        """Keep an answer; the first one stays where two processes asked the same."""
+    def put(self, key: str, answer: Mapping[str, object]) -> None:
+        """Store an answer; if two processes asked for the same one, the first stays."""
         text = json.dumps(answer, ensure_ascii=True, sort_keys=True)
-        self.base.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, text))
+        self.database.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, text))

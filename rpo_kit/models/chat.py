@@ -1,11 +1,16 @@
-"""The protocol of a black-box model: conversations in, completions out, whoever answers.
+"""The protocol of a black-box model (Figure 1, left): conversations in, completions out, whoever answers.
 
-`Chat` is all that the rest of the kit knows about a model. A model needs only `name` and `complete`; what else it can
-do it says by implementing more of the protocol, and the functions below fall back where it does not. `open_chat` (in
-`open.py`) turns a string such as `openai:gpt-4o-mini` into a `Chat`.
+`Chat` is all that the rest of the kit knows about a model. `name` and `complete` are enough; a model that can do more
+implements more of the protocol, and the functions at the end fall back where it does not. `open_chat` (in `open.py`)
+turns a string such as `openai:gpt-4o-mini` into a `Chat`. Left out: tools, images, log-probabilities, token streaming.
 
-    chat.complete([[{"role": "user", "content": "What is the score of the following review …"}]], max_new_tokens=8)
-    # [Completion(text='4', finished=True, prompt_tokens=61, new_tokens=2, failure=None)]
+    >>> class Echo:
+    ...     name = "echo"
+    ...
+    ...     def complete(self, conversations, *, max_new_tokens, temperature=0.0):
+    ...         return [Completion(messages[-1]["content"], True, 7, 1) for messages in conversations]
+    >>> list(stream_completions(Echo(), [[{"role": "user", "content": "4"}]], max_new_tokens=8))
+    [[(0, Completion(text='4', finished=True, prompt_tokens=7, new_tokens=1, failure=None))]]
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Conversation = list[dict[str, str]]
+Conversation = list[dict[str, str]]  # [{"role": "user", "content": "What is the score of the following review …"}]
 Batch = list[tuple[int, "Completion"]]  # (index of the conversation, its completion)
 
 
@@ -30,7 +35,7 @@ class Completion:
 
     text: str
     finished: bool
-    prompt_tokens: int
+    prompt_tokens: int  # 0 if the model does not count
     new_tokens: int
     failure: str | None = None
 
@@ -38,18 +43,25 @@ class Completion:
 class Chat(Protocol):
     """A black-box model."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For messages and progress bars."""
+        ...
 
     def complete(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float = 0.0
     ) -> list[Completion]:
-        """One completion per conversation, in the same order; greedy at temperature 0."""
+        """One completion per conversation, in the same order; greedy at temperature 0.
+
+        A single conversation without an answer gives a completion with `failure`; an exception means that asking for
+        the others makes no sense either.
+        """
         ...
 
 
 @runtime_checkable
 class StreamingChat(Chat, Protocol):
-    """A model that hands out completions as they arrive."""
+    """A model that hands out completions as they arrive, in any order."""
 
     def stream(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float = 0.0
@@ -63,38 +75,41 @@ class PricedChat(Chat, Protocol):
     def reporting_cost(
         self, conversations: Sequence[Conversation], max_new_tokens: int
     ) -> AbstractContextManager[None]:
-        """Print the estimated cost on entry and the actual cost on exit."""
+        """Print the estimated cost on entry and the actual cost on exit, even if interrupted."""
         ...
 
 
 @runtime_checkable
 class WindowedChat(Chat, Protocol):
-    """A model whose context window is known here, with the Hugging Face tokenizer that measures prompts."""
+    """A model whose context window is known, with the tokenizer that measures prompts."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
     @property
-    def max_seq_length(self) -> int: ...
+    def max_seq_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        ...
 
 
 def stream_completions(
     chat: Chat, conversations: Sequence[Conversation], *, max_new_tokens: int, chunk: int = 64
 ) -> Iterator[Batch]:
-    """Batches of (index in `conversations`, completion), each as soon as it is there, so that it can be stored.
+    """Yield batches of (index in `conversations`, completion) as they arrive, so that each can be stored at once.
 
-    A model that streams is sent all conversations at once; any other is asked `chunk` conversations at a time.
+    A model that streams is sent all conversations together; any other one gets `chunk` conversations at a time.
     """
     if isinstance(chat, StreamingChat):
         yield from chat.stream(conversations, max_new_tokens=max_new_tokens)
         return
     for start in range(0, len(conversations), chunk):
-        completions = chat.complete(conversations[start : start + chunk], max_new_tokens=max_new_tokens)
-        yield list(enumerate(completions, start))
+        part = conversations[start : start + chunk]
+        completions = chat.complete(part, max_new_tokens=max_new_tokens)
+        yield list(zip(range(start, start + len(part)), completions, strict=True))  # strict: none may be missing
 
 
 def reporting_cost(
     chat: Chat, conversations: Sequence[Conversation], max_new_tokens: int
 ) -> AbstractContextManager[None]:
-    """Report what the requests cost, if the model has a price: the estimate before them, the actual cost after."""
+    """Report what the requests cost if the model has a price: the estimate before them, the actual cost after them."""
     return chat.reporting_cost(conversations, max_new_tokens) if isinstance(chat, PricedChat) else nullcontext()

@@ -1,99 +1,101 @@
-"""An OpenAI-compatible endpoint: many questions at once, every finished answer kept, every failure named.
+"""An OpenAI-compatible endpoint as a `Chat`: many requests at once, every answer kept, every failure named.
 
-`concurrency` workers share one lazily read row of conversations; each asks, tries again where that can help (`retry`),
-looks into the cache first and fills it (`cache`), and keeps the run's account (`budget`). An item that keeps failing
-comes back as a completion with `failure` set, and the others go on. Only where nothing else could succeed either (the
-key is refused, the quota or the budget is spent, twenty items in a row failed) the rest is left unasked: KitError, when
-all that is finished has been handed out. Works with OpenAI, vLLM, llama.cpp, Ollama, OpenRouter.
+`concurrency` workers draw from one iterator of conversations. Each looks into the cache (`cache.py`), sends a request
+(`client.py`), retries where that can help (`retry.py`), and charges the run's account (`budget.py`). An item that
+keeps failing comes back as a completion with `failure` set, and the others continue. Asking stops early only if no
+other request could succeed either: the key is rejected, the quota or the budget is spent, or twenty items in a row
+failed. Then EndpointError or BudgetError is raised, after all finished answers have been handed out.
 
-    for batch in chat.stream(conversations, max_new_tokens=32):       # lists of (place, Completion), as they come
-        append_records(path, [{"id": ids[place], "text": c.text} for place, c in batch if not c.failure])
+Works with OpenAI, vLLM, llama.cpp, Ollama, OpenRouter. Left out: token streaming, tools, batch files.
+
+    for batch in chat.stream(conversations, max_new_tokens=32):    # [(17, Completion(text='4', …)), …] as they arrive
+        append_records(path, [{"id": ids[index], "text": c.text} for index, c in batch if not c.failure])
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-from rpo_kit.model_spec import OPENAI, EndpointSpec
-from rpo_kit.models.budget import BudgetReached, Ledger, Spending, bound, expected
+from rpo_kit.model_spec import EndpointSpec
+from rpo_kit.models.budget import BudgetError, Ledger, Usage, estimated, upper_bound
 from rpo_kit.models.cache import AnswerCache, answer_key, open_database
-from rpo_kit.models.chat import Completion, Conversation
-from rpo_kit.models.keys import key_in, without_key
-from rpo_kit.models.retry import Fault, NoAnswers, Status, charged, fault_of, read_completion, unsent, wait_before
+from rpo_kit.models.chat import Batch, Completion, Conversation
+from rpo_kit.models.client import Client, Sampling
+from rpo_kit.models.keys import key_in
+from rpo_kit.models.retry import AttemptError, EndpointError, pause_after
 from rpo_kit.presets import EndpointSettings
-from rpo_kit.text import replace_surrogates
 
-_WAITING = 256  # finished answers that may wait to be taken
-for _library in ("httpcore", "httpcore2"):  # as "debug" they log headers, and a server may repeat the key
-    logging.getLogger(_library).setLevel(logging.INFO)
-_IN_A_ROW = 20  # ours: after so many failed items without one that succeeded, asking on is a waste
-
-
-@dataclass(frozen=True)
-class Sampling:
-    max_new_tokens: int
-    temperature: float | None  # None: not sent
+_QUEUE_SIZE = 256  # finished answers that may wait to be taken
+_MAX_FAILED_IN_A_ROW = 20  # ours: so many items without one that succeeded, and asking on is a waste
 
 
 @dataclass
-class Round:
-    """What the workers of one `stream` share."""
+class _Stream:
+    """What the workers of one call of `stream` share."""
 
-    client: Any
     sampling: Sampling
-    done: asyncio.Queue[tuple[int, Completion] | None]
-    stop: Exception | None = None
+    results: asyncio.Queue[tuple[int, Completion] | None]  # None: no more will come
+    client: Client | None = None  # opened for the first answer that is not in the cache
+    error: EndpointError | BudgetError | None = None  # why asking stopped early
     failed_in_a_row: int = 0
     in_flight: int = 0
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-    asked: Counter[str] = field(default_factory=Counter)  # how often each question, where answers are drawn
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # set when a request in flight has been settled
+    times_asked: Counter[str] = field(default_factory=Counter)  # by conversation, if answers are sampled
 
 
 class EndpointChat:
-    """A model at an endpoint. `answers` holds the cache, `account` what a run has spent; in memory where it is None."""
+    """A model at an endpoint. `answers` is the database of the cache, `account` that of the run; None: in memory."""
 
     def __init__(
-        self, place: EndpointSpec, settings: EndpointSettings | None = None, answers: Any = None, account: Any = None
+        self,
+        spec: EndpointSpec,
+        settings: EndpointSettings | None = None,
+        answers: sqlite3.Connection | None = None,
+        account: sqlite3.Connection | None = None,
     ) -> None:
-        self.place, self.settings = place, settings or EndpointSettings()
-        self.name = f"{place.url}#{place.model}" if place.url else f"openai:{place.model}"
-        self.key = key_in(place.variable)
-        self.address = place.url or "OpenAI's address"
+        self.spec, self.settings = spec, settings or EndpointSettings()
+        self.name = f"{spec.url}#{spec.model}" if spec.url else f"openai:{spec.model}"
+        self.key = key_in(spec.variable)
         self.cache = AnswerCache(answers or open_database(None)) if self.settings.cache else None
-        self.of_a_run = account is not None
+        self.of_a_run = account is not None  # or of this object alone
         self.ledger = Ledger(account or open_database(None), self.name, self.settings)
 
     def complete(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float = 0.0
     ) -> list[Completion]:
-        found: dict[int, Completion] = {}
+        """One completion per conversation, in the same order."""
+        completions: dict[int, Completion] = {}
         for batch in self.stream(conversations, max_new_tokens=max_new_tokens, temperature=temperature):
-            found |= dict(batch)
-        return [found[place] for place in range(len(found))]
+            completions |= dict(batch)
+        return [completions[index] for index in range(len(completions))]
 
     def stream(
         self, conversations: Iterable[Conversation], *, max_new_tokens: int, temperature: float = 0.0
-    ) -> Iterator[list[tuple[int, Completion]]]:
-        """What has come in since the last look, as (place in `conversations`, completion); works in notebooks too."""
-        with _loop_in_a_thread() as loop:
-            round_ = Round(None, self.sampling(max_new_tokens, temperature), asyncio.Queue(_WAITING))
-            work = asyncio.run_coroutine_threadsafe(self._work(enumerate(conversations), round_), loop)
-            more = True
-            while more:
-                came = asyncio.run_coroutine_threadsafe(_all_of(round_.done), loop).result()
-                more = came[-1] is not None
-                yield [pair for pair in came if pair is not None]
-            work.result()
-        if round_.stop:
-            raise round_.stop
+    ) -> Iterator[Batch]:
+        """Yield what has arrived since the last batch, in any order. `conversations` is read as requests are sent.
+
+        Raises:
+            EndpointError: no other request can succeed either, or too many items in a row failed.
+            BudgetError: the next request could exceed a limit of the run.
+        """
+        with _event_loop() as loop:
+            state = _Stream(self.sampling(max_new_tokens, temperature), asyncio.Queue(_QUEUE_SIZE))
+            workers = asyncio.run_coroutine_threadsafe(self._run_workers(enumerate(conversations), state), loop)
+            finished = False
+            while not finished:
+                results = asyncio.run_coroutine_threadsafe(_take_all(state.results), loop).result()
+                finished = results[-1] is None
+                yield [result for result in results if result is not None]
+            workers.result()
+        if state.error:
+            raise state.error
 
     @contextmanager
     def reporting_cost(self, conversations: Sequence[Conversation], max_new_tokens: int) -> Iterator[None]:
@@ -102,199 +104,150 @@ class EndpointChat:
         try:
             yield
         finally:
-            print(self.actual())
+            line = f"spent     {self.name}: {self.ledger.describe(self.ledger.here)}"
+            total = sum(self.ledger.total().values(), Usage())
+            print(f"{line}; the run so far: {total.requests:,} requests" if self.of_a_run else line)
 
     def estimate(self, conversations: Iterable[Conversation], max_new_tokens: int, temperature: float = 0.0) -> str:
-        """What asking will cost, in a line; what the cache holds costs nothing."""
-        total, hits, sampling = Spending(), 0, self.sampling(max_new_tokens, temperature)
+        """One line on what these requests will cost; cached answers cost nothing."""
+        total, hits, sampling = Usage(), 0, self.sampling(max_new_tokens, temperature)
         for messages in conversations:
-            known = self.cache and self.cache.get(self.key_of(messages, sampling))
-            hits += bool(known)
-            total += Spending() if known else expected(messages, sampling.max_new_tokens)
-        told = f"estimate  {self.name}: {self.ledger.describe(total)} at most, and retries; {hits:,} answers are cached"
-        return f"{told}; limits of the run: {self.ledger.limits()}"
+            if self.cache and self.cache.get(self.cache_key(messages, sampling)):
+                hits += 1
+            else:
+                total += estimated(messages, sampling.max_new_tokens)
+        line = (
+            f"estimate  {self.name}: {self.ledger.describe(total)} at most, plus retries; {hits:,} answers are cached"
+        )
+        return f"{line}; limits of the run: {self.ledger.limits()}"
 
-    def actual(self) -> str:
-        """What this object has spent, and its run with it."""
-        whole = self.ledger.total()
-        run = f"; the run so far: {sum(whole.values(), Spending()).requests:,} requests" if self.of_a_run else ""
-        return f"spent     {self.name}: {self.ledger.describe(self.ledger.here)}{run}"
+    def sampling(self, max_new_tokens: int, temperature: float) -> Sampling:
+        """What is sent for these arguments: room to think is added, and some models take no temperature."""
+        return Sampling(
+            max_new_tokens + self.settings.thinking_tokens, temperature if self.settings.send_temperature else None
+        )
+
+    def cache_key(self, messages: Conversation, sampling: Sampling, sample: int = 0) -> str:
+        """The key of an answer in the cache; `sample` numbers the answers sampled for one conversation."""
+        return answer_key(
+            url=self.spec.url, model=self.spec.model, messages=messages, **asdict(sampling), sample=sample
+        )
 
     # ---- the workers ----
 
-    async def _work(self, numbered: Iterator[tuple[int, Conversation]], round_: Round) -> None:
+    async def _run_workers(self, numbered: Iterator[tuple[int, Conversation]], state: _Stream) -> None:
         try:
-            workers = (self._worker(numbered, round_) for _ in range(max(1, self.settings.concurrency)))
-            await asyncio.gather(*workers)
+            await asyncio.gather(*(self._worker(numbered, state) for _ in range(max(1, self.settings.concurrency))))
         finally:
-            if round_.client is not None:
-                await round_.client.close()
-            if not _is_cancelled():  # nobody takes anything any more then, and the queue may be full
-                await round_.done.put(None)
+            if state.client is not None:
+                await state.client.close()
+            task = asyncio.current_task()
+            if task and not task.cancelling():  # once cancelled, nobody takes from the queue, and it may be full
+                await state.results.put(None)
 
-    async def _worker(self, numbered: Iterator[tuple[int, Conversation]], round_: Round) -> None:
-        while round_.stop is None and (following := next(numbered, None)) is not None:
+    async def _worker(self, numbered: Iterator[tuple[int, Conversation]], state: _Stream) -> None:
+        while state.error is None and (following := next(numbered, None)) is not None:
+            index, messages = following
             try:
-                completion = await self._answer(following[1], round_)
-            except (NoAnswers, BudgetReached) as error:  # this item stays unanswered; what others have in flight ends
-                round_.stop = round_.stop or error
+                completion = await self._answer(messages, state)
+            except (EndpointError, BudgetError) as error:  # no answer for this item; requests in flight are finished
+                state.error = state.error or error
                 return
-            await round_.done.put((following[0], completion))
+            await state.results.put((index, completion))
 
-    async def _answer(self, messages: Conversation, round_: Round) -> Completion:
-        key = self.key_of(messages, round_.sampling, self._sample(messages, round_))
-        if self.cache and (known := self.cache.get(key)):
-            return Completion(**known)
-        round_.client = round_.client or self._client()
-        completion = await self._ask(messages, round_)
-        round_.failed_in_a_row = round_.failed_in_a_row + 1 if completion.failure else 0
-        if round_.failed_in_a_row >= _IN_A_ROW:
-            round_.stop = round_.stop or NoAnswers(
-                f"{_IN_A_ROW} items in a row failed at {self.name}, the last with: {completion.failure}. "
-                "What is finished is kept; look at the server and run again."
+    async def _answer(self, messages: Conversation, state: _Stream) -> Completion:
+        """From the cache or from the server."""
+        sample = 0  # at temperature 0 a conversation has one answer
+        if state.sampling.temperature != 0:
+            conversation = answer_key(messages=messages)
+            sample = state.times_asked[conversation]
+            state.times_asked[conversation] += 1
+        key = self.cache_key(messages, state.sampling, sample)
+        if self.cache and (stored := self.cache.get(key)):
+            return Completion(**stored)
+        state.client = state.client or Client(self.spec, self.key, self.settings.timeout)
+        completion = await self._ask(state.client, messages, state)
+        state.failed_in_a_row = state.failed_in_a_row + 1 if completion.failure else 0
+        if state.failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
+            state.error = state.error or EndpointError(
+                f"{_MAX_FAILED_IN_A_ROW} items in a row failed at {self.name}, the last with: {completion.failure}. "
+                "Finished answers are kept; look at the server and run again."
             )
         if self.cache and completion.finished and not completion.failure:
             self.cache.put(key, asdict(completion))
         return completion
 
-    async def _ask(self, messages: Conversation, round_: Round) -> Completion:
-        """Try until there is an answer or no more hope for this item."""
-        most, tries = bound(messages, round_.sampling.max_new_tokens), 0
+    async def _ask(self, client: Client, messages: Conversation, state: _Stream) -> Completion:
+        """Attempt until there is an answer, or a failure of this item."""
+        bound, attempts = upper_bound(messages, state.sampling.max_new_tokens), 0
         while True:
-            tries += 1
-            await self._admit(most, round_)
+            attempts += 1
+            await self._reserve(bound, state)
             try:
-                completion = await self._once(messages, round_)
-            except Fault as fault:
-                self._settle(round_, most, most if fault.charged else Spending(int(fault.sent)))
-                if fault.hopeless:
-                    raise NoAnswers(
-                        f"The model {self.name} answers nothing: {fault.reason}. What is finished is kept; put it "
-                        "right and run again."
+                completion = await client.send(messages, state.sampling)
+            except AttemptError as error:
+                self._settle(bound, bound if error.charged else Usage(int(error.sent)), state)
+                if error.fatal:
+                    raise EndpointError(
+                        f"The model {self.name} answers nothing: {error.reason}. Finished answers are kept; correct "
+                        "this and run again."
                     ) from None
-                if tries >= min(self.settings.tries, 1 + fault.again):
-                    return Completion("", False, 0, 0, f"{fault.reason} ({tries} {'try' if tries == 1 else 'tries'})")
-                await asyncio.sleep(wait_before(tries, self.settings.backoff, fault.asked, random.random()))
+                if attempts >= min(self.settings.tries, 1 + error.retries):
+                    reason = f"{error.reason} ({attempts} {'try' if attempts == 1 else 'tries'})"
+                    return Completion("", False, 0, 0, reason)
+                await asyncio.sleep(pause_after(attempts, self.settings.backoff, error.retry_after, random.random()))
             else:
-                counted = Spending(1, completion.prompt_tokens, completion.new_tokens)
-                self._settle(round_, most, counted if counted.tokens else most)
+                used = Usage(1, completion.prompt_tokens, completion.new_tokens)
+                self._settle(bound, used if used.tokens else bound, state)  # some servers count nothing
                 return completion
 
-    async def _admit(self, most: Spending, round_: Round) -> None:
-        """Wait while requests in flight may still turn out cheaper than their bound."""
-        while not self.ledger.admit(most):
-            if round_.in_flight == 0:
-                raise BudgetReached(
+    async def _reserve(self, bound: Usage, state: _Stream) -> None:
+        """Enter the request into the account; wait while requests in flight may still turn out to use less."""
+        while not self.ledger.reserve(bound):
+            if state.in_flight == 0:
+                raise BudgetError(
                     f"The budget of this run ({self.ledger.limits()}) leaves no room for the next request to "
-                    f"{self.name}. What is finished is kept; raise endpoint.max_requests, max_tokens or max_cost and "
+                    f"{self.name}. Finished answers are kept; raise endpoint.max_requests, max_tokens or max_cost and "
                     "run again."
                 )
-            round_.settled.clear()
-            await round_.settled.wait()
-        if round_.stop:
-            self.ledger.settle(most, Spending())
-            raise round_.stop
-        round_.in_flight += 1
+            state.settled.clear()
+            await state.settled.wait()
+        if state.error:  # asking stopped while this request waited
+            self.ledger.settle(bound, Usage())
+            raise state.error
+        state.in_flight += 1
 
-    def _settle(self, round_: Round, most: Spending, actual: Spending) -> None:
-        self.ledger.settle(most, actual)
-        round_.in_flight -= 1
-        round_.settled.set()
-
-    async def _once(self, messages: Conversation, round_: Round) -> Completion:
-        """One request; Fault where it brings no answer. Nothing that the server says can carry the key out of here."""
-        import openai
-
-        try:
-            async with asyncio.timeout(self.settings.timeout):  # a server that drips a byte a minute is late too
-                answer = await round_.client.chat.completions.create(
-                    model=self.place.model,
-                    messages=[{"role": m["role"], "content": replace_surrogates(m["content"])} for m in messages],
-                    **self._sent(round_.sampling),
-                )
-        except (TimeoutError, openai.APITimeoutError) as error:
-            late = charged(f"no answer within {self.settings.timeout:g} s")
-            raise unsent(error, self.address) or late from None
-        except openai.APIStatusError as error:
-            code, words = error.code or "", without_key(str(error.message), self.key)
-            raise fault_of(Status(error.status_code, code, words, error.response.headers)) from None
-        except (openai.OpenAIError, ValueError) as error:
-            cause = f"{error} ({error.__cause__!r})" if error.__cause__ else repr(error)
-            unread = charged(f"no readable answer: {without_key(cause, self.key)}")
-            raise unsent(error, self.address) or unread from None
-        return read_completion(answer, self.key)
-
-    # ---- small parts ----
-
-    def _client(self) -> Any:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
-
-        client = AsyncOpenAI(
-            base_url=self.place.url or None,
-            api_key=self.key or "not-needed",
-            max_retries=0,  # ours count, and are counted
-            timeout=Timeout(self.settings.timeout, connect=self.settings.timeout / 2),  # a host that is off is told so
-            http_client=DefaultAsyncHttpxClient(follow_redirects=False),  # a question goes to the named server only
-        )
-        if self.place.variable != OPENAI:
-            client.organization = client.project = client.admin_api_key = None  # read from the environment otherwise
-        return client
-
-    def sampling(self, max_new_tokens: int, temperature: float) -> Sampling:
-        """As asked for, with room to think before the answer, and without a temperature where the model takes none."""
-        own = self.settings
-        return Sampling(max_new_tokens + own.thinking_tokens, temperature if own.send_temperature else None)
-
-    def _sent(self, sampling: Sampling) -> dict[str, float]:
-        """OpenAI's newer models refuse the old name of the limit, and some other servers ignore the new one."""
-        limit = "max_completion_tokens" if self.place.variable == OPENAI else "max_tokens"
-        sent: dict[str, float] = {limit: sampling.max_new_tokens}
-        return sent if sampling.temperature is None else sent | {"temperature": sampling.temperature}
-
-    def key_of(self, messages: Conversation, sampling: Sampling, sample: int = 0) -> str:
-        """Under what the cache keeps the answer; `sample` counts answers drawn to the same question."""
-        where = {"url": self.place.url, "model": self.place.model, "messages": messages}
-        return answer_key(**where, **asdict(sampling), sample=sample)
-
-    def _sample(self, messages: Conversation, round_: Round) -> int:
-        """Which answer to this question it is; always the first where answers are not drawn."""
-        if round_.sampling.temperature == 0:
-            return 0
-        question = answer_key(messages=messages)
-        round_.asked[question] += 1
-        return round_.asked[question] - 1
+    def _settle(self, bound: Usage, actual: Usage, state: _Stream) -> None:
+        self.ledger.settle(bound, actual)
+        state.in_flight -= 1
+        state.settled.set()
 
 
-async def _all_of(queue: asyncio.Queue[tuple[int, Completion] | None]) -> list[tuple[int, Completion] | None]:
-    """At least one, and whatever else is waiting."""
-    found = [await queue.get()]
-    while not queue.empty() and found[-1] is not None:
-        found.append(queue.get_nowait())
-    return found
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+async def _take_all(queue: asyncio.Queue[tuple[int, Completion] | None]) -> list[tuple[int, Completion] | None]:
+    """Wait for one result, and take whatever else is there."""
+    results = [await queue.get()]
+    while not queue.empty() and results[-1] is not None:
+        results.append(queue.get_nowait())
+    return results
 
 
 @contextmanager
-def _loop_in_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop beside the caller, who may be a notebook with a loop of its own; no task outlives the block."""
+def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop in a thread of its own, because a notebook has a running one; no task outlives the block."""
+
+    async def cancel_all() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
         yield loop
     finally:
-        asyncio.run_coroutine_threadsafe(_cancel_the_rest(), loop).result()
+        asyncio.run_coroutine_threadsafe(cancel_all(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-async def _cancel_the_rest() -> None:
-    rest = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in rest:
-        task.cancel()
-    await asyncio.gather(*rest, return_exceptions=True)

@@ -6,7 +6,10 @@
     https://openrouter.ai/api/v1#org/model@MY_KEY  the same, with the key from the environment variable MY_KEY
 
 `openai:MODEL` limits answers with `max_completion_tokens`, URLs with `max_tokens`: OpenAI's newer models reject the
-second, and some servers ignore the first (so name those by their URL).
+second, and some servers ignore the first (so name those by their URL). Left out: other APIs than OpenAI's.
+
+    open_chat("openai:gpt-4o-mini").complete([[{"role": "user", "content": "Say hello."}]], max_new_tokens=8)
+    # [Completion(text='Hello!', finished=True, prompt_tokens=10, new_tokens=2, failure=None)]
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""What to do when an endpoint does not answer: try again, give this item up, or stop asking.
+"""What to do when an endpoint does not answer: retry, give this item up, or stop asking.
 
-408, 409, 429, 5xx, time-outs, broken connections, garbage   again, after a jittered, doubling pause or Retry-After
-nobody listens at the address                                the same; nothing was sent, so it costs nothing
-an empty answer                                              again, once: it was paid for
-other 4xx, a refusal                                         this item fails, the others go on
-401, 402, 404, exhausted quota, a setting refused            nothing else can work either: stop
+408, 409, 429, 5xx, time-outs, broken connections, garbage   retry after a jittered, doubling pause or Retry-After
+nothing listens at the address                               the same; no request was sent, so it costs nothing
+an empty answer                                              retry once: it was paid for
+other 4xx, a refusal                                         this item fails, the others continue
+401, 402, 404, exhausted quota, a rejected setting           no other request can succeed: stop
 
->>> wait_before(3, first=0.5, asked=None, roll=1.0)      # the pause after the third try, unlucky in the draw
+>>> pause_after(3, first=0.5, retry_after=None, roll=1.0)      # seconds after the third attempt; the longest draw
 2.0
+>>> attempt_error(ErrorResponse(503, "", "overloaded", {})).retries == UNLIMITED
+True
 """
 
 from __future__ import annotations
@@ -16,72 +18,96 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.models.chat import Completion
 from rpo_kit.models.keys import without_key
 from rpo_kit.text import replace_surrogates
 
-LONGEST_PAUSE = 60.0  # seconds, ours
-LONGEST_ASKED = 300.0  # seconds that a server may ask us to wait before the item counts as failed, ours
-_AGAIN = {408, 409, 429}
-_HOPELESS = {401: "the key was refused", 402: "it asks for payment", 404: "there is no such model or address"}
+MAX_PAUSE = 60.0  # ours: seconds
+MAX_RETRY_AFTER = 300.0  # ours: seconds that a server may ask us to wait before the item counts as failed
+UNLIMITED = 10**6  # retries; `endpoint.tries` is the limit then
 
-_SETTING_REFUSED = {"unsupported_parameter", "unsupported_value"}  # OpenAI's codes; a 400, but every request is alike
+_RETRYABLE = {408, 409, 429}
+_FATAL = {401: "the key was rejected", 402: "it asks for payment", 404: "there is no such model or address"}
+_SETTING_REJECTED = {"unsupported_parameter", "unsupported_value"}  # OpenAI's codes; status 400, but for every request
 
 
-class Fault(Exception):
-    """A request without a usable answer. `again` is how many more tries of it make sense at most."""
+class AttemptError(Exception):
+    """One attempt of a request that brought no usable answer."""
 
-    def __init__(self, reason: str, *, again: int = 0, hopeless: bool = False, asked: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retries: int = 0,  # how many more attempts make sense at most
+        fatal: bool = False,  # no other request can succeed either
+        retry_after: float | None = None,  # seconds that the server asks for
+        charged: bool = False,  # the server may have written an answer nevertheless, and charged for it
+        sent: bool = True,  # the request reached a server
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.again, self.hopeless, self.asked = reason, again, hopeless, asked
-        self.charged = False  # whether the server may have written (and charged) an answer nevertheless
-        self.sent = True  # whether the request reached a server at all
+        self.reason, self.retries, self.fatal, self.retry_after = reason, retries, fatal, retry_after
+        self.charged, self.sent = charged, sent
 
 
-class NoAnswers(KitError):
+class EndpointError(KitError):
     """Asking on makes no sense: the key, the address or the quota is at fault, or nothing at all succeeds."""
 
 
-@dataclass(frozen=True)
-class Status:
-    """A response that is no answer: its status, error code, words and headers."""
+# ---- what went wrong ----------------------------------------------------------------------------------------------
 
-    code: int
-    error: str
-    words: str
+
+@dataclass(frozen=True)
+class ErrorResponse:
+    """An HTTP error response: its status, error code, message and headers."""
+
+    status: int
+    code: str
+    message: str
     headers: Mapping[str, str]
 
 
-ALWAYS = 10**6
-
-
-def fault_of(status: Status) -> Fault:
-    """The table above."""
-    reason = f"status {status.code}: {status.words}"
-    if status.error == "insufficient_quota":
-        return Fault(f"the quota is exhausted ({reason})", hopeless=True)
-    if status.error in _SETTING_REFUSED:
-        return Fault(
-            "it refuses a setting that every request carries: where it is `temperature`, add --set "
-            "endpoint.send_temperature=false; where it wants `max_completion_tokens`, write openai:MODEL with "
+def attempt_error(response: ErrorResponse) -> AttemptError:
+    """What an error response means, by the table above."""
+    reason = f"status {response.status}: {response.message}"
+    if response.code == "insufficient_quota":
+        return AttemptError(f"the quota is exhausted ({reason})", fatal=True)
+    if response.code in _SETTING_REJECTED:
+        return AttemptError(
+            "it rejects a setting that every request carries: if it is `temperature`, add --set "
+            "endpoint.send_temperature=false; if it wants `max_completion_tokens`, write openai:MODEL with "
             f"OPENAI_BASE_URL and OPENAI_API_KEY ({reason})",
-            hopeless=True,
+            fatal=True,
         )
-    if status.code in _HOPELESS:
-        return Fault(f"{_HOPELESS[status.code]} ({reason})", hopeless=True)
-    if status.code not in _AGAIN and status.code < 500:
-        return Fault(reason)
-    asked = asked_pause(status.headers)
-    if asked is not None and asked > LONGEST_ASKED:
-        return Fault(f"it asks to wait {asked:.0f} s ({reason})")
-    return Fault(reason, again=ALWAYS, asked=asked)
+    if response.status in _FATAL:
+        return AttemptError(f"{_FATAL[response.status]} ({reason})", fatal=True)
+    if response.status not in _RETRYABLE and response.status < 500:
+        return AttemptError(reason)
+    seconds = read_retry_after(response.headers)
+    if seconds is not None and seconds > MAX_RETRY_AFTER:
+        return AttemptError(f"it asks to wait {seconds:.0f} s ({reason})")
+    return AttemptError(reason, retries=UNLIMITED, retry_after=seconds)
 
 
-def asked_pause(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks for: Retry-After as seconds or as a date, or retry-after-ms; else None."""
+_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # by name: openai uses httpx or httpx2
+
+
+def not_sent_error(error: BaseException, address: str) -> AttemptError | None:
+    """The error of a request that reached no server, or None if it may have reached one."""
+    cause = error.__cause__
+    if type(cause).__name__ not in _NOT_SENT:
+        return None
+    return AttemptError(
+        f"nothing answers at {address}: is the server running? ({cause!r})", retries=UNLIMITED, sent=False
+    )
+
+
+# ---- how long to wait ---------------------------------------------------------------------------------------------
+
+
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks for: retry-after-ms, or Retry-After in seconds or as a date; None without either."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:
@@ -97,55 +123,46 @@ def asked_pause(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def wait_before(tries: int, first: float, asked: float | None, roll: float) -> float:
-    """Seconds between try number `tries` and the next one; `roll` is a draw from 0..1.
+def pause_after(attempts: int, first: float, retry_after: float | None, roll: float) -> float:
+    """Seconds between attempt number `attempts` and the next one; `roll` is drawn from 0..1.
 
-    first · 2^(tries-1), between half of it and the whole, so that clients that failed together do not come back
+    first · 2^(attempts-1), between half of it and all of it, so that clients that failed together do not return
     together; never shorter than what the server asks for.
     """
-    pause: float = min(LONGEST_PAUSE, first * 2 ** (tries - 1)) * (0.5 + roll / 2)
-    return max(pause, (asked or 0.0) * (1 + roll / 10))
+    pause: float = min(MAX_PAUSE, first * 2 ** (attempts - 1)) * (0.5 + roll / 2)
+    return max(pause, (retry_after or 0.0) * (1 + roll / 10))
 
 
-# ---- what is an answer ----
+# ---- what is an answer --------------------------------------------------------------------------------------------
 
 
-def read_completion(answer: Any, key: str = "") -> Completion:
-    """The completion in a response, whatever the server put into it; Fault where there is none."""
-    choice = next(iter(getattr(answer, "choices", None) or []), None)
+def read_completion(response: object, key: str = "") -> Completion:
+    """The completion in a response, whatever the server put into it.
+
+    Nothing is assumed about the response: the OpenAI client does not check what a server sends.
+
+    Raises:
+        AttemptError: there is no answer in it.
+    """
+    choice = next(iter(getattr(response, "choices", None) or []), None)
     message = getattr(choice, "message", None)
     if message is None:
-        raise charged("the answer holds no choice", again=1)
-    reason, text = getattr(choice, "finish_reason", None), getattr(message, "content", None)
-    if reason == "content_filter" or getattr(message, "refusal", None):
-        raise charged(f"refused: {without_key(str(getattr(message, 'refusal', None) or reason), key)}", again=0)
+        raise AttemptError("the answer holds no choice", retries=1, charged=True)
+    finish_reason, text = getattr(choice, "finish_reason", None), getattr(message, "content", None)
+    refusal = getattr(message, "refusal", None)
+    if finish_reason == "content_filter" or refusal:
+        raise AttemptError(f"refused: {without_key(str(refusal or finish_reason), key)}", charged=True)
     if not isinstance(text, str) or not text.strip():
-        if reason == "length":
-            raise charged("the answer is empty: its tokens were spent before it began (a model that reasons?)", again=0)
-        raise charged("the answer is empty", again=1)
-    usage = getattr(answer, "usage", None)
-    prompt, new = (_count(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
-    return Completion(without_key(replace_surrogates(text), key), reason != "length", prompt, new)
+        if finish_reason == "length":
+            raise AttemptError(
+                "the answer is empty: its tokens were spent before it began (a model that reasons?)", charged=True
+            )
+        raise AttemptError("the answer is empty", retries=1, charged=True)
+    usage = getattr(response, "usage", None)
+    prompt_tokens = _count(getattr(usage, "prompt_tokens", 0))
+    new_tokens = _count(getattr(usage, "completion_tokens", 0))
+    return Completion(without_key(replace_surrogates(text), key), finish_reason != "length", prompt_tokens, new_tokens)
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
-
-
-_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # by name: openai brings httpx or httpx2, as it likes
-
-
-def unsent(error: BaseException, address: str) -> Fault | None:
-    """The fault of a request that found no server, or None where it may have reached one."""
-    cause = error.__cause__
-    if type(cause).__name__ not in _NOT_SENT:
-        return None
-    fault = Fault(f"nothing answers at {address}: is the server running? ({cause!r})", again=ALWAYS)
-    fault.sent = False
-    return fault
-
-
-def charged(reason: str, again: int = ALWAYS) -> Fault:
-    fault = Fault(reason, again=again)
-    fault.charged = True
-    return fault

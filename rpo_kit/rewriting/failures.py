@@ -1,7 +1,13 @@
 """Items that a model did not answer: recorded with the reason, shown, and asked again by the next call of the stage.
 
-A stage goes on without them while they are few (`endpoint.tolerate`); where they are more, it ends in a sentence after
-everything else is stored. `failed.jsonl` of the stage's folder holds exactly the items that are missing now.
+A stage continues without them while they are few (`endpoint.tolerate`); if they are more, it stops with an error after
+everything else is stored. `failed.jsonl` in the stage's folder lists exactly the items that are missing now.
+
+    reopen(run, "prepare")                           # a finished stage with failed items is run again
+    with stage(run, "prepare", ...) as stage_dir:
+        forget(stage_dir)                            # they count as missing again
+        note(stage_dir, {"310": "status 500: no"})
+        conclude(stage_dir, total=90, tolerate=0.02)     # 1 of 90: printed; 2 of 90: KitError
 """
 
 from __future__ import annotations
@@ -17,35 +23,39 @@ FAILED = "failed.jsonl"
 
 
 def reopen(run: Run, stage: str) -> None:
-    """Take up a finished stage again in which items failed."""
+    """Make a finished stage unfinished if some of its items failed."""
     manifest, failed = run.stage(stage) / "manifest.json", read_records(run.stage(stage) / FAILED)
     if failed and manifest.exists() and is_main():
         manifest.unlink()
         print(f"{stage}: {len(failed)} items failed last time and are asked again")
 
 
-def forget(work: Path) -> None:
-    """Before asking: what failed last time counts as missing and no more as failed."""
-    (work / FAILED).unlink(missing_ok=True)
+def forget(stage_dir: Path) -> None:
+    """Clear the list of failures before asking again."""
+    (stage_dir / FAILED).unlink(missing_ok=True)
 
 
-def note(work: Path, failed: dict[str, str]) -> None:
+def note(stage_dir: Path, failed: dict[str, str]) -> None:
     """Record {item id: reason}."""
     if failed:
-        append_records(work / FAILED, [{"id": item, "reason": reason} for item, reason in failed.items()])
+        append_records(stage_dir / FAILED, [{"id": item, "reason": reason} for item, reason in failed.items()])
 
 
-def conclude(work: Path, total: int, tolerate: float) -> None:
-    """After asking: show what failed; KitError where it is more than the share `tolerate` of `total` items."""
-    failed = read_records(work / FAILED)
+def conclude(stage_dir: Path, total: int, tolerate: float) -> None:
+    """Print what failed, after asking.
+
+    Raises:
+        KitError: more than the fraction `tolerate` of the `total` items failed.
+    """
+    failed = read_records(stage_dir / FAILED)
     if not failed:
         return
     reasons = Counter(record["reason"] for record in failed).most_common()
-    told = "; ".join(f"{count} × {reason}" for reason, count in reasons[:5]) + ("; …" if len(reasons) > 5 else "")
-    counted = f"{len(failed)} of {total} items failed ({told})"
+    shown = "; ".join(f"{count} × {reason}" for reason, count in reasons[:5]) + ("; …" if len(reasons) > 5 else "")
+    summary = f"{len(failed)} of {total} items failed ({shown})"
     if len(failed) > tolerate * total:
         raise KitError(
-            f"{counted}: more than the share endpoint.tolerate={tolerate:g}. They are listed in {work / FAILED}; what "
-            "is finished is kept, so run again, and only they are asked."
+            f"{summary}: more than the share endpoint.tolerate={tolerate:g}. They are listed in {stage_dir / FAILED}; "
+            "finished items are kept, so run again and only the failed ones are asked."
         )
-    print(f"{counted} and are left out; the next call asks for them again")
+    print(f"{summary} and are left out; the next call asks for them again")

@@ -1,11 +1,13 @@
 """Stage 1, `prepare`: read the benchmark, rank every profile, and let the base model write its generic answers.
 
-The base model sees the official LaMP input and nothing else: `base_conversation` takes no profile, so none can leak.
-Generic answers are appended to `generic.jsonl` as they come; a killed call goes on with the missing ones. A query that
-an endpoint does not answer is recorded in `failed.jsonl`, left out, and asked again by the next call (`failures.py`).
+The first half of Figure 1, for all queries at once. The base model sees LaMP's input and nothing else (`base.py`).
+Answers are appended to `generic.jsonl` as they arrive; an interrupted call resumes with the missing ones. A query that
+an endpoint does not answer is listed in `failed.jsonl`, left out, and asked again by the next call (`failures.py`).
 
     prepare(run)
-    load_prepared(run, "dev")[0]["generic"]        # '3'
+    load_prepared(run, "dev")[0]
+    # {'id': '310', 'input': 'What is the score … review: It leaks.', 'output': '2', 'profile': …, 'ranking': [4, 0, …],
+    #  'generic': '3', …}
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from datasets import load_from_disk
 from tqdm.auto import tqdm
@@ -24,69 +25,80 @@ from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.leaks import check_belong_together
 from rpo_kit.lamp.leave_one_out import asking_field
 from rpo_kit.lamp.source import SPLITS, Profile, read_source, source_files, source_folder
-from rpo_kit.lamp.tasks import Task, get_task
-from rpo_kit.models.chat import Chat, Completion, reporting_cost, stream_completions
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.models.chat import Chat, reporting_cost, stream_completions
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import current, inputs_of
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.base import answer_tokens, base_conversation, read_answer
 from rpo_kit.runs import Run, append_records, made_from, read_records, require, sort_records, stage
 
-_CHUNK = 64  # ours: generic answers stored at a time
+_CHUNK = 64  # ours: generic answers stored at a time, from a model that does not stream
 
 
 def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     """Write `prepare/{train,dev}` (Arrow, with the ranking) and `prepare/generic.jsonl`."""
     preset = run.preset
     if preset.data.leave_one_out:
-        asking_field(get_task(preset.data.task))  # told before anything is moved away
+        asking_field(get_task(preset.data.task))  # reject an unfit task before an earlier result is moved away
     failures.reopen(run, "prepare")
-    with stage(run, "prepare", **inputs_of(run, "prepare") | source_files(preset.data)) as work:
-        if work is None:
+    with stage(run, "prepare", **inputs_of(run, "prepare") | source_files(preset.data)) as stage_dir:
+        if stage_dir is None:
             return
-        task = get_task(preset.data.task)
         if preset.data.separation != "user" and preset.data.source != "official":
             print(f"prepare: data.separation={preset.data.separation} is for --data official and changes nothing here.")
         for split in SPLITS:
-            if not (work / split / "dataset_info.json").exists():
-                read_source(preset.data, split, work).save_to_disk(str(work / split))
-        rows = _queries(work, source_folder(preset.data, work))
-        missing = _without_generic(rows, work)
+            if not (stage_dir / split / "dataset_info.json").exists():
+                read_source(preset.data, split, stage_dir).save_to_disk(str(stage_dir / split))
+        train, dev = (load_from_disk(str(stage_dir / split)) for split in SPLITS)
+        check_belong_together(train, dev, source_folder(preset.data, stage_dir))
+        rows = [row for part in (train, dev) for row in part.select_columns(["id", "input"]).to_list()]
+        inputs: dict[str, str] = {row["id"]: row["input"] for row in rows}
+        done = {record["id"] for record in read_records(stage_dir / "generic.jsonl")}
+        missing = {id_: input for id_, input in inputs.items() if id_ not in done}
         if missing:
             base = open_base(preset.base) if open_base else open_chat_for(run, preset.base)
-            _answer(task, base, missing, work, preset.base_max_new_tokens)
-        failures.conclude(work, len(rows), preset.endpoint.tolerate)
-        sort_records(work / "generic.jsonl", [row["id"] for row in rows])
-        _tell_cuts(work, answer_tokens(task, preset.base_max_new_tokens))
+            _write_generic_answers(run, base, missing, stage_dir)
+        failures.conclude(stage_dir, len(inputs), preset.endpoint.tolerate)
+        sort_records(stage_dir / "generic.jsonl", list(inputs))
+        records = read_records(stage_dir / "generic.jsonl")
+        cut = sum(not record.get("finished", True) for record in records)
+        if cut:
+            limit = answer_tokens(get_task(preset.data.task), preset.base_max_new_tokens)
+            print(f"{cut} of {len(records)} generic answers were cut off at {limit} tokens")
 
 
-def prepared_inputs(run: Run) -> dict[str, Any]:
-    """Inputs that later stages take from `prepare`: the generic answers and the fingerprints of LaMP's files.
+def _write_generic_answers(run: Run, base: Chat, inputs: dict[str, str], stage_dir: Path) -> None:
+    """Ask for the answer to each {id: input}; store each as it arrives, and note each failure."""
+    failures.forget(stage_dir)
+    task, ids = get_task(run.preset.data.task), list(inputs)
+    limit = answer_tokens(task, run.preset.base_max_new_tokens)
+    conversations = [base_conversation(input) for input in inputs.values()]
+    bar = tqdm(total=len(ids), desc=f"{base.name} answers without seeing the user", unit="query")
+    with bar, reporting_cost(base, conversations, limit):
+        for batch in stream_completions(base, conversations, max_new_tokens=limit, chunk=_CHUNK):
+            records: list[dict[str, object]] = []
+            failed: dict[str, str] = {}
+            for index, answer in batch:
+                if answer.failure:
+                    failed[ids[index]] = answer.failure
+                    continue
+                records.append({"id": ids[index], "text": read_answer(task, answer.text), "raw": answer.text})
+                if not answer.finished:
+                    records[-1]["finished"] = False
+            append_records(stage_dir / "generic.jsonl", records)
+            failures.note(stage_dir, failed)
+            bar.update(len(batch))
 
-    LaMP's files, which are gigabytes, are fingerprinted by `prepare` alone.
-    """
-    folder = current(run, "prepare")
-    files = {name: made for name, made in made_from(folder).items() if name.endswith(".json")}
-    return {"data": run.preset.data, "generic": folder / "generic.jsonl"} | files
 
-
-def train_inputs(run: Run) -> dict[str, Any]:
-    """The part of `prepared_inputs` that training reads; without the dev users, so that evaluating on more of them
-    does not train anything again.
-    """
-    prepared = prepared_inputs(run)
-    generic = prepared["generic"]
-    ids = set(load_from_disk(str(generic.parent / "train"))["id"])
-    answers = {record["id"]: record["text"] for record in read_records(generic) if record["id"] in ids}
-    files = {name: made for name, made in prepared.items() if name.startswith("train_")}
-    return {"data": replace(run.preset.data, dev_users=0), "generic": answers} | files
+# ---- what later stages read ---------------------------------------------------------------------------------------
 
 
 def load_prepared(run: Run, split: str) -> list[Example]:
     """The examples of a split, each with its ranking (indices into the profile, best first) and its generic answer.
 
-    Examples whose query the base model did not answer are left out; `prepare` has shown them. Profiles, which are
-    nearly all of the data, stay in the file (`Profile`).
+    Examples that the base model did not answer are left out; `prepare` has shown them. Profiles, which are nearly all
+    of the data, stay in the file (`Profile`).
     """
     folder = current(run, "prepare")
     generic = {record["id"]: record["text"] for record in read_records(folder / "generic.jsonl")}
@@ -100,48 +112,33 @@ def load_prepared(run: Run, split: str) -> list[Example]:
 
 
 def load_excluded(run: Run, split: str) -> dict[str, str]:
-    """{id: output} of the questions which the whole split has and no model was asked (see `excluded_outputs`)."""
+    """{id: gold} of the rows that are in the split but that no model is asked (see `excluded_outputs`)."""
     return excluded_outputs(load_from_disk(str(require(run, "prepare") / split)))
 
 
 def load_golds(run: Run, split: str) -> dict[str, str]:
-    """{id: output} of all questions of a split, also of those that were excluded or that the base model left."""
+    """{id: gold} of all rows of a split, including those that were excluded or that the base model did not answer."""
     dataset = load_from_disk(str(require(run, "prepare") / split))
     return dict(zip(dataset["id"], dataset["output"], strict=True)) | excluded_outputs(dataset)
 
 
-def _queries(work: Path, folder: Path) -> list[dict[str, str]]:
-    """`id` and `input` of both splits, which must belong together."""
-    train, dev = (load_from_disk(str(work / split)) for split in SPLITS)
-    check_belong_together(train, dev, folder)
-    return [row for split in (train, dev) for row in split.select_columns(["id", "input"]).to_list()]
+def prepared_inputs(run: Run) -> dict[str, object]:
+    """Inputs that later stages take from `prepare`: the generic answers and the fingerprints of LaMP's files.
+
+    LaMP's files are gigabytes, so `prepare` alone reads them and takes their fingerprints.
+    """
+    folder = current(run, "prepare")
+    files = {name: digest for name, digest in made_from(folder).items() if name.endswith(".json")}
+    return {"data": run.preset.data, "generic": folder / "generic.jsonl"} | files
 
 
-def _without_generic(rows: list[dict[str, str]], work: Path) -> list[dict[str, str]]:
-    done = {record["id"] for record in read_records(work / "generic.jsonl")}
-    return [row for row in rows if row["id"] not in done]
+def train_inputs(run: Run) -> dict[str, object]:
+    """The part of `prepared_inputs` that training reads.
 
-
-def _answer(task: Task, base: Chat, rows: list[dict[str, str]], work: Path, tokens: int) -> None:
-    """Ask for all rows, storing each answer as it comes, and noting each failure."""
-    failures.forget(work)
-    limit, asked = answer_tokens(task, tokens), [base_conversation(row["input"]) for row in rows]
-    bar = tqdm(total=len(rows), desc=f"{base.name} answers without seeing the user", unit="query")
-    with bar, reporting_cost(base, asked, limit):
-        for batch in stream_completions(base, asked, max_new_tokens=limit, chunk=_CHUNK):
-            good = [_generic(task, rows[place]["id"], answer) for place, answer in batch if not answer.failure]
-            append_records(work / "generic.jsonl", good)
-            failures.note(work, {rows[place]["id"]: answer.failure for place, answer in batch if answer.failure})
-            bar.update(len(batch))
-
-
-def _generic(task: Task, id_: str, answer: Completion) -> dict[str, Any]:
-    record = {"id": id_, "text": read_answer(task, answer.text), "raw": answer.text}
-    return record if answer.finished else record | {"finished": False}
-
-
-def _tell_cuts(work: Path, limit: int) -> None:
-    records = read_records(work / "generic.jsonl")
-    cut = sum(not record.get("finished", True) for record in records)
-    if cut:
-        print(f"{cut} of {len(records)} generic answers were cut off at {limit} tokens")
+    Without the dev users, so that evaluating on more of them does not train anything again.
+    """
+    folder = current(run, "prepare")
+    ids = set(load_from_disk(str(folder / "train"))["id"])
+    answers = {r["id"]: r["text"] for r in read_records(folder / "generic.jsonl") if r["id"] in ids}
+    files = {name: digest for name, digest in made_from(folder).items() if name.startswith("train_")}
+    return {"data": replace(run.preset.data, dev_users=0), "generic": answers} | files

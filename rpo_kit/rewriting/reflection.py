@@ -1,19 +1,23 @@
-"""The reflection module at inference time (Figure 1): read k history items and rewrite the generic answer.
+"""The reflection module at inference time (Figure 1, right): what it reads, and how it is asked.
 
-`personalizer.py` puts the base model and retrieval in front of it.
+It reads the query q, the generic answer g and k history items P, and writes a trajectory (`trajectory.py`) that ends in
+the rewrite. `personalizer.py` puts the base model and retrieval in front of it. Left out: sampling more than one
+rewrite; that is for training (`training/reinforce.py`).
 
-    model = load_reflection(preset.reflection, adapter=run.stage("rl") / "adapter")
-    reflect(model, task, examples, [items], max_new_tokens=80)[0][0].text
-    # '<observe>[1] reads 2, gave 1: harsh</observe>\\n<plan>reads 2, harsh: give 1</plan>\\n<rewrite>1</rewrite>'
+    module = load_reflection(preset.reflection, adapter=run.stage("rl") / "adapter")
+    completions, shortened = reflect(module, task, examples, items, max_new_tokens=80)
+    completions[0].text
+    # '<observe>[1] reads 2, gave 1: harsh</observe> <plan>reads 2, harsh: give 1</plan> <rewrite>1</rewrite>'
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.models.chat import Completion, Conversation
 from rpo_kit.models.local import LoadedModel, generate, load_model, prompt_tokens
@@ -21,32 +25,25 @@ from rpo_kit.presets import ModelSettings
 from rpo_kit.rewriting.prompts import escape_tags, fill, load, prompt_fingerprints
 from rpo_kit.runs import Run
 
-_WORD_LIMITS = (None, 200, 100, 50, 25, 12, 6)  # ours: how far history items are shortened to make a prompt fit
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_WORD_LIMITS = (None, 200, 100, 50, 25, 12, 6)  # ours: words per field of an item, tried in turn until the prompt fits
 _WORD_LENGTH = 20  # ours: characters kept of a word in an item that has to be shortened
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
-
-
-def load_reflection(settings: ModelSettings, adapter: Path | None = None) -> LoadedModel:
-    """The reflection module: the small model with the LoRA adapter in `adapter`, or untrained without one."""
-    if adapter is not None and not (adapter / "adapter_config.json").exists():
-        raise KitError(f"{adapter} holds no LoRA adapter (adapter_config.json is missing); train that stage first.")
-    loaded = load_model(settings)
-    if adapter is None:
-        return loaded
-    from peft import PeftModel
-
-    return LoadedModel(PeftModel.from_pretrained(loaded.model, adapter), loaded.tokenizer, loaded.max_seq_length)
 
 
 def reflection_messages(
     task: Task, query: str, generic: str, items: Sequence[Item], first: int = 1, words: int | None = None
 ) -> Conversation:
-    """The conversation which asks for a rewrite. `query` is the official LaMP input.
+    """The conversation that asks for a rewrite. `query` is LaMP's whole input; its instruction is left out.
 
-    Items are numbered by their place in the ranking, from `first` on; `words` cuts each field of them.
+    Items are numbered by their rank, from `first` on. `words` limits each field of an item.
     """
-    cut = [item | {name: _cut(item[name], words) for name in task.fields} for item in items]
-    lines = [f"[{n}] {escape_tags(task.item_line(item))}" for n, item in enumerate(cut, first)]
+    lines = []
+    for number, item in enumerate(items, first):
+        short = item | {name: _shorten(item[name], words) for name in task.fields}
+        lines.append(f"[{number}] {escape_tags(task.item_line(short))}")
     user = fill(
         "reflection_user",
         title=task.title,
@@ -58,10 +55,12 @@ def reflection_messages(
 
 
 def fitting_messages(
-    tokenizer: Any, limit: int, task: Task, example: Mapping[str, Any], items: Sequence[Item], first: int = 1
+    tokenizer: PreTrainedTokenizerBase, limit: int, task: Task, example: Example, items: Sequence[Item], first: int = 1
 ) -> tuple[Conversation, bool]:
-    """The same for an example (its `id`, `input` and `generic`), with history items cut at sentence or word ends until
-    the prompt has at most `limit` tokens; says whether it cut. The query is never cut: KitError where it does not fit.
+    """`reflection_messages` in at most `limit` tokens, and whether the items had to be shortened for that.
+
+    Raises:
+        KitError: it does not fit with the shortest items; the query itself is never cut.
     """
     query, generic = example["input"], example["generic"]
     for words in _WORD_LIMITS:
@@ -69,13 +68,13 @@ def fitting_messages(
         if prompt_tokens(tokenizer, messages) <= limit:
             return messages, words is not None
     raise KitError(
-        f"Question {example['id']} with its {len(query):,} characters does not fit into {limit} tokens beside "
-        f"{len(items)} history items: raise reflection.max_seq_length, or leave this question out of the data."
+        f"The query of example {example['id']} ({len(query):,} characters) does not fit into {limit} tokens together "
+        f"with {len(items)} history items: raise reflection.max_seq_length, or remove this example from the data."
     )
 
 
-def _cut(text: str, words: int | None) -> str:
-    """The first `words` words, or fewer where a sentence ends in their second half, and "…" where some are left out."""
+def _shorten(text: str, words: int | None) -> str:
+    """The first `words` words, or fewer if a sentence ends in their second half, and "…" for what is left out."""
     if words is None:
         return text
     # Not every script puts spaces between words, and some texts have none at all.
@@ -86,22 +85,41 @@ def _cut(text: str, words: int | None) -> str:
     return " ".join([*parts[: ends[0] if ends else words], "…"])
 
 
+def load_reflection(settings: ModelSettings, adapter: Path | None = None) -> LoadedModel:
+    """The reflection module: the small model with the LoRA adapter in the folder `adapter`, or untrained without one.
+
+    Raises:
+        KitError: there is no adapter in that folder.
+    """
+    if adapter is not None and not (adapter / "adapter_config.json").exists():
+        raise KitError(f"{adapter} holds no LoRA adapter (adapter_config.json is missing); train that stage first.")
+    loaded = load_model(settings)
+    if adapter is None:
+        return loaded
+    from peft import PeftModel  # takes seconds to import
+
+    return LoadedModel(PeftModel.from_pretrained(loaded.model, adapter), loaded.tokenizer, loaded.max_seq_length)
+
+
 def reflect(
-    loaded: LoadedModel,
+    module: LoadedModel,
     task: Task,
-    examples: Sequence[Mapping[str, Any]],
-    shown: Sequence[Sequence[Item]],
+    examples: Sequence[Example],
+    items: Sequence[Sequence[Item]],
     max_new_tokens: int,
     batch_size: int = 32,
 ) -> tuple[list[Completion], list[bool]]:
-    """The module's greedy completion for each example with these items, and whether the items had to be shortened."""
-    limit = loaded.max_seq_length - max_new_tokens
-    fitted = [fitting_messages(loaded.tokenizer, limit, task, *pair) for pair in zip(examples, shown, strict=True)]
-    prompts, cut = [prompt for prompt, _ in fitted], [cut for _, cut in fitted]
-    return generate(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size), cut
+    """The module's greedy completion for each example with its items, and whether these had to be shortened."""
+    limit = module.max_seq_length - max_new_tokens
+    prompts, shortened = [], []
+    for example, own_items in zip(examples, items, strict=True):
+        messages, cut = fitting_messages(module.tokenizer, limit, task, example, own_items)
+        prompts.append(messages)
+        shortened.append(cut)
+    return generate(module, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size), shortened
 
 
-def module_inputs(run: Run) -> dict[str, Any]:
+def module_inputs(run: Run) -> dict[str, object]:
     """What the module is besides its adapter, as inputs of the stages that load it."""
     prompts = prompt_fingerprints("reflection_system", "reflection_user")
     return {"model": run.preset.reflection, "prompts": prompts}

@@ -1,27 +1,33 @@
-"""Structured Rewriting Trajectory: the text between a generic answer and its rewrite (Figure 1 and 2 of the paper).
+"""Structured Rewriting Trajectory: the text between a generic answer and its rewrite (Figures 1 and 2 of the paper).
 
 A trajectory makes the reasoning explicit: *observe* says what the history shows, each line naming the item it rests on;
-*plan* says what to change in the generic answer; *rewrite* is the new answer. The module that is trained writes exactly
-this, so the grammar is strict, and what does not fit is no rewrite at all: the generic answer stays, and it is counted.
+*plan* says what to change in the generic answer; *rewrite* is the new answer. The trained module writes exactly this,
+so the grammar is strict. A text that does not fit it is not a rewrite at all: the generic answer stands.
 
     <observe>[1] reads 2, gave 1: harsh</observe>
     <plan>reads 3, harsh: give 2</plan>
     <rewrite>2</rewrite>
 
-`parse` never raises, whatever the text. The three tags must stand once each and in this order, with nothing around
-them but white space; so no text inside a section can change which part is taken as the rewrite.
+`parse` never raises, whatever the text. Each of the three tags must appear exactly once, in this order, with nothing
+around them but white space; so no text inside a section can change which part is taken as the rewrite.
+
+>>> rewrite_or_generic("<observe>[1] gave 1</observe><plan>one lower</plan><rewrite>2</rewrite>", generic="3")[0]
+'2'
+>>> rewrite_or_generic("I would say 2.", generic="3")
+('3', Parsed(trajectory=None, error='no tags'))
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rpo_kit.errors import KitError
 
 SECTIONS = ("observe", "plan", "rewrite")
-# Possessive (`+`): a text of nothing but "<" and spaces would otherwise take time with the square of its length.
+# Possessive (`+`): a text of nothing but "<" and spaces would otherwise take time quadratic in its length.
 _ANY_TAG = re.compile(r"<\s*+/?+\s*+(?:observe|plan|rewrite)\b[^>]*+>", re.IGNORECASE)
 _WHOLE = re.compile(r"\s*" + r"\s*".join(rf"<{name}>(?P<{name}>.*?)</{name}>" for name in SECTIONS) + r"\s*", re.DOTALL)
 _CITED = re.compile(r"\[(\d{1,4})\]")
@@ -29,7 +35,7 @@ _CITED = re.compile(r"\[(\d{1,4})\]")
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The three parts; `observe` holds one line an observation."""
+    """The three parts; `observe` holds one line per observation."""
 
     observe: str
     plan: str
@@ -37,24 +43,51 @@ class Trajectory:
 
     @property
     def cited(self) -> tuple[int, ...]:
-        """The items which the observations rest on: 1-based positions, in order of first mention."""
+        """The items that the observations rest on: 1-based positions, in order of first mention."""
         return tuple(dict.fromkeys(int(number) for number in _CITED.findall(self.observe)))
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """Either a trajectory, or the complaint why there is none."""
+    """Either a trajectory, or the reason why there is none."""
 
     trajectory: Trajectory | None
     error: str | None = None
 
 
+def parse(text: str) -> Parsed:
+    """Read a completion. Never raises: a text that does not fit the grammar gives an `error` in words."""
+    tags = [re.sub(r"\s+", "", tag).lower() for tag in _ANY_TAG.findall(text)]
+    expected = [tag for name in SECTIONS for tag in (f"<{name}>", f"</{name}>")]
+    if not tags:
+        return Parsed(None, "no tags")
+    for tag in expected:
+        if tags.count(tag) != 1:
+            return Parsed(None, f"{'no' if tag not in tags else 'more than one'} {tag}")
+    match = _WHOLE.fullmatch(text)
+    if tags != expected or not match:
+        return Parsed(None, "tags out of order" if tags != expected else "text outside the tags")
+    parts = {name: match[name].strip() for name in SECTIONS}
+    empty = [name for name in SECTIONS if not parts[name]]
+    return Parsed(None, f"empty {empty[0]}") if empty else Parsed(Trajectory(**parts))
+
+
+def rewrite_or_generic(text: str, generic: str) -> tuple[str, Parsed]:
+    """The rewrite in a completion; without a trajectory, the generic answer stands."""
+    parsed = parse(text)
+    return (parsed.trajectory.rewrite if parsed.trajectory else generic), parsed
+
+
 def render(trajectory: Trajectory) -> str:
-    """The text of a trajectory; KitError where a part would not survive being parsed again."""
-    text = _text_of(trajectory)
+    """The text of a trajectory.
+
+    Raises:
+        KitError: a part would not survive being parsed again.
+    """
     if not is_writable(trajectory):
-        raise KitError(f"This trajectory cannot be written down ({parse(text).error or 'outer spaces'}): {trajectory}")
-    return text
+        error = parse(_text_of(trajectory)).error or "outer spaces"
+        raise KitError(f"This trajectory cannot be written as text ({error}): {trajectory}")
+    return _text_of(trajectory)
 
 
 def is_writable(trajectory: Trajectory) -> bool:
@@ -66,25 +99,8 @@ def _text_of(trajectory: Trajectory) -> str:
     return "\n".join(f"<{name}>{getattr(trajectory, name)}</{name}>" for name in SECTIONS)
 
 
-def parse(text: str) -> Parsed:
-    """Read a completion. Never raises; what does not fit the grammar comes back with a complaint in words."""
-    tags = [re.sub(r"\s+", "", tag).lower() for tag in _ANY_TAG.findall(text)]
-    wanted = [tag for name in SECTIONS for tag in (f"<{name}>", f"</{name}>")]
-    if not tags:
-        return Parsed(None, "no tags")
-    for tag in wanted:
-        if tags.count(tag) != 1:
-            return Parsed(None, f"{'no' if tag not in tags else 'more than one'} {tag}")
-    match = _WHOLE.fullmatch(text)
-    if tags != wanted or not match:
-        return Parsed(None, "tags out of order" if tags != wanted else "text outside the tags")
-    parts = {name: match[name].strip() for name in SECTIONS}
-    empty = [name for name in SECTIONS if not parts[name]]
-    return Parsed(None, f"empty {empty[0]}") if empty else Parsed(Trajectory(**parts))
-
-
 def trajectory_error(trajectory: Trajectory, shown: Collection[int], gold: str | None = None) -> str | None:
-    """Why this trajectory is not worth training on, or None: cites only items `shown`, ends in the true output."""
+    """Why this trajectory is not worth training on, or None: it must cite only items `shown`, and end in the gold."""
     if not trajectory.cited:
         return "cites no item"
     if not set(trajectory.cited) <= set(shown):
@@ -95,6 +111,6 @@ def trajectory_error(trajectory: Trajectory, shown: Collection[int], gold: str |
 
 
 def count_parse_errors(completions: Sequence[str]) -> dict[str, int]:
-    """How often each complaint was made, most frequent first; completions that parse are not counted."""
-    found = [parsed.error for parsed in map(parse, completions) if parsed.error]
-    return {reason: found.count(reason) for reason in sorted(set(found), key=lambda r: (-found.count(r), r))}
+    """How often each parse error occurs, most frequent first; completions that parse are not counted."""
+    counts = Counter(parsed.error for parsed in map(parse, completions) if parsed.error)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

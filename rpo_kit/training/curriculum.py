@@ -1,8 +1,7 @@
 """How many history items (k, the shots) the reflection module reads at which RL step.
 
-The paper grows k from 2 to 6. The plan is made before training and materialised as one row a prompt, in training order:
-the trainer reads the rows from first to last, so a resumed run meets the same prompts with the same k. (A callback that
-changes k on the fly comes one to three steps late, because batches are fetched ahead.)
+The paper grows k from 2 to 6. The plan is made before training, as one k per step and one example per prompt, in
+training order; so a resumed run meets the same prompts with the same k.
 
     >>> shots_plan("progressive", 10)
     [2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
@@ -21,7 +20,9 @@ from rpo_kit.presets import CURRICULA
 def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int = 0) -> list[int]:
     """k for each of `steps` steps. Progressive: k(t) = first + floor(t (last - first + 1) / steps)."""
     if not 1 <= first <= last:
-        raise KitError(f"The shots must grow: shots_from={first} and shots_to={last} do not.")
+        raise KitError(
+            f"rl.shots_from={first} and rl.shots_to={last}: the number of shots must be at least 1 and not shrink."
+        )
     growing = [first + t * (last - first + 1) // steps for t in range(steps)]
     if plan == "progressive":
         return growing
@@ -38,9 +39,9 @@ def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int =
 
 
 def prompt_order(examples: Sequence[Example], count: int, seed: int = 0) -> list[Example]:
-    """`count` examples in training order: the pool is shuffled anew for each pass over it."""
+    """`count` examples in training order; the pool is reshuffled for each pass over it."""
     if not examples:
-        raise KitError("There is no training example; check prepare's data settings.")
+        raise KitError("There is no training example: check the data settings of prepare.")
     rng = random.Random(f"prompts/{seed}")
     order: list[Example] = []
     while len(order) < count:

@@ -1,24 +1,26 @@
 """What a training log says about the health of an RL run, in sentences with a remedy (Figure 2, right).
 
 The reward alone does not tell: it can rise because the policy copies the history, and stand still because no group has
-any variance. Read from the rows of `rl/log.csv`; the thresholds are ours. Left out: what only a held-out metric shows.
+any variance. Input: the rows of `rl/log.csv`; the thresholds are ours. Left out: what only a held-out metric shows.
 
-    >>> diagnose([{"step": n, "reward": 0.5, "kl": 0.0, "frac_reward_zero_std": 0.9} for n in range(1, 9)])
-    {'frac_reward_zero_std': '90 % of the groups of the last 5 steps had no variance, so their prompts taught nothing: …
+    >>> diagnose([{"step": n, "reward": 0.1 * n, "kl": 0.0, "frac_reward_zero_std": 0.9} for n in range(1, 9)])
+    {'frac_reward_zero_std': '90 % of the groups of the last 5 steps had no variance, so their prompts taught nothing: \
+raise rl.group_size or rl.temperature, or train SFT for fewer steps.'}
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tqdm.auto import tqdm
 
+from rpo_kit.training.progress import OnLog
+
 Rows = Sequence[Mapping[str, float]]
-OnLog = Callable[[list[dict[str, float]]], None]
 
-WINDOW = 5  # ours: steps that are averaged before anything is said
+WINDOW = 5  # ours: steps averaged before a warning
 
-# column, the average above (or below) which it is said, the sentence
+# column: (the average above which it is a warning, the sentence)
 _ABOVE = {
     "completions/clipped_ratio": (
         0.3,
@@ -37,12 +39,12 @@ _ABOVE = {
     ),
     "kl": (
         0.5,
-        "The KL to the SFT adapter is {value:.2f} a token: the policy has left what SFT taught; lower rl.learning_rate "
-        "or raise rl.beta.",
+        "The KL to the SFT adapter is {value:.2f} per token: the policy has left what SFT taught; lower "
+        "rl.learning_rate or raise rl.beta.",
     ),
     "same_answer": (
         0.9,
-        "{share} of the rewrites of the last {window} steps are one and the same label: the policy no longer reads the "
+        "{share} of the rewrites of the last {window} steps are the same label: the policy no longer reads the "
         "query; raise rl.prompts_per_step, lower rl.learning_rate, or train SFT until it reads better.",
     ),
     "copied_history": (
@@ -52,34 +54,34 @@ _ABOVE = {
     ),
     "copied_generic": (
         0.9,
-        "{share} of the rewrites of the last {window} steps are the generic answer word for word: the module leaves it "
-        "as it is; check that SFT's trajectories change it.",
+        "{share} of the rewrites of the last {window} steps are the generic answer word for word: the module does not "
+        "change it; check that the SFT trajectories do.",
     ),
 }
-_DRIFT = 1.6  # ours: how many times longer or shorter than at the start completions may get
+_DRIFT = 1.6  # ours: by what factor the length of completions may change
 
 
 def diagnose(rows: Rows) -> dict[str, str]:
-    """What is wrong by now, one sentence a column; {} for a healthy run and for the first few steps."""
+    """What is wrong, one sentence per column; {} for a healthy run and for the first few steps."""
     if len(rows) < WINDOW:
         return {}
-    found = {}
-    for column, (most, sentence) in _ABOVE.items():
+    warnings = {}
+    for column, (limit, sentence) in _ABOVE.items():
         value = _mean(rows[-WINDOW:], column)
-        if value is not None and value > most:
-            found[column] = sentence.format(share=f"{value:.0%}".replace("%", " %"), window=WINDOW, value=value)
-    return found | _drift(rows) | _standstill(rows)
+        if value is not None and value > limit:
+            warnings[column] = sentence.format(share=f"{value:.0%}".replace("%", " %"), window=WINDOW, value=value)
+    return warnings | _drift(rows) | _standstill(rows)
 
 
 def warn_on_log(on_log: OnLog | None = None) -> OnLog:
-    """A log hook that prints each complaint once, when it first holds, and passes the rows on to `on_log`."""
-    said: set[str] = set()
+    """A log hook that prints each warning once, when it first holds, and passes the rows on to `on_log`."""
+    warned: set[str] = set()
 
     def listen(rows: list[dict[str, float]]) -> None:
         for column, sentence in diagnose(rows).items():
-            if column not in said:
+            if column not in warned:
                 tqdm.write(f"step {rows[-1]['step']:.0f}: {sentence}")
-            said.add(column)
+            warned.add(column)
         if on_log:
             on_log(rows)
 
@@ -98,8 +100,8 @@ def _drift(rows: Rows) -> dict[str, str]:
 
 
 def _standstill(rows: Rows) -> dict[str, str]:
-    """The reward of the last window is not above that of the first. Measured: true of the demo's few steps, whose RL
-    gains nothing, and at no step of the longer runs, whose RL does (figures/data/*_rl_log.csv).
+    """The reward of the last window is not above that of the first. Measured: holds for the demo's few steps, in which
+    RL gains nothing, and at no step of the longer runs, in which it does (figures/data/*_rl_log.csv).
     """
     first, last = _mean(rows[:WINDOW], "reward"), _mean(rows[-WINDOW:], "reward")
     if len(rows) < 2 * WINDOW or first is None or last is None or last > first:
@@ -111,7 +113,7 @@ def _standstill(rows: Rows) -> dict[str, str]:
 
 
 def _mean(rows: Rows, column: str) -> float | None:
-    """The mean of a column over these rows; None where the log does not have it. "unparsed" is 1 - "parsed"."""
+    """The mean of a column over these rows; None if the log lacks it. "unparsed" is 1 - "parsed"."""
     if column == "unparsed":
         parsed = _mean(rows, "parsed")
         return None if parsed is None else 1 - parsed

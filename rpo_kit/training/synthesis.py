@@ -1,8 +1,8 @@
 """Stage 2, `synthesize`: a teacher writes Structured Rewriting Trajectories (Figure 2, left).
 
-By default a trajectory rests on *one* historical example (paper), so that RL with 2→6 has something left to teach. What
-does not parse or does not pass the quality filters (`filters.py`) is rejected, and kept with the reason. The setting
-by `synthesis.teacher`: `persona`, or any chat model (`teachers.py`).
+By default a trajectory rests on *one* historical example (paper), so that RL with 2→6 items has something left to
+teach. What does not parse or does not pass the quality filters (`filters.py`) is rejected and kept with the reason.
+The setting `synthesis.teacher` names the teacher: `persona`, or any chat model (`teachers.py`).
 
     synthesize(run)
     read_records(run.stage("synthesize") / "trajectories.jsonl")[0]["plan"]       # 'reads 3, harsh: give 2'
@@ -11,7 +11,7 @@ by `synthesis.teacher`: `persona`, or any chat model (`teachers.py`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,36 +29,38 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse
 from rpo_kit.runs import Run, append_records, read_records, sort_records, stage
 from rpo_kit.training.filters import RULES, Filters, rejection_reason
-from rpo_kit.training.teachers import ChatTeacher, Request, Rules, Written, persona_teacher
+from rpo_kit.training.teachers import ChatTeacher, Draft, Request, Rules, RuleTeacher, Teacher, persona_teacher
 
-_CHUNK = 64
+_CHUNK = 64  # ours: requests per chunk, and so at most lost by a kill
 
 
-def synthesize(run: Run, teacher: Rules | ChatTeacher | None = None) -> None:
-    """Write `synthesize/trajectories.jsonl` and `synthesize/rejected.jsonl`, one line for each request."""
+def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
+    """Write `synthesize/trajectories.jsonl` and `synthesize/rejected.jsonl`, one line per request."""
     preset = run.preset
     inputs = inputs_of(run, "synthesize")
     failures.reopen(run, "synthesize")
-    with stage(run, "synthesize", **inputs) as work:
-        if work is None:
+    with stage(run, "synthesize", **inputs) as folder:
+        if folder is None:
             return
         task = get_task(preset.data.task)
         requests = list(make_requests(load_prepared(run, "train"), preset.synthesis.shots, preset.synthesis.per_query))
-        done = {record["id"] for name in ("trajectories", "rejected") for record in _records(work, name)}
+        done = {record["id"] for name in ("trajectories", "rejected") for record in _records(folder, name)}
         missing = [request for request in requests if request.id not in done]
         if missing:
-            failures.forget(work)
-            _write(task, teacher or open_teacher(run), missing, work, filters_for(run))
-        failures.conclude(work, len(requests), preset.endpoint.tolerate)
+            failures.forget(folder)
+            teacher = teacher or open_teacher(run)
+            writer = teacher if isinstance(teacher, Teacher) else RuleTeacher(teacher)
+            _write(task, writer, missing, folder, filters_for(run))
+        failures.conclude(folder, len(requests), preset.endpoint.tolerate)
         for name in ("trajectories", "rejected"):
-            sort_records(work / f"{name}.jsonl", [request.id for request in requests])
-        if not _records(work, "trajectories"):
-            raise KitError(f"The teacher wrote no usable trajectory; the reasons are in {work / 'rejected.jsonl'}.")
-        print(describe(work))
+            sort_records(folder / f"{name}.jsonl", [request.id for request in requests])
+        if not _records(folder, "trajectories"):
+            raise KitError(f"The teacher wrote no usable trajectory; the reasons are in {folder / 'rejected.jsonl'}.")
+        print(describe(folder))
 
 
-def make_requests(examples: list[Example], shots: int, per_query: int) -> Iterator[Request]:
-    """For each query the best-ranked items, `shots` at a time, up to `per_query` requests. Empty profiles give none."""
+def make_requests(examples: Sequence[Example], shots: int, per_query: int) -> Iterator[Request]:
+    """For each query the best-ranked items, `shots` at a time, up to `per_query` requests; none for empty profiles."""
     for example in examples:
         for n in range(per_query):
             items = top_k(example, example["ranking"][n * shots :], shots)
@@ -67,74 +69,68 @@ def make_requests(examples: list[Example], shots: int, per_query: int) -> Iterat
 
 
 def open_teacher(run: Run) -> Rules | ChatTeacher:
-    """`persona`, or a chat model with the run's settings and on its account."""
+    """`persona`, or a chat model with the run's settings; its cost is charged to the run."""
     spec = run.preset.synthesis.teacher
     return persona_teacher if spec == "persona" else ChatTeacher(open_chat_for(run, spec))
 
 
 def filters_for(run: Run) -> Filters:
+    """The rule-based teacher is held to the gold word for word; a chat teacher as the settings say."""
     settings = run.preset.synthesis
     return RULES if settings.teacher == "persona" else Filters(settings.match_text, settings.max_words)
 
 
-def describe(work: Path) -> str:
+def describe(folder: Path) -> str:
     """One line: how many trajectories were accepted, and why the others were not."""
-    good, bad = _records(work, "trajectories"), _records(work, "rejected")
+    good, bad = _records(folder, "trajectories"), _records(folder, "rejected")
     reasons = Counter(record["reason"] for record in bad).most_common()
-    told = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none"
-    saved = sum("complaint" in record for record in good)
-    again = f"; {saved} of the accepted ones at the second attempt" if saved else ""
-    return f"{len(good)} trajectories accepted, {len(bad)} rejected ({told}){again}"
+    counts = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none"
+    second = sum("complaint" in record for record in good)
+    again = f"; {second} of the accepted ones at the second attempt" if second else ""
+    return f"{len(good)} trajectories accepted, {len(bad)} rejected ({counts}){again}"
 
 
 def examine(task: Task, request: Request, text: str, filters: Filters) -> tuple[Trajectory | None, str | None]:
-    """The trajectory in a teacher's text, if there is one, and the reason against it, if there is one."""
+    """The trajectory in a teacher's text, or None, and the reason to reject it, or None."""
     parsed = parse(text)
     if parsed.trajectory is None:
         return None, parsed.error
     return parsed.trajectory, rejection_reason(task, request.example, request.numbered, parsed.trajectory, filters)
 
 
-def _write(task: Task, teacher: Rules | ChatTeacher, requests: list[Request], work: Path, filters: Filters) -> None:
-    """Ask for all requests and store what is written, chunk by chunk or as it comes."""
+def _write(task: Task, teacher: Teacher, requests: list[Request], folder: Path, filters: Filters) -> None:
+    """Ask for all requests and store each batch as it arrives."""
+
+    def judge(request: Request, text: str) -> str | None:
+        return examine(task, request, text, filters)[1]
+
     with tqdm(total=len(requests), desc="the teacher writes", unit="trajectory") as bar:
-        for batch in _batches(task, teacher, requests, filters):
-            judged = [_record(task, request, written, filters) for request, written in batch if not written.failure]
-            append_records(work / "rejected.jsonl", [record for record in judged if "reason" in record])
-            append_records(work / "trajectories.jsonl", [record for record in judged if "reason" not in record])
-            failures.note(work, {request.id: written.failure for request, written in batch if written.failure})
+        for batch in teacher.write(task, requests, judge, _CHUNK):
+            records = [_record(task, request, draft, filters) for request, draft in batch if not draft.failure]
+            append_records(folder / "rejected.jsonl", [record for record in records if "reason" in record])
+            append_records(folder / "trajectories.jsonl", [record for record in records if "reason" not in record])
+            failures.note(folder, {request.id: draft.failure for request, draft in batch if draft.failure})
             bar.update(len(batch))
 
 
-def _batches(
-    task: Task, teacher: Rules | ChatTeacher, requests: list[Request], filters: Filters
-) -> Iterator[list[tuple[Request, Written]]]:
-    if isinstance(teacher, ChatTeacher):
-        yield from teacher.write(task, requests, lambda request, text: examine(task, request, text, filters)[1], _CHUNK)
-        return
-    for start in range(0, len(requests), _CHUNK):
-        chunk = requests[start : start + _CHUNK]
-        yield [(request, Written(text)) for request, text in zip(chunk, teacher(task, chunk), strict=True)]
-
-
-def _record(task: Task, request: Request, written: Written, filters: Filters) -> dict[str, Any]:
+def _record(task: Task, request: Request, draft: Draft, filters: Filters) -> dict[str, Any]:
     """The record of one teacher's text: accepted with its parts, or rejected with a reason.
 
-    `complaint` is there where the text is the second attempt; `wrote` where the rewrite came close to the user's own
-    text, which stands in its place.
+    `complaint` is set if the text is the second attempt: what was wrong with the first. `wrote` is set if the rewrite
+    came close to the gold, which replaces it.
     """
-    record = {"id": request.id, "example": request.example["id"], "first": request.first}
+    record: dict[str, Any] = {"id": request.id, "example": request.example["id"], "first": request.first}
     record["items"] = [item["id"] for item in request.items]
-    trajectory, reason = examine(task, request, written.text, filters)
-    if written.first_error:
-        record["complaint"] = written.first_error
+    trajectory, reason = examine(task, request, draft.text, filters)
+    if draft.first_error:
+        record["complaint"] = draft.first_error
     if reason or trajectory is None:
-        return record | {"text": written.text, "reason": reason}
+        return record | {"text": draft.text, "reason": reason}
     corrected = replace(trajectory, rewrite=request.example["output"].strip())
     if corrected != trajectory and is_writable(corrected):
         return record | {"wrote": trajectory.rewrite} | asdict(corrected)
     return record | asdict(trajectory)
 
 
-def _records(work: Path, name: str) -> list[dict[str, Any]]:
-    return read_records(work / f"{name}.jsonl")
+def _records(folder: Path, name: str) -> list[dict[str, Any]]:
+    return read_records(folder / f"{name}.jsonl")

@@ -1,14 +1,14 @@
 """Teachers: who writes the Structured Rewriting Trajectories (Figure 2, left).
 
-A teacher sees the query, the generic answer, one or more history items and, if it is a chat model, the user's true
-output, and makes explicit how one gets from the generic answer to the user's own. Two kinds:
+A teacher sees the query, the generic answer, one or more history items and, if it is a chat model, the gold, and makes
+explicit how one gets from the generic answer to the gold. There are two kinds:
 
-`ChatTeacher` is any chat model. A text that cannot be used is sent back once with the complaint about it. It shows its
-work as it comes, so that a kill loses nothing; what an endpoint does not answer is a failure of that request alone.
+`ChatTeacher` is any chat model. A text that cannot be used is returned once, with the reason. Texts are handed out as
+they arrive, so a kill loses nothing; a request that an endpoint does not answer fails alone.
 
 `persona_teacher` is a set of rules for the embedded benchmark. It reads the hidden facts that `personas` stores beside
-the texts, draws its conclusion from the history items alone, and is therefore wrong, and rejected, where the items do
-not show the user's habit.
+the texts and draws its conclusion from the history items alone. So it is wrong, and rejected, if the items do not show
+the user's habit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
@@ -27,17 +27,17 @@ from rpo_kit.rewriting.prompts import escape_tags, fill, prompt_fingerprints
 from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run
 
-TOKENS = 400  # ours: a trajectory of 200 words and its tags fit
+TOKENS = 400  # ours: enough for a trajectory of 200 words and its tags
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the teacher is asked about: one training query and the history items that its trajectory shall rest on."""
+    """What the teacher is asked: one training example, and the history items on which its trajectory should rest."""
 
     id: str
     example: Example
     items: list[Item]
-    first: int = 1  # an item is numbered by its place in the ranking
+    first: int = 1  # an item's number is its rank; this is the first item's
 
     @property
     def numbered(self) -> list[tuple[int, Item]]:
@@ -45,19 +45,32 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Written:
-    """A teacher's text for a request, or why there is none; `first_error` is what was wrong with its first text."""
+class Draft:
+    """A teacher's text for a request, or the reason why there is none; `first_error` is what was wrong with its first
+    text, if this is the second.
+    """
 
     text: str
     failure: str | None = None
     first_error: str | None = None
 
 
-Rules = Callable[[Task, list[Request]], list[str]]  # a teacher in this process: one text a request, at once
-Judge = Callable[[Request, str], str | None]  # why the text cannot be used
+Rules = Callable[[Task, list[Request]], list[str]]  # a teacher in this process: one text per request, at once
+Judge = Callable[[Request, str], str | None]  # why the text cannot be used, or None
 
 
-def prompt_inputs(run: Run) -> dict[str, Any]:
+@runtime_checkable
+class Teacher(Protocol):
+    """Writes one draft per request."""
+
+    def write(
+        self, task: Task, requests: list[Request], judge: Judge, chunk: int = 64
+    ) -> Iterator[list[tuple[Request, Draft]]]:
+        """Batches of drafts as they are ready; `judge` says why a text cannot be used."""
+        ...
+
+
+def prompt_inputs(run: Run) -> dict[str, dict[str, str]]:
     """The prompts of a chat teacher, as inputs of `synthesize`; the rule-based teacher reads none."""
     chat = run.preset.synthesis.teacher != "persona"
     return {"prompts": prompt_fingerprints("teacher", "teacher_again")} if chat else {}
@@ -74,29 +87,29 @@ class ChatTeacher:
 
     def write(
         self, task: Task, requests: list[Request], judge: Judge, chunk: int = 64
-    ) -> Iterator[list[tuple[Request, Written]]]:
-        """Texts as they come; those against which `judge` has a reason are asked for once more, at the end."""
-        asked = [[{"role": "user", "content": teacher_prompt(task, request)}] for request in requests]
-        returned: list[tuple[Request, Conversation, str]] = []
-        with reporting_cost(self.chat, asked, TOKENS):
-            for batch in stream_completions(self.chat, asked, max_new_tokens=TOKENS, chunk=chunk):
-                useful = []
-                for place, answer in batch:
-                    complaint = None if answer.failure else judge(requests[place], answer.text)
-                    if complaint:
-                        returned.append((requests[place], sent_back(asked[place], answer.text, complaint), complaint))
+    ) -> Iterator[list[tuple[Request, Draft]]]:
+        """Drafts as they arrive; those that `judge` rejects are asked for once more, at the end."""
+        prompts: list[Conversation] = [[{"role": "user", "content": teacher_prompt(task, r)}] for r in requests]
+        retries: list[tuple[Request, Conversation, str]] = []
+        with reporting_cost(self.chat, prompts, TOKENS):
+            for batch in stream_completions(self.chat, prompts, max_new_tokens=TOKENS, chunk=chunk):
+                drafts = []
+                for index, answer in batch:
+                    error = None if answer.failure else judge(requests[index], answer.text)
+                    if error:
+                        retries.append((requests[index], retry_conversation(prompts[index], answer.text, error), error))
                     else:
-                        useful.append((requests[place], _written(answer)))
-                yield useful
-            again = [conversation for _, conversation, _ in returned]
+                        drafts.append((requests[index], _draft(answer)))
+                yield drafts
+            again = [conversation for _, conversation, _ in retries]
             for batch in stream_completions(self.chat, again, max_new_tokens=TOKENS, chunk=chunk):
-                yield [(returned[place][0], _written(answer, returned[place][2])) for place, answer in batch]
+                yield [(retries[index][0], _draft(answer, retries[index][2])) for index, answer in batch]
 
 
-def sent_back(asked: Conversation, text: str, complaint: str) -> Conversation:
-    """The conversation that asks once more, with the complaint about the first text."""
-    again = fill("teacher_again", complaint=complaint)
-    return [*asked, {"role": "assistant", "content": text}, {"role": "user", "content": again}]
+def retry_conversation(prompt: Conversation, text: str, error: str) -> Conversation:
+    """The conversation that asks once more, and says what was wrong with the first text."""
+    again = fill("teacher_again", complaint=error)
+    return [*prompt, {"role": "assistant", "content": text}, {"role": "user", "content": again}]
 
 
 def teacher_prompt(task: Task, request: Request) -> str:
@@ -112,30 +125,48 @@ def teacher_prompt(task: Task, request: Request) -> str:
     )
 
 
-def _written(answer: Completion, complaint: str | None = None) -> Written:
-    return Written(answer.text, answer.failure, complaint)
+def _draft(answer: Completion, first_error: str | None = None) -> Draft:
+    return Draft(answer.text, answer.failure, first_error)
 
 
-# ---- the rules of the personas ------------------------------------------------------------------------------------
+# ---- rules --------------------------------------------------------------------------------------------------------
+
+
+class RuleTeacher:
+    """Rules as a `Teacher`: a chunk of requests at a time, no second attempt."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+
+    def write(
+        self, task: Task, requests: list[Request], judge: Judge, chunk: int = 64
+    ) -> Iterator[list[tuple[Request, Draft]]]:
+        for start in range(0, len(requests), chunk):
+            batch = requests[start : start + chunk]
+            yield [(request, Draft(text)) for request, text in zip(batch, self.rules(task, batch), strict=True)]
 
 
 def persona_teacher(task: Task, requests: list[Request]) -> list[str]:
-    """The rule-based teacher of the personas: observes each item, takes the habit that most show, applies it."""
+    """The rules of the personas: observe each item, take the habit that most of them show, apply it to the query.
+
+    Raises:
+        KitError: the examples carry no facts, because they are not from the embedded benchmark.
+    """
     rules = persona(task.name)
-    written = []
+    texts = []
     for request in requests:
         facts = request.example["facts"]
         if not facts:
             raise KitError(
                 "The persona teacher reads the facts stored with `personas`; for other data set synthesis.teacher."
             )
-        seen = [(n, item, facts["items"][item["id"]]) for n, item in request.numbered]
-        habits = [habit for _, item, fact in seen if (habit := rules.shown_habit(item, fact))]
+        read = [(n, item, facts["items"][item["id"]]) for n, item in request.numbered]
+        habits = [habit for _, item, fact in read if (habit := rules.shown_habit(item, fact))]
         if not habits:
-            written.append("")  # nothing to be seen: counted as rejected ("no tags")
+            texts.append("")  # nothing to observe: counted as rejected ("no tags")
             continue
         habit = Counter(habits).most_common(1)[0][0]
-        observe = "\n".join(f"[{n}] {rules.observe(item, fact)}" for n, item, fact in seen)
+        observe = "\n".join(f"[{n}] {rules.observe(item, fact)}" for n, item, fact in read)
         plan = rules.plan(habit, facts["query"], request.example["generic"])
-        written.append(render(Trajectory(observe, plan, rules.apply(habit, facts["query"]))))
-    return written
+        texts.append(render(Trajectory(observe, plan, rules.apply(habit, facts["query"]))))
+    return texts

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rpo_kit.model_spec import Endpoint
+from rpo_kit.model_spec import EndpointSpec
 from rpo_kit.models.cache import open_database
 from rpo_kit.models.endpoint import EndpointChat
 from rpo_kit.presets import EndpointSettings
@@ -93,7 +93,7 @@ def seconds(work: object) -> float:
 
 
 def make_chat(url: str, folder: Path, name: str, **settings: object) -> EndpointChat:
-    return EndpointChat(Endpoint(url, "m", ""), EndpointSettings(**settings), open_database(folder / name))
+    return EndpointChat(EndpointSpec(url, "m", ""), EndpointSettings(**settings), open_database(folder / name))
 
 
 @contextmanager

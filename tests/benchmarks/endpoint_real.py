@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from endpoint import bare, questions, seconds  # the benchmark beside this one
 
 from rpo_kit.bundled import bundled_model, gguf_file
-from rpo_kit.model_spec import Endpoint, parse_spec
+from rpo_kit.model_spec import EndpointSpec, parse_spec
 from rpo_kit.models.chat import Completion
 from rpo_kit.models.endpoint import EndpointChat
 from rpo_kit.presets import EndpointSettings
@@ -58,7 +58,7 @@ def command_of(port: int) -> tuple[list[str], str]:
 
 
 @contextmanager
-def a_server() -> Iterator[Endpoint]:
+def a_server() -> Iterator[EndpointSpec]:
     """A server of our own, once it answers; stopped at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -70,7 +70,7 @@ def a_server() -> Iterator[Endpoint]:
             url = f"http://127.0.0.1:{port}/v1"
             took = seconds(lambda: wait_for(server, url))
             print(f"server: {' '.join(command[1:4])} …, ready after {took:.0f} s", flush=True)
-            yield Endpoint(url, model, "")
+            yield EndpointSpec(url, model, "")
         except BaseException:
             log.seek(0)
             print(log.read()[-2000:], file=sys.stderr)
@@ -91,27 +91,27 @@ def wait_for(server: subprocess.Popen[bytes], url: str) -> None:
     raise SystemExit("The server did not come up; what it said:")
 
 
-def ours(place: Endpoint, options: argparse.Namespace) -> list[Completion]:
+def ours(spec: EndpointSpec, options: argparse.Namespace) -> list[Completion]:
     """A new client with a cache in memory, so that every question is asked."""
-    chat = EndpointChat(place, EndpointSettings(concurrency=options.concurrency, timeout=PATIENCE))
+    chat = EndpointChat(spec, EndpointSettings(concurrency=options.concurrency, timeout=PATIENCE))
     answers = chat.complete(list(questions(options.items)), max_new_tokens=options.tokens)
     failed = [answer.failure for answer in answers if answer.failure]
     assert not failed, f"{len(failed)} items failed, the first with: {failed[0]}"
     return answers
 
 
-def compare(place: Endpoint, options: argparse.Namespace) -> None:
+def compare(spec: EndpointSpec, options: argparse.Namespace) -> None:
     times: dict[str, list[float]] = {"bare": [], "ours": []}
     texts: dict[str, list[str]] = {}
 
     def ask(name: str) -> None:
         if name == "ours":
-            texts[name] = [answer.text for answer in ours(place, options)]
+            texts[name] = [answer.text for answer in ours(spec, options)]
         else:
-            asked = bare(place.url, options.items, options.concurrency, place.model, options.tokens)
+            asked = bare(spec.url, options.items, options.concurrency, spec.model, options.tokens)
             texts[name] = [text or "" for text in asyncio.run(asked)]
 
-    asyncio.run(bare(place.url, 1, 1, place.model, options.tokens))  # the first answer of a server is slow
+    asyncio.run(bare(spec.url, 1, 1, spec.model, options.tokens))  # the first answer of a server is slow
     for turn in range(ROUNDS):
         for name in sorted(times, reverse=bool(turn % 2)):
             times[name].append(seconds(lambda n=name: ask(n)))
@@ -131,8 +131,8 @@ def main() -> None:
     os.environ["NO_PROXY"] = "127.0.0.1,localhost"
     print(f"{platform.machine()}, load {os.getloadavg()[0]:.1f}, {vars(options)}", flush=True)
     if options.server is None:
-        with a_server() as place:
-            compare(place, options)
+        with a_server() as spec:
+            compare(spec, options)
         return
     named = parse_spec(options.server)
     if named is None:

@@ -1,4 +1,4 @@
-"""LaMP's prompt with context under a token budget: shares, what is handed on, what is never cut, by hand."""
+"""LaMP's prompt with context under a token budget: shares, what is passed on, what is never cut, by hand."""
 
 import logging
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ ALL = TASKS | MORE_TASKS
 
 
 class Words:
-    """A tokenizer that can be counted by hand: a token a word, and one end mark, as a T5's."""
+    """A tokenizer that can be counted by hand: one token per word, and one end token, as in T5."""
 
     def __init__(self) -> None:
         self.words = ["</s>"]
@@ -49,7 +49,7 @@ def test_each_item_gets_an_equal_share_and_only_its_text_is_cut() -> None:
     assert cut(RATINGS, [rating(long), rating(long)], 37) == ["a b c d e f g h", "a b c d e f g h"]
 
 
-def test_two_tokens_are_kept_for_each_link_between_items() -> None:
+def test_two_tokens_are_reserved_for_each_link_between_items() -> None:
     # n = 2, room 36: share = (36 - 1 - 2) // 2 = 16, and 16 - 8 = 8 tokens, 7 words; with one token a link it were 17.
     long = "a b c d e f g h i j k"
     assert cut(RATINGS, [rating(long), rating(long)], 36) == ["a b c d e f g"] * 2
@@ -61,7 +61,7 @@ def test_a_share_that_the_frame_uses_up_leaves_an_empty_text() -> None:
     assert cut(RATINGS, [rating("a b c")], 11) == ["a"]
 
 
-def test_a_real_tokenizer_with_two_marks_is_not_asked_for_fewer_tokens_than_these() -> None:
+def test_a_real_tokenizer_that_adds_two_tokens_is_not_asked_for_fewer() -> None:
     from tokenizers.processors import TemplateProcessing
 
     from tests.conftest import make_tokenizer
@@ -83,13 +83,13 @@ def test_what_a_short_item_leaves_over_goes_to_the_items_after_it_and_never_back
     assert cut(RATINGS, [rating(long), rating("a b")], 37) == ["a b c d e f g h", "a b"]
 
 
-def test_citations_reserve_nothing_and_count_two_quotes_an_item() -> None:
+def test_citations_reserve_nothing_and_count_two_quotes_per_item() -> None:
     # share = (20 - 0 - 2) // 2 = 9; 9 - 2 = 7 tokens: 6 words and the end mark.
     items = [{"id": "1", "title": "a b c d e f g h", "abstract": "-"}] * 2
     assert cut(CITATIONS, items, 20) == ["a b c d e f"] * 2
 
 
-def test_titles_and_tweets_keep_room_for_the_words_behind_the_items() -> None:
+def test_titles_and_tweets_keep_room_for_the_words_after_the_items() -> None:
     # Tweets: "are written by user. Following the given patterns" is 8 words + end = 9, so 1 + 9 are reserved.
     # share = 20 - 10 = 10; the frame '" " ' is 2 words + end = 3: 7 tokens, 6 words.
     assert cut(TWEETS, [{"id": "1", "text": "a b c d e f g h"}], 20) == ["a b c d e f"]
@@ -106,7 +106,7 @@ def test_a_longer_label_leaves_less_room_and_stays_whole() -> None:
     assert '"food & drink"' in lamp_prompt(news, "IN", [item], Words(), 18)
 
 
-def test_the_question_keeps_at_most_six_tenths_and_gives_way_by_tenths() -> None:
+def test_the_input_keeps_at_most_six_tenths_and_shrinks_by_tenths() -> None:
     # max_length 20, a question of 19 words + end = 20 tokens: it is counted as 12, then 10, then 8, 6 …
     # One item needs frame 8 + 1 reserved: room 8 -> share 7 < 8, None; room 10 -> share 9, one token, the end mark.
     question = " ".join(f"q{n}" for n in range(19))
@@ -116,10 +116,10 @@ def test_the_question_keeps_at_most_six_tenths_and_gives_way_by_tenths() -> None
     assert '"a"' in lamp_prompt(RATINGS, question, [rating("a b c")], Words(), 26)
 
 
-def test_items_that_never_fit_leave_the_bare_question_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_items_that_never_fit_leave_the_bare_input_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert lamp_prompt(RATINGS, "IN", [rating("a")] * 9, Words(), 30, name="310") == "IN"
-    assert "Question 310: 9 items do not fit into 30 tokens" in caplog.text
+    assert "Example 310: its 9 items do not fit into 30 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("name", ALL)

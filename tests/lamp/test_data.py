@@ -1,4 +1,4 @@
-"""Official files become a dataset; what is wrong with a file is said at the door, with file, id and remedy."""
+"""Official files become a dataset; what is wrong with a file is reported on load, with file, id and remedy."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ def write_split(folder: Path, questions: object, outputs: dict[str, Any] | None 
 # --- what is read ---
 
 
-def test_a_row_has_question_user_output_and_profile(tmp_path: Path) -> None:
+def test_a_row_has_input_user_gold_and_profile(tmp_path: Path) -> None:
     write_split(tmp_path, [question(0, items=1), question(1, items=0)], {"311": "4", "310": "2"})
     dataset = read_lamp(tmp_path, RATINGS, "dev")
     assert dataset.column_names == ["id", "user_id", "input", "output", "profile"]
@@ -81,12 +81,12 @@ def test_a_file_that_mixes_the_two_splits_is_named_with_the_question(
 
 
 @pytest.mark.parametrize("rating", ["five", "", "nan", "inf"])
-def test_a_rating_that_is_none_is_told_at_the_door(rating: str, tmp_path: Path) -> None:
+def test_an_invalid_rating_is_reported_on_load(rating: str, tmp_path: Path) -> None:
     write_split(tmp_path, [question(0, profile=[UNDATED | {"score": rating}])])
-    with pytest.raises(KitError, match=r"Question '310' .* profile item 0: score is .* and no rating"):
+    with pytest.raises(KitError, match=r"Question '310' .* profile item 0: score is .*, which is not a rating"):
         read_lamp(tmp_path, RATINGS, "dev")
     write_split(tmp_path, [question(0)], {"310": rating})
-    with pytest.raises(KitError, match=r"The output of '310' in .*dev_outputs.json is .* and no rating"):
+    with pytest.raises(KitError, match=r"The output of '310' in .*dev_outputs.json is .*, which is not a rating"):
         read_lamp(tmp_path, RATINGS, "dev")
 
 
@@ -95,7 +95,7 @@ def test_an_id_of_half_a_character_is_read_like_any_text(tmp_path: Path) -> None
     assert read_lamp(tmp_path, RATINGS, "dev")["id"][:] == ["3\ufffd"]
 
 
-def test_numbers_are_read_as_text_as_lamps_evaluator_does(tmp_path: Path) -> None:
+def test_numbers_are_read_as_text_like_in_lamps_evaluator(tmp_path: Path) -> None:
     item = {"id": 3100, "text": "x", "score": 5}
     dataset = read_lamp(write_split(tmp_path, [question(0, profile=[item])], {"310": 4}), RATINGS, "dev")
     assert dataset[0]["profile"] == [{"id": "3100", "text": "x", "score": "5"}]
@@ -125,7 +125,7 @@ def test_an_official_file_looks_as_lamps_readme_says(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "dev_questions.json").read_text()) == [question(0, items=1) | {"user_id": "u"}]
 
 
-def test_half_a_character_is_replaced_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_half_a_character_is_replaced_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     item = {"id": "3100", "text": "cut off \ud83d", "score": "1"}
     dataset = read_lamp(write_split(tmp_path, [question(0, profile=[item])]), RATINGS, "dev")
     assert dataset[0]["profile"][0]["text"] == "cut off \ufffd"
@@ -136,14 +136,14 @@ def test_half_a_character_is_replaced_and_said(tmp_path: Path, caplog: pytest.Lo
 # --- what is kept, excluded, counted, shown ---
 
 
-def test_an_empty_profile_is_kept_counted_and_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_profile_is_kept_counted_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     dataset = read_lamp(write_split(tmp_path, [question(0, items=0), question(1)]), RATINGS, "dev")
     assert dataset[0]["profile"] == []
     assert split_summary(dataset)["empty_profiles"] == 1
     assert "1 of 2 questions have an empty profile" in caplog.text
 
 
-def test_a_question_without_instruction_is_excluded_counted_and_shown(
+def test_a_row_without_instruction_is_excluded_counted_and_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     film = {"id": "1100", "description": "A ship.", "tag": "classic"}
@@ -157,14 +157,14 @@ def test_a_question_without_instruction_is_excluded_counted_and_shown(
     assert "excluded 1 of 2 questions without instruction: 110." in caplog.text
 
 
-def test_an_answer_in_the_own_profile_is_counted_shown_and_dropped_if_asked(
+def test_a_gold_in_its_own_profile_is_counted_reported_and_dropped_on_request(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [question(0), question(1, input=RATINGS.make_input(text="Item 1."))]  # item 1 rates the asked review
     dataset = read_lamp(write_split(tmp_path, rows), RATINGS, "dev")
     assert split_summary(dataset)["gold_in_profile"] == 1
     assert len(dataset[1]["profile"]) == 2
-    assert "1 of 2 questions have their answer in their own profile; set data.drop_gold" in caplog.text
+    assert "1 of 2 questions have their gold in their own profile; set data.drop_gold" in caplog.text
     dropped = read_lamp(tmp_path, RATINGS, "dev", drop_gold=True)
     assert [item["text"] for item in dropped[1]["profile"]] == ["Item 0."]
     assert len(dropped[0]["profile"]) == 2
@@ -172,15 +172,15 @@ def test_an_answer_in_the_own_profile_is_counted_shown_and_dropped_if_asked(
     assert "those items are dropped" in caplog.text
 
 
-def test_html_entities_are_counted_and_left_as_lamp_scores_them(tmp_path: Path) -> None:
+def test_html_entities_are_counted_and_left_because_lamp_scores_them(tmp_path: Path) -> None:
     rows = [question(0, input=RATINGS.make_input(text="Q&amp;A")), question(1, input=RATINGS.make_input(text="Q&A;"))]
     dataset = read_lamp(write_split(tmp_path, rows), RATINGS, "dev")
     assert split_summary(dataset)["html_entities"] == 1
     assert dataset[0]["input"].endswith("Q&amp;A")
 
 
-def test_users_that_no_file_names_are_found_by_their_history(tmp_path: Path) -> None:
-    """LaMP-2 and LaMP-4: each question of a user has the items of the others in its profile, but not its own."""
+def test_users_without_an_id_are_found_by_their_history(tmp_path: Path) -> None:
+    """LaMP-2 and LaMP-4: each example of a user has the items of the others in its profile, but not its own."""
     reviews = [{"id": str(n), "text": f"Review {n}.", "score": "1"} for n in range(6)]
     others = [{"id": str(n), "text": f"Other {n}.", "score": "1"} for n in range(6)]
     profiles = [reviews[1:], others[1:], reviews[:3] + reviews[4:], others[:5]]
@@ -191,7 +191,7 @@ def test_users_that_no_file_names_are_found_by_their_history(tmp_path: Path) -> 
     assert split_summary(dataset)["users"] == 2
 
 
-def test_lamp_6_as_distributed_is_answered_with_what_is_missing_and_where_it_is(tmp_path: Path) -> None:
+def test_lamp_6_as_distributed_is_rejected_with_where_to_get_the_texts(tmp_path: Path) -> None:
     mails = get_task("LaMP-6")
     item = {"id": "1", "text": "147-000874-EM.txt", "title": "147-000874-EM.txt"}
     for input in ("147-000875-EM.txt", mails.make_input(text="147-000875-EM.txt")):
@@ -205,7 +205,7 @@ def test_lamp_6_as_distributed_is_answered_with_what_is_missing_and_where_it_is(
     assert read_lamp(tmp_path, mails, "dev")[0]["output"] == "5"
 
 
-def test_a_clean_split_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_clean_split_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         read_lamp(write_split(tmp_path, [question(0)]), RATINGS, "dev")
     assert caplog.text == ""
@@ -228,7 +228,7 @@ def test_the_summary_counts_by_hand_and_survives_saving_and_selecting(tmp_path: 
     assert split_summary(again.select([]))["examples"] == 0
 
 
-def test_withheld_test_outputs_are_empty_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_withheld_test_outputs_are_empty_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "test_questions.json").write_text(json.dumps([question(0)]))
     assert read_lamp(tmp_path, RATINGS, "test")[0]["output"] == ""
     assert "withholds" in caplog.text
@@ -247,8 +247,8 @@ HTML = "\n<!DOCTYPE html>\n<html><body>LaMP</body></html>"
         (b'[{"id": "310", "input": "What', "Unterminated string starting at character 24 of 29.*broke off: download"),
         (b"", "not complete JSON.*character 0 of 0"),
         (b"\x1f\x8b\x08\x00", "not UTF-8 text.*unpack"),
-        (b'{"id": "310"}', "(JSON list of questions|no LaMP outputs file)"),
-        (b"[]", "(not an empty one|no LaMP outputs file)"),
+        (b'{"id": "310"}', "(JSON list of questions|not a LaMP outputs file)"),
+        (b"[]", "(not an empty one|not a LaMP outputs file)"),
     ],
 )
 def test_a_file_that_is_not_lamps_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_file_that_is_not_lamps_is_named(name: str, content: bytes, message: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_or_folder_is_named_with_what_is_there(tmp_path: Path) -> None:
+def test_a_missing_file_or_folder_is_named_with_what_the_folder_has(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"no file .*dev_questions.json; that folder is empty"):
         read_lamp(tmp_path, RATINGS, "dev")
     write_split(tmp_path, [question(0)])
@@ -291,12 +291,12 @@ def test_the_folder_of_another_task_is_recognised(tmp_path: Path) -> None:
         ({"id": "311", "input": "x"}, r"Row 1, id '311', of .*dev_questions.json lacks profile"),
         ({"input": "x", "profile": []}, r"Row 1 of .*dev_questions.json lacks id"),
         ("row", r"Row 1 of .*dev_questions.json lacks everything"),
-        (question(1, input=None), r"'311' in .*dev_questions.json: input is 'None' and not text"),
-        (question(1, profile=None), r"'311' in .*dev_questions.json has a profile that is no list"),
+        (question(1, input=None), r"'311' in .*dev_questions.json: input is 'None', which is not text"),
+        (question(1, profile=None), r"'311' in .*dev_questions.json has a profile that is not a list"),
         (question(1, profile=["x"]), r"'311' .*profile item 0 lacks id, text, score"),
         (question(1, profile=[{"id": "1", "text": "x"}]), r"'311' .*profile item 0 lacks score"),
         (question(1, profile=[{"id": "1", "text": "x", "score": None}]), r"'311' .*item 0: score is 'None'"),
-        (question(0), r"'310' stands twice in .*dev_questions.json"),
+        (question(0), r"'310' occurs twice in .*dev_questions.json"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_id(row: Any, message: str, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def rows(*profiles: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_text_is_the_mean_of_its_tokens_whatever_stands_beside_it_in_the_batch(encoder_folder: Path) -> None:
+def test_a_text_is_the_mean_of_its_tokens_whatever_else_is_in_the_batch(encoder_folder: Path) -> None:
     import torch
 
     encoder = load_encoder(str(encoder_folder))
@@ -75,7 +75,9 @@ def test_a_long_text_is_cut_at_the_encoders_length(encoder_folder: Path) -> None
     )
 
 
-def test_items_stand_by_falling_dot_product_and_equal_ones_stay_in_order(encoder_folder: Path, tmp_path: Path) -> None:
+def test_items_are_ranked_by_falling_dot_product_and_equal_ones_stay_in_order(
+    encoder_folder: Path, tmp_path: Path
+) -> None:
     examples = rows(["sun", "rain", "sun", "tea at noon"], [], ["hi"])
     ranked = rank_dense(TWEETS, examples, str(encoder_folder), tmp_path)
     encoder = load_encoder(str(encoder_folder))
@@ -85,7 +87,7 @@ def test_items_stand_by_falling_dot_product_and_equal_ones_stay_in_order(encoder
     assert ranked[0].index(0) + 1 == ranked[0].index(2), "the two suns"
 
 
-def test_each_text_is_encoded_once_and_a_second_ranking_asks_no_model(
+def test_each_text_is_encoded_once_and_a_second_ranking_runs_no_model(
     encoder_folder: Path, tmp_path: Path, counted: list[str]
 ) -> None:
     examples = rows(["sun", "rain", "sun"], ["rain", "hi"])
@@ -95,7 +97,7 @@ def test_each_text_is_encoded_once_and_a_second_ranking_asks_no_model(
     assert len(counted) == 4
 
 
-def test_a_killed_ranking_goes_on_with_the_missing_texts(
+def test_a_killed_ranking_resumes_with_the_missing_texts(
     encoder_folder: Path, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dense, "BATCH", 1)
@@ -136,7 +138,7 @@ def test_another_encoder_has_another_cache(encoder_folder: Path, tmp_path: Path,
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_weights_that_are_a_pickle_are_refused_with_a_way_to_convert_them_that_works(
+def test_pickled_weights_are_rejected_with_a_conversion_that_works(
     encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -153,7 +155,7 @@ def test_weights_that_are_a_pickle_are_refused_with_a_way_to_convert_them_that_w
     assert all(torch.equal(converted[key], weights[key]) for key in weights)
 
 
-def test_what_is_no_encoder_and_what_is_no_cache_is_said(encoder_folder: Path, tmp_path: Path) -> None:
+def test_a_broken_encoder_and_a_broken_cache_are_named(encoder_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(KitError, match=r"encoder '.*empty' cannot be loaded .*model.safetensors"):
         load_encoder(str(tmp_path / "empty"))

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: said first, taken up where they broke, whole or not there at all."""
+"""Downloads from a server on this machine: announced, resumed, and complete or absent."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_addresses_are_lamps() -> None:
         addresses(RATINGS, "date", ["dev"])
 
 
-def test_sizes_are_said_first_checksums_are_kept_and_the_files_are_lamps(
+def test_sizes_are_printed_first_checksums_are_kept_and_the_files_are_lamps(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = get(server, tmp_path)
@@ -129,7 +129,7 @@ def test_sizes_are_said_first_checksums_are_kept_and_the_files_are_lamps(
     assert len(read_lamp(folder, RATINGS, "dev")) == 9
 
 
-def test_what_is_here_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
+def test_files_on_disk_are_not_requested_again(server: Server, tmp_path: Path) -> None:
     get(server, tmp_path)
     asked = len(server.asked)
     server.statuses = [503]
@@ -137,7 +137,7 @@ def test_what_is_here_is_not_asked_for_again(server: Server, tmp_path: Path) -> 
     assert (len(server.asked), server.statuses) == (asked, [503])
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server: Server, tmp_path: Path) -> None:
+def test_a_broken_connection_resumes_where_it_broke(server: Server, tmp_path: Path) -> None:
     server.cut_after = [1000, 500]
     pauses: list[float] = []
     folder = get(server, tmp_path, pauses)
@@ -148,10 +148,10 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: Server, tmp_path
     assert pauses == [1, 1], "each try brought something, so the pauses do not grow"
 
 
-def test_a_later_call_goes_on_with_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
+def test_a_later_call_resumes_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
     server.cut_after = [1000] + [0] * len(PAUSES) + [0]
     pauses: list[float] = []
-    with pytest.raises(KitError, match=r"connection ended after 1,000 of .* tried 6 times. What has come is kept"):
+    with pytest.raises(KitError, match=r"connection ended after 1,000 of .* tried 6 times. What was received is kept"):
         get(server, tmp_path, pauses)
     assert pauses == list(PAUSES)
     assert not {"dev_questions.json", "checksums.json"} & set(names(tmp_path)), "nothing looks whole"
@@ -177,14 +177,14 @@ def test_a_file_that_changed_or_a_server_that_cannot_resume_means_a_fresh_start(
     assert (folder / "dev_questions.json").read_bytes() == new
 
 
-def test_a_busy_server_is_asked_again_with_longer_and_longer_pauses(server: Server, tmp_path: Path) -> None:
+def test_a_busy_server_is_retried_with_longer_and_longer_pauses(server: Server, tmp_path: Path) -> None:
     server.statuses = [503, 429, 500]
     pauses: list[float] = []
     get(server, tmp_path, pauses)
     assert pauses == [1, 2, 4]
 
 
-def test_lamp_6_says_what_is_missing_before_anything_is_asked_for(server: Server, tmp_path: Path) -> None:
+def test_lamp_6_is_rejected_before_any_request(server: Server, tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"LaMP-6 cannot be downloaded whole: .*Avocado .*LDC2015T03.*--data FOLDER"):
         fetch(get_task("LaMP-6"), "user", ["dev"], root=tmp_path, base=server.base)
     assert not any(tmp_path.iterdir())
@@ -200,7 +200,7 @@ def test_lamp_6_says_what_is_missing_before_anything_is_asked_for(server: Server
         TimeoutError("The read operation timed out"),
     ],
 )
-def test_whatever_breaks_on_the_way_is_tried_again(
+def test_network_errors_are_retried(
     error: OSError, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks, pauses, real = [error, error], [], download._open
@@ -219,7 +219,7 @@ def test_whatever_breaks_on_the_way_is_tried_again(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EIO])
-def test_a_disk_that_does_not_take_it_is_said_at_once(
+def test_disk_errors_are_reported_at_once(
     number: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -227,7 +227,7 @@ def test_a_disk_that_does_not_take_it_is_said_at_once(
 
     monkeypatch.setattr(download, "_receive", full)
     pauses: list[float] = []
-    with pytest.raises(KitError, match=rf"cannot be written .*{os.strerror(number)}.*what has come is kept"):
+    with pytest.raises(KitError, match=rf"cannot be written .*{os.strerror(number)}.*what was received is kept"):
         get(server, tmp_path, pauses)
     assert pauses == []
 
@@ -242,21 +242,21 @@ def test_a_web_page_with_status_200_leaves_nothing_behind(kind: str, server: Ser
     assert not list((tmp_path / "LaMP-3-user").glob("*.part"))
 
 
-def test_a_file_that_is_broken_on_the_server_is_thrown_away(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_is_broken_on_the_server_is_deleted(server: Server, tmp_path: Path) -> None:
     server.files["/LaMP_3/dev/dev_questions.json"] = QUESTIONS[:-100]
-    with pytest.raises(KitError, match="no whole JSON file"):
+    with pytest.raises(KitError, match="not a whole JSON file"):
         get(server, tmp_path)
     assert names(tmp_path) == []
 
 
-def test_an_answer_shorter_than_it_claims_is_no_file(server: Server, tmp_path: Path) -> None:
+def test_a_response_shorter_than_announced_is_not_accepted(server: Server, tmp_path: Path) -> None:
     server.claimed = 7
     with pytest.raises(KitError, match="tried 6 times"):
         get(server, tmp_path)
     assert not set(WHOLE) & set(names(tmp_path))
 
 
-def test_an_address_that_is_gone_is_said_at_once(server: Server, tmp_path: Path) -> None:
+def test_an_address_that_is_gone_is_reported_at_once(server: Server, tmp_path: Path) -> None:
     server.files.clear()
     pauses: list[float] = []
     with pytest.raises(KitError, match=r"dev_questions.json answered 404 .*--data"):

@@ -1,4 +1,4 @@
-"""Where an answer slips through in LaMP's files, and which questions are one user's."""
+"""Where a gold leaks in LaMP's files, and which examples belong to one user."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def positions(name: str, input: dict[str, str], output: str, items: list[dict[st
     return gold_positions(task, example)
 
 
-def test_the_output_itself_gives_a_text_away() -> None:
+def test_a_text_is_given_away_by_the_gold_itself() -> None:
     tweets = [{"text": "gm all"}, {"text": " so tired "}, {"text": "so tired"}, {"text": "So tired"}]
     assert positions("LaMP-7", {"text": "I am tired."}, "so tired ", tweets) == [1, 2]
     assert positions(
@@ -25,7 +25,7 @@ def test_the_output_itself_gives_a_text_away() -> None:
     assert positions("LaMP-7", {"text": "x"}, "", [{"text": ""}]) == [], "a withheld output is in no profile"
 
 
-def test_a_label_is_given_away_by_the_same_question_and_not_by_the_same_label() -> None:
+def test_a_label_is_given_away_by_the_same_query_and_not_by_the_same_label() -> None:
     items = [{"text": "Fine.", "score": "4"}, {"text": "Broke.", "score": "4"}]
     assert positions("LaMP-3", {"text": "Broke. "}, "4", items) == [1]
     assert positions("LaMP-3", {"text": "New."}, "4", items) == []
@@ -42,15 +42,17 @@ def test_a_citation_is_given_away_by_the_right_reference_only() -> None:
 def test_references_are_read_from_citations_only() -> None:
     task = get_task("LaMP-1")
     assert task.references(task.make_input(title='A "b"', ref1="c", ref2='"d"')) == ("c", '"d"')
-    with pytest.raises(KitError, match="Only questions of LaMP-1"):
+    with pytest.raises(KitError, match="not an input of LaMP-1"):
         task.references("What is the score")
+    with pytest.raises(KitError, match="query of LaMP-3 has no references"):
+        get_task("LaMP-3").references(get_task("LaMP-3").make_input(text="x"))
 
 
 def keys(*texts: str) -> np.ndarray:
     return np.array([history_key({"id": str(n), "text": text}) for n, text in enumerate(texts)], np.int64)
 
 
-def test_histories_that_share_more_than_half_of_the_smaller_one_are_one_users() -> None:
+def test_histories_that_share_more_than_half_of_the_smaller_one_belong_to_one_user() -> None:
     histories = [
         keys("a", "b", "c"),
         keys("x", "y"),
@@ -68,12 +70,12 @@ def test_one_user_links_on_through_others_and_empty_histories_stay_alone() -> No
     assert users_by_history([], []) == []
 
 
-def test_a_text_that_many_users_wrote_makes_them_no_single_user() -> None:
+def test_a_text_that_many_users_wrote_does_not_make_them_one_user() -> None:
     histories = [keys("Great!", "Great!", f"only {n}", f"mine {n}", f"own {n}") for n in range(5)]
     assert users_by_history(list("01234"), histories) == list("01234")
 
 
-def test_ids_and_dates_are_no_part_of_what_an_item_says() -> None:
+def test_ids_and_dates_are_not_part_of_an_items_content() -> None:
     item = {"id": "1", "text": "a", "score": "2", "date": "2011"}
     assert history_key(item) == history_key(item | {"id": "2", "date": "2012"}) != history_key(item | {"score": "3"})
 
@@ -84,8 +86,8 @@ def test_entities_are_recognised_and_plain_ampersands_are_not() -> None:
     ]  # fmt: skip
 
 
-def test_names_of_files_are_no_mails_in_lamp_6_only() -> None:
-    with pytest.raises(KitError, match=r"^Item 3 is '147-000874-EM.txt': LaMP-6 is distributed with names"):
+def test_file_names_are_not_e_mails_in_lamp_6_only() -> None:
+    with pytest.raises(KitError, match=r"^Item 3 is '147-000874-EM.txt': LaMP-6 is distributed with file names"):
         check_is_text(get_task("LaMP-6"), "147-000874-EM.txt", "Item 3")
     check_is_text(get_task("LaMP-6"), "see 147-000874-EM.txt", "Item 3")
     check_is_text(get_task("LaMP-4"), "147-000874-EM.txt", "Item 3")

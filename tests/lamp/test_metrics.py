@@ -1,4 +1,4 @@
-"""The metrics print what LaMP's evaluation script prints, also where that is odd."""
+"""The metrics print what LaMP's evaluation script prints, even where that is odd."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def test_f1_counts_misses_and_false_alarms_by_hand() -> None:
     assert score(CITATIONS, ["[1]", "[1]", "[2]"], ["[1]", "[2]", "[2]"])["f1"] == pytest.approx(2 / 3)
 
 
-def test_two_texts_that_are_no_labels_count_as_equal_as_in_lamp() -> None:
+def test_two_texts_that_are_not_labels_count_as_equal_like_in_lamp() -> None:
     assert score(MOVIES, ["horror"], ["drama"])["accuracy"] == 1.0
     assert example_scores(MOVIES, ["horror", "comedy"], ["drama", "drama"]).tolist() == [1.0, 0.0]
 
@@ -52,7 +52,7 @@ def test_two_texts_that_are_no_labels_count_as_equal_as_in_lamp() -> None:
 # --- regression ---
 
 
-def test_what_is_no_number_counts_as_the_worst_end_of_the_scale() -> None:
+def test_what_is_not_a_number_counts_as_the_worst_end_of_the_scale() -> None:
     # gold 1, 2, 3 -> 5 is furthest or as far: errors 4, 3, 2; gold 4, 5 -> 1 is furthest: errors 3, 4.
     result = score(RATINGS, ["1", "2", "3", "4", "5"], ["bad", "", "5 stars", "4/5", "<rewrite>"])
     assert result == {"MAE": 16 / 5, "RMSE": pytest.approx(math.sqrt(54 / 5))}
@@ -64,14 +64,14 @@ def test_numbers_are_neither_rounded_nor_clipped_and_are_single_precision() -> N
     assert score(RATINGS, ["4"], ["4.2"])["MAE"] == 4.19999980926513671875 - 4  # the float32 next to 4.2
 
 
-def test_a_rating_scores_one_less_a_quarter_for_each_step_of_error() -> None:
+def test_a_rating_scores_one_minus_a_quarter_per_step_of_error() -> None:
     scores = example_scores(RATINGS, ["5", "5", "1", "3", "3", "3", "1"], ["5", "4", "3", "none", "nan", "9", "inf"])
     # "none" and "nan" for gold 3 count as 5, error 2; "9" is 6 off and not below 0; "inf" for gold 1 counts as 5.
     assert scores.tolist() == [1.0, 0.75, 0.5, 0.5, 0.5, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("pred", ["nan", "inf", " -Infinity", "1e99"])
-def test_numbers_that_are_not_finite_are_refused_with_the_id(pred: str, tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_rejected_with_the_id(pred: str, tmp_path: Path) -> None:
     with pytest.raises(KitError, match="example 1 is"):
         score(RATINGS, ["3", "3"], ["3", pred])
     golds = write(tmp_path / "g", "LaMP_3", [("310", "3"), ("311", "3")])
@@ -81,7 +81,7 @@ def test_numbers_that_are_not_finite_are_refused_with_the_id(pred: str, tmp_path
 
 
 @pytest.mark.parametrize("gold", ["", "five", "nan"])
-def test_a_gold_that_is_no_rating_never_becomes_a_score(gold: str) -> None:
+def test_a_gold_that_is_not_a_rating_never_becomes_a_score(gold: str) -> None:
     for function in (score, example_scores):
         with pytest.raises(KitError, match="gold of example 1 "):
             function(RATINGS, ["3", gold], ["3", "3"])
@@ -145,13 +145,13 @@ def test_ids_must_be_equal_as_sets_and_the_message_counts_both_sides(tmp_path: P
         score_files(golds, preds)
 
 
-def test_ids_may_stand_in_any_order(tmp_path: Path) -> None:
+def test_ids_may_come_in_any_order(tmp_path: Path) -> None:
     golds = write(tmp_path / "g", "LaMP_3", [("1", "1"), ("2", "5")])
     preds = write(tmp_path / "p", "LaMP_3", [("2", "5"), ("1", "1")])
     assert score_files(golds, preds) == {"MAE": 0.0, "RMSE": 0.0}
 
 
-def test_doubled_ids_other_tasks_and_unknown_tasks_are_refused(tmp_path: Path) -> None:
+def test_repeated_ids_other_tasks_and_unknown_tasks_are_rejected(tmp_path: Path) -> None:
     golds = write(tmp_path / "g", "LaMP_3", [("1", "3")])
     with pytest.raises(KitError, match=r"p has 2 rows but only 1 ids: 1 rows repeat one, such as '1'"):
         score_files(golds, write(tmp_path / "p", "LaMP_3", [("1", "3"), ("1", "4")]))
@@ -176,20 +176,20 @@ def test_e_mail_subjects_are_scored_like_titles(tmp_path: Path) -> None:
     assert score_files(golds, golds) == {"rouge-1": 1.0, "rouge-L": 1.0}
 
 
-def test_an_output_that_is_no_text_is_refused_with_its_id(tmp_path: Path) -> None:
+def test_an_output_that_is_not_text_is_rejected_with_its_id(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"of id '1' in .* is 'None'"):
         score_files(write(tmp_path / "g", "LaMP_3", [("1", None)]), tmp_path / "g")
     (tmp_path / "g").write_text('{"task": "LaMP_3", "golds": [{"id": "1"}]}')
     with pytest.raises(KitError, match=r'Row 0 of .* lacks "id" or "output"'):
         score_files(tmp_path / "g", tmp_path / "g")
     (tmp_path / "g").write_text('[{"id": "1", "input": "", "profile": []}]')
-    with pytest.raises(KitError, match="no LaMP outputs file"):
+    with pytest.raises(KitError, match="not a LaMP outputs file"):
         score_files(tmp_path / "g", tmp_path / "g")
 
 
-def test_a_folder_or_a_missing_file_in_place_of_a_file_is_told_for_what_it_is(tmp_path: Path) -> None:
+def test_a_folder_or_a_missing_file_in_place_of_a_file_is_named_as_such(tmp_path: Path) -> None:
     golds = write(tmp_path / "dev_outputs.json", "LaMP_3", [("1", "3")])
-    with pytest.raises(KitError, match=r" is a folder and no file; that folder has dev_outputs.json. Give the file"):
+    with pytest.raises(KitError, match=r" is a folder, not a file; that folder has dev_outputs.json. Give the file"):
         score_files(tmp_path, golds)
     with pytest.raises(KitError, match=r"no file .*preds.json; that folder has dev_outputs.json. Correct the path"):
         score_files(golds, tmp_path / "preds.json")

@@ -70,7 +70,7 @@ def test_no_constant_answer_comes_near_one_item(task, rows):
     assert max(constants) < score_by_k(task, rows[task], [1])[1]["score"] - 0.1
 
 
-def test_the_table_has_a_line_for_each_k():
+def test_the_table_has_one_row_per_k():
     table = oracle_table("LaMP-3", users=30, ks=(1, 6))
     assert [list(line) for line in table] == [["task", "k", "MAE", "RMSE", "score", "ceiling"]] * 2
     assert [line["k"] for line in table] == [1, 6]

@@ -34,7 +34,7 @@ def longest_field(item: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("task", ALL)
-def test_the_output_always_follows_the_habit(task):
+def test_the_gold_always_follows_the_habit(task):
     for row in build(task, "dev", 40):
         assert persona(task).apply(row["facts"]["habit"]["name"], row["facts"]["query"]) == row["output"]
 
@@ -70,7 +70,7 @@ def test_more_users_leave_the_first_ones_as_they_were(task):
 
 
 @pytest.mark.parametrize("task", ALL)
-def test_train_and_dev_share_neither_users_nor_questions(task):
+def test_train_and_dev_share_neither_users_nor_queries(task):
     train, dev = (list(build(task, split, 60, items_per_user=2)) for split in ("train", "dev"))
     for column in ("id", "user_id", "input"):
         assert not {row[column] for row in train} & {row[column] for row in dev}
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_seed():
 
 
 @pytest.mark.parametrize("task", ALL)
-def test_written_files_are_lamps_with_the_facts_beside(task, tmp_path):
+def test_written_files_are_lamps_with_the_facts_beside_them(task, tmp_path):
     write(tmp_path, task, {"train": 3, "dev": 2}, items_per_user=4, seed=7)
     rows = list(build(task, "dev", 2, items_per_user=4, seed=7))
     read = read_lamp(tmp_path, TASKS[task], "dev")
@@ -131,7 +131,7 @@ def test_observations_and_plans_are_short_and_hold_the_values(task):
 def test_unknown_tasks_and_splits_are_named():
     with pytest.raises(KitError, match=r"no personas for the task 'LaMP-9'; there are for LaMP-1, .*--data FOLDER"):
         persona("LaMP-9")
-    with pytest.raises(KitError, match="train, dev, test, not 'val'"):
+    with pytest.raises(KitError, match="no split 'val' of the personas: name one of train, dev, test"):
         build("LaMP-3", "val", 1)
 
 
@@ -277,7 +277,7 @@ def test_an_author_cites_from_the_home_field():
     assert citations.plan("graph theory", facts, "[1]") == "[1] robotics, [2] graph theory: choose [2]"
 
 
-def test_one_reference_is_from_home_and_its_place_tells_nothing(many):
+def test_one_reference_is_from_home_and_its_position_tells_nothing(many):
     places = Counter()
     for row in many["LaMP-1"]:
         home, fields = row["facts"]["habit"]["name"], row["facts"]["query"]

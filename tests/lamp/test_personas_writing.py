@@ -90,7 +90,7 @@ def test_a_plan_gives_the_frame_and_where_each_part_starts() -> None:
     assert titles.plan("via", {**PAPER}, "whatever") == "via: crack.. via patch.."
 
 
-def test_an_article_is_no_start_to_recognise_a_part_by() -> None:
+def test_an_article_alone_does_not_stand_for_a_part() -> None:
     assert frames.outline("after {why}", {"why": "a burst pipe in the attic"}) == "after a burst.."
     assert frames.outline("after {why}", {"why": "a flood"}) == "after a flood"
 
@@ -124,7 +124,7 @@ def test_every_item_shows_the_habit_it_was_made_for(name: str) -> None:
 
 
 @each_task
-def test_every_part_of_the_output_stands_word_for_word_in_the_query(name: str) -> None:
+def test_the_query_has_every_part_of_the_gold_word_for_word(name: str) -> None:
     persona, rng = PERSONAS[name], random.Random(2)
     for habit in persona.HABITS * 100:
         text, output, facts = persona.make_query(rng, habit)

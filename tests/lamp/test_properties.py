@@ -23,7 +23,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "B", "c1", "é", "a,"]), max_size=12
 
 @given(TEXTS, st.sampled_from([name for name in ALL if name != "LaMP-1"]))
 @settings(deadline=None)
-def test_the_varying_text_comes_out_of_an_input_as_it_went_in(text: str, name: str) -> None:
+def test_the_query_comes_out_of_an_input_as_it_went_in(text: str, name: str) -> None:
     task = ALL[name]
     assert task.is_official(task.make_input(text=text))
     assert (
@@ -47,7 +47,7 @@ def test_a_citation_is_read_whatever_its_titles_hold(title: str, first: str, sec
 
 @given(st.data(), st.sampled_from(sorted(ALL)))
 @settings(deadline=None)
-def test_item_texts_stand_in_every_line_as_they_are(data: Any, name: str) -> None:
+def test_every_line_has_the_item_texts_unchanged(data: Any, name: str) -> None:
     task = ALL[name]
     item = {field: data.draw(TEXTS) for field in ("id", *task.fields)}
     assert item[task.text_field] in task.context_line(item)

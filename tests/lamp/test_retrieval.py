@@ -150,7 +150,7 @@ def test_a_dataset_with_large_strings_or_holes_is_ranked_as_well() -> None:
     assert rank(TWEETS, holes, "bm25") == [[1, 0], [0, 2, 1]]
 
 
-def test_equal_scores_stand_as_lamps_own_call_puts_them_or_the_later_first() -> None:
+def test_equal_scores_come_in_the_order_of_lamps_own_call_or_the_later_first() -> None:
     texts = ["a", "b", "a", "c", "a", "b"] * 20
     scores = okapi_scores(pa.array(texts), "a b")
     one = example("a b", texts)
@@ -170,7 +170,7 @@ def test_recency_goes_by_date_as_numbers_and_by_position_on_one_day() -> None:
     assert rank(TWEETS, [example("q", ["a"] * 5, dates=dates)], "recency") == [[2, 3, 0, 1, 4]]
 
 
-def test_a_date_that_is_none_is_named_with_item_and_example() -> None:
+def test_an_invalid_date_is_named_with_item_and_example() -> None:
     with pytest.raises(KitError, match=r"item '71' of example '7' has the date 'May 3'"):
         rank(TWEETS, [example("q", ["a", "b"], "7", dates=["2011", "May 3"])], "recency")
 
@@ -178,7 +178,7 @@ def test_a_date_that_is_none_is_named_with_item_and_example() -> None:
 # --- random ---
 
 
-def test_random_depends_on_seed_and_example_but_not_on_the_company() -> None:
+def test_random_depends_on_seed_and_example_but_not_on_the_other_examples() -> None:
     texts = [str(n) for n in range(30)]
     examples = [example("q", texts, id) for id in ("1", "2", "3")]
     first = rank(TWEETS, examples, "random", seed=5)
@@ -254,7 +254,7 @@ def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
 # --- take ---
 
 
-def test_take_gives_the_first_k_or_what_there_is() -> None:
+def test_top_k_gives_the_first_k_or_fewer() -> None:
     one = example("q", ["a", "b", "c"])
     assert [item["text"] for item in top_k(one, [2, 0, 1], 2)] == ["c", "a"]
     assert [item["text"] for item in top_k(one, [2, 0, 1], 6)] == ["c", "a", "b"]

@@ -1,4 +1,4 @@
-"""A list is streamed as json would read it, whatever the buffer; what is broken is said with its place."""
+"""A list is streamed as json would read it, whatever the buffer; what is broken is reported with its position."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_any_list_comes_back_whatever_the_size_of_the_buffer(
         assert list(stream_list(written(tmp_path / "a", text))) == json.loads(text)
 
 
-def test_an_item_is_there_before_the_file_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_item_is_yielded_before_the_file_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "_CHUNK", 16)
     items = stream_list(written(tmp_path / "a", '[{"a": 1}, {"b": 2}, "' + "x" * 100 + '"}'))
     assert next(items) == {"a": 1}
@@ -59,7 +59,7 @@ def test_an_item_is_there_before_the_file_is_read_to_its_end(tmp_path: Path, mon
     ],
 )
 @pytest.mark.parametrize("chunk", [3, 2**20])
-def test_what_is_broken_is_said_with_the_place(
+def test_what_is_broken_is_reported_with_its_position(
     content: str, what: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "_CHUNK", chunk)
@@ -80,7 +80,7 @@ def test_a_mistake_in_the_middle_stops_at_once_and_does_not_read_the_rest(
     assert sum(read) == 64
 
 
-def test_bytes_that_are_no_text_are_named_by_their_place_in_the_file(
+def test_bytes_that_are_not_text_are_named_by_their_offset_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "_CHUNK", 4)

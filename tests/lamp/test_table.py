@@ -1,4 +1,4 @@
-"""Large files become an Arrow file once: opened again at once, made anew when a file changed, never half there."""
+"""Large files become an Arrow file once: reopened at once, made again if the file changes, never half written."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ RATINGS = get_task("LaMP-3")
 
 
 def write(folder: Path, texts: list[str], **more: Any) -> Path:
-    """A dev split with a question and two profile items for each text."""
+    """A dev split with one example and two profile items per text."""
     rows = [
         {"id": f"31{n}", "input": RATINGS.make_input(text=text)}
         | {"profile": [{"id": f"31{n}{i}", "text": f"{text} {i}", "score": "1"} for i in range(2)]}
@@ -48,7 +48,7 @@ def test_a_conversion_is_the_dataset_that_memory_would_hold(
     assert names(tmp_path / "cache") == [".arrow", ".json"]
 
 
-def test_a_second_opening_says_what_is_odd_as_the_first_did(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_opening_reports_what_is_odd_like_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lamp = write(tmp_path / "lamp", ["a", "b"], profile=[])
     for _ in range(2):
         caplog.clear()
@@ -58,7 +58,7 @@ def test_a_second_opening_says_what_is_odd_as_the_first_did(tmp_path: Path, capl
 
 
 @pytest.mark.parametrize("name", ["dev_questions.json", "dev_outputs.json"])
-def test_a_changed_file_is_read_anew_and_the_old_conversion_goes(name: str, tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again_and_the_old_conversion_deleted(name: str, tmp_path: Path) -> None:
     lamp = write(tmp_path / "lamp", ["a b"])
     read_lamp(lamp, RATINGS, "dev", cache=tmp_path / "cache")
     text = (lamp / name).read_text()
@@ -98,7 +98,7 @@ def test_a_conversion_without_notes_was_interrupted_and_is_made_again(tmp_path: 
     assert len(read_lamp(lamp, RATINGS, "dev", cache=tmp_path / "cache")) == 1
 
 
-def test_large_files_are_converted_into_the_cache_folder_unasked(
+def test_large_files_are_converted_into_the_cache_folder_automatically(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RPO_CACHE", str(tmp_path / "kit"))
@@ -110,7 +110,7 @@ def test_large_files_are_converted_into_the_cache_folder_unasked(
     assert names(tmp_path / "kit" / "lamp") == [".arrow", ".json"]
 
 
-def test_dates_that_turn_up_late_are_said_and_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dates_that_turn_up_late_are_reported_and_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "_BATCH", 1)
     lamp = write(tmp_path / "lamp", ["a", "b"])
     rows = json.loads((lamp / "dev_questions.json").read_text())

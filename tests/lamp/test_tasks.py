@@ -1,12 +1,12 @@
 """The texts of each task are LaMP's to the letter."""
 
-import doctest
-from types import ModuleType
+import ast
+from pathlib import Path
 
 import pytest
 
+import rpo_kit
 from rpo_kit.errors import KitError
-from rpo_kit.lamp import metrics, retrieval, tasks
 from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, get_task
 
 ALL = TASKS | MORE_TASKS
@@ -62,7 +62,7 @@ def test_the_query_is_the_varying_part_alone(name: str) -> None:
     assert task.retrieval_query(INPUTS[name]) == INPUTS[name].split(MARKS[name], 1)[1].strip()
 
 
-def test_a_citation_question_has_three_varying_parts() -> None:
+def test_a_citation_query_has_three_parts() -> None:
     task = get_task("LaMP-1")
     assert task.make_input(title="On Ships", ref1="Sails", ref2="Ropes and Knots") == CITATION
     assert task.query_text(CITATION) == '"On Ships" [1]: "Sails" [2]: "Ropes and Knots"'
@@ -81,7 +81,7 @@ def test_quotes_inside_a_citation_title_shift_the_retrieval_query_as_they_do_in_
     assert task.query_text(input) == '"A "Theory" of All" [1]: "Sails" [2]: "Ropes"'
 
 
-def test_labels_stand_in_the_evaluators_order() -> None:
+def test_labels_are_in_the_evaluators_order() -> None:
     assert get_task("LaMP-1").labels == ("[1]", "[2]")
     assert ", ".join(get_task("LaMP-2").labels) == TAGS
     assert ", ".join(get_task("LaMP-2-news").labels) == CATEGORIES
@@ -125,7 +125,7 @@ def test_context_prompts_join_as_lamp_does(name: str, prompt: str) -> None:
     assert get_task(name).context_prompt("IN", [ITEM, ITEM | {"text": "Y", "score": "1"}]) == prompt
 
 
-def test_citation_context_is_put_behind_the_word_title() -> None:
+def test_citation_context_follows_the_word_title() -> None:
     prompt = get_task("LaMP-1").context_prompt(CITATION, [ITEM, ITEM | {"title": "U"}])
     assert prompt.startswith(
         'For an author who has written the paper with the title, and "T", and "U" "On Ships", which reference'
@@ -152,16 +152,16 @@ def test_the_gold_field_is_a_field_of_the_items() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_an_input_without_the_instruction_is_refused_by_name(name: str) -> None:
+def test_an_input_without_the_instruction_is_rejected_by_name(name: str) -> None:
     task = get_task(name)
     assert not task.is_official("x Overwhelmed by her schedule")
-    with pytest.raises(KitError, match=f"no input of {name}.*Overwhelmed"):
+    with pytest.raises(KitError, match=f"not an input of {name}.*Overwhelmed"):
         task.query_text("x Overwhelmed by her schedule")
     with pytest.raises(KitError, match=name):
         task.retrieval_query("x Overwhelmed by her schedule")
 
 
-def test_parts_that_do_not_belong_to_the_task_are_refused() -> None:
+def test_parts_that_do_not_belong_to_the_task_are_rejected() -> None:
     with pytest.raises(KitError, match=r"\['ref1', 'ref2', 'title'\], not from \['text'\]"):
         get_task("LaMP-1").make_input(text="x")
 
@@ -176,13 +176,13 @@ def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
     ("name", "meant"),
     [("2-news", "LaMP-2-news"), ("lamp-3", "LaMP-3"), ("LaMP2N", "LaMP-2-news"), ("movies", "LaMP-2"), ("7", "LaMP-7")],
 )
-def test_a_task_is_suggested_where_the_name_is_nearly_right(name: str, meant: str) -> None:
+def test_a_task_is_suggested_if_the_name_is_nearly_right(name: str, meant: str) -> None:
     with pytest.raises(KitError, match=rf"no task '{name}' here; .* Did you mean {meant}\?$"):
         get_task(name)
 
 
 @pytest.mark.parametrize("name", ["LaMP-9", "", "squad"])
-def test_no_task_is_suggested_where_none_is_like_it(name: str) -> None:
+def test_no_task_is_suggested_if_none_is_similar(name: str) -> None:
     with pytest.raises(KitError, match=r"LaMP-6\.$"):
         get_task(name)
 
@@ -193,10 +193,80 @@ def test_the_two_tasks_called_lamp_2_share_a_name_in_files_and_have_others_in_pa
     assert get_task("LaMP-2M") is get_task("LaMP_2") is movies
     assert get_task("LaMP-2N") is get_task("LaMP-2-old") is news
     assert not set(movies.labels) & set(news.labels), "which is what tells their files apart"
+    official = [task.official_name for task in ALL.values()]
+    assert all(task.shares_official_name == (official.count(task.official_name) > 1) for task in ALL.values())
 
 
-@pytest.mark.parametrize("module", [tasks, metrics, retrieval], ids=lambda module: module.__name__)
-def test_the_examples_in_the_module_docstrings_are_true(module: ModuleType) -> None:
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0
+# --- the table holds every difference ---
+
+
+def tasks_where(field: str) -> set[str]:
+    return {name for name, task in ALL.items() if getattr(task, field)}
+
+
+def test_what_differs_between_tasks_is_in_the_table() -> None:
+    assert tasks_where("items_have_labels") == {"LaMP-2", "LaMP-3", "LaMP-2-news"}
+    assert tasks_where("label_parts") == {"LaMP-1"}
+    assert set(ALL) - tasks_where("gold_is_distinctive") == {"LaMP-1", "LaMP-3"}, "figures stand for other things too"
+    assert tasks_where("no_leave_one_out") == {"LaMP-1", "LaMP-7"}
+    assert tasks_where("placeholder") == tasks_where("placeholder_help") == {"LaMP-6"}
+    assert {name: task.parts for name, task in ALL.items()} == dict.fromkeys(ALL, ("text",)) | {
+        "LaMP-1": ("title", "ref1", "ref2")
+    }
+    assert all(len(task.label_parts) in (0, len(task.labels)) for task in ALL.values())
+
+
+def test_the_text_field_is_what_leave_one_out_asks_about() -> None:
+    for name in set(ALL) - tasks_where("no_leave_one_out"):
+        assert ALL[name].text_field == next(field for field in ALL[name].fields if field != ALL[name].gold_field)
+
+
+NAMES = {spelling for task in ALL.values() for spelling in (task.name, task.official_name)}
+
+
+def checks_of_a_name(source: str) -> list[int]:
+    """Lines that compare something with a task's name, match it, or look it up in a dictionary."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        constants: list[ast.AST] = []
+        if isinstance(node, ast.Compare):
+            constants = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
+        elif isinstance(node, ast.MatchValue):
+            constants = [node.value]
+        elif isinstance(node, ast.Dict):
+            constants = [key for key in node.keys if key]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("startswith", "endswith"):
+            constants = [part for argument in node.args for part in ast.walk(argument)]
+        lines += [node.lineno for part in constants if isinstance(part, ast.Constant) and part.value in NAMES]
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('task.name == "LaMP-1"', True),
+        ('task.official_name != "LaMP_2"', True),
+        ('task.name in ("LaMP-1", "LaMP-7")', True),
+        ('task is get_task("LaMP-2")', True),
+        ('task.name.startswith("LaMP-2")', True),
+        ('why = {"LaMP-1": "…"}', True),
+        ('match task.name:\n    case "LaMP-1":\n        pass', True),
+        ('get_task("LaMP-3").make_input(text="…")', False),
+        ('if task.label_parts:\n    "a sentence about LaMP-1"', False),
+    ],
+)
+def test_a_check_of_a_tasks_name_is_found(source: str, found: bool) -> None:
+    assert bool(checks_of_a_name(source)) == found
+
+
+def test_no_module_but_the_table_checks_a_tasks_name() -> None:
+    """`personas/__init__.py` is exempt: its dictionary names the module that imitates each task."""
+    kit = Path(rpo_kit.__file__).parent
+    exempt = {kit / "lamp" / "tasks.py", kit / "lamp" / "personas" / "__init__.py"}
+    assert len(exempt & {*kit.rglob("*.py")}) == 2
+    checks = {
+        f"{path.relative_to(kit)}:{line}"
+        for path in {*kit.rglob("*.py")} - exempt
+        for line in checks_of_a_name(path.read_text(encoding="utf-8"))
+    }
+    assert checks == set()

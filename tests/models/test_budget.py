@@ -1,4 +1,4 @@
-"""The budget of a run: stopped before a limit is passed, told before and after, shared by stages and processes."""
+"""The budget of a run: never exceeded, reported before and after, shared by stages and processes."""
 
 import shutil
 import threading
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpo_kit.errors import KitError
-from rpo_kit.models.budget import BudgetReached, Ledger, Spending, bound, read_prices
+from rpo_kit.models.budget import BudgetError, Ledger, Usage, read_prices, upper_bound
 from rpo_kit.models.cache import open_database
 from rpo_kit.models.chat import reporting_cost
 from rpo_kit.models.open import open_chat_for
@@ -28,8 +28,8 @@ def collected(model, questions=QUESTIONS, tokens=3):
     try:
         for batch in model.stream(questions, max_new_tokens=tokens):
             got += batch
-    except BudgetReached as reached:
-        return got, str(reached)
+    except BudgetError as caught:
+        return got, str(caught)
     return got, None
 
 
@@ -55,7 +55,7 @@ def test_tokens_never_pass_the_limit_and_what_turns_out_cheaper_makes_room(endpo
     got, why = collected(model)
     spent = model.ledger.here
     assert spent.tokens == 10 * len(got) <= 100
-    assert spent.tokens + bound(QUESTIONS[0], 3).tokens > 100, "no room was left unused"
+    assert spent.tokens + upper_bound(QUESTIONS[0], 3).tokens > 100, "no room was left unused"
     assert why
 
 
@@ -97,7 +97,7 @@ def test_a_request_that_finds_no_server_costs_nothing(endpoint, new_run):
     endpoint.server.server_close()
     (answer,) = model.complete(QUESTIONS[:1], max_new_tokens=3)
     assert answer.failure.endswith("(5 tries)")
-    assert (model.ledger.here, model.ledger.total()[model.name]) == (Spending(), Spending())
+    assert (model.ledger.here, model.ledger.total()[model.name]) == (Usage(), Usage())
 
 
 def test_what_is_cached_costs_nothing(endpoint, new_run):
@@ -112,23 +112,23 @@ def test_a_time_out_stays_charged_at_its_bound(endpoint, new_run):
     run = new_run({"endpoint.timeout": 0.2, "endpoint.tries": 1})
     model = open_chat_for(run, f"{endpoint.url}#m")
     model.complete(QUESTIONS[:1], max_new_tokens=3)
-    assert model.ledger.here == bound(QUESTIONS[0], 3)
+    assert model.ledger.here == upper_bound(QUESTIONS[0], 3)
 
 
 def test_a_server_that_counts_nothing_is_charged_the_bound(endpoint, new_run):
     endpoint.reply = lambda body: (200, completion("x", usage=False))
     model = open_chat_for(new_run(), f"{endpoint.url}#m")
     model.complete(QUESTIONS[:1], max_new_tokens=3)
-    assert model.ledger.here == bound(QUESTIONS[0], 3)
+    assert model.ledger.here == upper_bound(QUESTIONS[0], 3)
 
 
 def test_the_estimate_is_printed_before_and_the_actual_after_also_when_it_stops(endpoint, new_run, capsys):
     model = open_chat_for(new_run({"endpoint.max_requests": 10}), f"{endpoint.url}#m")
-    with pytest.raises(BudgetReached), reporting_cost(model, QUESTIONS, 3):
+    with pytest.raises(BudgetError), reporting_cost(model, QUESTIONS, 3):
         model.complete(QUESTIONS, max_new_tokens=3)
     before, after = capsys.readouterr().out.splitlines()
     assert (
-        "40 requests, 120 + 120 tokens at most, and retries; 0 answers are cached; limits of the run: 10 req" in before
+        "40 requests, 120 + 120 tokens at most, plus retries; 0 answers are cached; limits of the run: 10 req" in before
     )
     assert "10 requests, 70 + 30 tokens; the run so far: 10 requests" in after
     assert "10 answers are cached" in model.estimate(QUESTIONS, 3)
@@ -140,7 +140,7 @@ def test_two_who_spend_from_one_account_do_not_pass_its_limit_together(tmp_path)
 
     def spend():
         ledger = Ledger(open_database(tmp_path / "a.sqlite"), "m", settings)
-        admitted.append(sum(ledger.admit(Spending(1, 5, 5)) for _ in range(150)))
+        admitted.append(sum(ledger.reserve(Usage(1, 5, 5)) for _ in range(150)))
 
     threads = [threading.Thread(target=spend) for _ in range(2)]
     for thread in threads:
@@ -155,18 +155,18 @@ def test_whatever_the_order_of_requests_and_answers_the_limit_holds(steps):
     """Each step enters a request of up to `most` tokens; it costs a part of that, known at once or at the end only."""
     ledger, late = Ledger(open_database(None), "m", EndpointSettings(max_tokens=1000)), []
     for most, percent, at_once in steps:
-        if ledger.admit(Spending(1, most, 0)):
-            late.append((Spending(1, most, 0), Spending(1, most * percent // 100, 0)))
+        if ledger.reserve(Usage(1, most, 0)):
+            late.append((Usage(1, most, 0), Usage(1, most * percent // 100, 0)))
             if at_once:
                 ledger.settle(*late.pop())
         assert sum(s.tokens for s in ledger.total().values()) <= 1000
     for pair in late:
         ledger.settle(*pair)
-    assert ledger.total().get("m", Spending()) == ledger.here
+    assert ledger.total().get("m", Usage()) == ledger.here
 
 
-def test_a_price_that_is_none_is_refused():
+def test_what_is_not_a_price_is_rejected():
     assert read_prices(["openai:gpt-4o-mini 0.15 0.60"]) == {"openai:gpt-4o-mini": (0.15, 0.60)}
-    with pytest.raises(KitError, match=r"'gpt-4o 1' is no price; write the model, the price of a million"):
+    with pytest.raises(KitError, match=r"'gpt-4o 1' is not a price; write the model, the price per million"):
         read_prices(["gpt-4o 1"])
     assert get_preset("cpu", {"endpoint.prices": '["m 1 2"]'}).endpoint.prices == ("m 1 2",)

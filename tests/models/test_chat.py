@@ -14,7 +14,7 @@ from fakes import Endpoint, Reply, completion, error
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import EndpointSpec, parse_spec
 from rpo_kit.models import keys, local
-from rpo_kit.models.chat import Completion, stream_completions
+from rpo_kit.models.chat import Completion, PricedChat, StreamingChat, WindowedChat, reporting_cost, stream_completions
 from rpo_kit.models.local import LocalChat
 from rpo_kit.models.open import open_chat
 from rpo_kit.presets import EndpointSettings
@@ -96,7 +96,7 @@ def test_openai_means_the_server_that_the_environment_names_and_needs_a_key(endp
     assert endpoint.requests[0]["model"] == "gpt-4o-mini"
     assert endpoint.keys == [f"Bearer {KEY}"]
     monkeypatch.setenv("OPENAI_API_KEY", "")
-    with pytest.raises(KitError, match=r"Set the environment variable OPENAI_API_KEY .* or point to a server"):
+    with pytest.raises(KitError, match=r"Set the environment variable OPENAI_API_KEY .* or name a server"):
         open_chat("openai:gpt-4o-mini")
 
 
@@ -126,7 +126,7 @@ def test_a_server_that_repeats_the_key_does_not_get_it_into_an_answer_or_a_failu
     endpoint.reply = lambda body: error(400, f"bad request of {KEY}")
     assert "bad request of …" in open_chat("openai:m").complete([ask("r")], max_new_tokens=2)[0].failure
     endpoint.reply = lambda body: error(401, f"Incorrect API key provided: {KEY}.")
-    with pytest.raises(KitError, match=r"the key was refused .*Incorrect API key provided: ….*put it right") as caught:
+    with pytest.raises(KitError, match=r"the key was rejected .*Incorrect API key provided: ….*correct this") as caught:
         open_chat("openai:m").complete([ask("s")], max_new_tokens=2)
     assert KEY not in str(caught.value)
     assert caught.value.__cause__ is None, "a traceback would show the server's words"
@@ -137,7 +137,7 @@ def test_a_server_that_repeats_the_key_does_not_get_it_into_an_answer_or_a_failu
 
 
 @pytest.mark.parametrize(
-    ("spec", "place"),
+    ("spec", "endpoint_spec"),
     [
         ("http://localhost:8000/v1#my-model", EndpointSpec("http://localhost:8000/v1", "my-model", "")),
         ("https://h/v1#org/m:free@SOME_KEY", EndpointSpec("https://h/v1", "org/m:free", "SOME_KEY")),
@@ -150,24 +150,24 @@ def test_a_server_that_repeats_the_key_does_not_get_it_into_an_answer_or_a_failu
         ("openai:gpt-4o-mini", EndpointSpec("", "gpt-4o-mini", "OPENAI_API_KEY")),
     ],
 )
-def test_a_string_names_server_model_and_the_variable_with_the_key(spec, place):
-    assert parse_spec(spec) == place
+def test_a_string_names_server_model_and_the_variable_with_the_key(spec, endpoint_spec):
+    assert parse_spec(spec) == endpoint_spec
 
 
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        ("http://me:secret@h/v1#m", "addresses are written down"),
-        ("http://me:secret@h/v1", "addresses are written down"),  # names no model either
-        ("http://me:1/secret@h/v1#m", "addresses are written down"),
-        ("https://h/v1?api_key=secret#m", "addresses are written down"),
+        ("http://me:secret@h/v1#m", "addresses are stored"),
+        ("http://me:secret@h/v1", "addresses are stored"),  # names no model either
+        ("http://me:1/secret@h/v1#m", "addresses are stored"),
+        ("https://h/v1?api_key=secret#m", "addresses are stored"),
         ("http://me:sec#ret-secret@h/v1#m", "port from 1 to 65535"),
         ("http://h/v1#m@secret", "must be the name of an environment variable"),
         ("http://h/v1#m@Secret_1", "must be the name of an environment variable"),
         ("http://h/v1#m@SECRET4SECRET4SECRET", "looks like a key"),
         ("http://h/v1#m@sk-secret-0123456789", "looks like a key"),
         ("openai:m@secret", "must be the name of an environment variable"),
-        ("openai:m@MY_SECRET", "only behind a URL"),
+        ("openai:m@MY_SECRET", "only after a URL"),
         ("openai:sk-secret-0123456789", "looks like a key"),
         ("gsk_secret0123456789", "looks like a key"),
     ],
@@ -185,16 +185,16 @@ def test_a_secret_in_the_name_of_a_model_is_refused_unrepeated_and_nothing_is_wr
 def test_a_password_in_the_address_from_the_environment_is_refused_too(monkeypatch, tmp_path):
     monkeypatch.setenv("RPO_RUNS", str(tmp_path))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://me:secret@127.0.0.1/v1")
-    with pytest.raises(KitError, match="OPENAI_BASE_URL carries a user, a password") as caught:
+    with pytest.raises(KitError, match="OPENAI_BASE_URL contains a user, a password") as caught:
         open_chat("openai:m")
     assert "secret" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["sk-pasted\u200bwith-a-blank", "sk-two words", "sk-line\nbreak", "schlüssel"])
-def test_a_key_that_cannot_be_sent_is_said_and_not_shown(monkeypatch, key):
+def test_a_key_that_cannot_be_sent_is_reported_but_not_shown(monkeypatch, key):
     monkeypatch.setenv("MY_KEY", key)
-    with pytest.raises(KitError, match="The key in MY_KEY holds a character that no key has") as caught:
+    with pytest.raises(KitError, match="The key in MY_KEY contains a character that no key has") as caught:
         keys.key_in("MY_KEY")
     assert key[:4] not in str(caught.value)
 
@@ -202,19 +202,21 @@ def test_a_key_that_cannot_be_sent_is_said_and_not_shown(monkeypatch, key):
 @pytest.mark.parametrize(
     "url", ["http://h:99999/v1", "http://h:port/v1", "http://h:0/v1", "http://[::1/v1", "http:///v1", "ftp://h"]
 )
-def test_an_address_that_is_none_is_said(url):
-    with pytest.raises(KitError, match=r"The address of a model is none: write http://HOST:PORT/v1, with a port"):
+def test_what_is_not_an_address_is_rejected(url):
+    with pytest.raises(
+        KitError, match=r"The address of a model is not a valid address: write http://HOST:PORT/v1, with a port"
+    ):
         open_chat(f"{url}#m")
 
 
-def test_an_address_without_http_in_the_environment_is_said(monkeypatch):
+def test_an_address_without_http_in_the_environment_is_rejected(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000")
-    with pytest.raises(KitError, match="OPENAI_BASE_URL is none: write http://HOST:PORT/v1"):
+    with pytest.raises(KitError, match="OPENAI_BASE_URL is not a valid address: write http://HOST:PORT/v1"):
         open_chat("openai:m")
 
 
 @pytest.mark.parametrize("spec", ["", "smollm2", "local:", "openai:", "http://host/v1", "gpt:4", "file:/model#m"])
-def test_a_string_that_names_no_model_is_told_the_three_forms(spec):
+def test_a_string_that_names_no_model_is_rejected_with_the_three_forms(spec):
     with pytest.raises(
         KitError, match=r"does not name a model: write local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
     ):
@@ -237,12 +239,12 @@ def test_a_local_model_is_loaded_once_and_generates(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["/no/such", "./no-such"])
-def test_a_folder_without_a_model_is_said(name):
+def test_a_folder_without_a_model_is_named(name):
     with pytest.raises(KitError, match=rf"{name} holds no model \(config\.json is missing\): name the folder of one"):
         open_chat(f"local:{name}")
 
 
-def test_a_hub_id_that_cannot_be_loaded_is_said(monkeypatch):
+def test_a_hub_id_that_cannot_be_loaded_is_reported(monkeypatch):
     def from_pretrained(path: str, **_: Any) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files.")
 
@@ -289,8 +291,8 @@ def test_answers_can_be_taken_while_others_are_still_awaited(endpoint):
     batches = stream_completions(model, [ask("slow"), ask("fast")], max_new_tokens=2)
     first = next(batches)
     taken.set()
-    assert [place for place, _ in first] == [1]
-    assert [(place, answer.text) for batch in batches for place, answer in batch] == [(0, "ok")]
+    assert [index for index, _ in first] == [1]
+    assert [(index, answer.text) for batch in batches for index, answer in batch] == [(0, "ok")]
 
 
 def test_a_reader_who_stops_early_leaves_nothing_running(endpoint):
@@ -305,8 +307,45 @@ def test_a_reader_who_stops_early_leaves_nothing_running(endpoint):
 def test_any_other_model_answers_in_chunks(recording_chat):
     base = recording_chat(lambda conversation: conversation[0]["content"])
     batches = list(stream_completions(base, [ask(str(n)) for n in range(5)], max_new_tokens=2, chunk=2))
-    assert [[(place, answer.text) for place, answer in batch] for batch in batches] == [
+    assert [[(index, answer.text) for index, answer in batch] for batch in batches] == [
         [(0, "0"), (1, "1")],
         [(2, "2"), (3, "3")],
         [(4, "4")],
     ]
+
+
+class Plain:
+    """The least that a model can be."""
+
+    name = "plain"
+
+    def complete(self, conversations, *, max_new_tokens, temperature=0.0):
+        return [Completion(conversation[-1]["content"], True, 0, 0) for conversation in conversations]
+
+
+def test_a_model_with_a_name_and_complete_is_enough(capsys):
+    assert not any(isinstance(Plain(), protocol) for protocol in (StreamingChat, PricedChat, WindowedChat))
+    with reporting_cost(Plain(), [ask("q")], 2):
+        ((answer,),) = stream_completions(Plain(), [ask("q")], max_new_tokens=2)
+    assert answer == (0, Completion("q", True, 0, 0))
+    assert capsys.readouterr().out == "", "it has no price"
+
+
+def test_an_endpoint_streams_and_has_a_price_and_a_local_model_has_a_window(endpoint):
+    remote, near = open_chat(f"{endpoint.url}#m"), LocalChat(SimpleNamespace(tokenizer=None, max_seq_length=8))
+    assert [isinstance(remote, protocol) for protocol in (StreamingChat, PricedChat, WindowedChat)] == [
+        True,
+        True,
+        False,
+    ]
+    assert [isinstance(near, protocol) for protocol in (StreamingChat, PricedChat, WindowedChat)] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_model_that_leaves_out_an_answer_is_not_taken_for_complete(monkeypatch):
+    monkeypatch.setattr(Plain, "complete", lambda self, conversations, **_: [Completion("3", True, 0, 0)])
+    with pytest.raises(ValueError, match="shorter"):
+        list(stream_completions(Plain(), [ask("a"), ask("b")], max_new_tokens=2))

@@ -1,4 +1,4 @@
-"""An endpoint that fails: what is finished is kept, what can be tried again is, every failure has a name."""
+"""An endpoint that fails: finished answers are kept, what can pass is retried, every failure has a name."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ import pytest
 from fakes import CUT, GARBAGE, HANG, completion, error, last
 
 from rpo_kit.errors import KitError
+from rpo_kit.model_spec import EndpointSpec
 from rpo_kit.models.cache import open_database
 from rpo_kit.models.open import open_chat
-from rpo_kit.models.retry import LONGEST_PAUSE, Fault, NoAnswers, Status, asked_pause, fault_of, wait_before
+from rpo_kit.models.retry import (
+    MAX_PAUSE,
+    AttemptError,
+    EndpointError,
+    ErrorResponse,
+    attempt_error,
+    pause_after,
+    read_retry_after,
+)
 from rpo_kit.presets import EndpointSettings
 
 QUICK = EndpointSettings(backoff=0.001, timeout=5.0, cache=False)
@@ -71,7 +80,7 @@ def test_an_empty_answer_is_paid_for_twice_and_no_more(endpoint, answer):
     assert len(endpoint.requests) == 2
 
 
-def test_a_refusal_is_a_failure_and_no_answer(endpoint):
+def test_a_refusal_is_a_failure_and_not_an_answer(endpoint):
     refused = completion(None)
     refused["choices"][0]["message"]["refusal"] = "I will not."
     endpoint.reply = lambda body: (200, refused if last(body) == "a" else completion("half", "content_filter"))
@@ -84,7 +93,7 @@ def test_a_refusal_is_a_failure_and_no_answer(endpoint):
 @pytest.mark.parametrize(
     ("reply", "why"),
     [
-        (error(401, "bad key"), "the key was refused"),
+        (error(401, "bad key"), "the key was rejected"),
         (error(404, "no model m"), "there is no such model or address"),
         (error(429, "You exceeded your quota", "insufficient_quota"), "the quota is exhausted"),
     ],
@@ -93,9 +102,9 @@ def test_where_nothing_can_work_asking_stops_at_once_and_what_is_finished_is_han
     endpoint.reply = lambda body: (200, completion("good")) if last(body) in "01" else reply
     model = open_chat(f"{endpoint.url}#m", settings=EndpointSettings(concurrency=1))
     batches, got = model.stream([ask(str(n)) for n in range(50)], max_new_tokens=5), []
-    with pytest.raises(NoAnswers, match=rf"answers nothing: {why}.*What is finished is kept"):
+    with pytest.raises(EndpointError, match=rf"answers nothing: {why}.*Finished answers are kept"):
         got.extend(pair for batch in batches for pair in batch)
-    assert [place for place, _ in got] == [0, 1]
+    assert [index for index, _ in got] == [0, 1]
     assert len(endpoint.requests) == 3
 
 
@@ -109,7 +118,7 @@ def test_where_nothing_can_work_asking_stops_at_once_and_what_is_finished_is_han
 def test_a_model_that_refuses_a_setting_is_asked_once_and_the_error_says_what_to_do(endpoint, code, words):
     endpoint.reply = lambda body: error(400, words, code)
     settings = EndpointSettings(concurrency=1)
-    with pytest.raises(NoAnswers, match=r"add --set endpoint\.send_temperature=false; where it wants") as caught:
+    with pytest.raises(EndpointError, match=r"add --set endpoint\.send_temperature=false; if it wants") as caught:
         complete(endpoint, map(str, range(50)), settings)
     assert words in str(caught.value)
     assert len(endpoint.requests) == 1
@@ -133,7 +142,7 @@ def test_a_model_that_reasons_until_its_tokens_are_spent_is_not_paid_twice(endpo
 
 def test_when_twenty_items_in_a_row_fail_the_rest_is_not_tried(endpoint):
     endpoint.reply = lambda body: error(400, "no")
-    with pytest.raises(NoAnswers, match=r"20 items in a row failed at .*, the last with: status 400"):
+    with pytest.raises(EndpointError, match=r"20 items in a row failed at .*, the last with: status 400"):
         complete(endpoint, map(str, range(500)))
     assert len(endpoint.requests) < 40
 
@@ -148,24 +157,24 @@ def test_a_server_that_is_not_there_is_named(endpoint):
 
 
 def test_pauses_double_with_jitter_up_to_a_ceiling():
-    assert [wait_before(n, 0.5, None, 1.0) for n in (1, 2, 3, 4)] == [0.5, 1.0, 2.0, 4.0]
-    assert [wait_before(n, 0.5, None, 0.0) for n in (1, 2, 3, 4)] == [0.25, 0.5, 1.0, 2.0]
-    assert wait_before(50, 0.5, None, 1.0) == LONGEST_PAUSE
+    assert [pause_after(n, 0.5, None, 1.0) for n in (1, 2, 3, 4)] == [0.5, 1.0, 2.0, 4.0]
+    assert [pause_after(n, 0.5, None, 0.0) for n in (1, 2, 3, 4)] == [0.25, 0.5, 1.0, 2.0]
+    assert pause_after(50, 0.5, None, 1.0) == MAX_PAUSE
 
 
 def test_the_servers_retry_after_is_never_cut_short():
-    assert wait_before(1, 0.5, 7.0, 0.0) == 7.0
-    assert wait_before(1, 0.5, 7.0, 1.0) == pytest.approx(7.7)
-    assert wait_before(5, 0.5, 1.0, 1.0) == 8.0, "our own pause is longer"
+    assert pause_after(1, 0.5, 7.0, 0.0) == 7.0
+    assert pause_after(1, 0.5, 7.0, 1.0) == pytest.approx(7.7)
+    assert pause_after(5, 0.5, 1.0, 1.0) == 8.0, "our own pause is longer"
 
 
 def test_retry_after_is_read_as_seconds_milliseconds_or_a_date():
-    assert asked_pause({"retry-after": "3"}) == 3.0
-    assert asked_pause({"retry-after-ms": "250", "retry-after": "3"}) == 0.25
-    assert asked_pause({"retry-after": formatdate(time.time() + 100, usegmt=True)}) == pytest.approx(100, abs=2)
-    assert asked_pause({"retry-after": formatdate(0, usegmt=True)}) == 0.0
-    assert asked_pause({"retry-after": "soon"}) is None
-    assert asked_pause({}) is None
+    assert read_retry_after({"retry-after": "3"}) == 3.0
+    assert read_retry_after({"retry-after-ms": "250", "retry-after": "3"}) == 0.25
+    assert read_retry_after({"retry-after": formatdate(time.time() + 100, usegmt=True)}) == pytest.approx(100, abs=2)
+    assert read_retry_after({"retry-after": formatdate(0, usegmt=True)}) == 0.0
+    assert read_retry_after({"retry-after": "soon"}) is None
+    assert read_retry_after({}) is None
 
 
 def test_a_pause_that_the_server_asks_for_is_made(endpoint):
@@ -178,9 +187,9 @@ def test_a_pause_that_the_server_asks_for_is_made(endpoint):
 
 
 def test_an_hour_is_not_waited_for():
-    fault = fault_of(Status(429, "", "daily limit", {"retry-after": "3600"}))
-    assert (fault.again, fault.reason) == (0, "it asks to wait 3600 s (status 429: daily limit)")
-    assert isinstance(fault, Fault)
+    error = attempt_error(ErrorResponse(429, "", "daily limit", {"retry-after": "3600"}))
+    assert (error.retries, error.reason) == (0, "it asks to wait 3600 s (status 429: daily limit)")
+    assert isinstance(error, AttemptError)
 
 
 # ---- the cache ----------------------------------------------------------------------------------------------------
@@ -205,6 +214,14 @@ def test_whatever_decides_the_answer_decides_the_key(endpoint):
     system = [{"role": "system", "content": "s"}, *ask("q")]
     open_chat(f"{endpoint.url}#m").complete([system], max_new_tokens=5)
     assert len(endpoint.requests) == 6
+
+
+def test_answers_stored_by_earlier_versions_are_found_again(endpoint):
+    model = open_chat(f"{endpoint.url}#m")
+    model.spec = EndpointSpec("http://h/v1", "m", "")
+    assert model.cache_key(ask("q"), model.sampling(8, 1.0), sample=2) == (
+        "1867806e7ca6cf68aad16724b4004cf4be2bd051da9cc8fc1fdcfdc5d5bf03c8"
+    )
 
 
 def test_drawn_answers_to_one_question_are_different_samples_and_stay_the_same_ones(endpoint):
@@ -260,15 +277,15 @@ def test_two_writers_share_one_store(endpoint, tmp_path):
 
 
 def test_a_new_store_can_be_opened_by_several_at_the_same_moment(tmp_path):
-    """Without waiting in the switch to the log, about one in thirty is told "database is locked" (measured)."""
-    refused: list[KitError] = []
+    """Without waiting in the switch to the log, about one in thirty gets "database is locked" (measured)."""
+    rejected: list[KitError] = []
 
     def open_at_once(barrier: threading.Barrier, path: Path) -> None:
         barrier.wait()
         try:
             open_database(path).close()
         except KitError as error:
-            refused.append(error)
+            rejected.append(error)
 
     for number in range(100):
         barrier = threading.Barrier(4)
@@ -278,10 +295,10 @@ def test_a_new_store_can_be_opened_by_several_at_the_same_moment(tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
-    assert refused == []
+    assert rejected == []
 
 
-def test_a_store_that_is_none_is_named(endpoint, tmp_path):
+def test_a_file_that_is_not_a_database_is_named(endpoint, tmp_path):
     (tmp_path / "answers.sqlite").write_text("not a database, but long enough to be taken for one" * 99)
     with pytest.raises(KitError, match=r"answers\.sqlite cannot be used as the store of answers .*move it away"):
         complete(endpoint, ["q"], EndpointSettings())
@@ -305,9 +322,9 @@ def test_of_a_thousand_items_with_thirty_percent_faults_none_is_lost_none_double
     settings = EndpointSettings(concurrency=32, backoff=0.001, timeout=2.0, tries=3)
     model = open_chat(f"{endpoint.url}#m", settings=settings)
     got = [pair for batch in model.stream([ask(str(n)) for n in range(1000)], max_new_tokens=5) for pair in batch]
-    assert sorted(place for place, _ in got) == list(range(1000))
-    good = [(place, answer) for place, answer in got if not answer.failure]
-    assert all(answer.text == f"answer {place}" for place, answer in good)
+    assert sorted(index for index, _ in got) == list(range(1000))
+    good = [(index, answer) for index, answer in got if not answer.failure]
+    assert all(answer.text == f"answer {index}" for index, answer in good)
     failed = [answer.failure for _, answer in got if answer.failure]
     assert len(good) + len(failed) == 1000
     assert 0 < len(failed) < 100, "about 1000 * (0.3^3 + two empty answers: 0.05 * 0.05)"

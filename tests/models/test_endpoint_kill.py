@@ -32,7 +32,7 @@ def ask_for_what_is_missing(path: Path, spec: str, runs: Path) -> None:
     chat = open_chat(spec, settings=EndpointSettings(concurrency=CONCURRENCY))
     asked = [[{"role": "user", "content": f"item {n}"}] for n in missing]
     for batch in stream_completions(chat, asked, max_new_tokens=4):
-        append_records(path, [{"id": missing[place], "text": answer.text} for place, answer in batch])
+        append_records(path, [{"id": missing[index], "text": answer.text} for index, answer in batch])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The personalizer: a generic answer, the items found, what was observed and planned, the rewrite, the time taken."""
+"""The personalizer: generic answer, retrieved items, observations and plan, the rewrite, and the time it took."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_query_is_answered_generically_and_then_rewritten(make):
     assert done.tokens == {"base": (1, 1), "reflection": (7, 5)}, "as each model counts them"
 
 
-def test_without_a_trajectory_the_generic_answer_stands_and_the_caller_sees_why(make):
+def test_without_a_trajectory_the_generic_answer_stands_and_the_rewrite_says_why(make):
     personalize, _, _ = make(lambda conversation: "I would say 2.")
     done = personalize(QUERY, ITEMS[:1])
     assert (done.text, done.trajectory, done.parse_error) == ("3", None, "no tags")
@@ -95,7 +95,7 @@ def test_an_endless_stream_of_queries_is_answered_a_batch_at_a_time(make):
     assert len(base.asked) == 8
 
 
-def test_items_that_were_shortened_are_said(make):
+def test_shortened_items_are_reported(make):
     personalize, _, asked = make(lambda conversation: GOOD)
     long = ITEMS[0] | {"text": "a long story " * 900}
     done = personalize.batch([(QUERY, [long]), (QUERY, ITEMS)])
@@ -142,12 +142,12 @@ def test_a_module_that_was_made_with_other_settings_is_refused(new_run, trained)
             Personalizer.of(new_run(changes))
 
 
-def test_a_base_model_that_does_not_answer_is_said(loaded, recording_chat):
+def test_a_base_model_that_does_not_answer_raises_its_reason(loaded, recording_chat):
     base = recording_chat()
     base.complete = lambda conversations, **sampling: [
         Completion("", False, 0, 0, "status 500: no") for _ in conversations
     ]
-    with pytest.raises(KitError, match=r"left 1 of 1 questions unanswered, the first one with: status 500: no"):
+    with pytest.raises(KitError, match=r"did not answer 1 of 1 queries; the first failure: status 500: no"):
         Personalizer(base, loaded, TASK)(QUERY, ITEMS)
 
 

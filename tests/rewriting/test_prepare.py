@@ -50,10 +50,10 @@ def test_profiles_are_ranked_by_the_retriever_and_the_seed_of_the_settings(prepa
     run = prepared({"data.retriever": method, "data.seed": 5})
     for split in ("train", "dev"):
         examples = load_prepared(run, split)
-        found = [example["ranking"] for example in examples]
-        assert found == rank(get_task("LaMP-3"), examples, method, 5)
-        assert found != rank(get_task("LaMP-3"), examples, method, 6) or method != "random"
-        assert (found == [[6, 5, 4, 3, 2, 1, 0]] * len(examples)) == (method == "recency")
+        rankings = [example["ranking"] for example in examples]
+        assert rankings == rank(get_task("LaMP-3"), examples, method, 5)
+        assert rankings != rank(get_task("LaMP-3"), examples, method, 6) or method != "random"
+        assert (rankings == [[6, 5, 4, 3, 2, 1, 0]] * len(examples)) == (method == "recency")
 
 
 def test_a_killed_call_goes_on_with_the_missing_answers(new_run, recording_chat, monkeypatch):
@@ -69,8 +69,8 @@ def test_a_killed_call_goes_on_with_the_missing_answers(new_run, recording_chat,
 
     with pytest.raises(KeyboardInterrupt):
         prepare(run, lambda spec: recording_chat(die_in_the_third_chunk))
-    kept = read_records(run.stage("prepare") / "generic.jsonl")
-    assert len(kept) == 10
+    saved = read_records(run.stage("prepare") / "generic.jsonl")
+    assert len(saved) == 10
 
     second = recording_chat(lambda conversation: "4")
     prepare(run, lambda spec: second)
@@ -145,18 +145,18 @@ def lamp_folder_of(tmp_path, **changes):
 def test_a_corrected_output_reaches_the_stages_after_this_one_though_no_answer_changes(
     new_run, recording_chat, tmp_path
 ):
-    found = []
+    fingerprints = []
     for changes in ({}, {"dev": {"output": "5"}}, {"train": {"output": "5"}}):
         run = new_run({"data.source": lamp_folder_of(tmp_path, **changes)})
         prepare(run, lambda spec: recording_chat())
-        found.append([{k: fingerprint(v) for k, v in of(run).items()} for of in (prepared_inputs, train_inputs)])
-    (first, trained), (later, still), (last, other) = found
+        fingerprints.append([{k: fingerprint(v) for k, v in of(run).items()} for of in (prepared_inputs, train_inputs)])
+    (first, trained), (later, still), (last, other) = fingerprints
     assert first["generic"] == later["generic"]
     assert first != later != last
     assert (trained == still, trained == other) == (True, False), "dev outputs train nothing anew"
 
 
-def test_files_that_are_gone_are_said_and_what_was_made_from_them_stays(new_run, recording_chat, tmp_path):
+def test_missing_files_are_named_and_the_earlier_result_stays(new_run, recording_chat, tmp_path):
     run = new_run({"data.source": lamp_folder_of(tmp_path)})
     prepare(run, lambda spec: recording_chat())
     (tmp_path / "lamp" / "dev_outputs.json").unlink()
@@ -166,7 +166,7 @@ def test_files_that_are_gone_are_said_and_what_was_made_from_them_stays(new_run,
     assert load_prepared(run, "dev")
 
 
-def test_items_that_hold_no_question_are_told_before_anything_is_moved_away(prepared, new_run):
+def test_items_without_a_query_are_rejected_before_anything_is_moved_away(prepared, new_run):
     run = prepared({"data.task": "LaMP-7"})
     with pytest.raises(KitError, match=r"data\.leave_one_out must be 0 there \(--set data\.leave_one_out=0\)"):
         prepare(new_run({"data.task": "LaMP-7", "data.leave_one_out": 3}))
@@ -190,19 +190,19 @@ def test_splits_that_share_ids_are_refused(new_run, recording_chat, tmp_path):
     row = {"id": "1", "input": task.make_input(text="fine"), "output": "4", "profile": []}
     for split in ("train", "dev"):
         write_lamp(tmp_path / "lamp", task, split, [row])
-    said = r"Train and dev share question ids in .*lamp: 1 of the 1 of dev, such as 1\. Take train_questions.json"
-    with pytest.raises(KitError, match=said):
+    message = r"Train and dev share question ids in .*lamp: 1 of the 1 of dev, such as 1\. Take train_questions.json"
+    with pytest.raises(KitError, match=message):
         prepare(new_run({"data.source": str(tmp_path / "lamp")}), lambda spec: recording_chat())
 
 
 @pytest.mark.parametrize(
-    ("question", "item", "said"),
+    ("question", "item", "message"),
     [
         ({}, {}, "dev_questions.json in .*lamp has a user_id and train_questions.json has none: .* from the same"),
         ({"user_id": "u"}, {"date": "2011"}, "train_questions.json in .*lamp has a date and dev_questions.json has no"),
     ],
 )
-def test_splits_of_two_ways_to_split_are_refused(new_run, recording_chat, tmp_path, question, item, said):
+def test_splits_of_two_ways_to_split_are_refused(new_run, recording_chat, tmp_path, question, item, message):
     task, folder = get_task("LaMP-3"), tmp_path / "lamp"
     for number, split in enumerate(("train", "dev")):
         profile = [{"id": f"{number}{n}", "text": f"lid {n}", "score": "4"} for n in range(3)]
@@ -214,36 +214,36 @@ def test_splits_of_two_ways_to_split_are_refused(new_run, recording_chat, tmp_pa
     (folder / "train_questions.json").write_text(json.dumps([row]))
     for own_items in (0, 2):
         run = new_run({"data.source": str(folder), "data.leave_one_out": own_items})
-        with pytest.raises(KitError, match=said):
-            prepare(run, lambda spec: pytest.fail("told before a model is asked"))
+        with pytest.raises(KitError, match=message):
+            prepare(run, lambda spec: pytest.fail("rejected before a model is asked"))
 
 
-def test_data_that_is_no_folder_is_told_with_what_was_meant(new_run, recording_chat, tmp_path):
+def test_data_that_is_not_a_folder_is_rejected_with_a_suggestion(new_run, recording_chat, tmp_path):
     (tmp_path / "dev_questions.json").write_text("[]")
-    for source, said in (
-        ("oficial", r"'oficial' is no folder that is there: give personas, .* Did you mean --data official\?$"),
-        (str(tmp_path / "nowhere"), r"nowhere' is no folder that is there: .* or a folder with them\.$"),
+    for source, message in (
+        ("oficial", r"'oficial' is not an existing folder: give personas, .* Did you mean --data official\?$"),
+        (str(tmp_path / "nowhere"), r"nowhere' is not an existing folder: .* or a folder with them\.$"),
         (str(tmp_path / "dev_questions.json"), rf"is a file: give the folder in which it lies, --data {tmp_path}\.$"),
     ):
         run = new_run({"data.source": source})
-        with pytest.raises(KitError, match=said):
+        with pytest.raises(KitError, match=message):
             prepare(run, lambda spec: recording_chat())
 
 
-def test_a_separation_that_changes_nothing_is_said(prepared, capsys):
+def test_a_separation_that_changes_nothing_is_reported(prepared, capsys):
     prepared({"data.separation": "time"})
     assert "data.separation=time is for --data official and changes nothing here" in capsys.readouterr().out
 
 
-def test_an_unknown_task_is_told_which_there_are(new_run, recording_chat):
+def test_an_unknown_task_is_rejected(new_run, recording_chat):
     with pytest.raises(KitError, match="no task 'LaMP-9'"):
         prepare(new_run({"data.task": "LaMP-9"}), lambda spec: recording_chat())
 
 
-@pytest.mark.parametrize(("users", "kept"), [(1, "acf"), (2, "abcdf"), (3, "abcdef"), (9, "abcdef")])
-def test_the_first_users_keep_all_their_queries(users, kept):
+@pytest.mark.parametrize(("users", "expected"), [(1, "acf"), (2, "abcdf"), (3, "abcdef"), (9, "abcdef")])
+def test_the_first_users_keep_all_their_queries(users, expected):
     data = Dataset.from_dict({"id": list("abcdef"), "user_id": ["u", "v", "u", "v", "w", "u"]})
-    assert first_users(data, users)["id"] == list(kept)
+    assert first_users(data, users)["id"] == list(expected)
 
 
 @pytest.mark.parametrize(
@@ -322,11 +322,11 @@ def test_a_budget_stops_the_stage_and_a_larger_one_lets_it_go_on(new_run, endpoi
     capsys.readouterr()
     prepare(run)
     assert len(endpoint.requests) == 18
-    told = capsys.readouterr().out
-    assert told.index("estimate ") < told.index("8 requests") < told.index("spent ")
+    output = capsys.readouterr().out
+    assert output.index("estimate ") < output.index("8 requests") < output.index("spent ")
 
 
-# ---- items as questions -------------------------------------------------------------------------------------------
+# ---- items as queries ---------------------------------------------------------------------------------------------
 
 
 def test_items_become_questions_with_the_others_as_profile(new_run, recording_chat):
@@ -374,14 +374,14 @@ def test_two_items_of_one_id_cannot_both_become_questions(new_run, recording_cha
         row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": profile}
         write_lamp(tmp_path / "lamp", task, split, [row])
     run = new_run({"data.source": str(tmp_path / "lamp"), "data.leave_one_out": 3})
-    with pytest.raises(KitError, match=r"1 questions made from items of .*lamp have an id twice, such as 0-7"):
+    with pytest.raises(KitError, match=r"1 examples made from items of .*lamp have an id twice, such as 0-7"):
         prepare(run, lambda spec: recording_chat())
 
 
 @pytest.mark.parametrize(("name", "why"), [("LaMP-1", "which papers it cites is not"), ("LaMP-7", "let a model write")])
-def test_items_that_hold_no_question_are_said(new_run, recording_chat, name, why):
+def test_items_without_a_query_are_rejected(new_run, recording_chat, name, why):
     with pytest.raises(
         KitError,
-        match=rf"hold no question, so data\.leave_one_out must be 0 there \(--set data\.leave_one_out=0\): .*{why}",
+        match=rf"contain no query, so data\.leave_one_out must be 0 there \(--set data\.leave_one_out=0\): .*{why}",
     ):
         prepare(new_run({"data.task": name, "data.leave_one_out": 1}), lambda spec: recording_chat())

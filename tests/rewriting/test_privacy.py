@@ -1,4 +1,4 @@
-"""What must never leave: the profile towards the base model, and a key towards anything that is kept or shown."""
+"""What must never leave: the profile towards the base model, and a key towards anything that is stored or shown."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def test_a_planted_key_is_in_no_artefact(new_run, endpoint, tmp_path, monkeypatc
     stored = sqlite3.connect(tmp_path / "answers.sqlite").execute("SELECT answer FROM answers").fetchall()
     assert len(stored) > 20
     shown = capfd.readouterr()
-    kept = everything_under(tmp_path) + (shown.out + shown.err + caplog.text).encode() + str(stored).encode()
-    assert KEY.encode() not in kept
-    assert b"0123456789abcdef" not in kept
+    artefacts = everything_under(tmp_path) + (shown.out + shown.err + caplog.text).encode() + str(stored).encode()
+    assert KEY.encode() not in artefacts
+    assert b"0123456789abcdef" not in artefacts
 
 
 CELLS = """
@@ -142,7 +142,7 @@ def test_a_planted_key_is_in_no_executed_notebook(new_run, endpoint, tmp_path, m
     repeats_the_key(endpoint)
     model = f"{endpoint.url}#m@MY_KEY"
     run = new_run({"base": model, "synthesis.teacher": model, "endpoint.tolerate": 0.1})
-    with pytest.raises(KitError, match=r"Notebook keys stopped: NoAnswers: .*the key was refused") as caught:
+    with pytest.raises(KitError, match=r"Notebook keys stopped: EndpointError: .*the key was rejected") as caught:
         demo.execute(run, "keys")
     assert set(endpoint.keys) == {f"Bearer {KEY}"}, "it was really used"
     executed = nbformat.read(run.folder / "notebooks" / "keys.ipynb", as_version=4)
@@ -151,5 +151,5 @@ def test_a_planted_key_is_in_no_executed_notebook(new_run, endpoint, tmp_path, m
     for part in ("Incorrect API key provided: ….", "trajectories accepted", "'generic': '3'", "DEBUG:openai"):
         assert part in outputs
     shown = capfd.readouterr()
-    kept = everything_under(tmp_path) + (shown.out + shown.err + str(caught.value)).encode()
-    assert b"0123456789abcdef" not in kept
+    artefacts = everything_under(tmp_path) + (shown.out + shown.err + str(caught.value)).encode()
+    assert b"0123456789abcdef" not in artefacts

@@ -12,7 +12,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.models import sampling
 from rpo_kit.models.local import LoadedModel, generate, load_trainable, prompt_tokens
-from rpo_kit.rewriting.reflection import _cut, fitting_messages, load_reflection, reflection_messages
+from rpo_kit.rewriting.reflection import _shorten, fitting_messages, load_reflection, reflection_messages
 
 TASK = get_task("LaMP-3")
 QUERY = TASK.make_input(text="The lid leaks.")
@@ -44,7 +44,7 @@ def test_items_can_keep_the_number_of_their_rank():
     assert "[4] " in reflection_messages(TASK, QUERY, "3", ITEMS[:1], first=4)[1]["content"]
 
 
-def test_an_empty_profile_and_an_empty_answer_are_said():
+def test_an_empty_profile_and_an_empty_answer_are_marked():
     user = reflection_messages(TASK, QUERY, " ", [])[1]["content"]
     assert "History:\n(empty)\n" in user
     assert "Generic answer: (empty)" in user
@@ -77,7 +77,7 @@ def test_items_are_cut_at_word_ends_and_keep_their_answer_until_the_prompt_fits(
 
 
 @pytest.mark.parametrize(
-    ("words", "kept"),
+    ("words", "expected"),
     [
         (None, "It broke. I mended it twice (in vain!) and gave up."),
         (10, "It broke. I mended it twice (in vain!) …"),
@@ -85,9 +85,9 @@ def test_items_are_cut_at_word_ends_and_keep_their_answer_until_the_prompt_fits(
         (3, "It broke. …"),
     ],
 )
-def test_a_text_is_cut_where_a_sentence_ends_if_that_keeps_more_than_half(words, kept):
+def test_a_text_is_cut_where_a_sentence_ends_if_that_keeps_more_than_half(words, expected):
     text = "It broke. I mended it twice (in vain!) and gave up."
-    assert _cut(text, words) == kept
+    assert _shorten(text, words) == expected
 
 
 def test_a_history_item_of_one_endless_word_is_cut_too(untrained):
@@ -105,9 +105,11 @@ def test_an_answer_of_several_words_stays_whole_where_the_text_is_cut():
     assert "based on a book" in messages[1]["content"]
 
 
-def test_a_query_that_does_not_fit_is_said_and_never_cut(untrained):
+def test_a_query_that_does_not_fit_is_reported_and_never_cut(untrained):
     query = TASK.make_input(text="leaks " * 3000)
-    with pytest.raises(KitError, match=r"Question 410 with its 18,\d\d\d characters does not fit into 2000 tokens"):
+    with pytest.raises(
+        KitError, match=r"The query of example 410 \(18,\d\d\d characters\) does not fit into 2000 tokens"
+    ):
         fitting_messages(untrained.tokenizer, 2000, TASK, EXAMPLE | {"input": query}, ITEMS)
 
 
@@ -131,9 +133,9 @@ def test_an_answer_that_reaches_its_end_is_told_from_one_that_was_cut_off(untrai
     monkeypatch.setattr(sampling, "shares_prefix", lambda model: ours)
     monkeypatch.setattr(sampling, "sample_groups", lambda *_: new[:, None])
     monkeypatch.setattr(untrained.model, "generate", lambda input_ids, **_: torch.cat([input_ids, new], 1))
-    found = generate(untrained, [[{"role": "user", "content": "a"}]] * 2, max_new_tokens=4)
-    assert [(c.finished, c.new_tokens) for c in found] == [(True, 3), (False, 4)]
-    assert found[0].text == untrained.tokenizer.decode([50, 51]).strip()
+    completions = generate(untrained, [[{"role": "user", "content": "a"}]] * 2, max_new_tokens=4)
+    assert [(c.finished, c.new_tokens) for c in completions] == [(True, 3), (False, 4)]
+    assert completions[0].text == untrained.tokenizer.decode([50, 51]).strip()
 
 
 def test_an_adapter_changes_what_is_loaded_and_a_missing_one_is_named(tiny_model, tmp_path):

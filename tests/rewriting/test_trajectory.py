@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from rpo_kit.errors import KitError
 from rpo_kit.rewriting.prompts import escape_tags
-from rpo_kit.rewriting.trajectory import Trajectory, count_parse_errors, parse, render, trajectory_error
+from rpo_kit.rewriting.trajectory import (
+    Trajectory,
+    count_parse_errors,
+    parse,
+    render,
+    rewrite_or_generic,
+    trajectory_error,
+)
 
 GOOD = "<observe>[1] reads 2, gave 1: harsh</observe>\n<plan>reads 3, harsh: give 2</plan>\n<rewrite>2</rewrite>"
 TAGS = [f"<{slash}{name}>" for name in ("observe", "plan", "rewrite") for slash in ("", "/")]
@@ -59,8 +66,16 @@ def test_what_does_not_fit_is_no_rewrite_and_says_why(text, error):
     assert parse(text).error == error
 
 
+@given(st.text() | PIECES, st.text())
+def test_without_a_trajectory_the_generic_answer_stands(text, generic):
+    answer, parsed = rewrite_or_generic(text, generic)
+    assert parsed == parse(text)
+    assert answer == (parsed.trajectory.rewrite if parsed.trajectory else generic)
+    assert rewrite_or_generic(GOOD, generic)[0] == "2"
+
+
 @given(st.text() | PIECES)
-def test_parsing_never_raises_and_gives_either_a_trajectory_or_a_complaint(text):
+def test_parsing_never_raises_and_gives_either_a_trajectory_or_an_error(text):
     parsed = parse(text)
     assert (parsed.trajectory is None) == bool(parsed.error)
 
@@ -143,15 +158,15 @@ def test_cited_items_are_the_bracketed_numbers_in_order_of_first_mention():
         ("[1] a", "3", "does not end in the gold"),
     ],
 )
-def test_a_trajectory_worth_training_on_cites_shown_items_and_ends_in_the_true_output(observe, rewrite, expected):
+def test_a_trajectory_worth_training_on_cites_shown_items_and_ends_in_the_gold(observe, rewrite, expected):
     assert trajectory_error(Trajectory(observe, "b", rewrite), shown={1, 2}, gold=" 2 ") == expected
 
 
-def test_without_a_target_any_ending_is_good():
+def test_without_a_gold_any_ending_is_good():
     assert trajectory_error(Trajectory("[1] a", "b", "9"), shown={1}) is None
 
 
-def test_complaints_are_counted_most_frequent_first():
+def test_parse_errors_are_counted_most_frequent_first():
     assert count_parse_errors(["", GOOD, GOOD + "!", "5", "<plan>"]) == {
         "no tags": 2,
         "no <observe>": 1,

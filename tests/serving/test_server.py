@@ -33,7 +33,7 @@ class Echo:
     def __call__(self, query, profile):
         self.asked.append((query, profile))
         if "fail" in query:
-            raise KitError("The model m left 1 of 1 questions unanswered.")
+            raise KitError("The model m did not answer 1 of 1 queries.")
         timings = {"retrieval": 0.1, "base": 0.2, "reflection": 0.3}
         tokens = {"base": (60, 2), "reflection": (400, 31)}
         return Rewrite("2", "3", profile, Trajectory("[1] gave 1", "one lower", "2"), None, timings, tokens)
@@ -67,22 +67,22 @@ def create(served, text="It leaks.", **more):
 def raw(served, body=b"{}", method="POST", path="/v1/chat/completions", **headers):
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
     connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
-    found = connection.getresponse()
-    return found.status, json.loads(found.read())
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
 
 
-def refused(served, **body):
-    status, found = raw(served, json.dumps(body).encode())
-    return status, found["error"]["message"]
+def rejected(served, **body):
+    status, response = raw(served, json.dumps(body).encode())
+    return status, response["error"]["message"]
 
 
 ASK = {"messages": [{"role": "user", "content": "It leaks."}]}
 
 
 def test_an_openai_client_gets_the_rewrite_and_how_it_came_about(served):
-    found = create(served, user="ann")
-    assert found.choices[0].message.content == "2"
-    assert found.rpo == {
+    response = create(served, user="ann")
+    assert response.choices[0].message.content == "2"
+    assert response.rpo == {
         "generic": "3",
         "items": ["7"],
         "observations": ["[1] gave 1"],
@@ -92,7 +92,7 @@ def test_an_openai_client_gets_the_rewrite_and_how_it_came_about(served):
         "seconds": {"retrieval": 0.1, "base": 0.2, "reflection": 0.3},
         "tokens": {"base": {"prompt": 60, "new": 2}, "reflection": {"prompt": 400, "new": 31}},
     }
-    used = found.usage
+    used = response.usage
     assert (used.prompt_tokens, used.completion_tokens, used.total_tokens) == (460, 33, 493), "of both models"
     assert served.asked == [(TASK.make_input(text="It leaks."), PROFILE)]
     assert [model.id for model in client(served).models.list()] == ["rpo"]
@@ -108,8 +108,8 @@ def test_the_history_can_come_with_the_request_and_the_query_as_a_lamp_input(ser
 def test_a_profile_file_at_fault_is_named_in_the_servers_log_and_not_to_the_client(served, content, capfd):
     path = served.service.profiles / "broken.json"
     path.write_bytes(content.encode("utf-8", "surrogatepass"))
-    status, said = refused(served, **ASK, user="broken")
-    assert (status, said) == (500, "The profile of 'broken' cannot be used; the server's log says why.")
+    status, message = rejected(served, **ASK, user="broken")
+    assert (status, message) == (500, "The profile of 'broken' cannot be used; the server's log says why.")
     assert f"rpo_kit serve: the profile {path} cannot be used: " in capfd.readouterr().err
 
 
@@ -136,7 +136,7 @@ def test_a_client_that_hangs_up_leaves_no_trace_in_the_log(served, monkeypatch, 
     monkeypatch.setattr(server_module.Handler, "end_headers", hung_up)
     with pytest.raises(http.client.HTTPException):
         raw(served)
-    served.service.room.acquire(timeout=5)  # the request is over
+    served.service.slots.acquire(timeout=5)  # the request is over
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -145,8 +145,8 @@ def test_a_client_that_streams_gets_one_chunk(served):
     assert [chunk.choices[0].delta.content for chunk in chunks] == ["2"]
 
 
-def test_a_base_model_that_fails_is_said_in_a_sentence(served):
-    with pytest.raises(APIStatusError, match="left 1 of 1 questions unanswered") as caught:
+def test_a_base_model_that_fails_is_reported_in_a_sentence(served):
+    with pytest.raises(APIStatusError, match="did not answer 1 of 1 queries") as caught:
         create(served, "fail", user="ann")
     assert caught.value.status_code == 502
 
@@ -158,7 +158,7 @@ def test_a_base_model_that_fails_is_said_in_a_sentence(served):
         ({"messages": []}, 400, "`messages` must be a list"),
         ({"messages": ["hi"], "user": "ann"}, 400, "`messages` must be a list"),
         ({"messages": [{"role": "system", "content": "x"}], "user": "ann"}, 400, "the last one from the user"),
-        (ASK, 400, "Say whose answer it shall be"),
+        (ASK, 400, "Say who is asking"),
         (ASK | {"user": "bob"}, 404, "There is no profile of 'bob' here"),
         (ASK | {"user": "../secret"}, 400, "`user` must be a name"),
         (ASK | {"user": "a/../../secret"}, 400, "`user` must be a name"),
@@ -167,17 +167,17 @@ def test_a_base_model_that_fails_is_said_in_a_sentence(served):
         (ASK | {"profile": {}}, 400, "`profile` must be a JSON list of at most 2,000 items"),
         (ASK | {"profile": [{}] * 2001}, 400, "`profile` must be a JSON list of at most 2,000 items"),
         (ASK | {"profile": [{"text": "fine"}]}, 400, "Item 0 of `profile` must have text and score"),
-        (ASK | {"profile": None}, 400, "Say whose answer it shall be"),
+        (ASK | {"profile": None}, 400, "Say who is asking"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "with texts"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, 400, "with texts"),
         ({"messages": [{"role": "user", "content": ["hi"]}]}, 400, "with texts"),
-        (ASK | {"user": "ann", "n": 2}, 400, "One choice a request"),
+        (ASK | {"user": "ann", "n": 2}, 400, "one choice per request"),
     ],
 )
 def test_a_request_at_fault_is_told_why_and_reaches_no_model(served, body, status, why):
-    found, said = refused(served, **body)
-    assert found == status
-    assert why in said
+    actual, message = rejected(served, **body)
+    assert actual == status
+    assert why in message
     assert served.asked == []
 
 
@@ -187,13 +187,13 @@ def test_the_size_of_a_request_is_bounded_before_it_is_read(served):
     for name, value in (("Content-Type", "application/json"), ("Content-Length", "1000001")):
         connection.putheader(name, value)
     connection.endheaders()  # not one byte of the body
-    found = connection.getresponse()
-    assert found.status == 413
-    assert "at most 1,000,000 bytes are read" in found.read().decode()
+    response = connection.getresponse()
+    assert response.status == 413
+    assert "at most 1,000,000 bytes are read" in response.read().decode()
     assert raw(served, b"", **{"Content-Length": "9" * 5000})[0] == 413
 
 
-def test_what_is_no_json_object_is_refused(served):
+def test_what_is_not_a_json_object_is_rejected(served):
     assert raw(served, b"[1]")[0] == 400
     assert raw(served, b"{")[0] == 400
     assert raw(served, b"[" * 100_000)[0] == 400
@@ -204,7 +204,7 @@ def test_what_is_no_json_object_is_refused(served):
     assert raw(served, iter([b"{}"]), **{"Transfer-Encoding": "chunked"})[0] == 411
 
 
-def test_a_page_of_a_browser_that_found_a_way_here_is_refused(served):
+def test_a_web_page_in_a_browser_is_rejected(served):
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host="evil.example")[0] == 403
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host="[::1")[0] == 400
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host=f"localhost:{served.port}")[0] == 200
@@ -222,8 +222,8 @@ def test_a_client_that_sends_nothing_more_is_not_waited_for(served, monkeypatch)
     server.server_close()
 
 
-def test_when_all_places_are_taken_the_client_is_told_to_come_back(served):
-    served.service.room = threading.Semaphore(0)
+def test_when_all_slots_are_taken_the_client_is_asked_to_come_back(served):
+    served.service.slots = threading.Semaphore(0)
     assert raw(served, json.dumps(ASK).encode())[0] == 503
 
 
@@ -242,7 +242,7 @@ def test_a_port_that_is_taken_is_named(served):
         make_server(served.service, port=served.port)
 
 
-def test_a_place_that_cannot_be_is_said_before_a_model_is_loaded(prepared, tmp_path):
+def test_an_impossible_address_is_rejected_before_a_model_is_loaded(prepared, tmp_path):
     run = prepared()
     with pytest.raises(KitError, match="There is no port 99999: choose a --port from 1 to 65535"):
         server_module.serve(run, "rl", None, "127.0.0.1", 99999)

@@ -142,7 +142,7 @@ def test_scores_are_stored_for_each_example_and_k(swept):
     assert scores["user"].tolist()[:4] == [f"dev-{n}" for n in range(4)]
 
 
-def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swept, tmp_path, monkeypatch):
+def test_the_numbers_carry_their_provenance_and_can_be_stored_with_the_code(swept, tmp_path, monkeypatch):
     run, _ = swept
     with pytest.raises(KitError, match=r"no finished sweep: run `python -m rpo_kit sweep --run r` first"):
         export_figure_data(run, tmp_path / "data", "long")
@@ -160,7 +160,7 @@ def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swep
     assert told["commit"] == before, "every cell was skipped"
 
 
-def test_before_sft_it_says_what_to_run_first(prepared):
+def test_before_sft_the_error_names_the_command_to_run_first(prepared):
     with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize --run r`"):
         sweep(prepared())
 
@@ -172,7 +172,7 @@ def test_what_changes_the_prompts_of_a_cell_is_among_the_inputs_of_its_scores(sw
     assert inputs.keys() >= {"data", "generic", "model", "prompts", "adapter", "shots", "users"}
 
 
-def test_an_evaluation_without_training_is_kept_without_logs(new_run, tmp_path):
+def test_an_evaluation_without_training_is_stored_without_logs(new_run, tmp_path):
     run = new_run()
     with stage(run, "evaluate") as work:
         for name in ("metrics.csv", "paired.csv"):
@@ -185,7 +185,7 @@ def test_an_evaluation_without_training_is_kept_without_logs(new_run, tmp_path):
     ]
 
 
-def test_an_evaluation_is_kept_with_its_logs_and_where_it_comes_from(new_run, tmp_path):
+def test_an_evaluation_is_stored_with_its_logs_and_its_provenance(new_run, tmp_path):
     run = new_run()
     with pytest.raises(KitError, match="'evaluate' of run 'r' is not finished"):
         export_results(run, tmp_path / "kept", "long_LaMP-3")

@@ -61,14 +61,14 @@ def test_all_chapters_run_in_order_with_the_runs_settings(tmp_path, executed, ca
     assert "make lab" in said
 
 
-def test_folders_that_are_named_by_variables_are_whole_paths_for_the_kernels(tmp_path, executed, monkeypatch):
+def test_folders_in_environment_variables_become_absolute_paths_for_the_kernels(tmp_path, executed, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RPO_RUNS", "out")
     demo(finished_run(tmp_path / "out"))
     assert os.environ["RPO_RUNS"] == str(tmp_path / "out")
 
 
-def test_what_is_done_is_skipped_and_what_changed_is_executed_again(tmp_path, executed):
+def test_a_finished_notebook_is_skipped_and_a_changed_one_is_executed_again(tmp_path, executed):
     run = finished_run(tmp_path)
     assert execute(run, CHAPTERS[0]) is False
     assert execute(run, CHAPTERS[0]) is True
@@ -91,7 +91,7 @@ def test_an_interrupted_notebook_is_executed_again(tmp_path, executed, monkeypat
     assert execute(run, CHAPTERS[0]) is False
 
 
-def test_a_notebook_that_stops_is_named_with_its_error_and_where_to_look(tmp_path, executed, monkeypatch):
+def test_a_notebook_that_fails_is_named_with_its_error_and_its_path(tmp_path, executed, monkeypatch):
     def failed(*_: Any, **__: Any) -> None:
         raise PapermillExecutionError(0, 1, "stage", "KitError", "The data are missing.", [])
 
@@ -101,7 +101,7 @@ def test_a_notebook_that_stops_is_named_with_its_error_and_where_to_look(tmp_pat
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_overrides_turn_the_preset_into_the_runs_settings(tmp_path, preset):
+def test_preset_and_overrides_together_give_the_runs_settings(tmp_path, preset):
     settings = {"rl.steps": 3, "data.task": "LaMP-5", "base": "openai:m", "sweep.seeds": [4, 5], "sft.warmup": 0.5}
     run = open_run("r", preset, settings, root=tmp_path)
     found = overrides(run)
@@ -110,7 +110,7 @@ def test_the_overrides_turn_the_preset_into_the_runs_settings(tmp_path, preset):
     assert overrides(open_run("r", preset, root=tmp_path)) == {}
 
 
-def test_the_summary_shows_the_table_and_where_everything_is(tmp_path):
+def test_the_summary_shows_the_table_and_where_to_find_the_rest(tmp_path):
     run = finished_run(tmp_path)
     text = summary(run)
     assert "LaMP-3, 6 dev examples, 6 history items" in text

@@ -70,7 +70,7 @@ def test_figure_3_shows_scores_with_their_intervals(tmp_path):
     ]
 
 
-def test_figure_3_without_its_numbers_says_what_to_do(tmp_path):
+def test_figure_3_without_its_numbers_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(KitError, match="finish a sweep first"):
         figures.figure3(f"{tmp_path}/none_")
 
@@ -112,7 +112,7 @@ def test_results_show_each_system_from_top_to_bottom_and_references_as_lines():
     assert labels == ["context injection, k = 4", "profile summary (PAG), k = 0", "user's majority label"]
 
 
-def test_the_oracle_has_a_panel_a_task_with_its_ceiling():
+def test_the_oracle_has_one_panel_per_task_with_its_ceiling():
     rows = [{"task": t, "k": k, "score": k / 10, "ceiling": 1.0} for t in ("LaMP-3", "LaMP-7") for k in (1, 2, 4)]
     panels = figures.oracle_figure(rows).axes
     assert [panel.get_title(loc="left") for panel in panels] == ["LaMP-3", "LaMP-7"]

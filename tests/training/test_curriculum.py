@@ -48,7 +48,7 @@ def test_an_unknown_plan_is_told_which_there_are(plan):
 
 @pytest.mark.parametrize(("first", "last"), [(6, 2), (0, 6), (-1, 2)])
 def test_shots_which_do_not_grow_are_refused(first, last):
-    with pytest.raises(KitError, match=f"shots_from={first} and shots_to={last}"):
+    with pytest.raises(KitError, match=f"shots_from={first} and rl.shots_to={last}"):
         shots_plan("progressive", 4, first, last)
 
 

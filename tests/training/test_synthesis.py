@@ -10,7 +10,7 @@ from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import read_records
 from rpo_kit.training import synthesis
 from rpo_kit.training.synthesis import describe, make_requests, open_teacher, synthesize
-from rpo_kit.training.teachers import ChatTeacher, Request, persona_teacher, sent_back, teacher_prompt
+from rpo_kit.training.teachers import ChatTeacher, Request, persona_teacher, retry_conversation, teacher_prompt
 
 
 def trajectory_text(rewrite: str, cited: int = 1) -> str:
@@ -216,7 +216,7 @@ def test_a_text_that_cannot_be_used_is_sent_back_once_with_the_complaint(prepare
     synthesize(run, teacher)
     first, again = teacher.chat.asked[:4], teacher.chat.asked[4:]
     assert [len(conversation) for conversation in again] == [3, 3, 3]
-    assert again[0] == sent_back(first[1], answer(first[1]), "text outside the tags")
+    assert again[0] == retry_conversation(first[1], answer(first[1]), "text outside the tags")
     assert "This cannot be used: text outside the tags." in again[0][-1]["content"]
     work = run.stage("synthesize")
     good, bad = read_records(work / "trajectories.jsonl"), read_records(work / "rejected.jsonl")

@@ -1,17 +1,18 @@
 """LaMP-1 personas: authors with a home field, who cite from it.
 
-Seven of ten papers of an author are from the home field. The query gives a title which could stand in any field and two
+Seven of ten papers of an author are from the home field. The query gives a title that would fit any field and two
 references, one from the home field and one from another, in random order; only the author's other papers tell which.
 
     item   {"title": "Edge colourings of sparse planar graphs", "abstract": "…"}             shows "graph theory"
-    facts  {"first": "robotics", "second": "graph theory"}                                   output "[2]"
+    facts  {"first": "robotics", "second": "graph theory"}                                   gold "[2]"
     observe  "about graph theory"     plan  "[1] robotics, [2] graph theory: choose [2]"
 """
 
 import random
 
-from rpo_kit.lamp.personas.grammar import Facts, Item, expand, load_bank
-from rpo_kit.lamp.tasks import TASKS
+from rpo_kit.lamp.example import Facts
+from rpo_kit.lamp.personas.grammar import expand, load_bank
+from rpo_kit.lamp.tasks import Item, get_task
 
 HABITS: tuple[str, ...] = (
     "graph theory",
@@ -23,8 +24,8 @@ HABITS: tuple[str, ...] = (
     "genomics",
     "user interfaces",
 )
-# Ours, and lower than in the other tasks: a paper from a third field costs only a coin toss here, so that at 0.8 one
-# item would already be right nine times out of ten.
+# Ours, and lower than in the other tasks: a paper from a third field costs only a coin toss here, so at 0.8 a single
+# item would already give the right answer nine times out of ten.
 SHOWS: float = 0.7
 
 
@@ -42,7 +43,7 @@ def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
     facts: Facts = {"first": fields[0], "second": fields[1]}
     title = expand(rng, load_bank("citations"), "{neutral}")
     refs = [_title(rng, field, _topic(rng, field)) for field in fields]
-    text = TASKS["LaMP-1"].make_input(title=title, ref1=refs[0], ref2=refs[1])
+    text = get_task("LaMP-1").make_input(title=title, ref1=refs[0], ref2=refs[1])
     return text, apply(habit, facts), facts
 
 
@@ -51,7 +52,7 @@ def shown_habit(item: Item, facts: Facts) -> str | None:
 
 
 def apply(habit: str, query_facts: Facts) -> str:
-    """The reference from this field; "[1]" where neither is."""
+    """The reference from this field; "[1]" if neither is."""
     return "[2]" if query_facts["second"] == habit else "[1]"
 
 
@@ -64,7 +65,7 @@ def plan(habit: str, query_facts: Facts, generic: str) -> str:
 
 
 def _topic(rng: random.Random, field: str) -> dict[str, str]:
-    """What one paper is about, so that its title and its abstract agree; "task2" is another of the field's tasks."""
+    """The topic of one paper, so that its title and its abstract agree; "task2" is another of the field's tasks."""
     bank = load_bank("citations")
     topic = {}
     for name in ("task", "method", "thing", "place"):

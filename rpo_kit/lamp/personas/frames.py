@@ -1,7 +1,7 @@
 """How the writing personas (tweets, headlines, titles) put words of a query into a user's frame.
 
-Such a persona knows the parts of a text ("did", "when"), each readable word for word in it, and a habit is a frame with
-slots for some of them. Nothing is inflected or invented: a rewrite is the frame and copied words.
+Such a persona knows the parts of a text ("did", "when"), each of which the text contains word for word, and a habit is
+a frame with slots for some of them. Nothing is inflected or invented: a rewrite is the frame and copied words.
 
     facts = {"task": "crack detection", "method": "foam", "aim": "speed"}
     fill("{task} via {method}", facts)      # "Crack detection via foam"
@@ -10,11 +10,12 @@ slots for some of them. Nothing is inflected or invented: a rewrite is the frame
 
 import random
 
-from rpo_kit.lamp.personas.grammar import Bank, Facts, expand, tidy
+from rpo_kit.lamp.example import Facts
+from rpo_kit.lamp.personas.grammar import Bank, expand, tidy
 
 
 def draw_parts(rng: random.Random, bank: Bank, scope: str, parts: tuple[str, ...]) -> dict[str, str]:
-    """One expanded phrase a part, within one topic of the bank, as it will stand in a text."""
+    """One expanded phrase per part, within one topic of the bank, as it will appear in a text."""
     return {part: expand(rng, bank, f"{{{part}}}", scope=scope, capitals=False) for part in parts}
 
 
@@ -29,11 +30,10 @@ def fill(frame: str, facts: Facts) -> str:
 
 
 def outline(frame: str, facts: Facts) -> str:
-    """The frame with the first word of each part in its slots (behind an article); ".." says that more follows."""
-    return frame.format(**{key: _start(str(value)) for key, value in facts.items()})
-
-
-def _start(part: str) -> str:
-    words = part.split()
-    first = words[: 2 if words[0] in ("a", "an", "the") else 1]
-    return " ".join(first) + (".." if len(words) > len(first) else "")
+    """The frame with the first word of each part in its slots (the second too after an article); ".." means more."""
+    starts = {}
+    for name, part in facts.items():
+        words = str(part).split()
+        first = words[: 2 if words[0] in ("a", "an", "the") else 1]
+        starts[name] = " ".join(first) + (".." if len(words) > len(first) else "")
+    return frame.format(**starts)

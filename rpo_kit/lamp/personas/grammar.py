@@ -1,15 +1,15 @@
-"""Words for the invented users: a tiny phrase-bank expander, and what every persona module must offer.
+"""Texts of the invented users: a tiny phrase-bank expander, and what every persona module must offer.
 
 Each persona module turns a habit into texts by expanding phrases of a JSON bank with a seeded `random.Random`. A bank
 is a dictionary of lists of phrases, nested one level where a topic has its own phrases. Inside a phrase,
 
     {name}        is a slot given by the caller, else a random phrase of bank[scope][name], else of bank[name]
     [a|b|]        is a random one of the alternatives (they may nest and may be empty)
-    a(n)          is "a" or "an", as the next word asks for
+    a(n)          is "a" or "an", as the next word requires
 
 so `expand(rng, {"thing": ["oven", "[red|blue] kettle"]}, "{brand} made a(n) {thing}.", {"brand": "tolvik"})` gives
-"Tolvik made an oven." or "Tolvik made a blue kettle." No phrase is used twice in one text while others are left.
-There are no weights, no conditions and no inflection: a bank that needs "was/were" says so in its phrases.
+"Tolvik made an oven." or "Tolvik made a blue kettle." No phrase is used twice in one text while others are left. There
+are no weights, no conditions and no inflection: a bank that needs "was/were" spells it out in its phrases.
 """
 
 import json
@@ -22,8 +22,8 @@ from typing import Protocol
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Facts
+from rpo_kit.lamp.tasks import Item
 
-Item = dict[str, str]
 Bank = dict[str, tuple[str, ...]]
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")  # innermost brackets only: nesting is resolved from the inside out
@@ -32,25 +32,25 @@ _VOWEL_SOUND = re.compile(r"(?i)(?!uni|use|usu|eu|one\b|once|uk)[aeiou]|hour|hon
 
 
 class Persona(Protocol):
-    """What a persona module offers; the modules of this package are written to it and checked against it."""
+    """What a persona module offers; the type checker holds the modules of this package to it."""
 
     HABITS: tuple[str, ...]
-    SHOWS: float
+    SHOWS: float  # probability that an item shows the user's own habit
 
     def make_item(self, rng: random.Random, habit: str) -> tuple[Item, Facts]:
         """A profile item (without id) that shows `habit`, and what can be read in it."""
 
     def make_query(self, rng: random.Random, habit: str) -> tuple[str, str, Facts]:
-        """Official input, the output of a user with this habit, and what can be read in the input."""
+        """An official input, the gold of a user with this habit, and what can be read in the input."""
 
     def shown_habit(self, item: Item, facts: Facts) -> str | None:
-        """The habit which this item shows, or None where it cannot tell."""
+        """The habit that this item shows, or None if it shows none."""
 
     def apply(self, habit: str, query_facts: Facts) -> str:
-        """The output which this habit gives for the query."""
+        """The answer that this habit gives to the query."""
 
     def observe(self, item: Item, facts: Facts) -> str:
-        """One short observation about one item, in values that can be checked in its text."""
+        """One short observation about one item, in values that can be checked against its text."""
 
     def plan(self, habit: str, query_facts: Facts, generic: str) -> str:
         """What to change in the generic answer, in a few words."""
@@ -78,7 +78,7 @@ def expand(
     scope: str = "",
     capitals: bool = True,
 ) -> str:
-    """Expand `text` and tidy it (articles, spaces, capitals at sentence starts). Slot values are taken as they are."""
+    """Expand `text` and tidy it (articles, spaces, capitals at sentence starts). Slot values are used as they are."""
     return tidy(_fill(rng, bank, text, slots or {}, scope, set()), capitals)
 
 
@@ -92,7 +92,7 @@ def _fill(rng: random.Random, bank: Bank, text: str, slots: Mapping[str, str], s
             return slots[name]
         phrases = bank.get(f"{scope}.{name}") or bank.get(name)
         if not phrases:
-            raise KitError(f"phrase bank: no {name!r} (scope {scope!r}), which {text!r} needs; add it to the bank")
+            raise KitError(f"The phrase bank has no {name!r} (scope {scope!r}), which {text!r} needs: add it there.")
         phrase = rng.choice([p for p in phrases if p not in used] or phrases)
         used.add(phrase)
         return _fill(rng, bank, phrase, slots, scope, used)
@@ -101,7 +101,7 @@ def _fill(rng: random.Random, bank: Bank, text: str, slots: Mapping[str, str], s
 
 
 def tidy(text: str, capitals: bool = True) -> str:
-    """Articles, single spaces, none before punctuation, and (if asked) a capital at the start and after . ! ?"""
+    """Right articles, single spaces, none before punctuation, and `capitals` at the start and after . ! ?"""
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r" ([,.;:!?])", r"\1", text)
     # A phrase may bring its own punctuation: one mark is enough where two phrases meet.
@@ -114,8 +114,3 @@ def tidy(text: str, capitals: bool = True) -> str:
 
 def _article(match: re.Match[str]) -> str:
     return match[1] + ("n " if _VOWEL_SOUND.match(match[2].lstrip("\"'(")) else " ")
-
-
-def draw(rng: random.Random, bank: Bank, name: str) -> str:
-    """One phrase of a list as it stands, unexpanded: for tags, product kinds and other values that go into facts."""
-    return rng.choice(bank[name])

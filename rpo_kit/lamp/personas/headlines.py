@@ -1,9 +1,9 @@
 """LaMP-4 users: editors, and how they build a headline. A short local article goes in, the editor's headline comes out.
 
 The first box of Figure 1 for the headline task. An article tells who will do what (`who`, `act`, `thing`), `why`, how
-the public took it (`crowd`), and what somebody has to say (`person`, `say`), each readable word for word in it. A habit
-is a frame which takes some of these as they stand, so headlines in two different frames share few words. Left out:
-wordplay, and title case (a headline here is written like a sentence, so that its words are those of the article).
+the public took it (`crowd`), and what somebody has to say (`person`, `say`), each of them word for word. A habit is a
+frame that uses some of these unchanged, so headlines in two different frames share few words. Left out: wordplay, and
+title case (a headline here is written like a sentence, so its words are those of the article).
 
     article   'Keldmoor council voted to drain the old pool because of cracks in the floor. The move drew 75 letters.
                "Cold water never hurt anyone," said lifeguard Mara Beldow.'
@@ -13,9 +13,10 @@ wordplay, and title case (a headline here is written like a sentence, so that it
 
 import random
 
+from rpo_kit.lamp.example import Facts
 from rpo_kit.lamp.personas.frames import draw_parts, fill, outline, topics
-from rpo_kit.lamp.personas.grammar import Facts, Item, expand, load_bank
-from rpo_kit.lamp.tasks import get_task
+from rpo_kit.lamp.personas.grammar import expand, load_bank
+from rpo_kit.lamp.tasks import Item, get_task
 
 SHOWS = 0.8  # ours: one headline in five is in another frame, so one item is not enough
 FRAMES = {
@@ -26,7 +27,7 @@ FRAMES = {
     "verdict": "Right to {act} {thing} after {why}",
 }
 HABITS = tuple(FRAMES)
-# What marks a headline of each frame, as it stands there.
+# The characters that mark a headline of each frame.
 MARKS = {"question": "Why ", "number": ", one ", "quote": "', says ", "kicker": " row: ", "verdict": "Right to "}
 
 _BANK = load_bank("headlines")
@@ -52,7 +53,7 @@ def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
 
 
 def shown_habit(item: Item, facts: Facts) -> str | None:
-    """The frame whose mark stands in the headline; None where there is none."""
+    """The frame whose mark the headline has; None if it has none."""
     return next((habit for habit in HABITS if MARKS[habit] in item["title"]), None)
 
 

@@ -1,7 +1,7 @@
 """LaMP-2 personas: people who tag a film by its genre, by where its story comes from, or by how it feels.
 
 LaMP's fifteen tags fall into three families; every description has a readable cue for one tag of each family, so all
-three tags are right, and only the user's habit says which one they reach for. Combinations that contradict or blur each
+three tags fit, and only the user's habit says which one they choose. Combinations that contradict or blur each
 other (a comedy that is a dark comedy, a fantasy that is a true story) are left out.
 
     item   "Ilka, a shuttle pilot, wakes … A much-quoted classic of the fifties. The last scene …" -> classic
@@ -11,8 +11,9 @@ other (a comedy that is a dark comedy, a fantasy that is a true story) are left 
 
 import random
 
-from rpo_kit.lamp.personas.grammar import Facts, Item, expand, load_bank
-from rpo_kit.lamp.tasks import TASKS
+from rpo_kit.lamp.example import Facts
+from rpo_kit.lamp.personas.grammar import expand, load_bank
+from rpo_kit.lamp.tasks import Item, get_task
 
 HABITS: tuple[str, ...] = ("genre", "origin", "feel")
 SHOWS: float = 0.8  # ours
@@ -29,7 +30,7 @@ FAMILIES = {
         "violence",
     ),
 }
-# Pairs of which a reader could not say that both, or which of the two, is meant.
+# Pairs that a reader could not tell apart, or would not believe of one film.
 CLASHES = (
     {"comedy", "dark comedy"},
     {"comedy", "violence"},
@@ -51,7 +52,7 @@ def make_item(rng: random.Random, habit: str) -> tuple[Item, Facts]:
 
 def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
     text, facts = _film(rng, 25, 40)
-    return TASKS["LaMP-2"].make_input(text=text), apply(habit, facts), facts
+    return get_task("LaMP-2").make_input(text=text), apply(habit, facts), facts
 
 
 def shown_habit(item: Item, facts: Facts) -> str | None:

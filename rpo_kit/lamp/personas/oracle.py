@@ -1,31 +1,29 @@
-"""A model-free oracle: what could be got from k history items by a reader who makes no mistake.
+"""A model-free oracle: the score of a reader who sees k history items and makes no mistake.
 
-Measures the benchmark, not a model: each item votes for the habit it shows, the most voted habit is applied to the
-query. If the score did not rise with k here, more shots could help no reflection module, and Figure 3 would be empty.
-The ceiling applies the user's true habit. Left out: reading itself; the oracle takes what a text says from the facts
-which lie beside the data, so a trained module may come near these numbers but has to learn to read first.
+Measures the benchmark, not a model: each item votes for the habit it shows, and the habit with most votes is applied to
+the query. If the score did not rise with k here, more shots could not help any reflection module, and Figure 3 would be
+flat. The ceiling applies the user's true habit. Left out: reading itself; the oracle takes what a text says from the
+facts beside the data, while a trained module has to learn to read first.
 
     python -m rpo_kit.lamp.personas.oracle --users 500        prints task, k, metrics, score, ceiling
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores, score
 from rpo_kit.lamp.personas import MODULES, build, persona
-from rpo_kit.lamp.personas.grammar import Item
-from rpo_kit.lamp.tasks import get_task
+from rpo_kit.lamp.tasks import Item, get_task
 
-Row = Mapping[str, Any]
 SHOTS = (1, 2, 4, 6, 12)
 
 
-def believed_habit(task_name: str, row: Row, items: Sequence[Item]) -> str:
-    """The habit most items show; on a tie the one shown first, as items come best-ranked first.
+def believed_habit(task_name: str, row: Example, items: Sequence[Item]) -> str:
+    """The habit that most items show; on a tie the one shown first, as items come best-ranked first.
 
-    Where no item tells (an empty profile), the habit in the middle of the list: the fair rater, for example.
+    If no item shows one (an empty profile), the habit in the middle of the list: the fair rater, for example.
     """
     module = persona(task_name)
     shown = [module.shown_habit(item, row["facts"]["items"][item["id"]]) for item in items]
@@ -35,32 +33,32 @@ def believed_habit(task_name: str, row: Row, items: Sequence[Item]) -> str:
     return max(votes, key=lambda habit: votes[habit])  # max and Counter keep the order of first appearance
 
 
-def predict(task_name: str, row: Row, items: Sequence[Item]) -> str:
-    """The output of the habit which these items show."""
+def predict(task_name: str, row: Example, items: Sequence[Item]) -> str:
+    """The answer that the believed habit gives."""
     return persona(task_name).apply(believed_habit(task_name, row, items), row["facts"]["query"])
 
 
-def score_by_k(task_name: str, rows: Sequence[Row], ks: Iterable[int]) -> dict[int, dict[str, float]]:
-    """LaMP's metrics of the oracle on the first k items, and "score": the mean score of an example in 0..1."""
+def score_by_k(task_name: str, rows: Sequence[Example], ks: Iterable[int]) -> dict[int, dict[str, float]]:
+    """LaMP's metrics of the oracle on the first k items, and "score": the mean example score in 0..1."""
     return {k: _scores(task_name, rows, [predict(task_name, row, row["profile"][:k]) for row in rows]) for k in ks}
 
 
-def ceiling(task_name: str, rows: Sequence[Row]) -> dict[str, float]:
-    """The same metrics when the user's true habit is applied: what no reader of the profile can beat."""
+def ceiling(task_name: str, rows: Sequence[Example]) -> dict[str, float]:
+    """The same metrics with the user's true habit: no reader of the profile can beat them."""
     module = persona(task_name)
     return _scores(
         task_name, rows, [module.apply(row["facts"]["habit"]["name"], row["facts"]["query"]) for row in rows]
     )
 
 
-def _scores(task_name: str, rows: Sequence[Row], preds: Sequence[str]) -> dict[str, float]:
+def _scores(task_name: str, rows: Sequence[Example], preds: Sequence[str]) -> dict[str, float]:
     task = get_task(task_name)
     golds = [row["output"] for row in rows]
     return score(task, golds, preds) | {"score": float(example_scores(task, golds, preds).mean())}
 
 
 def oracle_table(task_name: str, users: int, ks: Sequence[int] = SHOTS, seed: int = 0) -> list[dict[str, str | float]]:
-    """One line a k: task, k, LaMP's metrics, score, and the ceiling of the score."""
+    """One row per k: task, k, LaMP's metrics, score, and the ceiling of the score."""
     rows = list(build(task_name, "dev", users, items_per_user=max(ks), seed=seed))
     best = ceiling(task_name, rows)["score"]
     return [
@@ -70,8 +68,8 @@ def oracle_table(task_name: str, users: int, ks: Sequence[int] = SHOTS, seed: in
 
 def main() -> None:
     """Print the table of all tasks."""
-    parser = argparse.ArgumentParser(description="How far the personas can be read from k items, without any model.")
-    parser.add_argument("--users", type=int, default=500, help="dev users a task (default 500)")
+    parser = argparse.ArgumentParser(description="What k items of a persona's history tell, without any model.")
+    parser.add_argument("--users", type=int, default=500, help="dev users per task (default 500)")
     parser.add_argument("--tasks", nargs="+", default=list(MODULES), choices=list(MODULES))
     arguments = parser.parse_args()
     for task_name in arguments.tasks:

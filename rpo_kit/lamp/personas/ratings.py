@@ -1,8 +1,8 @@
 """LaMP-3 personas: raters who are harsh, fair or generous.
 
-A review is written so that a neutral reader would rate it 2, 3 or 4; the user rates one lower, the same, or one higher,
-so the habit never runs into the ends of the scale. The level is in the words (praise and complaints about aspects of an
-invented product, and a closing judgement), never in a number.
+A review is written so that a neutral reader would rate it 2, 3 or 4; the user rates it one lower, the same, or one
+higher, so the habit never hits the ends of the scale. The words alone carry the level (praise and complaints about
+aspects of an invented product, and a closing judgement), never a number.
 
     item   "My sister chose this kettle. The lid never quite closes, and the buttons stick. Poor value." -> 1
     facts  {"reads": 2, "product": "kettle"}                    shows "harsh"
@@ -12,8 +12,9 @@ invented product, and a closing judgement), never in a number.
 import random
 import re
 
-from rpo_kit.lamp.personas.grammar import Facts, Item, expand, load_bank
-from rpo_kit.lamp.tasks import TASKS
+from rpo_kit.lamp.example import Facts
+from rpo_kit.lamp.personas.grammar import expand, load_bank
+from rpo_kit.lamp.tasks import Item, get_task
 
 HABITS: tuple[str, ...] = ("harsh", "fair", "generous")
 SHOWS: float = 0.8  # ours
@@ -59,7 +60,7 @@ def make_item(rng: random.Random, habit: str) -> tuple[Item, Facts]:
 
 def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
     text, facts = _review(rng, 16, 28)
-    return TASKS["LaMP-3"].make_input(text=text), apply(habit, facts), facts
+    return get_task("LaMP-3").make_input(text=text), apply(habit, facts), facts
 
 
 def shown_habit(item: Item, facts: Facts) -> str | None:
@@ -100,7 +101,7 @@ def _contract(text: str) -> str:
 
 
 def _slots(rng: random.Random, category: str, product: str) -> dict[str, str]:
-    """Words which must agree within one review: number, and praise and complaint about different aspects."""
+    """Words that must agree within one review: number, and praise and complaint about different aspects."""
     bank = load_bank("ratings")
     number = PLURAL if category in bank["plural"] else SINGULAR
     # An aspect is "praise / complaint": three different ones, so that no review praises what it complains about.

@@ -1,9 +1,9 @@
 """LaMP-5 users: scholars, and how they title a paper. A short abstract goes in, the scholar's own title comes out.
 
-The first box of Figure 1 for the paper title task. An abstract names the `task`, the `domain` in which it is set, the
-system's `name`, its `method` and its `aim`, each readable word for word in it. A habit is a frame which takes two or
-three of these as they stand, so titles in two different frames share few words. Left out: real results, and title case
-(a title here is written like a sentence, so that its words are those of the abstract).
+The first box of Figure 1 for the paper title task. An abstract names the `task`, its `domain`, the system's `name`, its
+`method` and its `aim`, each of them word for word. A habit is a frame that uses two or three of these unchanged, so
+titles in two different frames share few words. Left out: real results, and title case (a title here is written like a
+sentence, so its words are those of the abstract).
 
     abstract  "We study crack detection in drone footage. Our system Lumo uses patch shuffling. Trials show better
                stability under fog."
@@ -13,9 +13,10 @@ three of these as they stand, so titles in two different frames share few words.
 
 import random
 
+from rpo_kit.lamp.example import Facts
 from rpo_kit.lamp.personas.frames import draw_parts, fill, outline, topics
-from rpo_kit.lamp.personas.grammar import Facts, Item, expand, load_bank
-from rpo_kit.lamp.tasks import get_task
+from rpo_kit.lamp.personas.grammar import expand, load_bank
+from rpo_kit.lamp.tasks import Item, get_task
 
 SHOWS = 0.8  # ours: one title in five is in another frame, so one item is not enough
 FRAMES = {
@@ -26,7 +27,7 @@ FRAMES = {
     "towards": "Towards {task} with {aim}",
 }
 HABITS = tuple(FRAMES)
-# What marks a title of each frame, as it stands there, and the word for it.
+# The characters that mark a title of each frame, and the word for them.
 MARKS = {"via": " via ", "question": "Can ", "on": "On ", "name": ": ", "towards": "Towards "}
 SAID = {"via": "via", "question": "Can", "on": "On", "name": "colon", "towards": "Towards"}
 
@@ -36,7 +37,7 @@ _PARTS = ("task", "domain", "name", "method", "aim")
 
 
 def make_item(rng: random.Random, habit: str) -> tuple[Item, Facts]:
-    """A short abstract with a title in this frame, and the word for what marks the frame."""
+    """A short abstract with a title in this frame, and the word for the frame's mark."""
     field = rng.choice(_FIELDS)
     parts = draw_parts(rng, _BANK, field, _PARTS)
     abstract = expand(rng, _BANK, f"{{{habit}_item}}", parts, scope=field)
@@ -53,7 +54,7 @@ def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
 
 
 def shown_habit(item: Item, facts: Facts) -> str | None:
-    """The frame whose mark stands in the title; None where there is none."""
+    """The frame whose mark the title has; None if it has none."""
     return next((habit for habit in HABITS if MARKS[habit] in item["title"]), None)
 
 

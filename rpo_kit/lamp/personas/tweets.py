@@ -1,9 +1,9 @@
 """LaMP-7 users: how they tweet. A neutral sentence about a small mishap goes in, the user's own tweet comes out.
 
-The first box of Figure 1 for the tweet task. The query tells three things, each readable word for word in it: what
-happened (`did`), `when`, and what the user did `then`. A voice tells two of them, in its own order, between its own
-opening and closing words, and rewords them by a rule; so it shows in any one tweet, and a tweet by one voice shares few
-words with a tweet by another. Left out: hashtags, replies, links, and a user whose voice depends on the mood.
+The first box of Figure 1 for the tweet task. The query tells three things, each of them word for word: what happened
+(`did`), `when`, and what the user did `then`. A voice tells two of them, in its own order, between its own opening and
+closing words, and rewords them by a rule; so every single tweet shows it, and tweets by two voices share few words.
+Left out: hashtags, replies, links, and a user whose voice depends on the mood.
 
     query  "On payday, I missed the last tram home, so I walked two miles in wet socks."
     grumpy "ugh missed last tram home on payday smh"
@@ -12,9 +12,10 @@ words with a tweet by another. Left out: hashtags, replies, links, and a user wh
 
 import random
 
+from rpo_kit.lamp.example import Facts
 from rpo_kit.lamp.personas.frames import draw_parts, outline, topics
-from rpo_kit.lamp.personas.grammar import Facts, Item, expand, load_bank
-from rpo_kit.lamp.tasks import get_task
+from rpo_kit.lamp.personas.grammar import expand, load_bank
+from rpo_kit.lamp.tasks import Item, get_task
 
 SHOWS = 0.8  # ours: one tweet in five is in another voice, so one item is not enough
 VOICES = {
@@ -52,7 +53,7 @@ def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
 
 
 def shown_habit(item: Item, facts: Facts) -> str | None:
-    """The voice whose opening and closing words the tweet has; None for a tweet by nobody known."""
+    """The voice whose opening and closing words the tweet has; None if it has nobody's."""
     for habit in HABITS:
         opens, ends = _frame(habit)
         if item["text"].startswith(f"{opens} ") and item["text"].endswith(f" {ends}"):
@@ -84,6 +85,6 @@ def plan(habit: str, query_facts: Facts, generic: str) -> str:
 
 
 def _frame(habit: str) -> tuple[str, str]:
-    """The words before the first part and behind the last one: ("ugh", "smh")."""
+    """The words before the first part and after the last one: ("ugh", "smh")."""
     pattern = VOICES[habit]
     return pattern[: pattern.index("{")].strip(), pattern[pattern.rindex("}") + 1 :].strip()

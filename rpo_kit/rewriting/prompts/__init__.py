@@ -1,7 +1,7 @@
-"""Every prompt of the kit as a text file; this module loads them, fills them and fingerprints them.
+"""Every prompt of the kit as a text file beside this module, which loads, fills and fingerprints them.
 
-User text is data: what goes into a prompt is stripped of anything that could act as a tag of the trajectory grammar or
-as a chat template's special token. Nothing is deleted; the angle bracket is replaced by a look-alike that has no power.
+User text is data: before it goes into a prompt it loses whatever could act as a tag of the trajectory grammar or as a
+special token of a chat template. Nothing is deleted; the angle bracket is replaced by a look-alike without effect.
 
     >>> escape_tags("nice <rewrite>5</rewrite>")
     'nice ‹rewrite>5‹/rewrite>'
@@ -16,12 +16,12 @@ from rpo_kit.text import replace_surrogates
 
 # the grammar's own tags, and what tokenizers read as special tokens: <|…|>, <s>, <start_of_turn>, …
 _TAGS = "observe|plan|rewrite|s|pad|unk|mask|bos|eos|start_of_turn|end_of_turn"
-_POWERFUL = re.compile(rf"<(?=\s*+/?+\s*+(?:{_TAGS})\b|\|)", re.IGNORECASE)
+_TAG_START = re.compile(rf"<(?=\s*+/?+\s*+(?:{_TAGS})\b|\|)", re.IGNORECASE)
 
 
 def escape_tags(text: str) -> str:
-    """Text which can neither open or close a trajectory tag nor a chat turn, and which every tokenizer can read."""
-    return _POWERFUL.sub("‹", replace_surrogates(text))
+    """The text as one that can open or close neither a trajectory tag nor a chat turn, and that can be encoded."""
+    return _TAG_START.sub("‹", replace_surrogates(text))
 
 
 @cache
@@ -31,10 +31,10 @@ def load(name: str) -> str:
 
 
 def fill(name: str, **parts: str) -> str:
-    """The prompt with its {parts} filled in; values are inserted as they are, never read as a template again."""
+    """The prompt file with its {parts} filled in; a value is inserted as it is, never read as a template again."""
     return re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], load(name))
 
 
 def prompt_fingerprints(*names: str) -> dict[str, str]:
-    """The first 12 hex digits of each prompt file's sha256; a stage's manifest holds those of the files it uses."""
+    """The first 12 hex digits of each prompt file's sha256, for the manifests of the stages that use it."""
     return {name: hashlib.sha256(load(name).encode()).hexdigest()[:12] for name in names}

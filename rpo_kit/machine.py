@@ -1,0 +1,74 @@
+"""What this machine is: processor, cores, memory, GPU, and where caches live.
+
+bf16 results differ from processor to processor, so the provenance of every result names it.
+
+    describe_machine()      # "2 cores of AMD EPYC 9B14, 24 GB of memory, no GPU, Linux"
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+
+def cores() -> int:
+    """Cores that this process may use; in a container fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_limit(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes of memory that this process may use: the machine's, or less if a container allows less."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = cgroup.read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+@cache
+def _cpuinfo() -> str:
+    """Linux's description of the processor; "" on other systems."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def processor() -> str:
+    """The processor's name, such as "AMD EPYC 9B14"."""
+    names = (line.partition(":")[2].strip() for line in _cpuinfo().splitlines() if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor has bf16 instructions; without them bf16 is slower than fp32."""
+    return any(flag in _cpuinfo() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def gpu() -> str | None:
+    """The GPU's name; None without one, or before torch was imported, which takes seconds."""
+    torch = sys.modules.get("torch")
+    return str(torch.cuda.get_device_name()) if torch is not None and torch.cuda.is_available() else None
+
+
+def threads() -> int | None:
+    """Threads that torch computes with on the CPU; None before torch was imported."""
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch is not None else None
+
+
+def describe_machine() -> str:
+    """One line for people: cores, processor, memory, GPU and system."""
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{cores()} cores of {processor()}, {memory:.0f} GB of memory, {gpu() or 'no GPU'}, {platform.system()}"
+
+
+def cache_root() -> Path:
+    """Where converted models, converted data and vectors are kept: $RPO_CACHE, else ~/.cache/rpo_kit."""
+    return Path(os.environ.get("RPO_CACHE") or "~/.cache/rpo_kit").expanduser().absolute()
