@@ -32,7 +32,8 @@ _CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-
 _AT_LEAST_ONE = (
     *("data.train_users", "data.dev_users", "data.items_per_user", "synthesis.shots", "synthesis.per_query"),
     *("sft.steps", "sft.batch_size", "sft.accumulate", "sft.save_every"),
-    *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.micro_batch", "rl.save_every"),
+    *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.save_every", "rl.shots_from"),
+    *("rl.micro_batch_tokens", "rl.max_new_tokens"),
     *("evaluation.batch_size", "evaluation.bootstrap", "sweep.steps", "sweep.prompts_per_step", "sweep.dev_users"),
 )
 _ALL = 10**9  # users: as many as LaMP's files hold
@@ -89,7 +90,8 @@ class RLSettings:
     algorithm: str = "reinforce++-baseline"  # paper; or reinforce++, grpo, rloo
     prompts_per_step: int = 4  # OpenRLHF: 128. Measured: the long runs needed 16; a demo has no time for them
     group_size: int = 8  # OpenRLHF
-    micro_batch: int = 32  # sequences in one forward pass
+    micro_batch_tokens: int = 6000  # ours: prompts and rewrites scored in one pass, whole groups; decides memory alone
+    gradient_checkpointing: bool = False  # keep one tensor per layer and token, and compute the rest twice
     learning_rate: float = 6e-5  # measured: LoRA on 135M, 2e-4 drifts; OpenRLHF's 5e-7 is for full fine-tuning
     beta: float = 0.001  # ours; OpenRLHF's k2 loss uses 1e-5, ProRL 1e-4
     clip: float = 0.2  # OpenRLHF
@@ -100,6 +102,7 @@ class RLSettings:
     curriculum: str = "progressive"  # paper; or fixed-K, random, reversed, or a list as in "2,4,6"
     format_weight: float = 0.1  # ours: share of the reward for a well-formed trajectory
     save_every: int = 5
+    rollouts_mb: float = 200.0  # ours: size up to which rl/rollouts.jsonl grows
     seed: int = 0
 
 
@@ -176,7 +179,18 @@ _GPU_24GB = Preset(
     base="local:unsloth/Qwen2.5-7B-Instruct",
     reflection=ModelSettings("unsloth/Qwen2.5-7B-Instruct", load_in_4bit=True, max_seq_length=4096),
     sft=SFTSettings(steps=300, batch_size=4, accumulate=4, learning_rate=2e-4),
-    rl=RLSettings(steps=200, prompts_per_step=8, micro_batch=8, learning_rate=5e-6, max_new_tokens=256, save_every=20),
+    # Memory, estimated (no run yet): 7.6 GB of weights (4-bit, embedding and head 16-bit); 8,192 tokens x 0.48 MB under
+    # gradient checkpointing (28 layers x 2 h bytes, h = 3,584, and one layer's 36 h + 8 i bytes, i = 18,944); keys and
+    # values of 8 x (1,000 + 8 x 256) tokens x 57 kB: 13 GB together.
+    rl=RLSettings(
+        steps=200,
+        prompts_per_step=8,
+        micro_batch_tokens=8192,
+        gradient_checkpointing=True,
+        learning_rate=5e-6,
+        max_new_tokens=256,
+        save_every=20,
+    ),
     evaluation=EvaluationSettings(max_new_tokens=256, batch_size=16, systems=_ALL_SYSTEMS),
     sweep=SweepSettings(steps=100, prompts_per_step=8, seeds=(0, 1, 2), eval_shots=(2, 4, 6), dev_users=500),
 )
@@ -197,7 +211,7 @@ PRESETS: dict[str, Preset] = {
         data=DataSettings(train_users=12, dev_users=6, items_per_user=7),
         synthesis=SynthesisSettings(per_query=1),
         sft=SFTSettings(steps=3, batch_size=2, save_every=1),
-        rl=RLSettings(steps=2, prompts_per_step=1, group_size=2, micro_batch=2, max_new_tokens=24, save_every=1),
+        rl=RLSettings(steps=2, prompts_per_step=1, group_size=2, max_new_tokens=24, save_every=1),
         evaluation=EvaluationSettings(max_new_tokens=24, bootstrap=200),
         sweep=SweepSettings(arms=("fixed-2", "progressive"), steps=1, prompts_per_step=1, eval_shots=(2,), dev_users=4),
     ),
@@ -208,8 +222,16 @@ PRESETS: dict[str, Preset] = {
         base="local:unsloth/Qwen2.5-1.5B-Instruct",
         reflection=ModelSettings("unsloth/Qwen2.5-1.5B-Instruct", load_in_4bit=True, max_seq_length=2048),
         sft=SFTSettings(steps=200, batch_size=4, accumulate=2, learning_rate=2e-4),
+        # Memory, estimated as for gpu-24gb: 1.7 GB of weights, 8,192 tokens x 0.21 MB (h = 1,536, i = 8,960), keys and
+        # values of 8 x (900 + 8 x 192) tokens x 29 kB: 4 GB together.
         rl=RLSettings(
-            steps=100, prompts_per_step=8, micro_batch=8, learning_rate=1e-5, max_new_tokens=192, save_every=10
+            steps=100,
+            prompts_per_step=8,
+            micro_batch_tokens=8192,
+            gradient_checkpointing=True,
+            learning_rate=1e-5,
+            max_new_tokens=192,
+            save_every=10,
         ),
         evaluation=EvaluationSettings(max_new_tokens=192, batch_size=16, systems=_ALL_SYSTEMS),
         sweep=SweepSettings(steps=50, prompts_per_step=8, eval_shots=(2, 4, 6), dev_users=300),
@@ -239,6 +261,9 @@ def get_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
 def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
     """The settings with these changes. Raises KitError for invalid combinations."""
     for key, value in overrides.items():
+        if key == "rl.micro_batch":  # in runs made before micro-batches were measured in tokens
+            print("rl.micro_batch is ignored: micro-batches now hold whole groups up to rl.micro_batch_tokens tokens")
+            continue
         preset = _replace(preset, key.split("."), value, key)
     for spec in (preset.base, preset.synthesis.teacher):
         refuse_secrets(spec)
@@ -252,6 +277,10 @@ def _check(preset: Preset) -> None:
         group, _, name = key.partition(".")
         if getattr(getattr(preset, group), name) < 1:
             raise KitError(f"{key}={getattr(getattr(preset, group), name)} must be at least 1.")
+    for key, fits, wanted in _ranges(preset):
+        if not fits:
+            group, _, name = key.partition(".")
+            raise KitError(f"{key}={getattr(getattr(preset, group), name)} must be {wanted}.")
     if preset.rl.group_size < 2:
         raise KitError("rl.group_size=1 must be at least 2: a rewrite is compared with the others of the same prompt.")
     if preset.rl.algorithm not in ALGORITHMS:
@@ -267,6 +296,22 @@ def _check(preset: Preset) -> None:
             'This preset uses all users of LaMP\'s files, but personas are generated, so "all users" is undefined: add '
             "--data official, or set data.train_users and data.dev_users."
         )
+
+
+def _ranges(preset: Preset) -> tuple[tuple[str, bool, str], ...]:
+    """Settings with a range of their own: the key, whether its value lies in it, and the range in words."""
+    sft, rl = preset.sft, preset.rl
+    return (
+        ("sft.learning_rate", sft.learning_rate > 0, "above 0"),
+        ("sft.warmup", 0 <= sft.warmup <= 1, "between 0 and 1: a share of the steps"),
+        ("rl.learning_rate", rl.learning_rate > 0, "above 0"),
+        ("rl.temperature", rl.temperature > 0, "above 0: equal attempts teach nothing"),
+        ("rl.beta", rl.beta >= 0, "at least 0"),
+        ("rl.clip", rl.clip >= 0, "at least 0"),
+        ("rl.format_weight", 0 <= rl.format_weight <= 1, "between 0 and 1"),
+        ("rl.shots_to", rl.shots_to >= rl.shots_from, f"at least rl.shots_from={rl.shots_from}"),
+        ("rl.rollouts_mb", rl.rollouts_mb >= 0, "at least 0"),
+    )
 
 
 def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:

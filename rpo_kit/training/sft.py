@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.models.local import LoadedModel, load_trainable
+from rpo_kit.models.local import LoadedModel, load_unsloth_trainable
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import SFTSettings
 from rpo_kit.rewriting.prepare import load_prepared
@@ -29,8 +29,8 @@ from rpo_kit.training.progress import (
     finish_training,
     is_trained,
     log_callback,
-    only_our_progress,
-    train,
+    remove_printer_callback,
+    run_trainer,
 )
 
 
@@ -40,9 +40,9 @@ def train_sft(run: Run, on_log: OnLog | None = None) -> None:
     with stage(run, "sft", every_rank=True, **inputs_of(run, "sft")) as work:
         if work is None or is_trained(work):
             return
-        loaded = load_trainable(run.preset.reflection, adapter=None, seed=settings.seed)
+        loaded = load_unsloth_trainable(run.preset.reflection, settings.seed)
         trainer = make_trainer(loaded, sft_dataset(run, loaded), settings, work, on_log)
-        train(trainer, work)
+        run_trainer(trainer, work)
         finish_training(trainer.model, loaded.tokenizer, work)
 
 
@@ -90,5 +90,5 @@ def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work
         processing_class=loaded.tokenizer,
         callbacks=[log_callback(work / "log.csv", "loss", on_log)],
     )
-    only_our_progress(trainer)
+    remove_printer_callback(trainer)
     return trainer
