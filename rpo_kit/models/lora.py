@@ -73,7 +73,8 @@ def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False) -> 
 
 def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(file, framework="pt") as tensors:
-        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors}
+        names = tensors.keys()
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
 
 
 def copy_adapter(model: PreTrainedModel, name: str) -> None:
