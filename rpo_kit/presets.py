@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,20 +22,8 @@ from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import refuse_secrets
+from rpo_kit.setting_rules import ALL_USERS, check
 
-ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
-CURRICULA = (
-    "progressive, reversed, random, fixed-K as in fixed-4, or a list as in 2,2,3,6, whose stages are equally long"
-)
-_CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)+")
-_AT_LEAST_ONE = (
-    *("data.train_users", "data.dev_users", "data.items_per_user", "synthesis.shots", "synthesis.per_query"),
-    *("sft.steps", "sft.batch_size", "sft.accumulate", "sft.save_every"),
-    *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.save_every", "rl.shots_from"),
-    *("rl.micro_batch_tokens", "rl.max_new_tokens"),
-    *("evaluation.batch_size", "evaluation.bootstrap", "sweep.steps", "sweep.prompts_per_step", "sweep.dev_users"),
-)
-_ALL = 10**9  # users: as many as LaMP's files hold
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -241,7 +228,7 @@ PRESETS: dict[str, Preset] = {
         _GPU_24GB,
         name="paper",
         about="as gpu-24gb, full LaMP files, three seeds, an OpenAI-compatible teacher",
-        data=DataSettings(source="official", train_users=_ALL, dev_users=_ALL),
+        data=DataSettings(source="official", train_users=ALL_USERS, dev_users=ALL_USERS),
         synthesis=SynthesisSettings(teacher="openai:gpt-4o-mini"),
     ),
 }
@@ -267,51 +254,8 @@ def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
         preset = _replace(preset, key.split("."), value, key)
     for spec in (preset.base, preset.synthesis.teacher):
         refuse_secrets(spec)
-    _check(preset)
+    check(flat(preset))
     return preset
-
-
-def _check(preset: Preset) -> None:
-    """Reject now what would only fail several stages later."""
-    for key in _AT_LEAST_ONE:
-        group, _, name = key.partition(".")
-        if getattr(getattr(preset, group), name) < 1:
-            raise KitError(f"{key}={getattr(getattr(preset, group), name)} must be at least 1.")
-    for key, fits, wanted in _ranges(preset):
-        if not fits:
-            group, _, name = key.partition(".")
-            raise KitError(f"{key}={getattr(getattr(preset, group), name)} must be {wanted}.")
-    if preset.rl.group_size < 2:
-        raise KitError("rl.group_size=1 must be at least 2: a rewrite is compared with the others of the same prompt.")
-    if preset.rl.algorithm not in ALGORITHMS:
-        raise KitError(f"There is no rl.algorithm={preset.rl.algorithm!r}; there are {', '.join(ALGORITHMS)}.")
-    for name in ("arms", "seeds", "eval_shots"):
-        if not getattr(preset.sweep, name):
-            raise KitError(f"sweep.{name} is empty: a sweep needs at least one.")
-    for plan in (preset.rl.curriculum, *preset.sweep.arms):
-        if not _CURRICULUM.fullmatch(plan):
-            raise KitError(f"There is no curriculum {plan!r}; there are {CURRICULA}.")
-    if preset.data.source == "personas" and _ALL in (preset.data.train_users, preset.data.dev_users):
-        raise KitError(
-            'This preset uses all users of LaMP\'s files, but personas are generated, so "all users" is undefined: add '
-            "--data official, or set data.train_users and data.dev_users."
-        )
-
-
-def _ranges(preset: Preset) -> tuple[tuple[str, bool, str], ...]:
-    """Settings with a range of their own: the key, whether its value lies in it, and the range in words."""
-    sft, rl = preset.sft, preset.rl
-    return (
-        ("sft.learning_rate", sft.learning_rate > 0, "above 0"),
-        ("sft.warmup", 0 <= sft.warmup <= 1, "between 0 and 1: a share of the steps"),
-        ("rl.learning_rate", rl.learning_rate > 0, "above 0"),
-        ("rl.temperature", rl.temperature > 0, "above 0: equal attempts teach nothing"),
-        ("rl.beta", rl.beta >= 0, "at least 0"),
-        ("rl.clip", rl.clip >= 0, "at least 0"),
-        ("rl.format_weight", 0 <= rl.format_weight <= 1, "between 0 and 1"),
-        ("rl.shots_to", rl.shots_to >= rl.shots_from, f"at least rl.shots_from={rl.shots_from}"),
-        ("rl.rollouts_mb", rl.rollouts_mb >= 0, "at least 0"),
-    )
 
 
 def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:

@@ -60,14 +60,13 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
 
 def cell_settings(run: Run, arm: str, seed: int) -> RLSettings:
     """The run's RL settings with the curriculum, seed, steps and batch of one cell."""
-    settings, rl = run.preset.sweep, run.preset.rl
+    settings = run.preset.sweep
     return dataclasses.replace(
-        rl,
+        run.preset.rl,
         curriculum=arm,
         seed=seed,
         steps=settings.steps,
         prompts_per_step=settings.prompts_per_step,
-        micro_batch=min(rl.micro_batch, settings.prompts_per_step * rl.group_size),  # at most the whole step
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
-from rpo_kit.presets import CURRICULA
+from rpo_kit.setting_rules import CURRICULA
 
 
 def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int = 0) -> list[int]:
