@@ -83,8 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         "--stage", choices=("sft", "rl"), default="rl", help="the stage whose adapter rewrites (default: rl)"
     )
     served.add_argument("--profiles", type=Path, help="folder with one USER.json per user: a JSON list of LaMP items")
-    served.add_argument("--host", default="127.0.0.1", help="any other address needs a key in RPO_SERVE_KEY")
-    served.add_argument("--port", type=int, default=8765)
+    served.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1; any other needs a key in RPO_SERVE_KEY)",
+    )
+    served.add_argument("--port", type=int, default=8765, help="port to listen on (default: 8765)")
     served.set_defaults(command=_serve)
     return parser
 
@@ -204,7 +208,7 @@ def _figure3(options: argparse.Namespace) -> None:
     name = options.data or options.export
     stored = sorted(path.name.removesuffix("_bars.csv") for path in (FIGURES / "data").glob("*_bars.csv"))
     if options.data and (options.export or name not in stored):
-        raise KitError(f"figure3 --data takes a name alone, one of {', '.join(stored)}.")
+        raise KitError(f"--data and --export exclude each other; --data takes one of {', '.join(stored)}.")
     if not options.data:
         run = existing_run(options.run)
         if options.export:

@@ -1,4 +1,4 @@
-"""Every setting of the kit in one tree of frozen dataclasses; each value says where it comes from.
+"""Every setting of the kit in one tree of frozen dataclasses; a value whose source is known names it.
 
 Sources: *paper* (abstract or figures of RPO, arXiv 2511.05286), *LaMP*, *OpenRLHF* (its REINFORCE++-baseline script),
 *measured* (tests/benchmarks, on the machine named in docs/benchmarks.md) or *ours*. The paper's tables were not
@@ -18,6 +18,7 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from rpo_kit.errors import KitError
@@ -183,10 +184,12 @@ _GPU_24GB = Preset(
 )
 
 PRESETS: dict[str, Preset] = {
-    "cpu": Preset(name="cpu", about="2 cores, 8 GB of memory, no GPU, no network, no key: small but real"),
+    "cpu": Preset(
+        name="cpu", about="2 cores, 8 GB of memory, no GPU, no network, no key: small, but runs the whole method"
+    ),
     "cpu-long": Preset(
         name="cpu-long",
-        about="the same machine, one to two hours: the users and the larger RL steps of the stored runs",
+        about="the same machine, one to two hours without the sweep: users and RL steps as in the stored runs",
         data=DataSettings(train_users=1200, dev_users=300),
         sft=SFTSettings(steps=110),  # measured on LaMP-1; LaMP-3 wants 360, and 6e-5 in RL
         rl=RLSettings(steps=16, prompts_per_step=16, learning_rate=3e-5, save_every=4),
@@ -264,13 +267,24 @@ def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:
         names = names[2:]  # `name` and `about` are not settings
     if path[0] not in names:
         group = key.rpartition(".")[0] if len(path) == 1 else ""
+        close = get_close_matches(path[0], names, n=1)
+        meant = f" Did you mean {f'{group}.' if group else ''}{close[0]}?" if close else ""
         where = f"in {group} there are" if group else "the settings are"
-        raise KitError(f"There is no setting {key!r}; {where} {', '.join(names)}.")
+        raise KitError(f"There is no setting {key!r}; {where} {', '.join(names)}.{meant}")
     current = getattr(node, path[0])
     if dataclasses.is_dataclass(current) != (len(path) > 1):
-        raise KitError(f"{key!r} is not one setting; write it in full, for instance rl.steps.")
+        what = "a setting without parts" if len(path) > 1 else "a group of settings: name one of them, as in rl.steps"
+        raise KitError(f"{key.removesuffix('.' + '.'.join(path[1:]))!r} is {what}.")
     new = _replace(current, path[1:], value, key) if len(path) > 1 else _convert(node, path[0], value, key)
     return dataclasses.replace(node, **{path[0]: new})
+
+
+_FORMS = {
+    int: "a whole number, as in 40",
+    float: "a number, as in 0.5 or 1e-5",
+    bool: "true or false",
+}
+_LIST_FORM = "a list: write it as JSON, as in '{key}=[2, 6]' or '{key}=[\"a\", \"b\"]'"
 
 
 def _convert(node: Any, name: str, value: Any, key: str) -> Any:
@@ -285,7 +299,7 @@ def _convert(node: Any, name: str, value: Any, key: str) -> Any:
             raise TypeError
         return tuple(_exact(typing.get_args(kind)[0], part) for part in value)
     except (ValueError, TypeError):
-        raise KitError(f"{key}={value!r} is not of the type {getattr(kind, '__name__', kind)}.") from None
+        raise KitError(f"{key}={value!r} is not {_FORMS.get(kind, _LIST_FORM.format(key=key))}.") from None
 
 
 def _exact(kind: type, value: Any) -> Any:

@@ -78,7 +78,7 @@ def _acquire(file: IO[str]) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        print(f"the disk of {file.name} does not support locks: do not start the same stage twice")
+        print(f"the file system of {file.name} does not support locks: do not run the same stage twice at once")
     return True
 
 

@@ -113,10 +113,10 @@ def check_exists(name: str, root: Path | str | None = None) -> Path:
     file = _run_file(name, root)
     if not file.exists():
         root = file.parent.parent
-        known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))) or "none yet"
+        known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json")))
         raise KitError(
-            f"There is no run {name!r} in {root}; there are: {known}. To create it, run "
-            f"`python -m rpo_kit prepare --run {name}`."
+            f"There is no run {name!r} in {root}; {f'existing runs: {known}' if known else 'no runs exist yet'}. To "
+            f"create it, run `python -m rpo_kit prepare --run {name}`."
         )
     return file
 
@@ -140,8 +140,8 @@ def _stored_preset(file: Path) -> Preset:
         return get_preset(stored["name"], flat)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KitError(
-            f"The settings in {file} cannot be read ({error}): correct the file, or add --preset to the command, "
-            "which writes it again; finished stages stay."
+            f"The settings in {file} cannot be read ({error}): correct the file, or add --preset to the command to "
+            "rewrite it; finished stages are kept."
         ) from None
 
 

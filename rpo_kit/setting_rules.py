@@ -17,7 +17,8 @@ from rpo_kit.model_spec import parse_spec
 
 ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
 CURRICULA = (
-    "progressive, reversed, random, fixed-K as in fixed-4, or a list as in 2,2,3,6, whose stages are equally long"
+    "progressive, reversed, random, fixed-K such as fixed-4, or a list such as 2,2,3,6, each of whose values is used "
+    "for an equal share of the steps"
 )
 RETRIEVERS = "bm25, bm25-lamp, recency, random, or dense:ENCODER as in dense:facebook/contriever"
 SYSTEMS = "base, context, context-K, pag-K, majority, copy-nearest, untrained, sft, rl"
@@ -74,7 +75,7 @@ def _check_names(settings: Mapping[str, Any]) -> None:
         raise KitError(f"There is no rl.algorithm={settings['rl.algorithm']!r}; there are {', '.join(ALGORITHMS)}.")
     for plan in (settings["rl.curriculum"], *settings["sweep.arms"]):
         if not _CURRICULUM.fullmatch(plan):
-            raise KitError(f"There is no curriculum {plan!r}; there are {CURRICULA}.")
+            raise KitError(f"There is no curriculum {plan!r}: choose {CURRICULA}.")
     if not _RETRIEVER.fullmatch(settings["data.retriever"]):
         raise KitError(f"There is no retrieval method {settings['data.retriever']!r}; there are {RETRIEVERS}.")
     for system in settings["evaluation.systems"]:

@@ -67,7 +67,7 @@ def test_what_a_preset_is_called_is_no_setting(key):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("rl.curriculum", "foo", "no curriculum 'foo'; there are progressive"),
+        ("rl.curriculum", "foo", "no curriculum 'foo': choose progressive"),
         ("sweep.arms", ["fixed-2", "fixed-0"], "no curriculum 'fixed-0'"),
         ("data.train_users", "0", "data.train_users=0 must be at least 1"),
         ("rl.steps", -1, "rl.steps=-1 must be at least 1"),
@@ -94,9 +94,12 @@ def test_the_settings_take_the_curricula_that_there_are_and_no_others(plan):
     assert taken(lambda: get_preset("cpu", {"rl.curriculum": plan})) == taken(lambda: shots_plan(plan, 4))
 
 
-@pytest.mark.parametrize("key", ["rl", "base.name"])
-def test_a_key_that_is_a_group_or_goes_too_deep_is_refused(key):
-    with pytest.raises(KitError, match="is not one setting"):
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [("rl", "'rl' is a group of settings: name one"), ("base.name", "'base' is a setting without parts")],
+)
+def test_a_key_that_is_a_group_or_goes_too_deep_is_refused(key, what):
+    with pytest.raises(KitError, match=what):
         get_preset("cpu", {key: "1"})
 
 
@@ -121,7 +124,7 @@ def test_a_key_that_is_a_group_or_goes_too_deep_is_refused(key):
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_and_never_rounded_or_taken_apart(key, value):
-    with pytest.raises(KitError, match=rf"{key}=.* is not of the type"):
+    with pytest.raises(KitError, match=rf"{re.escape(key)}=.* is not (a whole number|a number|true or false|a list)"):
         get_preset("cpu", {key: value})
 
 

@@ -90,7 +90,7 @@ def test_a_disk_without_locks_is_said_and_the_stage_goes_on(run, monkeypatch, ca
     monkeypatch.setattr(processes.fcntl, "flock", no_locks)
     with stage(run, "sft", seed=1) as work:
         assert work
-    assert "does not support locks: do not start the same stage twice" in capsys.readouterr().out
+    assert "does not support locks: do not run the same stage twice" in capsys.readouterr().out
 
 
 # ---- ranks --------------------------------------------------------------------------------------------------------

@@ -305,9 +305,9 @@ def test_settings_that_cannot_be_read_are_a_sentence_with_the_file(tmp_path, con
 
 def test_an_unknown_run_is_told_which_there_are(tmp_path):
     open_run("mine", "tiny", root=tmp_path)
-    with pytest.raises(KitError, match=r"There is no run 'nime' in .*; there are: mine"):
+    with pytest.raises(KitError, match=r"There is no run 'nime' in .*; existing runs: mine"):
         existing_run("nime", root=tmp_path)
-    with pytest.raises(KitError, match="none yet"):
+    with pytest.raises(KitError, match="no runs exist yet"):
         existing_run("mine", root=tmp_path / "elsewhere")
 
 

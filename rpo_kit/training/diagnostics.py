@@ -1,7 +1,7 @@
 """What a training log says about the health of an RL run, in sentences with a remedy (Figure 2, right).
 
-The reward alone does not tell: it can rise because the policy copies the history, and stand still because no group has
-any variance. Input: the rows of `rl/log.csv`; the thresholds are ours. Left out: what only a held-out metric shows.
+The reward alone is not enough: it can rise because the policy copies the history, or stall because no group has any
+variance. Input: the rows of `rl/log.csv`; the thresholds are ours. Left out: what only a held-out metric shows.
 
     >>> diagnose([{"step": n, "reward": 0.1 * n, "kl": 0.0, "frac_reward_zero_std": 0.9} for n in range(1, 9)])
     {'frac_reward_zero_std': '90 % of the groups of the last 5 steps had no variance, so their prompts taught nothing: \
@@ -35,11 +35,11 @@ _ABOVE = {
     "unparsed": (
         0.3,
         "{share} of the rewrites of the last {window} steps did not parse: train SFT for more steps, or lower "
-        "rl.learning_rate if it was less at the start.",
+        "rl.learning_rate if this share was lower at the start.",
     ),
     "kl": (
         0.5,
-        "The KL to the SFT adapter is {value:.2f} per token: the policy has left what SFT taught; lower "
+        "The KL to the SFT adapter is {value:.2f} per token: the policy has drifted far from the SFT adapter; lower "
         "rl.learning_rate or raise rl.beta.",
     ),
     "same_answer": (
@@ -50,7 +50,7 @@ _ABOVE = {
     "copied_history": (
         0.3,
         "{share} of the rewrites of the last {window} steps are a history item word for word: the reward is being "
-        "hacked or the items resemble the outputs too much; look at samples, raise rl.beta.",
+        "hacked or the items resemble the golds too much; look at samples, raise rl.beta.",
     ),
     "copied_generic": (
         0.9,
@@ -94,7 +94,7 @@ def _drift(rows: Rows) -> dict[str, str]:
     if not first or not last or 1 / _DRIFT <= last / first <= _DRIFT:
         return {}
     return {
-        column: f"Completions have gone from {first:.0f} to {last:.0f} tokens: reward and length are tied; look at "
+        column: f"Completions have gone from {first:.0f} to {last:.0f} tokens: reward may depend on length; look at "
         "samples, and check that the task's metric does not pay for length alone."
     }
 

@@ -8,8 +8,8 @@
     not be a copy                    "copies a history item" (texts only)
 
 A rewrite that matches the gold closely but not word for word is replaced by the gold: the teacher was asked for it word
-for word, and a slip of the teacher is nothing to learn. The rule-based teacher must match word for word (`RULES`): if
-it is nearly right, it followed the wrong habit.
+for word, and the module should not learn the teacher's slips. The rule-based teacher must match word for word
+(`RULES`): if it is nearly right, it followed the wrong habit.
 """
 
 from __future__ import annotations

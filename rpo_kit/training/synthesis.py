@@ -32,7 +32,7 @@ from rpo_kit.stages import stage
 from rpo_kit.training.filters import RULES, Filters, rejection_reason
 from rpo_kit.training.teachers import ChatTeacher, Draft, Request, Rules, RuleTeacher, Teacher, persona_teacher
 
-_CHUNK = 64  # ours: requests per chunk, and so at most lost by a kill
+_CHUNK = 64  # ours: requests per chunk; a kill loses at most one chunk
 
 
 def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
