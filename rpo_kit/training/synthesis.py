@@ -30,6 +30,7 @@ from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse
 from rpo_kit.runs import Run, append_records, read_records, sort_records
 from rpo_kit.stages import stage
 from rpo_kit.training.filters import RULES, Filters, rejection_reason
+from rpo_kit.training.limits import report_lengths
 from rpo_kit.training.teachers import ChatTeacher, Draft, Request, Rules, RuleTeacher, Teacher, persona_teacher
 
 _CHUNK = 64  # ours: requests per chunk; a kill loses at most one chunk
@@ -58,6 +59,7 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
         if not _records(folder, "trajectories"):
             raise KitError(f"The teacher wrote no usable trajectory; the reasons are in {folder / 'rejected.jsonl'}.")
         print(describe(folder))
+        report_lengths(run, _records(folder, "trajectories"))
 
 
 def make_requests(examples: Sequence[Example], shots: int, per_query: int) -> Iterator[Request]:
