@@ -287,7 +287,7 @@ def test_the_stage_writes_tables_and_predictions_that_lamps_evaluator_reads(trai
     found = score_files(tmp_path / "golds.json", work / "predictions" / "base.json")
     assert found["MAE"] == pytest.approx(metrics.loc["base", "MAE"])
     paired = pd.read_csv(work / "paired.csv")
-    assert len(paired) == 6 + 3 + 2  # against base, three more against the one before, RL against two baselines
+    assert len(paired) == 6 + 3 + 3  # against base, three more against the one before, RL against three baselines
     assert {"majority", "copy-nearest"} < set(paired[paired["system"] == "rl"]["minus"])
     opened.clear()
     evaluate(run)
