@@ -10,6 +10,7 @@ raise rl.group_size or rl.temperature, or train SFT for fewer steps.'}
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from tqdm.auto import tqdm
@@ -62,10 +63,13 @@ _DRIFT = 1.6  # ours: by what factor the length of completions may change
 
 
 def diagnose(rows: Rows) -> dict[str, str]:
-    """What is wrong, one sentence per column; {} for a healthy run and for the first few steps."""
-    if len(rows) < WINDOW:
-        return {}
-    warnings = {}
+    """What is wrong, one sentence per column; {} for a healthy run.
+
+    In the first few steps only NaN and infinity are reported.
+    """
+    warnings = _not_finite(rows)
+    if len(rows) < WINDOW or warnings:
+        return warnings
     for column, (limit, sentence) in _ABOVE.items():
         value = _mean(rows[-WINDOW:], column)
         if value is not None and value > limit:
@@ -86,6 +90,19 @@ def warn_on_log(on_log: OnLog | None = None) -> OnLog:
             on_log(rows)
 
     return listen
+
+
+def _not_finite(rows: Rows) -> dict[str, str]:
+    """Columns that hold NaN or infinity, with the first step at which they do; no other warning means anything then."""
+    warnings: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        for column, value in row.items():
+            if isinstance(value, int | float) and not math.isfinite(value) and column not in warnings:
+                warnings[column] = (
+                    f"{column} is not a number since step {row.get('step', number):.0f} ({value}): training has failed "
+                    "there; lower rl.learning_rate, raise rl.beta, or look at the reward of that step's rollouts."
+                )
+    return warnings
 
 
 def _drift(rows: Rows) -> dict[str, str]:
