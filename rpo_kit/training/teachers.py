@@ -28,6 +28,7 @@ from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run
 
 TOKENS = 400  # ours: enough for a trajectory of 200 words and its tags
+_MAX_RETURNED = 4_000  # ours: characters of a useless text that are sent back; TOKENS make about half as many
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ class ChatTeacher:
 
 
 def retry_conversation(prompt: Conversation, text: str, error: str) -> Conversation:
-    """The conversation that asks once more, and says what was wrong with the first text."""
+    """The conversation that asks once more, and says what was wrong with the first text (cut if it is very long)."""
+    if len(text) > _MAX_RETURNED:  # a server that ignores the limit of tokens; the request would be refused, or paid
+        text = f"{text[:_MAX_RETURNED]} …"
     again = fill("teacher_again", complaint=error)
     return [*prompt, {"role": "assistant", "content": text}, {"role": "user", "content": again}]
 
