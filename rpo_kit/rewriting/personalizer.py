@@ -166,8 +166,8 @@ class Personalizer:
             text, parsed = rewrite_or_generic(completion.text, generic)
             tokens = {"base": (answer.prompt_tokens, answer.new_tokens)}
             tokens["reflection"] = (completion.prompt_tokens, completion.new_tokens)
-            trajectory, error = parsed.trajectory, parsed.error
-            rewrites.append(Rewrite(text, generic, items[n], trajectory, error, dict(timings), tokens, shortened[n]))
+            how = (parsed.trajectory, parsed.error, dict(timings), tokens, shortened[n])
+            rewrites.append(Rewrite(text, generic, items[n], *how))
         return rewrites
 
     def _fitting_items(self, examples: Sequence[Example]) -> list[list[Item]]:

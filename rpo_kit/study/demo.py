@@ -79,8 +79,8 @@ def execute(run: Run, chapter: str) -> bool:
 
 def _state(run: Run, chapter: str) -> dict[str, Any]:
     """What decides what the executed notebook shows."""
-    upto = CHAPTERS.index(chapter)
-    stages = [row.name for row in STAGES.values() if CHAPTERS.index(row.notebook) <= upto]
+    chapters = CHAPTERS[: CHAPTERS.index(chapter) + 1] if chapter in CHAPTERS else CHAPTERS
+    stages = [row.name for row in STAGES.values() if row.notebook in chapters]
     files = source_files(run.preset.data) if stages else {}
     return {
         "notebook": fingerprint(NOTEBOOKS / f"{chapter}.ipynb"),
