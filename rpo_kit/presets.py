@@ -51,6 +51,8 @@ class DataSettings:
     retriever: str = "bm25"  # LaMP; or bm25-lamp (LaMP's order of ties), dense:facebook/contriever, recency, random
     seed: int = 0
     leave_one_out: int = 0  # ours: items per train user that become queries too
+    # ours: of a folder that has one split alone, this share of its users becomes dev, the rest train
+    dev_share: float = field(default=0.0, metadata={"since": "0.2"})
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,15 @@ def _check(preset: Preset) -> None:
         raise KitError("rl.group_size=1 must be at least 2: a rewrite is compared with the others of the same prompt.")
     if preset.rl.algorithm not in ALGORITHMS:
         raise KitError(f"There is no rl.algorithm={preset.rl.algorithm!r}; there are {', '.join(ALGORITHMS)}.")
+    if not 0 <= preset.data.dev_share < 1:
+        raise KitError(
+            f"data.dev_share={preset.data.dev_share} must be at least 0 and below 1: it is a share of users."
+        )
+    if preset.data.dev_share and preset.data.source in ("personas", "official"):
+        raise KitError(
+            f"data.dev_share={preset.data.dev_share:g} divides the users of a folder that has one split alone; "
+            f"{preset.data.source} has both: take the setting back (data.dev_share=0), or give --data FOLDER."
+        )
     for name in ("arms", "seeds", "eval_shots"):
         if not getattr(preset.sweep, name):
             raise KitError(f"sweep.{name} is empty: a sweep needs at least one.")

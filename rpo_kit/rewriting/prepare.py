@@ -30,7 +30,7 @@ from rpo_kit.models.chat import Chat, reporting_cost, stream_completions
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import current, inputs_of
 from rpo_kit.rewriting import failures
-from rpo_kit.rewriting.base import answer_tokens, base_conversation, read_answer
+from rpo_kit.rewriting.base import answer_tokens, base_conversations, describe_oddities, generic_record
 from rpo_kit.runs import Run, append_records, made_from, read_records, require, sort_records, stage
 
 _CHUNK = 64  # ours: generic answers stored at a time, from a model that does not stream
@@ -63,8 +63,10 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
         sort_records(stage_dir / "generic.jsonl", list(inputs))
         records = read_records(stage_dir / "generic.jsonl")
         cut = sum(not record.get("finished", True) for record in records)
+        limit = answer_tokens(get_task(preset.data.task), preset.base_max_new_tokens)
+        if odd := describe_oddities(records, limit):
+            print(odd)
         if cut:
-            limit = answer_tokens(get_task(preset.data.task), preset.base_max_new_tokens)
             print(f"{cut} of {len(records)} generic answers were cut off at {limit} tokens")
 
 
@@ -73,7 +75,7 @@ def _write_generic_answers(run: Run, base: Chat, inputs: dict[str, str], stage_d
     failures.forget(stage_dir)
     task, ids = get_task(run.preset.data.task), list(inputs)
     limit = answer_tokens(task, run.preset.base_max_new_tokens)
-    conversations = [base_conversation(input) for input in inputs.values()]
+    conversations = base_conversations(base, list(inputs.values()))
     bar = tqdm(total=len(ids), desc=f"{base.name} answers without seeing the user", unit="query")
     with bar, reporting_cost(base, conversations, limit):
         for batch in stream_completions(base, conversations, max_new_tokens=limit, chunk=_CHUNK):
@@ -83,9 +85,7 @@ def _write_generic_answers(run: Run, base: Chat, inputs: dict[str, str], stage_d
                 if answer.failure:
                     failed[ids[index]] = answer.failure
                     continue
-                records.append({"id": ids[index], "text": read_answer(task, answer.text), "raw": answer.text})
-                if not answer.finished:
-                    records[-1]["finished"] = False
+                records.append(generic_record(task, ids[index], answer))
             append_records(stage_dir / "generic.jsonl", records)
             failures.note(stage_dir, failed)
             bar.update(len(batch))

@@ -107,7 +107,7 @@ def test_what_is_written_is_read_back(task: Task, tmp_path: Path) -> None:
     text = 'Tabs\t, "quotes", {braces}, <rewrite>tags</rewrite>, naïve 日本 \U0001f600 \n'
     parts = {"title": text, "ref1": "a", "ref2": "b"} if task.name == "LaMP-1" else {"text": text}
     profile = [{"id": f"{n}"} | {field: text + str(n) for field in task.fields} for n in range(3)]
-    output = "4" if task.kind == "regression" else text
+    output = task.labels[-1] if task.labels else text
     if task.kind == "regression":
         profile = [item | {"score": "5.0"} for item in profile]
     row = {"id": "1", "user_id": "u", "input": task.make_input(**parts), "output": output, "profile": profile}
@@ -277,10 +277,10 @@ def test_the_folder_of_another_task_is_recognised(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"dev_outputs.json says it is of LaMP_3 and not of LaMP_2"):
         read_lamp(tmp_path, MOVIES, "dev")
     news = {"id": "110", "input": "Which category does", "profile": [{"id": "1", "text": "x", "category": "travel"}]}
-    write_split(tmp_path, [news], task="LaMP_2")
+    write_split(tmp_path, [news], {"110": "comedy"}, task="LaMP_2")
     with pytest.raises(KitError, match=r"'110' .*item 0 lacks description, tag: items of LaMP-2 \(Movie tagging\)"):
         read_lamp(tmp_path, MOVIES, "dev")
-    write_split(tmp_path, [news | {"profile": []}], task="LaMP_2")
+    write_split(tmp_path, [news | {"profile": []}], {"110": "comedy"}, task="LaMP_2")
     with pytest.raises(KitError, match=r"No question in .* is a question of LaMP-2"):
         read_lamp(tmp_path, MOVIES, "dev")
 

@@ -1,6 +1,7 @@
 """Stage 1: the base model sees the query and nothing of the user; what is finished is not asked again."""
 
 import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_from_disk
@@ -175,7 +176,7 @@ def test_items_without_a_query_are_rejected_before_anything_is_moved_away(prepar
 
 def test_an_answer_in_the_own_profile_is_dropped_if_asked(new_run, recording_chat, tmp_path):
     task = get_task("LaMP-3")
-    profile = [{"id": "9", "text": text, "score": "4"} for text in ("fine", "good")]
+    profile = [{"id": text, "text": text, "score": "4"} for text in ("fine", "good")]
     for number, split in enumerate(("train", "dev")):
         row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": profile}
         write_lamp(tmp_path / "lamp", task, split, [row])
@@ -367,15 +368,15 @@ def test_profiles_stay_in_the_file_and_read_like_lists(prepared):
             profile[len(items)]
 
 
-def test_two_items_of_one_id_cannot_both_become_questions(new_run, recording_chat, tmp_path):
-    task = get_task("LaMP-3")
-    for number, split in enumerate(("train", "dev")):
-        profile = [{"id": key, "text": f"lid {n}", "score": "4"} for n, key in enumerate("778")]
-        row = {"id": f"{number}", "input": task.make_input(text="fine"), "output": "4", "profile": profile}
-        write_lamp(tmp_path / "lamp", task, split, [row])
-    run = new_run({"data.source": str(tmp_path / "lamp"), "data.leave_one_out": 3})
-    with pytest.raises(KitError, match=r"1 examples made from items of .*lamp have an id twice, such as 0-7"):
-        prepare(run, lambda spec: recording_chat())
+def test_two_items_of_one_id_stop_at_the_door(new_run, recording_chat, tmp_path):
+    """Trajectories name the items they rest on by id, and so do examples that are made from items."""
+    folder = Path(lamp_folder_of(tmp_path))
+    (row,) = json.loads((folder / "train_questions.json").read_text())
+    row["profile"][1]["id"] = row["profile"][0]["id"]
+    (folder / "train_questions.json").write_text(json.dumps([row]))
+    run = new_run({"data.source": str(folder)})
+    with pytest.raises(KitError, match=r"Question '0' in .*train_questions.json has two profile items of the id '00'"):
+        prepare(run, lambda spec: pytest.fail("rejected before a model is asked"))
 
 
 @pytest.mark.parametrize(("name", "why"), [("LaMP-1", "which papers it cites is not"), ("LaMP-7", "let a model write")])

@@ -206,7 +206,7 @@ def test_a_text_that_cannot_be_used_is_sent_back_once_with_the_complaint(prepare
     def answer(conversation):
         right = trajectory_text(right_answer(golds, conversation[0]["content"]))
         if len(conversation) == 1:
-            return right if list(golds).index(query_in(conversation)) == 0 else f"Sure! {right}"
+            return right if list(golds).index(query_in(conversation)) == 0 else right.replace("<plan>", "so <plan>")
         return right if list(golds).index(query_in(conversation)) < 3 else "I give up."
 
     def query_in(conversation):
