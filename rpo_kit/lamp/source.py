@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import overload
 
 import pyarrow as pa
-from datasets import Dataset, List, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
@@ -110,6 +110,9 @@ def read_source(settings: DataSettings, split: str, stage_dir: Path) -> Dataset:
     facts_column = [json.dumps(facts.get(example_id, {})) for example_id in dataset["id"]]
     ranking = rank(task, dataset, settings.retriever, settings.seed)
     columns = {"ranking": List(Value("int64")), "facts": Value("string")}  # said, because an empty split has no types
+    if not len(dataset):  # no column can be added to one
+        features = Features(dataset.features | columns)
+        return Dataset.from_dict({name: [] for name in features}, features=features)
     dataset = dataset.add_column("ranking", ranking, feature=columns["ranking"])
     return dataset.add_column("facts", facts_column, feature=columns["facts"])
 
@@ -144,6 +147,11 @@ def dev_users(users: Iterable[str], share: float, seed: int) -> set[str]:
         )
     count = min(max(round(share * len(distinct)), 1), len(distinct) - 1)
     return set(random.Random(f"{seed}/dev-share").sample(distinct, count))
+
+
+def save_split(dataset: Dataset, folder: Path) -> None:
+    """Write a split; one without examples too, of which `datasets` writes nothing that it could load again."""
+    dataset.save_to_disk(str(folder), num_shards=None if len(dataset) else 1)
 
 
 def first_examples(settings: DataSettings, split: str, users: int) -> list[Example]:

@@ -24,7 +24,7 @@ from rpo_kit.lamp.data import excluded_outputs
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.leaks import check_belong_together
 from rpo_kit.lamp.leave_one_out import asking_field
-from rpo_kit.lamp.source import SPLITS, Profile, read_source, source_files, source_folder
+from rpo_kit.lamp.source import SPLITS, Profile, read_source, save_split, source_files, source_folder
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.chat import Chat, reporting_cost, stream_completions
 from rpo_kit.models.open import open_chat_for
@@ -49,7 +49,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
             print(f"prepare: data.separation={preset.data.separation} is for --data official and changes nothing here.")
         for split in SPLITS:
             if not (stage_dir / split / "dataset_info.json").exists():
-                read_source(preset.data, split, stage_dir).save_to_disk(str(stage_dir / split))
+                save_split(read_source(preset.data, split, stage_dir), stage_dir / split)
         train, dev = (load_from_disk(str(stage_dir / split)) for split in SPLITS)
         check_belong_together(train, dev, source_folder(preset.data, stage_dir))
         rows = [row for part in (train, dev) for row in part.select_columns(["id", "input"]).to_list()]

@@ -101,8 +101,8 @@ def test_titles_and_tweets_keep_room_for_the_words_after_the_items() -> None:
     assert cut(TITLES, [item], 26) == ["a b c d e f g h i j k l"]
 
 
-# LaMP's length rule, written down from its description and not from `context`: what each task reserves, what it measures
-# for an item without its text ({} is the item's title or label), the item's line, and what stands before the input.
+# LaMP's length rule, written down from its description and not from `context`: what each task reserves, what it
+# measures for an item without its text ({} is the title or label), the item's line, and what stands before the input.
 RULE = {
     "LaMP-2": ("", 1, 'the tag for the movie: " " is "{}" ', 'the tag for the movie: "{text}" is "{}" ', ". "),
     "LaMP-3": ("", 1, '{} is the score for " " ', '{} is the score for "{text}" ', ". "),

@@ -37,7 +37,9 @@ def test_making_harmless_deletes_nothing_and_is_done_once(text):
 
 
 PIECES = st.lists(
-    st.sampled_from(["<", ">", "/", "|", "observe", " ", "s", "[INST]", "[/", "]", ">>", "<<", "TITLE", "｜", "_", "\n"])
+    st.sampled_from(
+        ["<", ">", "/", "|", "observe", " ", "s", "[INST]", "[/", "]", ">>", "<<", "TITLE", "｜", "_", "\n"]
+    )
     | st.text(st.characters(exclude_characters="‹›⁅\u2060", codec="utf-8"), max_size=4),
     max_size=14,
 ).map("".join)
