@@ -214,9 +214,12 @@ def _example(task: Task, row: Mapping[str, object], output: str, where: str) -> 
         raise KitError(f"{where} has a profile that is not a list of items: correct it, or {AGAIN}.")
     input = as_text(row["input"], f"{where}: input", numbers=False)
     check_is_text(task, input, f"The input of {where[0].lower()}{where[1:]}")
-    other = task_of_input(input)
-    option = f" Or give --task {other.name}, whose question this is." if other and other is not task else ""
-    hint = f" Check that this is a file of {task.name}, or {AGAIN}.{option}"
+
+    def hint() -> str:
+        other = task_of_input(input)
+        option = f" Or give --task {other.name}, whose question this is." if other and other is not task else ""
+        return f" Check that this is a file of {task.name}, or {AGAIN}.{option}"
+
     items = [
         read_item(task, item, f"{where}, profile item {n}", strict=True, hint=hint) for n, item in enumerate(profile)
     ]

@@ -137,6 +137,8 @@ def as_text(value: object, where: str, *, numbers: bool = True, remedy: str = AG
     Raises:
         KitError: it is missing (null, or the NaN that pandas writes), or something else than a text.
     """
+    if isinstance(value, str) and value.isascii():  # gigabytes are; encoding would copy them
+        return value
     if isinstance(value, float) and not math.isfinite(value):
         raise KitError(f"{where} is {value}, as pandas writes a missing value, and not text: correct it, or {remedy}.")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -144,8 +146,6 @@ def as_text(value: object, where: str, *, numbers: bool = True, remedy: str = AG
     if not numbers and not isinstance(value, str):
         raise KitError(f"{where} is the number {shown(value)}, where a text belongs: write it in quotes.")
     text = str(value)
-    if text.isascii():  # gigabytes are; encoding would copy them
-        return text
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can escape it, but no table and no tokenizer can hold it

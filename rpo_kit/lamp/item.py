@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.files import AGAIN, as_id, as_text, shown
@@ -20,8 +20,10 @@ from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, Item, Task
 _CORRECT = f"correct it, or {AGAIN}"
 
 
-def read_item(task: Task, item: object, where: str, *, strict: bool = False, hint: str = "") -> Item:
-    """The item with its fields as texts. `strict` is for LaMP's files: an id, texts in quotes, ratings on the scale.
+def read_item(
+    task: Task, item: object, where: str, *, strict: bool = False, hint: Callable[[], str] | None = None
+) -> Item:
+    """The item with its fields as texts; `strict`, for LaMP's files, wants an id, texts in quotes and ratings on the scale.
 
     `hint` says what else may help if fields are missing.
 
@@ -29,19 +31,19 @@ def read_item(task: Task, item: object, where: str, *, strict: bool = False, hin
         KitError: it is not a JSON object, lacks a field, or has something else than a text in one.
     """
     names = ("id", *task.fields) if strict else task.fields
-    missing = [name for name in names if name not in item] if isinstance(item, dict) else list(names)
-    if missing or not isinstance(item, dict):
+    if not isinstance(item, dict) or not item.keys() >= set(names):
+        missing = [name for name in names if not isinstance(item, dict) or name not in item]
         example = ", ".join(f'"{name}": "…"' for name in ("id", *task.fields))
         raise KitError(
             f"{where} lacks {', '.join(missing)}: items of {task.name} ({task.title}) have {', '.join(names)}, as in "
-            f"{{{example}}}.{hint}"
+            f"{{{example}}}.{hint() if hint else ''}"
         )
     texts = {}
     if "id" in item:
         texts["id"] = as_id(item["id"], f"{where}: id") if strict else str(item["id"])
+    numbers = task.gold_field if task.items_have_labels else ""  # the only field that may hold one
     for name in task.fields:
-        is_label = task.kind != "generation" and name == task.gold_field and task.items_have_labels
-        texts[name] = as_text(item[name], f"{where}: {name}", numbers=is_label or not strict)
+        texts[name] = as_text(item[name], f"{where}: {name}", numbers=name == numbers or not strict)
     if "date" in item:
         date = item["date"]
         texts["date"] = "" if date is None else as_text(date, f"{where}: date")
@@ -109,6 +111,8 @@ def task_of_input(input: object) -> Task | None:
 
 def _check_rating(task: Task, text: str, where: str) -> float:
     """Validate on load instead of failing in the metric after training."""
+    if text in task.labels:
+        return float(text)
     try:
         rating = float(text)
     except ValueError:
