@@ -23,7 +23,7 @@ _CORRECT = f"correct it, or {AGAIN}"
 def read_item(
     task: Task, item: object, where: str, *, strict: bool = False, hint: Callable[[], str] | None = None
 ) -> Item:
-    """The item with its fields as texts; `strict`, for LaMP's files, wants an id, texts in quotes and ratings on the scale.
+    """The item with its fields as texts. `strict`, for LaMP's files: with an id, texts in quotes, ratings on the scale.
 
     `hint` says what else may help if fields are missing.
 
