@@ -40,6 +40,8 @@ class DataSettings:
     retriever: str = "bm25"  # LaMP; or bm25-lamp (LaMP's order of ties), dense:facebook/contriever, recency, random
     seed: int = 0
     leave_one_out: int = 0  # ours: items per train user that become queries too
+    # ours: of a folder that has one split alone, this share of its users becomes dev, the rest train
+    dev_share: float = field(default=0.0, metadata={"since": "0.2"})
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def check(settings: Mapping[str, Any]) -> None:
     for key in _LISTS.split():
         _require(settings, key, bool, "a list of at least one value")
         _require(settings, key, lambda value: len(set(value)) == len(value), "a list without repeated values")
+    _require(settings, "data.dev_share", lambda value: 0 <= value < 1, "at least 0 and below 1: it is a share of users")
     _require(settings, "sweep.eval_shots", lambda value: min(value) >= 0, "a list of numbers of at least 0")
     _require(
         settings,
@@ -101,6 +102,11 @@ def _check_combinations(settings: Mapping[str, Any]) -> None:
                 f"{key}={settings[key]} leaves no room for a prompt in reflection.max_seq_length={window}: lower the "
                 "first or raise the second."
             )
+    if settings["data.dev_share"] and settings["data.source"] in ("personas", "official"):
+        raise KitError(
+            f"data.dev_share={settings['data.dev_share']:g} divides the users of a folder that has one split alone; "
+            f"{settings['data.source']} has both: take the setting back (data.dev_share=0), or give --data FOLDER."
+        )
     users = (settings["data.train_users"], settings["data.dev_users"])
     if settings["data.source"] == "personas" and ALL_USERS in users:
         raise KitError(

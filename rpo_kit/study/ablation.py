@@ -142,7 +142,8 @@ def folders_by_arm(cells: Cells) -> dict[str, list[str]]:
 def arm_scores(run: Run, names: list[str]) -> pd.DataFrame:
     """The mean score over these cells: columns `id`, `user`, `shots`, `score`."""
     files = [run.stage(f"sweep/{name}") / "scores/scores.csv" for name in names]
-    scores = pd.concat([pd.read_csv(file, dtype={"id": str, "user": str}) for file in files])
+    text = {"id": str, "user": str}  # a user may be called "NA" or "null"
+    scores = pd.concat([pd.read_csv(file, dtype=text, keep_default_na=False) for file in files])
     return scores.groupby(_KEYS, as_index=False)["score"].mean()
 
 
