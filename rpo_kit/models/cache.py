@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, ho
 _CLAIM = """INSERT INTO claims VALUES (:key, :owner, :host, :pid, :until) ON CONFLICT DO UPDATE SET
     owner = :owner, host = :host, pid = :pid, until = :until WHERE owner = :before"""
 _LOCK_PATIENCE = 60.0  # seconds to wait for another process to finish writing
+_WRITABLE = "make file and folder writable, or set RPO_RUNS to a folder that is"
 _THIS_PROCESS, _numbers = uuid.uuid4().hex, itertools.count()  # two processes may get the same id after each other
 
 
@@ -88,17 +89,17 @@ def open_answers(path: Path) -> sqlite3.Connection:
     """The same for the answers alone, which may also be read where nothing can be written."""
     try:
         return open_database(path)
-    except KitError as error:
-        if not path.is_file() or not isinstance(error, ReadOnlyError):
+    except ReadOnlyError as error:
+        if not path.is_file():
             raise
-        database = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
+        database = sqlite3.connect(  # immutable: without the files beside it, which SQLite could not make here
+            f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False, factory=_ReadOnly
         )
         try:
-            database.execute("SELECT count(*) FROM (SELECT key FROM answers LIMIT 1)")
+            database.execute("SELECT 1 FROM answers LIMIT 1").fetchone()
         except sqlite3.DatabaseError:
             raise error from None
-        print(f"{error} Its answers are used; new ones are not stored.")
+        print(f"{path} can only be read: its answers are used, new ones are not stored. To store them, {_WRITABLE}.")
         return database
 
 
@@ -106,18 +107,25 @@ class ReadOnlyError(KitError):
     """A store can be read at most."""
 
 
+class _ReadOnly(sqlite3.Connection):
+    """A store that can be read."""
+
+
 def store_error(error: Exception, path: str) -> KitError:
-    """What to do about an error of SQLite, in a sentence."""
-    words, problem = str(error), f"{path} cannot be used as the store of answers or of spending ({error}):"
+    """An error of SQLite in a sentence."""
+    kind = ReadOnlyError if _remedy(error, path) == _WRITABLE else KitError
+    return kind(f"{path} cannot be used as the store of answers or of spending ({error}): {_remedy(error, path)}.")
+
+
+def _remedy(error: Exception, path: str) -> str:
+    words = str(error)
     if "full" in words or "No space" in words:
-        return KitError(f"{problem} make room on the disk and run again.")
+        return "make room on the disk and run again"
     if "locked" in words or "busy" in words:
-        return KitError(f"{problem} end the process that holds it (`fuser {path}` names it) and run again.")
+        return f"end the process that holds it (`fuser {path}` names it) and run again"
     if isinstance(error, OSError) or any(sign in words for sign in ("readonly", "unable to open", "I/O", "denied")):
-        return ReadOnlyError(f"{problem} make file and folder writable, or set RPO_RUNS to a folder that is.")
-    return KitError(
-        f"{problem} move it away and run again; `sqlite3 {path} .recover | sqlite3 NEW.sqlite` may save what is in it."
-    )
+        return _WRITABLE
+    return f"move it away and run again; `sqlite3 {path} .recover` prints what can be saved"
 
 
 def path_of(database: sqlite3.Connection) -> str:
@@ -153,7 +161,7 @@ class AnswerCache:
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database, self.path = database, path_of(database)
         self.owner = f"{_THIS_PROCESS}-{os.getpid()}-{next(_numbers)}"
-        self.writable = True  # until a write fails
+        self.writable = not isinstance(database, _ReadOnly)  # until a write fails
         self._reported, self._lock = False, threading.Lock()
 
     def get(self, key: str) -> StoredAnswer | None:
@@ -216,7 +224,10 @@ class AnswerCache:
     def _report(self, error: Exception) -> None:
         if not self._reported:
             self._reported = True
-            print(f"{store_error(error, self.path)} Until then, answers in it that can be read are used.")
+            print(
+                f"{self.path}: {error}. Answers in it that can be read are used, others are asked for again; to mend "
+                f"that, {_remedy(error, self.path)}."
+            )
 
 
 def _stored(text: object) -> StoredAnswer:

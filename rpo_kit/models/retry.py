@@ -83,8 +83,6 @@ class ErrorResponse:
 def attempt_error(response: ErrorResponse) -> AttemptError:
     """What an error response means, by the table above."""
     reason = f"status {response.status}: {response.message}" if response.status else response.message
-    if response.status == 0:
-        return AttemptError(reason, "unknown", retries=1, charged=True)
     if response.code == "insufficient_quota":
         return AttemptError(f"the quota is exhausted ({reason})", fatal=True)
     if response.code in _SETTING_REJECTED:
@@ -94,6 +92,8 @@ def attempt_error(response: ErrorResponse) -> AttemptError:
             f"OPENAI_BASE_URL and OPENAI_API_KEY ({reason})",
             fatal=True,
         )
+    if response.status == 0:
+        return AttemptError(reason, "unknown", retries=1, charged=True)
     if response.status in _FATAL:
         return AttemptError(f"{_FATAL[response.status]} ({reason})", fatal=True)
     if response.status not in _RETRYABLE and response.status < 500:
