@@ -66,7 +66,6 @@ def cell_settings(run: Run, arm: str, seed: int) -> RLSettings:
         seed=seed,
         steps=settings.steps,
         prompts_per_step=settings.prompts_per_step,
-        micro_batch=min(rl.micro_batch, settings.prompts_per_step * rl.group_size),  # at most the whole step
     )
 
 
