@@ -23,7 +23,10 @@ _COMMAND = re.compile(rf"`python -m rpo_kit ({'|'.join(STAGES)})( --run [^ `]+)?
 
 
 def explain_errors() -> None:
-    """From now on this kernel shows a KitError as one sentence; outside of IPython nothing happens."""
+    """From now on this kernel shows a KitError as one sentence; outside of IPython nothing happens.
+
+    `widgets`, which each notebook's first line imports, calls it.
+    """
     shell = get_ipython()
     if shell is not None:
         shell.set_custom_exc((KitError,), _show_sentence)

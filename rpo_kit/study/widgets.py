@@ -37,16 +37,14 @@ if TYPE_CHECKING:
 RETRIEVERS = ("bm25", "recency", "random")
 _DRAWING_SHARE = 0.05  # ours: drawing takes at most this share of the time
 
+explain_errors()  # already here: a notebook opens its run, which may fail, before it calls anything of this module
+
 
 # ---- the opening lines of a notebook, and pictures ------------------------------------------------------------------
 
 
 def introduce(run: Run, minutes: Mapping[str, str]) -> None:
-    """Print versions, machine, preset and the minutes that this notebook takes with each measured preset.
-
-    From here on a KitError is shown as one sentence.
-    """
-    explain_errors()
+    """Print versions, machine, preset and the minutes that this notebook takes with each measured preset."""
     import torch  # noqa: F401  describe_machine sees the GPU once torch is imported
 
     installed = package_versions()
