@@ -11,6 +11,7 @@ import pytest
 import rpo_kit
 from rpo_kit.lamp.data import write_lamp
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.pipeline import STAGES
 from rpo_kit.runs import open_run
 from rpo_kit.study.demo import CHAPTERS, NOTEBOOKS, execute
 
@@ -139,6 +140,13 @@ def test_no_table_or_picture_is_dropped_in_the_middle_of_a_cell(chapter):
         dropped = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and node is not tree.body[-1]]
         names = {node.func.id for node in dropped if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
         assert not names & shows, cell["id"]
+
+
+@pytest.mark.parametrize("name", ["sft", "rl", "sweep"])
+def test_a_stage_that_trains_is_called_so_that_it_may_run_in_a_process_of_its_own(name):
+    text = "\n".join(cell["text"] for cell in cells(STAGES[name].notebook, "code"))
+    assert f'run_stage(run, "{name}", live)\nlive.finish()' in text
+    assert STAGES[name].function.rpartition(":")[2] + "(" not in text
 
 
 @every_notebook
