@@ -11,6 +11,7 @@ import pytest
 import rpo_kit
 from rpo_kit.lamp.data import write_lamp
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.pipeline import STAGES
 from rpo_kit.runs import open_run
 from rpo_kit.study.demo import CHAPTERS, NOTEBOOKS, execute
 
@@ -108,14 +109,14 @@ def test_the_users_own_answer_is_called_gold(chapter):
 def test_every_name_is_bound_before_it_is_used(chapter):
     known = set(dir(__builtins__)) | set(__builtins__ if isinstance(__builtins__, dict) else ())
     for cell in cells(chapter, "code"):
-        kinds = ast.Name | ast.alias | ast.arg | ast.ExceptHandler
+        kinds = ast.Name | ast.alias | ast.arg | ast.ExceptHandler | ast.FunctionDef
         names = [node for node in ast.walk(ast.parse(cell["text"])) if isinstance(node, kinds)]
         for node in names:
             if isinstance(node, ast.alias):
                 known.add((node.asname or node.name).split(".")[0])
             elif isinstance(node, ast.arg):
                 known.add(node.arg)
-            elif isinstance(node, ast.ExceptHandler):
+            elif isinstance(node, ast.ExceptHandler | ast.FunctionDef):
                 known.add(node.name)
             elif isinstance(node.ctx, ast.Store):
                 known.add(node.id)
@@ -128,6 +129,24 @@ def test_pyplot_and_magics_stay_out(chapter):
     text = "\n".join(cell["text"] for cell in cells(chapter, "code"))
     assert "pyplot" not in text
     assert not any(line.lstrip().startswith(("%", "!")) for line in text.splitlines())
+
+
+@every_notebook
+def test_no_table_or_picture_is_dropped_in_the_middle_of_a_cell(chapter):
+    """What is not a cell's last expression is shown by `display` alone."""
+    shows = {"show", "show_table", "page", "user_browser", "trajectory_browser", "rollout_browser"}
+    for cell in cells(chapter, "code"):
+        tree = ast.parse(cell["text"])
+        dropped = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and node is not tree.body[-1]]
+        names = {node.func.id for node in dropped if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        assert not names & shows, cell["id"]
+
+
+@pytest.mark.parametrize("name", ["sft", "rl", "sweep"])
+def test_a_stage_that_trains_is_called_so_that_it_may_run_in_a_process_of_its_own(name):
+    text = "\n".join(cell["text"] for cell in cells(STAGES[name].notebook, "code"))
+    assert f'run_stage(run, "{name}", live)\nlive.finish()' in text
+    assert STAGES[name].function.rpartition(":")[2] + "(" not in text
 
 
 @every_notebook

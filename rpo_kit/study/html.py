@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import pandas as pd
 from IPython.display import HTML
@@ -23,6 +23,9 @@ from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.presets import PRESETS
 from rpo_kit.rewriting.trajectory import Trajectory
+
+if TYPE_CHECKING:  # its module imports torch, which a page does not need
+    from rpo_kit.training.rollouts import Rollout
 
 LABEL = "opacity:0.65;font-size:90%"
 _BOX = "border:1px solid currentColor;border-radius:6px;padding:8px 12px;margin:6px 0;max-width:60em"
@@ -141,6 +144,41 @@ def tokens_html(prompt: str, completion: str) -> str:
         "grey: the prompt, not in the loss; marked: the completion, in the loss",
         f"<pre style='{style}'><span style='opacity:0.55'>{html.escape(prompt)}</span>"
         f"<span style='background:#56b4e955'>{html.escape(completion)}</span></pre>",
+    )
+
+
+def rollouts_html(task: Task, group: Sequence[Rollout], example: Example) -> str:
+    """One prompt's rewrites in one step, side by side: reward and its parts, advantage, cited items, parse error.
+
+    A frame is blue where the advantage is above 0 and orange where it is below.
+    """
+    k = group[0]["k"]
+    answers = (
+        f"{html.escape(task.query_text(example['input']))}<br>generic answer: <b>{html.escape(example['generic'])}</b>"
+        f" &nbsp; gold: <b>{html.escape(example['output'])}</b>"
+    )
+    items = item_lines(task, top_k(example, example["ranking"], k))
+    shown = f"<details><summary style='{LABEL}'>the {k} items that the module read</summary>{items}</details>"
+    columns = "".join(_rollout_html(rollout) for rollout in group)
+    return box("query", answers + shown) + f"<div style='display:flex;gap:8px;flex-wrap:wrap'>{columns}</div>"
+
+
+def _rollout_html(rollout: Rollout) -> str:
+    advantage = rollout["advantage"]
+    colour = "#0072b2" if advantage > 0 else "#d55e00" if advantage < 0 else "currentColor"
+    lines = [
+        f"<b>reward {rollout['reward']:.3f}</b>, advantage {advantage:+.2f}",
+        f"score {rollout['score']:.3f}, form {rollout['format']:.0f}",
+        f"cites {', '.join(f'[{number}]' for number in rollout['cited']) or 'nothing'}",
+        f"{rollout['tokens']} tokens{'' if rollout['ended'] else ', cut off'}",
+    ]
+    if rollout["parse_error"]:
+        lines.append(f"<b>does not parse:</b> {html.escape(rollout['parse_error'])}")
+    text = html.escape(rollout["text"]) or "(nothing)"
+    return (
+        f"<div style='flex:1 1 15em;min-width:15em;max-width:26em;border:2px solid {colour};border-radius:6px;"
+        f"padding:6px 10px'><div style='{LABEL}'>{'<br>'.join(lines)}</div>"
+        f"<pre style='white-space:pre-wrap;overflow-wrap:break-word;margin:6px 0 0'>{text}</pre></div>"
     )
 
 

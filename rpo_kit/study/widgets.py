@@ -1,7 +1,8 @@
-"""The interactive parts of the notebooks: a live plot and two browsers.
+"""The interactive parts of the notebooks: a live plot and three browsers.
 
 Thin classes around the pure functions of `html.py` and `figures.py`. Nothing here trains, loads a model or uses pyplot.
 Without a screen (papermill, the tests) everything works the same: set `.value`, call `.click()`, read `.page.value`.
+Where a stored notebook is read without its widgets, a browser shows its first page.
 
     train_sft(run, live := live_plot(lambda rows: training_figure(rows, ["loss"])))
     user_browser(load_prepared(run, "dev"), get_task("LaMP-3"))
@@ -15,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ipywidgets as w
 from IPython.display import DisplayHandle, Image, display
@@ -26,10 +28,16 @@ from rpo_kit.machine import describe_machine
 from rpo_kit.provenance import package_versions
 from rpo_kit.runs import Run
 from rpo_kit.study.figures import png, save
-from rpo_kit.study.html import LABEL, TrajectoryRecord, retrieved_html, trajectory_html
+from rpo_kit.study.html import LABEL, TrajectoryRecord, retrieved_html, rollouts_html, trajectory_html
+from rpo_kit.study.kernel import explain_errors
+
+if TYPE_CHECKING:
+    from rpo_kit.training.rollouts import Rollout
 
 RETRIEVERS = ("bm25", "recency", "random")
 _DRAWING_SHARE = 0.05  # ours: drawing takes at most this share of the time
+
+explain_errors()  # already here: a notebook opens its run, which may fail, before it calls anything of this module
 
 
 # ---- the opening lines of a notebook, and pictures ------------------------------------------------------------------
@@ -99,6 +107,12 @@ def live_plot(draw: Callable[[list[dict[str, float]]], Figure]) -> LivePlot:
 # ---- browsers -----------------------------------------------------------------------------------------------------
 
 
+def _bundle(widget: w.Widget, page: w.HTML) -> dict[str, object]:
+    """What a notebook stores of a browser: the widget, and its present page for readers that show no widgets."""
+    bundle: dict[str, object] = dict(widget._repr_mimebundle_())
+    return bundle | {"text/html": page.value, "text/plain": "(a page to browse: open this notebook in JupyterLab)"}
+
+
 class TrajectoryBrowser:
     """Page through trajectories: `group` chooses accepted ones or a reason for rejection, `number` the page."""
 
@@ -142,8 +156,8 @@ class TrajectoryBrowser:
         count = f"<div style='{LABEL}'>{self.number.value} of {len(self.records)}</div>"
         self.page.value = count + trajectory_html(self.task, record, self.examples[record["example"]])
 
-    def _ipython_display_(self) -> None:
-        display(self.widget)
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        return _bundle(self.widget, self.page)
 
 
 def trajectory_browser(
@@ -180,10 +194,57 @@ class UserBrowser:
         chosen = self.examples[self.user.value]
         self.page.value = retrieved_html(self.task, chosen, self.methods.value, self.k.value)
 
-    def _ipython_display_(self) -> None:
-        display(self.widget)
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        return _bundle(self.widget, self.page)
 
 
 def user_browser(examples: Sequence[Example], task: Task, k: int = 4) -> UserBrowser:
     """Pick a user, one or more retrieval methods and k; see the items side by side."""
     return UserBrowser(examples, task, k)
+
+
+class RolloutBrowser:
+    """See what RL sampled: choose `step` and `prompt` (its number in the step); its rewrites stand side by side."""
+
+    def __init__(self, rollouts: Sequence[Rollout], examples: Sequence[Example], task: Task) -> None:
+        self.task, self.examples = task, {example["id"]: example for example in examples}
+        self.steps: dict[int, list[list[Rollout]]] = {}
+        for rollout in rollouts:  # in the order of training; the completions of a prompt are numbered from 0
+            groups = self.steps.setdefault(rollout["step"], [])
+            if rollout["completion"] == 0 or not groups:
+                groups.append([])
+            groups[-1].append(rollout)
+        numbers = list(self.steps) or [0]
+        self.step = w.SelectionSlider(options=numbers, value=numbers[0], description="step")
+        self.prompt = w.BoundedIntText(
+            1, 1, max(1, len(self.groups)), description="prompt", layout=w.Layout(width="11em")
+        )
+        self.page = w.HTML()
+        self.step.observe(lambda _: self._choose(), "value")
+        self.prompt.observe(lambda _: self._draw(), "value")
+        self.widget = w.VBox([w.HBox([self.step, self.prompt]), self.page])
+        self._draw()
+
+    @property
+    def groups(self) -> list[list[Rollout]]:
+        return self.steps.get(self.step.value, [])
+
+    def _choose(self) -> None:
+        self.prompt.max = max(1, len(self.groups))  # this lowers the value where it is larger
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self.groups:
+            self.page.value = "<i>there are no rollouts yet</i>"
+            return
+        group = self.groups[self.prompt.value - 1]
+        count = f"<div style='{LABEL}'>step {self.step.value}, prompt {self.prompt.value} of {len(self.groups)}</div>"
+        self.page.value = count + rollouts_html(self.task, group, self.examples[group[0]["example"]])
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        return _bundle(self.widget, self.page)
+
+
+def rollout_browser(rollouts: Sequence[Rollout], examples: Sequence[Example], task: Task) -> RolloutBrowser:
+    """Page through the lines of `rl/rollouts.jsonl`; `examples` are the train split."""
+    return RolloutBrowser(rollouts, examples, task)

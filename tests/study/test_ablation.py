@@ -62,7 +62,7 @@ def test_cells_differ_in_curriculum_and_seed_only_and_start_from_the_same_adapte
         assert (settings.curriculum, settings.seed, settings.steps) == (arm, seed, 3), name
         assert (settings.learning_rate, settings.group_size) == (0.5, run.preset.rl.group_size)
         assert settings.prompts_per_step == run.preset.sweep.prompts_per_step
-        assert settings.prompts_per_step * settings.group_size % settings.micro_batch == 0
+        assert settings.micro_batch_tokens == run.preset.rl.micro_batch_tokens
         assert (settings.shots_from, settings.shots_to) == (2, 6)
     assert [call[1] for call in calls if call[0] == "loaded"] == [
         "sft",

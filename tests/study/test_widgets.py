@@ -1,4 +1,4 @@
-"""Pages, the live plot and the two browsers, clicked without a screen."""
+"""Pages, the live plot and the three browsers, clicked without a screen."""
 
 import pandas as pd
 import pytest
@@ -232,6 +232,64 @@ def test_the_user_browser_follows_user_method_and_k(examples):
 
 def test_k_cannot_exceed_the_longest_profile(examples):
     assert widgets.user_browser(examples, TASK, k=9).k.value == 5
+
+
+def rollout(example, step, completion, **rest):
+    values = {"step": step, "k": 2, "example": example["id"], "completion": completion, "rewrite": "2"}
+    values |= {"text": f"<plan>{step}/{completion}</plan>", "parse_error": None, "cited": [1, 2], "reward": 0.775}
+    return values | {"score": 0.75, "format": 1.0, "advantage": 1.25, "tokens": 40, "ended": True} | rest
+
+
+@pytest.fixture
+def ranked(examples):
+    return [example | {"ranking": [3, 0, 1, 2, 4]} for example in examples]
+
+
+def test_a_prompts_rewrites_stand_side_by_side_with_what_they_earned(ranked):
+    unparsed = {"rewrite": None, "parse_error": "no <plan>", "cited": [], "text": "", "reward": 0.0, "ended": False}
+    group = [rollout(ranked[0], 3, 0), rollout(ranked[0], 3, 1, advantage=-1.25, **unparsed)]
+    shown = html.rollouts_html(TASK, group, ranked[0])
+    for part in ("reward 0.775", "advantage +1.25", "score 0.750, form 1", "cites [1], [2]", "40 tokens<"):
+        assert part in shown
+    for part in ("advantage -1.25", "does not parse:</b> no &lt;plan&gt;", "cites nothing", "40 tokens, cut off"):
+        assert part in shown
+    assert "&lt;plan&gt;3/0&lt;/plan&gt;" in shown
+    assert "<plan>" not in shown
+    assert f"gold: <b>{ranked[0]['output']}</b>" in shown
+    assert html.item_lines(TASK, [ranked[0]["profile"][3], ranked[0]["profile"][0]]) in shown  # the k best-ranked
+
+
+def test_rollouts_are_browsed_by_step_and_prompt(ranked):
+    first = [rollout(ranked[n], 1, i) for n in (0, 1) for i in (0, 1)]
+    second = [rollout(ranked[n], 2, i) for n in (2, 2, 0) for i in (0, 1)]  # one example twice: two prompts
+    browser = widgets.rollout_browser(first + second, ranked, TASK)
+    assert "step 1, prompt 1 of 2" in browser.page.value
+    assert "1/0" in browser.page.value
+    assert "1/1" in browser.page.value
+    browser.step.value = 2
+    browser.prompt.value = 3
+    assert "step 2, prompt 3 of 3" in browser.page.value
+    assert browser.page.value.count("<pre") == 2
+    browser.step.value = 1
+    assert browser.prompt.value == 2  # there is no third prompt
+    assert "step 1, prompt 2 of 2" in browser.page.value
+
+
+def test_without_rollouts_the_browser_says_so():
+    assert "no rollouts yet" in widgets.rollout_browser([], [], TASK).page.value
+
+
+def test_a_stored_notebook_shows_a_browsers_page_where_widgets_are_not_shown(examples, ranked):
+    browsers = [
+        widgets.user_browser(examples, TASK),
+        widgets.trajectory_browser(TASK, [accepted(examples[0])], [], examples),
+        widgets.rollout_browser([rollout(ranked[0], 1, 0)], ranked, TASK),
+    ]
+    for browser in browsers:
+        bundle = browser._repr_mimebundle_()
+        assert bundle["text/html"] == browser.page.value
+        assert "application/vnd.jupyter.widget-view+json" in bundle
+        assert "VBox" not in str(bundle)
 
 
 # ---- the report on synthesis --------------------------------------------------------------------------------------
