@@ -15,10 +15,10 @@ import io
 import os
 import platform
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
-    from unsloth import FastLanguageModel
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def load_model(settings: ModelSettings, seed: int = 0) -> LoadedModel:
         # On a CPU, bitsandbytes repacks a 4-bit weight at the first evaluation without gradients and leaves it so: the
         # gradients that follow are wrong, without an error.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (mypy: not an attribute of Module)
     return _checked(model.eval(), tokenizer, settings)
 
 
@@ -87,7 +86,7 @@ def load_trainable(settings: ModelSettings, adapter: Path | None, seed: int) -> 
     loaded = load_model(settings)
     torch.manual_seed(seed)
     model = load_lora(loaded.model, adapter, trainable=True) if adapter else add_lora(loaded.model, settings)
-    return LoadedModel(cast("PreTrainedModel", model), loaded.tokenizer, loaded.max_seq_length)
+    return LoadedModel(model, loaded.tokenizer, loaded.max_seq_length)
 
 
 def load_unsloth_trainable(settings: ModelSettings, seed: int) -> LoadedModel:
@@ -194,7 +193,7 @@ def _cannot_be_loaded(name: str) -> Iterator[None]:
         ) from error
 
 
-def _unsloth() -> type[FastLanguageModel]:
+def _unsloth() -> Any:
     """Unsloth's loader, imported before trl (which it patches); its banner is left to `doctor`."""
     with _quiet():
         from unsloth import FastLanguageModel
@@ -309,8 +308,9 @@ def _generate_rows(
     if uniforms is not None:
         torch.manual_seed(int(uniforms.flatten()[0].double() * 2**52))
     rows = {"input_ids": ids.repeat_interleave(group, 0), "attention_mask": mask.repeat_interleave(group, 0)}
+    generate: Callable[..., Tensor] = loaded.model.generate  # type: ignore[assignment]
     with torch.no_grad(), _quiet():
-        new: Tensor = loaded.model.generate(**rows, generation_config=config)[:, ids.shape[1] :]
+        new = generate(**rows, generation_config=config)[:, ids.shape[1] :]
     return new.view(len(ids), group, -1)
 
 
@@ -328,8 +328,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> li
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> str:
     """A conversation as the model's chat template writes it, up to where the model is to answer."""
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> int:

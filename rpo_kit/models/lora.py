@@ -8,16 +8,18 @@ product of a small model on a CPU.
     model = load_lora(model, run.stage("sft") / "adapter", trainable=True)
     copy_adapter(model, "ref")                        # a frozen second adapter with the same weights
     with using_adapter(model, "ref"): ...             # what is computed here, the copy computes
+
+For mypy a PeftModel is the model that it wraps: it has the same attributes and methods.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -30,7 +32,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.presets import ModelSettings
 
 
-def add_lora(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:
+def add_lora(model: PreTrainedModel, settings: ModelSettings) -> PreTrainedModel:
     """The model with a new trainable LoRA; torch's random generator decides its first weights."""
     config = LoraConfig(
         r=settings.lora_rank,
@@ -39,12 +41,10 @@ def add_lora(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:
         target_modules=list(settings.lora_targets),
         task_type="CAUSAL_LM",
     )
-    wrapped = get_peft_model(model, config)
-    assert isinstance(wrapped, PeftModel)
-    return wrapped
+    return cast(PreTrainedModel, get_peft_model(model, config))
 
 
-def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PeftModel:
+def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PreTrainedModel:
     """The model with the adapter stored in `folder`.
 
     Raises:
@@ -68,16 +68,18 @@ def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False) -> 
             f"The adapter in {folder} was trained on another model ({base}) and does not fit {name}: name that model "
             "in reflection.name, or train the adapter again."
         )
-    return loaded
+    return cast(PreTrainedModel, loaded)
 
 
 def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(file, framework="pt") as tensors:
-        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors}
+        names = tensors.keys()
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
 
 
-def copy_adapter(model: PeftModel, name: str) -> None:
+def copy_adapter(model: PreTrainedModel, name: str) -> None:
     """Add a frozen copy of the adapter "default" under another name."""
+    assert isinstance(model, PeftModel)
     model.add_adapter(name, model.peft_config["default"])
     parameters = dict(model.named_parameters())
     for key, parameter in parameters.items():
@@ -103,9 +105,7 @@ def using_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[Non
 
 def _forward(layer: LoraLayer, name: str, x: Tensor) -> Tensor:
     a, b = (part[name].weight.to(x.dtype) for part in (layer.lora_A, layer.lora_B))
-    result = LoraLinear.apply(x.flatten(0, -2), layer.base_layer, a, b, layer.scaling[name])
-    assert isinstance(result, Tensor)
-    return result.view(*x.shape[:-1], -1)
+    return lora_linear(x.flatten(0, -2), layer.base_layer, a, b, layer.scaling[name]).view(*x.shape[:-1], -1)
 
 
 class Context(Protocol):
@@ -123,7 +123,7 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, x: Tensor, layer: torch.nn.Module, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         thin = x @ a.T
-        y = torch.nn.functional.linear(x, frozen_weight(layer, x.dtype), layer.bias)
+        y = torch.nn.functional.linear(x, frozen_weight(layer, x.dtype), cast("Tensor | None", layer.bias))
         ctx.save_for_backward(x, thin, a, b)
         ctx.layer, ctx.scaling = layer, scaling
         return y.addmm_(thin, b.T, alpha=scaling)
@@ -134,6 +134,9 @@ class LoraLinear(torch.autograd.Function):
         grad_thin = (grad @ b).mul_(ctx.scaling)
         grad_x = (grad @ frozen_weight(ctx.layer, x.dtype)).addmm_(grad_thin, a) if ctx.needs_input_grad[0] else None
         return grad_x, None, grad_thin.T @ x, (grad.T @ thin).mul_(ctx.scaling), None
+
+
+lora_linear: Callable[..., Tensor] = LoraLinear.apply
 
 
 def frozen_weight(layer: torch.nn.Module, dtype: torch.dtype) -> Tensor:

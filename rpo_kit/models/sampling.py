@@ -13,7 +13,7 @@ Python takes longer than running them. Keys are not copied for the query heads t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -35,8 +35,8 @@ def shares_prefix(model: PreTrainedModel) -> bool:
 
 def causal_lm(model: PreTrainedModel) -> PreTrainedModel:
     """The model itself, where PEFT wraps it; the LoRA layers inside stay."""
-    unwrapped: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return unwrapped
+    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    return unwrap() if unwrap else model
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ class Buffers:
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         if layer not in self.layers:
-            rows, heads, _, width = key.shape
+            rows, heads, width = key.shape[0], key.shape[1], key.shape[3]
             self.layers[layer] = (
                 key.new_zeros(rows, heads, self.capacity, width),
                 value.new_zeros(rows, heads, self.capacity, width),
@@ -152,7 +152,7 @@ class Decoder:
         self.written.index_copy_(2, self.now, self.tokens[..., None])
         self.ended.logical_or_(torch.isin(self.tokens, self.ends))
 
-    def captured(self) -> torch.types._Callable:
+    def captured(self) -> Callable[[], None]:
         """`step` as a CUDA graph: recorded once, after one run on the side in which libraries set themselves up."""
         self.cache.length = self.cache.capacity
         state = [self.cache.slots, self.positions, self.now, self.sees, self.tokens, self.written, self.ended]

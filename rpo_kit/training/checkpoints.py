@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
+from torch.nn import Parameter
 
 from rpo_kit.runs import write_text
 
@@ -35,7 +36,7 @@ Log = list[dict[str, float]]
 class Training:
     """What changes while RL trains, and so what a checkpoint holds."""
 
-    parameters: dict[str, Tensor]
+    parameters: dict[str, Parameter]
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
     log: Log

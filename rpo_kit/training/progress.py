@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -28,6 +28,7 @@ from rpo_kit.training.checkpoints import newest_whole, seal
 if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import (
+        PreTrainedModel,
         PreTrainedTokenizerBase,
         Trainer,
         TrainerCallback,
@@ -80,7 +81,7 @@ def is_trained(stage_dir: Path) -> bool:
     return True
 
 
-def finish_training(model: Module, tokenizer: PreTrainedTokenizerBase, stage_dir: Path) -> None:
+def finish_training(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stage_dir: Path) -> None:
     """Keep the adapter (safetensors) and drop the checkpoints, whose optimiser states nobody needs any more. All ranks
     have the same adapter; the main one writes.
 
@@ -148,10 +149,10 @@ def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Trainer
             (self.progress or ProgressLog(path, shown, 0, 0, on_log)).write(rows)
 
         def on_save(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Module, **_: object
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Module
         ) -> None:
             if is_main():
-                refuse_non_finite_adapter(model)
+                refuse_non_finite_adapter(others["model"])
                 seal(Path(args.output_dir or "") / f"checkpoint-{state.global_step}")
 
         def on_train_end(
@@ -163,7 +164,7 @@ def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Trainer
     return KeepLog()
 
 
-def common_arguments(settings: SFTSettings, stage_dir: Path) -> dict[str, object]:
+def common_arguments(settings: SFTSettings, stage_dir: Path) -> dict[str, Any]:
     """Trainer fields that are not SFT's own. The bar is ours, so the trainer's table of losses is off."""
     return {
         "output_dir": str(stage_dir / "checkpoints"),
@@ -202,6 +203,7 @@ def remove_printer_callback(trainer: Trainer) -> None:
 def run_trainer(trainer: Trainer, stage_dir: Path) -> None:
     """Train from the last whole checkpoint in `stage_dir` on."""
     checkpoint = newest_whole(stage_dir / "checkpoints", "a new adapter")
+    assert trainer.model is not None
     with skip_peft_input_cast(trainer.model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 

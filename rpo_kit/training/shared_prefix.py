@@ -14,7 +14,7 @@ whose attention is not known here are scored in separate rows, through the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -80,8 +80,7 @@ def score(model: PreTrainedModel, groups: Sequence[Group], temperature: float) -
         ids, mask, predictor, targets = _rows(groups, model.device)
         output = lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         hidden = output.last_hidden_state.flatten(0, 1)[predictor]
-    logprobs: Tensor = TokenLogps.apply(hidden, lm.get_output_embeddings().weight, targets, temperature)
-    return logprobs
+    return token_logps(hidden, lm.get_output_embeddings().weight, targets, temperature)
 
 
 def why_not_shared_prefix(model: PreTrainedModel) -> str | None:
@@ -195,6 +194,9 @@ class TokenLogps(torch.autograd.Function):
         return (grad_output[:, None] * ctx.saved_tensors[0]), None, None, None
 
 
+token_logps: Callable[..., Tensor] = TokenLogps.apply
+
+
 # ---- attention ----------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +212,9 @@ class GatherRows(torch.autograd.Function):
     def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         padded = torch.cat([grad_output, grad_output.new_zeros(1, grad_output.shape[1])])
         return padded[ctx.saved_tensors[0]], None, None
+
+
+gather_rows: Callable[..., Tensor] = GatherRows.apply
 
 
 def attend_in_groups(
@@ -231,7 +236,7 @@ def attend_in_groups(
     heads, shared, width = key.shape[1], query.shape[1] // key.shape[1], query.shape[-1]
     # 1. From the packed row into the two padded grids.
     tokens = torch.cat([query * scaling, key, value], 1)[0].transpose(0, 1).flatten(1)
-    grids = GatherRows.apply(tokens, groups.slots, groups.unslots).view(len(groups.slots), -1, width)
+    grids = gather_rows(tokens, groups.slots, groups.unslots).view(len(groups.slots), -1, width)
     parts = [heads * shared, heads, heads]
     q, k, v = (x.view(rows, most, heads, -1, width) for x in grids[: rows * most].split(parts, 1))
     own_q, own_k, own_v = (x.view(rows, size, longest, heads, -1, width) for x in grids[rows * most :].split(parts, 1))
@@ -258,7 +263,7 @@ def attend_in_groups(
 
     # 4. Back into the packed row.
     both = torch.cat([attn_out.reshape(rows * most, -1), own_out.reshape(rows * size * longest, -1)])
-    return GatherRows.apply(both, groups.unslots, groups.slots).view(1, -1, heads * shared, width), None
+    return gather_rows(both, groups.unslots, groups.slots).view(1, -1, heads * shared, width), None
 
 
 def _later(length: int, like: Tensor) -> Tensor:
