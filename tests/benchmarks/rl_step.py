@@ -43,7 +43,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.machine import describe_machine
 from rpo_kit.memory import shape_of
 from rpo_kit.models import local
-from rpo_kit.models.local import LoadedModel, load_trainable, prompt_ids, prompt_tokens
+from rpo_kit.models.local import LoadedModel, load_trainable, load_unsloth_trainable, prompt_ids, prompt_tokens
 from rpo_kit.presets import ModelSettings, RLSettings, get_preset
 from rpo_kit.provenance import git_commit
 from rpo_kit.rewriting.reflection import reflection_messages
@@ -86,8 +86,11 @@ def measure(
     steps: int,
     micro: int,
     model: ModelSettings | None = None,
+    checkpointing: bool = False,
 ) -> Figures:
-    """Mean seconds of a step's parts, and the peak memory in GB, in this process. `shared`: ours, else stock TRL."""
+    """Mean seconds of a step's parts, and the peak memory in GB, in this process. `shared`: ours; else stock TRL's, and
+    on a GPU Unsloth's trainer, with the model and adapter that it has patched.
+    """
     preset = get_preset("cpu")
     settings = dataclasses.replace(
         preset.rl,
@@ -96,10 +99,13 @@ def measure(
         group_size=group,
         micro_batch_tokens=micro // group * (length + group * new) if micro else 10**9,
         max_new_tokens=new,
+        gradient_checkpointing=checkpointing,
     )
     if not shared:
-        local._unsloth()  # gives TRL's head a form that runs on a CPU
-    loaded = load_trainable(model or preset.reflection, None, seed=0)
+        local._unsloth()  # gives TRL's head a form that runs on a CPU, and puts its own trainer there on a GPU
+    model = model or preset.reflection
+    patched = not shared and torch.cuda.is_available()
+    loaded = load_unsloth_trainable(model, seed=0) if patched else load_trainable(model, None, seed=0)
     if dtype == "fp32":
         loaded.model.float()
     examples = some_prompts(loaded, settings.steps * prompts, length)
@@ -201,8 +207,8 @@ def trl_steps(
             callbacks=[Whole()],
         )
         trainer.generation_config.min_new_tokens = settings.max_new_tokens  # as many tokens as ours
-        trainer._generate_single_turn = timing(spent["sampling"], trainer._generate_single_turn)
-        trainer._calculate_rewards = timing(spent["bookkeeping"], trainer._calculate_rewards)
+        for name, part in (("_generate_single_turn", "sampling"), ("_calculate_rewards", "bookkeeping")):
+            setattr(trainer, name, timing(spent[part], getattr(trainer, name)))
         with open(os.devnull, "w") as nowhere, patch.object(sys, "stdout", nowhere):
             trainer.train()
     return spent
