@@ -90,12 +90,15 @@ def copy_adapter(model: PreTrainedModel, name: str) -> None:
 
 @contextmanager
 def using_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[None]:
-    """All LoRA layers compute with adapter `name`, in one piece and in the type of their input; a model without LoRA is
+    """All LoRA layers compute with adapter `name`, in one piece and in the model's own type; a model without LoRA is
     left alone. Gradients reach A and B of that adapter if they are open, and the layer's input.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer) and name in layer.lora_A]
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)  # embeddings, never 4-bit
     for layer in layers:
-        layer.forward = partial(_forward, layer, name)
+        # A and B are fp32 while they are trained; they are cast here, once for all passes inside
+        a, b = (part[name].weight.to(dtype) for part in (layer.lora_A, layer.lora_B))
+        layer.forward = partial(_forward, layer, a, b, layer.scaling[name])
     try:
         yield
     finally:
@@ -103,9 +106,8 @@ def using_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[Non
             del layer.forward
 
 
-def _forward(layer: LoraLayer, name: str, x: Tensor) -> Tensor:
-    a, b = (part[name].weight.to(x.dtype) for part in (layer.lora_A, layer.lora_B))
-    return lora_linear(x.flatten(0, -2), layer.base_layer, a, b, layer.scaling[name]).view(*x.shape[:-1], -1)
+def _forward(layer: LoraLayer, a: Tensor, b: Tensor, scaling: float, x: Tensor) -> Tensor:
+    return lora_linear(x.flatten(0, -2), layer.base_layer, a, b, scaling).view(*x.shape[:-1], -1)
 
 
 class Context(Protocol):

@@ -129,9 +129,12 @@ class Decoder:
         self.cache = Buffers(torch.arange(length, device=device), capacity)
         hidden = self._hidden(prompts, mask, positions)[:, -1]
         self.cache.slots = torch.arange(length - group, length, device=device)  # moved on by each step before it writes
-        self.sees = torch.zeros(rows, 1, group, capacity, dtype=torch.bool, device=device)
-        self.sees[..., :length] = mask.bool()[:, None, None]
-        self.itself = torch.eye(group, dtype=torch.bool, device=device).expand(rows, 1, group, group).contiguous()
+        # What is added to the scores, (R, K, H / K * G, capacity): 0 where a completion may look.
+        keys = self.cache.layers[0][0]
+        shared, neg_inf = self.model.config.num_attention_heads // keys.shape[1], torch.finfo(keys.dtype).min
+        self.bias = keys.new_full((rows, keys.shape[1], shared * group, capacity), neg_inf)
+        self.bias[..., :length].masked_fill_(mask.bool()[:, None, None], 0.0)
+        self.own = (1 - torch.eye(group, dtype=keys.dtype, device=device)).mul_(neg_inf).repeat(shared, 1)
         self.positions = positions[:, -1:].repeat(1, group)
         self.now = torch.zeros(1, dtype=torch.long, device=device)
         self.written = torch.zeros(rows, group, new_tokens, dtype=torch.long, device=device)
@@ -145,8 +148,8 @@ class Decoder:
         self.cache.slots.add_(self.tokens.shape[1])
         self.positions.add_(1)
         self.now.add_(1)
-        self.sees.index_copy_(3, self.cache.slots, self.itself)
-        hidden = self._hidden(self.tokens, self.sees[..., : self.cache.length], self.positions)
+        self.bias.index_copy_(3, self.cache.slots, self.own.expand(*self.bias.shape[:2], -1, -1))
+        hidden = self._hidden(self.tokens, self.bias[..., : self.cache.length], self.positions)
         logits = self._logits(hidden.flatten(0, 1)).unflatten(0, self.tokens.shape)
         self.tokens.copy_(draw(logits, self.temperature, self.uniforms.index_select(2, self.now)[..., 0]))
         self.written.index_copy_(2, self.now, self.tokens[..., None])
@@ -155,7 +158,7 @@ class Decoder:
     def captured(self) -> Callable[[], None]:
         """`step` as a CUDA graph: recorded once, after one run on the side in which libraries set themselves up."""
         self.cache.length = self.cache.capacity
-        state = [self.cache.slots, self.positions, self.now, self.sees, self.tokens, self.written, self.ended]
+        state = [self.cache.slots, self.positions, self.now, self.bias, self.tokens, self.written, self.ended]
         before = [tensor.clone() for tensor in state]
 
         def rewind() -> None:
@@ -207,13 +210,14 @@ def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
 def attend_in_cache(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, **_: object
 ) -> tuple[Tensor, None]:
-    """Attention of G new tokens per row to its buffer of T: query (R, H, G, D), key and value (R, K, T, D), mask
-    (R, 1, G, T), result (R, G, H, D). The H / K query heads of a key head are read as more rows of it.
+    """Attention of G new tokens per row to its buffer of T: query (R, H, G, D), key and value (R, K, T, D), result
+    (R, G, H, D). The H / K query heads of a key head are read as more rows of it. `mask` (R, K, H / K * G, T) is added to
+    the scores.
     """
     rows, heads, group, width = query.shape
-    scores = (query * scaling).reshape(rows, key.shape[1], -1, width) @ key.mT
-    scores = scores.view(rows, heads, group, -1).masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    attended = scores.softmax(-1).to(value.dtype).view(rows, key.shape[1], -1, key.shape[2]) @ value
+    keys, values = key.flatten(0, 1), value.flatten(0, 1)
+    scores = torch.baddbmm(mask.flatten(0, 1), query.reshape(len(keys), -1, width), keys.mT, alpha=scaling)
+    attended = torch.bmm(scores.softmax(-1), values)
     return attended.view(query.shape).transpose(1, 2), None
 
 

@@ -212,7 +212,7 @@ def sample_completions(
     if not prompts:
         return []
     ids = [prompt.ids for prompt in prompts]
-    with using_adapter(loaded.model):
+    with torch.no_grad(), using_adapter(loaded.model):
         completions = sample(
             loaded, ids, settings.group_size, settings.max_new_tokens, settings.temperature, torch.stack(uniforms)
         )

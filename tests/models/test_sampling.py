@@ -114,7 +114,7 @@ def test_a_step_keeps_its_tensors_in_place_so_that_a_graph_can_replay_it(kind):
     expected = sample_groups(model, prompts, mask, 3, 6, 1.0, [], uniforms, graph=False)
     decoder = sampling.Decoder(model, prompts, mask, uniforms, 1.0, [])
     decoder.cache.length = decoder.cache.capacity
-    state = [decoder.cache.slots, decoder.positions, decoder.now, decoder.sees, decoder.tokens, decoder.written]
+    state = [decoder.cache.slots, decoder.positions, decoder.now, decoder.bias, decoder.tokens, decoder.written]
     state += [decoder.ended, *(tensor for pair in decoder.cache.layers.values() for tensor in pair)]
     places = [tensor.data_ptr() for tensor in state]
     with torch.no_grad(), sampling.attention(decoder.model, "rpo_cache"):
