@@ -17,28 +17,46 @@ gpu_check = importlib.import_module("gpu_check")
 Row = gpu_check.Row
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU: make gpu-check")
-def test_every_check_runs_with_tiny_shapes_on_a_cpu(tiny_llama, tmp_path):
-    rows = gpu_check.run_on_cpu(tmp_path, tiny_llama)
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU: make gpu-check")
+
+
+@pytest.fixture(scope="module")
+def checked(tiny_llama, tmp_path_factory):
+    """The folder in which all functions ran once with tiny shapes, and their rows."""
+    root = tmp_path_factory.mktemp("gpu-check")
+    return root, gpu_check.run_on_cpu(root, tiny_llama)
+
+
+def test_every_check_runs_with_tiny_shapes_on_a_cpu(checked):
+    _, rows = checked
     assert [row for row in rows if row.note.startswith(("FAILED", "left out"))] == []
     assert [row.what for row in rows if row.check == "stages"] == [
         f"tiny: {stage}" for stage in ("prepare", "synthesize", "sft", "rl", "evaluate")
     ]
     assert {row.check for row in rows} == {"greedy", "stages", "resume", "memory", "step"}
     assert {row.what for row in rows if row.check == "step"} == {"ours", "Unsloth's trainer"}
+
+
+def test_each_measurement_is_a_row_with_device_versions_and_commit(checked, tmp_path):
+    _, rows = checked
     gpu_check.write(rows, tmp_path / "out" / "gpu_check.csv")
     table = pd.read_csv(tmp_path / "out" / "gpu_check.csv")
     assert len(table) == len(rows)
     assert table["device"].str.contains("not a GPU measurement").all()
     assert table["versions"].str.contains(f"torch=={torch.__version__}", regex=False).all()
+    assert table["commit"].str.len().min() > 6
     assert table["gb"].isna().all(), "memory is measured on a GPU alone"
 
-    # as on a GPU: in a process of its own, by kill -9
-    shutil.copytree(tmp_path / "tiny", tmp_path / "killed")
-    common = {"root": tmp_path, "name": "killed", "overrides": gpu_check.tiny_overrides(tiny_llama)}
+
+@pytest.mark.slow
+def test_a_check_runs_in_a_process_of_its_own_as_on_a_gpu_and_is_killed_there(checked, tiny_llama):
+    root, _ = checked
+    shutil.copytree(root / "tiny", root / "killed")
+    common = {"root": root, "name": "killed", "overrides": gpu_check.tiny_overrides(tiny_llama)}
     assert gpu_check.in_a_process(gpu_check.Check("interrupted", common | {"kill": True}), 120.0) == []
-    (row,) = gpu_check.here(gpu_check.Check("resumed", common), 120.0)
+    (row,) = gpu_check.in_a_process(gpu_check.Check("resumed", common), 120.0)
     assert row.what == "killed: rl"
+    assert "killed after step 2" in row.note
 
 
 def test_the_plan_for_a_gpu_covers_what_is_asked_and_travels_to_its_process():

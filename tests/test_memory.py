@@ -106,6 +106,13 @@ def test_the_comments_of_the_presets_say_what_the_estimate_says():
         assert f"GB: {numbers}" in plain
 
 
+@pytest.mark.parametrize(("preset", "gb"), [("colab-t4", 15), ("gpu-24gb", 24)])
+def test_the_benchmarks_page_shows_these_estimates(preset, gb):
+    page = (Path(memory.__file__).parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    cells = " | ".join(f"{size} GB" for size in estimate(PRESETS[preset]).values())
+    assert f"| `{preset}`, {gb} GB | {cells} |" in page
+
+
 def test_checkpointing_and_a_smaller_micro_batch_take_less():
     preset = get_preset("colab-t4")
     model, rl = preset.reflection, preset.rl

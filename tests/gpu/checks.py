@@ -217,7 +217,7 @@ def make_model(folder: Path, shape: Shape, tokenizer: Path) -> list[Row]:
 
 
 def rl_memory(folder: Path, preset: Preset, shape: Shape, gb: float | None, lengths: Sequence[int]) -> list[Row]:
-    """RL steps at the preset's settings on prompts of these lengths, and a batch of its longest rewrites, within `gb`."""
+    """RL steps at the preset's settings on prompts of these lengths, and a batch of its rewrites, within `gb`."""
     limit_memory(gb)
     model, rl, evaluation = replace(preset.reflection, name=str(folder)), preset.rl, preset.evaluation
     loaded = load_trainable(model, None, seed=0)
