@@ -44,6 +44,9 @@ _HOMES = {
 _os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 _os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 _os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Nothing is sent home: TRL and huggingface_hub report usage, Unsloth counts starts and looks for updates.
+_os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+_os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
 
 def __getattr__(name: str) -> object:

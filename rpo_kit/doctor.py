@@ -126,7 +126,7 @@ def check_memory() -> Check:
 
 
 def existing(path: Path) -> Path:
-    """The nearest folder on the way up from `path` which exists."""
+    """`path`, or its nearest ancestor that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -42,9 +43,10 @@ def parse_spec(spec: str) -> EndpointSpec | None:
     Raises:
         KitError: `spec`, or OPENAI_BASE_URL, seems to hold a secret.
     """
+    spec = spec.strip()
     refuse_secrets(spec)
     if spec.startswith("openai:") and len(spec) > len("openai:"):
-        url = os.environ.get("OPENAI_BASE_URL", "")
+        url = os.environ.get("OPENAI_BASE_URL", "").strip()  # as copied, with a line end
         if url:
             _check_address(url, "OPENAI_BASE_URL")
         return EndpointSpec(url, spec.removeprefix("openai:"), OPENAI)
@@ -54,6 +56,7 @@ def parse_spec(spec: str) -> EndpointSpec | None:
 
 def refuse_secrets(spec: str) -> None:
     """Raise KitError if the string looks as if it holds a secret. It may also name a local model, or none at all."""
+    spec = spec.strip()
     if spec.startswith("local:"):
         return
     if _KEY.search(spec):
@@ -70,9 +73,29 @@ def refuse_secrets(spec: str) -> None:
         )
 
 
+def on_this_machine(url: str) -> bool:
+    """Whether the address is one of this machine, under whichever name, so that nobody else is asked on the way."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost") or host == socket.gethostname().lower():
+        return True
+    try:  # a number that belongs to this machine can be listened on, even in a short form such as 127.1
+        address = host if ":" in host else socket.inet_ntoa(socket.inet_aton(host))
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as tried:
+            tried.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
 def _check_address(url: str, what: str) -> None:
     if "@" in url or "?" in url:
         raise KitError(f"{what} contains a user, a password or a question mark; addresses are stored. {_REMEDY}")
+    odd = [character for character in url if character in ' "<>\\^`{|}' or not character.isprintable()]
+    if odd:  # urlsplit would drop a line end without a word
+        raise KitError(
+            f"{what} contains {odd[0]!r}, which no address has (a line end or a blank that was copied with it?): write "
+            "http://HOST:PORT/v1."
+        )
     try:
         parts = urlsplit(url)
         whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

@@ -1,4 +1,4 @@
-"""Every setting of the kit in one tree of frozen dataclasses; each value says where it comes from.
+"""Every setting of the kit in one tree of frozen dataclasses; a value whose source is known names it.
 
 Sources: *paper* (abstract or figures of RPO, arXiv 2511.05286), *LaMP*, *OpenRLHF* (its REINFORCE++-baseline script),
 *measured* (tests/benchmarks, on the machine named in docs/benchmarks.md) or *ours*. The paper's tables were not
@@ -15,28 +15,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import refuse_secrets
+from rpo_kit.setting_rules import ALL_USERS, check
 
-ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
-CURRICULA = (
-    "progressive, reversed, random, fixed-K as in fixed-4, or a list as in 2,2,3,6, whose stages are equally long"
-)
-_CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)+")
-_AT_LEAST_ONE = (
-    *("data.train_users", "data.dev_users", "data.items_per_user", "synthesis.shots", "synthesis.per_query"),
-    *("sft.steps", "sft.batch_size", "sft.accumulate", "sft.save_every"),
-    *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.save_every", "rl.shots_from"),
-    *("rl.micro_batch_tokens", "rl.max_new_tokens"),
-    *("evaluation.batch_size", "evaluation.bootstrap", "sweep.steps", "sweep.prompts_per_step", "sweep.dev_users"),
-)
-_ALL = 10**9  # users: as many as LaMP's files hold
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -52,6 +40,8 @@ class DataSettings:
     retriever: str = "bm25"  # LaMP; or bm25-lamp (LaMP's order of ties), dense:facebook/contriever, recency, random
     seed: int = 0
     leave_one_out: int = 0  # ours: items per train user that become queries too
+    # ours: of a folder that has one split alone, this share of its users becomes dev, the rest train
+    dev_share: float = field(default=0.0, metadata={"since": "0.2"})
 
 
 @dataclass(frozen=True)
@@ -195,10 +185,12 @@ _GPU_24GB = Preset(
 )
 
 PRESETS: dict[str, Preset] = {
-    "cpu": Preset(name="cpu", about="2 cores, 8 GB of memory, no GPU, no network, no key: small but real"),
+    "cpu": Preset(
+        name="cpu", about="2 cores, 8 GB of memory, no GPU, no network, no key: small, but runs the whole method"
+    ),
     "cpu-long": Preset(
         name="cpu-long",
-        about="the same machine, one to two hours: the users and the larger RL steps of the stored runs",
+        about="the same machine, one to two hours without the sweep: users and RL steps as in the stored runs",
         data=DataSettings(train_users=1200, dev_users=300),
         sft=SFTSettings(steps=110),  # measured on LaMP-1; LaMP-3 wants 360, and 6e-5 in RL
         rl=RLSettings(steps=16, prompts_per_step=16, learning_rate=3e-5, save_every=4),
@@ -240,7 +232,7 @@ PRESETS: dict[str, Preset] = {
         _GPU_24GB,
         name="paper",
         about="as gpu-24gb, full LaMP files, three seeds, an OpenAI-compatible teacher",
-        data=DataSettings(source="official", train_users=_ALL, dev_users=_ALL),
+        data=DataSettings(source="official", train_users=ALL_USERS, dev_users=ALL_USERS),
         synthesis=SynthesisSettings(teacher="openai:gpt-4o-mini"),
     ),
 }
@@ -266,51 +258,8 @@ def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
         preset = _replace(preset, key.split("."), value, key)
     for spec in (preset.base, preset.synthesis.teacher):
         refuse_secrets(spec)
-    _check(preset)
+    check(flat(preset))
     return preset
-
-
-def _check(preset: Preset) -> None:
-    """Reject now what would only fail several stages later."""
-    for key in _AT_LEAST_ONE:
-        group, _, name = key.partition(".")
-        if getattr(getattr(preset, group), name) < 1:
-            raise KitError(f"{key}={getattr(getattr(preset, group), name)} must be at least 1.")
-    for key, fits, wanted in _ranges(preset):
-        if not fits:
-            group, _, name = key.partition(".")
-            raise KitError(f"{key}={getattr(getattr(preset, group), name)} must be {wanted}.")
-    if preset.rl.group_size < 2:
-        raise KitError("rl.group_size=1 must be at least 2: a rewrite is compared with the others of the same prompt.")
-    if preset.rl.algorithm not in ALGORITHMS:
-        raise KitError(f"There is no rl.algorithm={preset.rl.algorithm!r}; there are {', '.join(ALGORITHMS)}.")
-    for name in ("arms", "seeds", "eval_shots"):
-        if not getattr(preset.sweep, name):
-            raise KitError(f"sweep.{name} is empty: a sweep needs at least one.")
-    for plan in (preset.rl.curriculum, *preset.sweep.arms):
-        if not _CURRICULUM.fullmatch(plan):
-            raise KitError(f"There is no curriculum {plan!r}; there are {CURRICULA}.")
-    if preset.data.source == "personas" and _ALL in (preset.data.train_users, preset.data.dev_users):
-        raise KitError(
-            'This preset uses all users of LaMP\'s files, but personas are generated, so "all users" is undefined: add '
-            "--data official, or set data.train_users and data.dev_users."
-        )
-
-
-def _ranges(preset: Preset) -> tuple[tuple[str, bool, str], ...]:
-    """Settings with a range of their own: the key, whether its value lies in it, and the range in words."""
-    sft, rl = preset.sft, preset.rl
-    return (
-        ("sft.learning_rate", sft.learning_rate > 0, "above 0"),
-        ("sft.warmup", 0 <= sft.warmup <= 1, "between 0 and 1: a share of the steps"),
-        ("rl.learning_rate", rl.learning_rate > 0, "above 0"),
-        ("rl.temperature", rl.temperature > 0, "above 0: equal attempts teach nothing"),
-        ("rl.beta", rl.beta >= 0, "at least 0"),
-        ("rl.clip", rl.clip >= 0, "at least 0"),
-        ("rl.format_weight", 0 <= rl.format_weight <= 1, "between 0 and 1"),
-        ("rl.shots_to", rl.shots_to >= rl.shots_from, f"at least rl.shots_from={rl.shots_from}"),
-        ("rl.rollouts_mb", rl.rollouts_mb >= 0, "at least 0"),
-    )
 
 
 def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:
@@ -319,13 +268,24 @@ def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:
         names = names[2:]  # `name` and `about` are not settings
     if path[0] not in names:
         group = key.rpartition(".")[0] if len(path) == 1 else ""
+        close = get_close_matches(path[0], names, n=1)
+        meant = f" Did you mean {f'{group}.' if group else ''}{close[0]}?" if close else ""
         where = f"in {group} there are" if group else "the settings are"
-        raise KitError(f"There is no setting {key!r}; {where} {', '.join(names)}.")
+        raise KitError(f"There is no setting {key!r}; {where} {', '.join(names)}.{meant}")
     current = getattr(node, path[0])
     if dataclasses.is_dataclass(current) != (len(path) > 1):
-        raise KitError(f"{key!r} is not one setting; write it in full, for instance rl.steps.")
+        what = "a setting without parts" if len(path) > 1 else "a group of settings: name one of them, as in rl.steps"
+        raise KitError(f"{key.removesuffix('.' + '.'.join(path[1:]))!r} is {what}.")
     new = _replace(current, path[1:], value, key) if len(path) > 1 else _convert(node, path[0], value, key)
     return dataclasses.replace(node, **{path[0]: new})
+
+
+_FORMS = {
+    int: "a whole number, as in 40",
+    float: "a number, as in 0.5 or 1e-5",
+    bool: "true or false",
+}
+_LIST_FORM = "a list: write it as JSON, as in '{key}=[2, 6]' or '{key}=[\"a\", \"b\"]'"
 
 
 def _convert(node: Any, name: str, value: Any, key: str) -> Any:
@@ -340,7 +300,7 @@ def _convert(node: Any, name: str, value: Any, key: str) -> Any:
             raise TypeError
         return tuple(_exact(typing.get_args(kind)[0], part) for part in value)
     except (ValueError, TypeError):
-        raise KitError(f"{key}={value!r} is not of the type {getattr(kind, '__name__', kind)}.") from None
+        raise KitError(f"{key}={value!r} is not {_FORMS.get(kind, _LIST_FORM.format(key=key))}.") from None
 
 
 def _exact(kind: type, value: Any) -> Any:
@@ -355,3 +315,11 @@ def as_dict(preset: Preset) -> dict[str, Any]:
     """The preset as plain JSON values (tuples become lists)."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(preset)))
     return plain
+
+
+def flat(preset: Preset) -> dict[str, Any]:
+    """All settings by their dotted keys, as plain JSON values: {"base": "local:smollm2", "rl.steps": 13, …}."""
+    settings: dict[str, Any] = {}
+    for name, value in as_dict(preset).items():
+        settings |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return {key: value for key, value in settings.items() if key not in ("name", "about")}

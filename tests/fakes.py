@@ -15,7 +15,7 @@ Reply = tuple[int, Any] | str
 
 def completion(text: str | None, finish_reason: str = "stop", usage: bool = True) -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
-    found: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+    found: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 1}
     found["choices"] = [{"index": 0, "message": message, "finish_reason": finish_reason}]
     if usage:
         found["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
@@ -72,6 +72,8 @@ class Endpoint:
                 if isinstance(reply, str):
                     self.fail(reply)
                 else:
+                    if isinstance(reply[1], dict) and "choices" in reply[1]:
+                        reply[1].setdefault("model", body["model"])
                     self.answer(*reply)
 
             def fail(self, how: str) -> None:

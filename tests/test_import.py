@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,17 @@ def test_a_name_that_is_not_there_is_an_attribute_error_and_submodules_are_still
     from rpo_kit import runs
 
     assert runs.open_run is rpo_kit.open_run
+
+
+def test_nothing_is_sent_home_unless_the_user_wants_it():
+    """TRL reports each trainer to the hub, and Unsloth counts starts, unless these are set before their import."""
+    names = ("HF_HUB_DISABLE_TELEMETRY", "UNSLOTH_DISABLE_STATISTICS")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    code = f"import os, rpo_kit; print(*[os.environ.get(name) for name in {names}])"
+
+    def after_import(environment: dict[str, str]) -> list[str]:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+
+    assert after_import(clean) == ["1", "1"]
+    assert after_import(clean | dict.fromkeys(names, "0")) == ["0", "0"], "a user's own wish counts"

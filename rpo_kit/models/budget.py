@@ -13,11 +13,14 @@ nothing. The account is a file in the run folder; deleting the run deletes it.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rpo_kit.errors import KitError
+from rpo_kit.models.cache import path_of, store_error
 from rpo_kit.presets import EndpointSettings
 
 if TYPE_CHECKING:
@@ -56,6 +59,10 @@ class Usage:
     def tokens(self) -> int:
         return self.prompt_tokens + self.new_tokens
 
+    def counted(self, bound: Usage) -> Usage:
+        """The same with the bound for each half that the server did not count; no text has 0 tokens."""
+        return Usage(self.requests, self.prompt_tokens or bound.prompt_tokens, self.new_tokens or bound.new_tokens)
+
 
 def upper_bound(messages: Conversation, max_new_tokens: int) -> Usage:
     """The most that one request with these messages can use."""
@@ -74,6 +81,7 @@ class Ledger:
 
     def __init__(self, database: sqlite3.Connection, model: str, settings: EndpointSettings) -> None:
         self.database, self.model, self.settings = database, model, settings
+        self._lock = threading.RLock()  # several threads may ask one model
         self.prices = read_prices(settings.prices)
         self.here = Usage()  # through this object alone
         if settings.max_cost and model not in self.prices:
@@ -84,23 +92,26 @@ class Ledger:
 
     def reserve(self, bound: Usage) -> bool:
         """Enter a request that uses at most `bound`; False, and nothing entered, if that could exceed a limit."""
-        self.database.execute("BEGIN IMMEDIATE")  # nobody else may write between the check and the entry
-        try:
-            fits = self._fits(bound)
-            if fits:
-                self._add(bound)
-        finally:
-            self.database.execute("COMMIT")
+        with self._usable():
+            self.database.execute("BEGIN IMMEDIATE")  # nobody else may write between the check and the entry
+            try:
+                fits = self._fits(bound)
+                if fits:
+                    self._add(bound)
+            finally:
+                self.database.execute("COMMIT")
         return fits
 
     def settle(self, bound: Usage, actual: Usage) -> None:
         """Replace the bound of a reserved request by what it did use."""
-        self._add(actual + -bound)
-        self.here += actual
+        with self._usable():
+            self._add(actual + -bound)
+            self.here += actual
 
     def total(self) -> dict[str, Usage]:
         """What the run has used so far, by model."""
-        rows = self.database.execute("SELECT model, requests, prompt_tokens, new_tokens FROM account")
+        with self._usable():
+            rows = self.database.execute("SELECT model, requests, prompt_tokens, new_tokens FROM account").fetchall()
         return {model: Usage(*numbers) for model, *numbers in rows}
 
     def cost(self, usage: dict[str, Usage]) -> float:
@@ -126,6 +137,22 @@ class Ledger:
         """One line, with the cost if this model has a price."""
         line = f"{usage.requests:,} requests, {usage.prompt_tokens:,} + {usage.new_tokens:,} tokens"
         return f"{line}, cost {self.cost({self.model: usage}):.4f}" if self.model in self.prices else line
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """One thread at a time; an error of SQLite is a sentence: without its account a run must not spend.
+
+        Raises:
+            KitError: the file is damaged, locked or read-only.
+            sqlite3.OperationalError: the disk is full; whoever runs a stage turns that into a sentence.
+        """
+        with self._lock:
+            try:
+                yield
+            except sqlite3.DatabaseError as error:
+                if "full" in str(error):
+                    raise
+                raise store_error(error, path_of(self.database)) from None
 
     def _fits(self, more: Usage) -> bool:
         settings, usage = self.settings, self.total()

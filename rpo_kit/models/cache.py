@@ -4,7 +4,10 @@ The key is a hash of everything that decides an answer: endpoint, model, message
 a changed prompt is asked anew), sampling settings, and which sample of the same conversation it is. Only complete
 answers are stored: no errors, no refusals, nothing empty or truncated. The file holds no questions, only their hashes.
 
-    cache = AnswerCache(open_database(runs_root() / "answers.sqlite"))
+Who asks a question claims it first, so that others wait for the answer and do not pay for it again. The claim of a
+process that died is void. If the file is damaged or cannot be written, the answers that can be read are used.
+
+    cache = AnswerCache(open_answers(runs_root() / "answers.sqlite"))
     cache.get(answer_key(url="http://localhost:8000/v1", model="m", messages=[…], max_new_tokens=8, …, sample=0))
     # {'text': '4', 'finished': True, 'prompt_tokens': 61, 'new_tokens': 2, 'failure': None}
 """
@@ -12,9 +15,14 @@ answers are stored: no errors, no refusals, nothing empty or truncated. The file
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
+import socket
 import sqlite3
+import threading
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
@@ -25,8 +33,13 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS account (model TEXT PRIMARY KEY, requests INTEGER, prompt_tokens INTEGER,
     new_tokens INTEGER);
+CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, host TEXT, pid INTEGER, until REAL)
+    WITHOUT ROWID;
 """
+_CLAIM = """INSERT INTO claims VALUES (:key, :owner, :host, :pid, :until) ON CONFLICT DO UPDATE SET
+    owner = :owner, host = :host, pid = :pid, until = :until WHERE owner = :before"""
 _LOCK_PATIENCE = 60.0  # seconds to wait for another process to finish writing
+_THIS_PROCESS, _numbers = uuid.uuid4().hex, itertools.count()  # two processes may get the same id after each other
 
 
 class StoredAnswer(TypedDict):
@@ -45,6 +58,9 @@ def answer_key(**parts: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+# ---- the file -----------------------------------------------------------------------------------------------------
+
+
 def open_database(path: Path | None) -> sqlite3.Connection:
     """Open or create the file, or a database in memory; what is written survives `kill -9`.
 
@@ -53,9 +69,9 @@ def open_database(path: Path | None) -> sqlite3.Connection:
     Raises:
         KitError: the file is not a usable database.
     """
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
         # check_same_thread: `EndpointChat.stream` reads and writes in the thread of its event loop
         database = sqlite3.connect(
             path or ":memory:", timeout=_LOCK_PATIENCE, isolation_level=None, check_same_thread=False
@@ -63,11 +79,53 @@ def open_database(path: Path | None) -> sqlite3.Connection:
         _use_write_ahead_log(database)
         database.execute("PRAGMA synchronous=NORMAL")  # commits survive a killed process, not a power cut
         database.executescript(_TABLES)
-    except sqlite3.DatabaseError as error:
-        raise KitError(
-            f"{path} cannot be used as the store of answers or of spending ({error}): move it away and run again."
-        ) from None
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise store_error(error, str(path)) from None
     return database
+
+
+def open_answers(path: Path) -> sqlite3.Connection:
+    """The same for the answers alone, which may also be read where nothing can be written."""
+    try:
+        return open_database(path)
+    except KitError as error:
+        if not path.is_file() or not isinstance(error, ReadOnlyError):
+            raise
+        database = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
+        )
+        try:
+            database.execute("SELECT count(*) FROM (SELECT key FROM answers LIMIT 1)")
+        except sqlite3.DatabaseError:
+            raise error from None
+        print(f"{error} Its answers are used; new ones are not stored.")
+        return database
+
+
+class ReadOnlyError(KitError):
+    """A store can be read at most."""
+
+
+def store_error(error: Exception, path: str) -> KitError:
+    """What to do about an error of SQLite, in a sentence."""
+    words, problem = str(error), f"{path} cannot be used as the store of answers or of spending ({error}):"
+    if "full" in words or "No space" in words:
+        return KitError(f"{problem} make room on the disk and run again.")
+    if "locked" in words or "busy" in words:
+        return KitError(f"{problem} end the process that holds it (`fuser {path}` names it) and run again.")
+    if isinstance(error, OSError) or any(sign in words for sign in ("readonly", "unable to open", "I/O", "denied")):
+        return ReadOnlyError(f"{problem} make file and folder writable, or set RPO_RUNS to a folder that is.")
+    return KitError(
+        f"{problem} move it away and run again; `sqlite3 {path} .recover | sqlite3 NEW.sqlite` may save what is in it."
+    )
+
+
+def path_of(database: sqlite3.Connection) -> str:
+    """The database's file, for messages."""
+    try:
+        return str(database.execute("PRAGMA database_list").fetchone()[2]) or "The store in memory"
+    except sqlite3.Error:
+        return "The store"
 
 
 def _use_write_ahead_log(database: sqlite3.Connection) -> None:
@@ -86,18 +144,113 @@ def _use_write_ahead_log(database: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
+# ---- the answers --------------------------------------------------------------------------------------------------
+
+
 class AnswerCache:
-    """Answers by key, each a small JSON object."""
+    """Answers by key, each a small JSON object, and claims on questions; may be used by several threads."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
-        self.database = database
+        self.database, self.path = database, path_of(database)
+        self.owner = f"{_THIS_PROCESS}-{os.getpid()}-{next(_numbers)}"
+        self.writable = True  # until a write fails
+        self._reported, self._lock = False, threading.Lock()
 
     def get(self, key: str) -> StoredAnswer | None:
-        row = self.database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        answer: StoredAnswer | None = json.loads(row[0]) if row else None
-        return answer
+        """The answer; None if there is none, or none that can be read."""
+        try:
+            with self._lock:
+                row = self.database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+            return _stored(row[0]) if row else None
+        except sqlite3.DatabaseError as error:
+            self._report(error)
+        except ValueError:  # damaged; without the row the next answer can be stored
+            self._write("DELETE FROM answers WHERE key = ?", (key,))
+        return None
 
     def put(self, key: str, answer: Mapping[str, object]) -> None:
         """Store an answer; if two processes asked for the same one, the first stays."""
         text = json.dumps(answer, ensure_ascii=True, sort_keys=True)
-        self.database.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, text))
+        self._write("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, text))
+
+    def claim(self, key: str, seconds: float) -> bool:
+        """Claim a question, or extend one's claim; False if somebody else is asking it. `seconds`: how long at most."""
+        if not self.writable:
+            return True
+        try:
+            with self._lock:
+                row = self.database.execute(
+                    "SELECT owner, host, pid, until FROM claims WHERE key = ?", (key,)
+                ).fetchone()
+        except sqlite3.DatabaseError as error:
+            self._report(error)
+            return True
+        before = row[0] if row else ""
+        if row and before != self.owner and _holds(*row):
+            return False
+        now = {"host": socket.gethostname(), "pid": os.getpid(), "until": time.time() + seconds}
+        written = self._write(_CLAIM, {"key": key, "owner": self.owner, "before": before} | now)
+        return written != 0  # 0: somebody was faster
+
+    def release(self, key: str) -> None:
+        self._write("DELETE FROM claims WHERE key = ? AND owner = ?", (key, self.owner))
+
+    def _write(self, statement: str, values: Mapping[str, object] | tuple[str, ...]) -> int | None:
+        """How many rows were written; None if the file cannot be written (any more).
+
+        Raises:
+            sqlite3.OperationalError: the disk is full; whoever runs a stage turns that into a sentence.
+        """
+        if not self.writable:
+            return None
+        try:
+            with self._lock:
+                return self.database.execute(statement, values).rowcount
+        except sqlite3.DatabaseError as error:
+            if "full" in str(error):
+                raise
+            self.writable = False
+            self._report(error)
+            return None
+
+    def _report(self, error: Exception) -> None:
+        if not self._reported:
+            self._reported = True
+            print(f"{store_error(error, self.path)} Until then, answers in it that can be read are used.")
+
+
+def _stored(text: object) -> StoredAnswer:
+    """The answer in a row. Raises ValueError if it is none."""
+    if not isinstance(text, str):
+        raise ValueError("not a text")
+    try:
+        row = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    types: dict[str, type] = {"text": str, "finished": bool, "prompt_tokens": int, "new_tokens": int}
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in types.items()):
+        raise ValueError("not an answer")
+    return {
+        "text": row["text"],
+        "finished": row["finished"],
+        "prompt_tokens": row["prompt_tokens"],
+        "new_tokens": row["new_tokens"],
+        "failure": row.get("failure"),
+    }
+
+
+def _holds(owner: str, host: str, pid: int, until: float) -> bool:
+    """Whether a claim still holds: in time, and of a process that lives, as far as can be seen from here."""
+    if not isinstance(until, int | float) or until < time.time():
+        return False
+    if host != socket.gethostname():
+        return True
+    if pid == os.getpid():  # or of an earlier process with this one's id
+        return owner.startswith(_THIS_PROCESS)
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError, TypeError):
+        return False
+    except OSError:  # it lives, and is somebody else's
+        pass
+    return True

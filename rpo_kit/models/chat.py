@@ -92,6 +92,14 @@ class WindowedChat(Chat, Protocol):
         ...
 
 
+@runtime_checkable
+class ConcurrentChat(Chat, Protocol):
+    """A model that several threads may ask at once, if `concurrent` is true."""
+
+    @property
+    def concurrent(self) -> bool: ...
+
+
 def stream_completions(
     chat: Chat, conversations: Sequence[Conversation], *, max_new_tokens: int, chunk: int = 64
 ) -> Iterator[Batch]:

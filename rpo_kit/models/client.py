@@ -1,36 +1,40 @@
 """One request to an OpenAI-compatible endpoint: what is sent, and what every kind of reply means.
 
-`endpoint.py` decides when to ask, and how often. Nothing that the server says can carry the key out of here: it is cut
-out of answers and errors, and no traceback shows the server's own words.
+`endpoint.py` decides when to ask, and how often; `reply.py` reads what came. Nothing that the server says can carry the
+key out of here: it is cut out of answers and errors, and no traceback shows the server's own words.
 
     client = Client(EndpointSpec("http://localhost:8000/v1", "my-model", ""), key="", timeout=120.0)
     await client.send([{"role": "user", "content": "Say hello."}], Sampling(8, 0.0))
-    # Completion(text='Hello!', finished=True, prompt_tokens=12, new_tokens=2, failure=None), or AttemptError
+    # Reply(completion=Completion(text='Hello!', finished=True, …), model='my-model'), or AttemptError
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+import os
+import re
+import ssl
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from rpo_kit.model_spec import OPENAI, EndpointSpec
-from rpo_kit.models.chat import Completion, Conversation
+from rpo_kit.errors import KitError
+from rpo_kit.model_spec import OPENAI, EndpointSpec, on_this_machine
+from rpo_kit.models.chat import Conversation
 from rpo_kit.models.keys import without_key
-from rpo_kit.models.retry import (
-    UNLIMITED,
-    AttemptError,
-    ErrorResponse,
-    attempt_error,
-    not_sent_error,
-    read_completion,
-)
+from rpo_kit.models.reply import Reply, error_response, read_reply
+from rpo_kit.models.retry import UNLIMITED, AttemptError, attempt_error, not_sent_error
 from rpo_kit.text import replace_surrogates
 
 if TYPE_CHECKING:
+    from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletionMessageParam
     from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+
+_OPENAI_URL = "https://api.openai.com/v1"
+_MAX_REASON = 600  # ours: characters of a failure's reason
 
 for _library in ("httpcore", "httpcore2"):  # at level DEBUG they log headers, in which a server may repeat the key
     logging.getLogger(_library).setLevel(logging.INFO)
@@ -45,49 +49,102 @@ class Sampling:
 
 
 class Client:
-    """Sends single requests to one endpoint; belongs to the event loop in which it is made."""
+    """Sends single requests to one endpoint; belongs to the event loop in which it first sends.
+
+    A server on this machine is never asked through a proxy. For any other one the variables HTTP_PROXY, HTTPS_PROXY,
+    ALL_PROXY, NO_PROXY and SSL_CERT_FILE apply.
+
+    Raises:
+        KitError: the address, a proxy variable or a certificate file cannot be used.
+    """
 
     def __init__(self, spec: EndpointSpec, key: str, timeout: float) -> None:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
-
         self.spec, self.key, self.timeout = spec, key, timeout
-        self.openai = AsyncOpenAI(
-            base_url=spec.url or None,
-            api_key=key or "not-needed",
-            max_retries=0,  # we retry, and count the attempts
-            timeout=Timeout(timeout, connect=timeout / 2),  # a host that is off is then reported as such
-            http_client=DefaultAsyncHttpxClient(follow_redirects=False),  # a prompt goes to the named server only
-        )
+        self.proxies = ""  # the variables whose proxy is asked
+        try:
+            url = urlsplit(spec.url or _OPENAI_URL)
+            near = on_this_machine(url.geturl())
+            if not near and not proxy_bypass(url.hostname or ""):
+                names = [f"{name.upper()}_PROXY" for name in (url.scheme, "all") if getproxies().get(name)]
+                self.proxies = " and ".join(names)
+            self.openai = self._open(near)
+        except Exception as error:  # a choice of the libraries below: InvalidURL, ImportError, OSError, SSLError, …
+            raise KitError(self._what_to_correct(error)) from None
         if spec.variable != OPENAI:  # the client reads these from the environment, and would send them to any server
             self.openai.organization = self.openai.project = self.openai.admin_api_key = None
+
+    def _open(self, near: bool) -> AsyncOpenAI:
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+
+        verify: ssl.SSLContext | bool = True
+        file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+        if near and (file or folder):  # without trust_env the library does not look
+            verify = ssl.create_default_context(cafile=file, capath=folder)
+        return AsyncOpenAI(
+            base_url=self.spec.url or _OPENAI_URL,
+            api_key=self.key or "not-needed",
+            max_retries=0,  # we retry, and count the attempts
+            timeout=Timeout(self.timeout, connect=self.timeout / 2),  # a host that is off is then reported as such
+            http_client=DefaultAsyncHttpxClient(
+                follow_redirects=False,  # a prompt goes to the named server only
+                trust_env=not near,
+                verify=verify,
+            ),
+        )
+
+    def _what_to_correct(self, error: Exception) -> str:
+        reason = re.sub(r"//[^/@\s]*@", "//…@", " ".join(f"{error}".split()))[:_MAX_REASON]  # without a password
+        reason = without_key(f"{type(error).__name__}: {reason}", self.key)
+        if isinstance(error, ImportError) and "socks" in reason.lower():
+            return (
+                f"{self.proxies or 'ALL_PROXY'} names a SOCKS proxy, for which a package is missing: install it with "
+                f"`pip install socksio`, or unset the variable ({reason})."
+            )
+        look_at = ["the address", *([self.proxies] if self.proxies else [])]
+        look_at += [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
+        return f"No client can be made for {self.address} ({reason}): correct {' or '.join(look_at)}."
+
+    @property
+    def address(self) -> str:
+        return self.spec.url or "OpenAI's address"
 
     async def close(self) -> None:
         await self.openai.close()
 
-    async def send(self, messages: Conversation, sampling: Sampling) -> Completion:
+    async def send(self, messages: Conversation, sampling: Sampling) -> Reply:
         """Send one request and read the answer.
 
         Raises:
             AttemptError: there is no answer; the error says whether another attempt can help.
         """
+        try:
+            reply = await self._send(messages, sampling)
+        except AttemptError as error:
+            reason = without_key(error.reason[: 20 * _MAX_REASON], self.key)
+            error.reason = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…"
+            error.args = (error.reason,)
+            raise error from None
+        completion = replace(reply.completion, text=without_key(reply.completion.text, self.key))
+        return Reply(completion, without_key(reply.model, self.key))
+
+    async def _send(self, messages: Conversation, sampling: Sampling) -> Reply:
         import openai
 
-        address = self.spec.url or "OpenAI's address"
         try:
             async with asyncio.timeout(self.timeout):  # a server that sends a byte per minute is too late as well
-                response = await self.openai.chat.completions.create(**self._body(messages, sampling))
+                create = self.openai.chat.completions.with_raw_response.create
+                response = (await create(**self._body(messages, sampling))).http_response
         except (TimeoutError, openai.APITimeoutError) as error:
-            late = AttemptError(f"no answer within {self.timeout:g} s", retries=UNLIMITED, charged=True)
-            raise not_sent_error(error, address) or late from None
+            late = AttemptError(f"no answer within {self.timeout:g} s", "lost", retries=UNLIMITED, charged=True)
+            raise not_sent_error(error, self.address, self.proxies) or late from None
         except openai.APIStatusError as error:
-            message = without_key(str(error.message), self.key)
-            headers = error.response.headers
-            raise attempt_error(ErrorResponse(error.status_code, error.code or "", message, headers)) from None
-        except (openai.OpenAIError, ValueError) as error:
-            cause = without_key(f"{error} ({error.__cause__!r})" if error.__cause__ else repr(error), self.key)
-            unreadable = AttemptError(f"no readable answer: {cause}", retries=UNLIMITED, charged=True)
-            raise not_sent_error(error, address) or unreadable from None
-        return read_completion(response, self.key)
+            status, body = error.status_code, error.response.content
+            raise attempt_error(error_response(status, body, error.response.headers)) from None
+        except Exception as error:  # whatever the libraries below make of what a server sends
+            cause = f"{error} ({error.__cause__!r})" if error.__cause__ else repr(error)
+            unreadable = AttemptError(f"no readable answer: {cause}", "lost", retries=UNLIMITED, charged=True)
+            raise not_sent_error(error, self.address, self.proxies) or unreadable from None
+        return read_reply(response.content, response.headers)
 
     def _body(self, messages: Conversation, sampling: Sampling) -> CompletionCreateParamsNonStreaming:
         texts = [{"role": m["role"], "content": replace_surrogates(m["content"])} for m in messages]

@@ -6,6 +6,9 @@ keeps failing comes back as a completion with `failure` set, and the others cont
 other request could succeed either: the key is rejected, the quota or the budget is spent, or twenty items in a row
 failed. Then EndpointError or BudgetError is raised, after all finished answers have been handed out.
 
+A question that is on its way already, from another worker, thread or process, is not asked again: whoever comes second
+waits for the answer. Several threads may ask one `EndpointChat`.
+
 Works with OpenAI, vLLM, llama.cpp, Ollama, OpenRouter. Left out: token streaming, tools, batch files.
 
     for batch in chat.stream(conversations, max_new_tokens=32):    # [(17, Completion(text='4', …)), …] as they arrive
@@ -16,12 +19,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 from rpo_kit.model_spec import EndpointSpec
 from rpo_kit.models.budget import BudgetError, Ledger, Usage, estimated, upper_bound
@@ -29,29 +34,59 @@ from rpo_kit.models.cache import AnswerCache, answer_key, open_database
 from rpo_kit.models.chat import Batch, Completion, Conversation
 from rpo_kit.models.client import Client, Sampling
 from rpo_kit.models.keys import key_in
-from rpo_kit.models.retry import AttemptError, EndpointError, pause_after
+from rpo_kit.models.retry import MAX_RETRY_AFTER, AttemptError, EndpointError, pause_after
 from rpo_kit.presets import EndpointSettings
 
 _QUEUE_SIZE = 256  # finished answers that may wait to be taken
 _MAX_FAILED_IN_A_ROW = 20  # ours: so many items without one that succeeded, and asking on is a waste
+_LOOK_AGAIN = 0.05  # ours: seconds between two looks whether another process has the answer
+_CLAIM_MARGIN = 60.0  # ours: seconds that a claim lasts longer than an attempt with its pause may take
 
 
-@dataclass
 class _Stream:
     """What the workers of one call of `stream` share."""
 
-    sampling: Sampling
-    results: asyncio.Queue[tuple[int, Completion] | None]  # None: no more will come
-    client: Client | None = None  # opened for the first answer that is not in the cache
-    error: EndpointError | BudgetError | None = None  # why asking stopped early
-    failed_in_a_row: int = 0
-    in_flight: int = 0
-    settled: asyncio.Event = field(default_factory=asyncio.Event)  # set when a request in flight has been settled
-    times_asked: Counter[str] = field(default_factory=Counter)  # by conversation, if answers are sampled
+    def __init__(self, sampling: Sampling, loop: asyncio.AbstractEventLoop) -> None:
+        self.sampling = sampling
+        self.results: asyncio.Queue[tuple[int, Completion] | None] = asyncio.Queue(_QUEUE_SIZE)  # None: no more
+        self.client: Client | None = None  # opened for the first answer that is not in the cache
+        self.error: EndpointError | BudgetError | None = None  # why asking stopped early
+        self.stopped = loop.create_future()  # done when `error` is set
+        self.failed_in_a_row = 0
+        self.in_flight = 0
+        self.settled = asyncio.Event()  # set when a request in flight has been settled
+        self.times_asked: Counter[str] = Counter()  # by conversation, if answers are sampled
+
+    def stop(self, error: EndpointError | BudgetError) -> None:
+        if self.error is None:
+            self.error = error
+            self.stopped.set_result(None)
+
+    async def pause(self, seconds: float | None = None, until: Future[Completion | None] | None = None) -> None:
+        """Wait for `seconds` or `until`, but no longer than asking goes on.
+
+        Raises:
+            EndpointError, BudgetError: asking has stopped.
+        """
+        other = asyncio.wrap_future(until) if until else None
+        try:
+            waiting = {self.stopped, other} if other else {self.stopped}
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if other:
+                other.cancel()  # this waiting alone: `until` goes on for the others
+        if self.error:
+            raise self.error
 
 
 class EndpointChat:
-    """A model at an endpoint. `answers` is the database of the cache, `account` that of the run; None: in memory."""
+    """A model at an endpoint. `answers` is the database of the cache, `account` that of the run; None: in memory.
+
+    Raises:
+        KitError: the key is not set, or address, proxy or certificates cannot be used.
+    """
+
+    concurrent = True  # several threads may ask at once
 
     def __init__(
         self,
@@ -63,9 +98,13 @@ class EndpointChat:
         self.spec, self.settings = spec, settings or EndpointSettings()
         self.name = f"{spec.url}#{spec.model}" if spec.url else f"openai:{spec.model}"
         self.key = key_in(spec.variable)
+        Client(spec, self.key, self.settings.timeout)  # what it refuses is said now, not at the first question
         self.cache = AnswerCache(answers or open_database(None)) if self.settings.cache else None
         self.of_a_run = account is not None  # or of this object alone
         self.ledger = Ledger(account or open_database(None), self.name, self.settings)
+        self._on_their_way: dict[str, Future[Completion | None]] = {}  # by key; None: no answer came
+        self._lock = threading.Lock()
+        self._named, self._reported = {spec.model}, {spec.model}  # models that have answered, as the server names them
 
     def complete(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float = 0.0
@@ -86,7 +125,7 @@ class EndpointChat:
             BudgetError: the next request could exceed a limit of the run.
         """
         with _event_loop() as loop:
-            state = _Stream(self.sampling(max_new_tokens, temperature), asyncio.Queue(_QUEUE_SIZE))
+            state = _Stream(self.sampling(max_new_tokens, temperature), loop)
             workers = asyncio.run_coroutine_threadsafe(self._run_workers(enumerate(conversations), state), loop)
             finished = False
             while not finished:
@@ -94,6 +133,7 @@ class EndpointChat:
                 finished = results[-1] is None
                 yield [result for result in results if result is not None]
             workers.result()
+        self._report_models()
         if state.error:
             raise state.error
 
@@ -151,40 +191,83 @@ class EndpointChat:
             try:
                 completion = await self._answer(messages, state)
             except (EndpointError, BudgetError) as error:  # no answer for this item; requests in flight are finished
-                state.error = state.error or error
+                state.stop(error)
                 return
             await state.results.put((index, completion))
 
     async def _answer(self, messages: Conversation, state: _Stream) -> Completion:
-        """From the cache or from the server."""
+        """From the cache, from whoever is asking the same already, or from the server."""
         sample = 0  # at temperature 0 a conversation has one answer
         if state.sampling.temperature != 0:
             conversation = answer_key(messages=messages)
             sample = state.times_asked[conversation]
             state.times_asked[conversation] += 1
         key = self.cache_key(messages, state.sampling, sample)
-        if self.cache and (stored := self.cache.get(key)):
-            return Completion(**stored)
-        state.client = state.client or Client(self.spec, self.key, self.settings.timeout)
-        completion = await self._ask(state.client, messages, state)
+        if self.cache is None:
+            return await self._ask(messages, state, None)
+        while True:
+            if stored := self.cache.get(key):
+                return Completion(**stored)
+            own: Future[Completion | None] = Future()
+            own.set_running_or_notify_cancel()  # from now on nobody who waits can cancel it
+            with self._lock:
+                first = self._on_their_way.setdefault(key, own)
+            if first is own:
+                return await self._claimed(self.cache, key, own, messages, state)
+            await state.pause(until=first)
+            if (completion := first.result()) is not None:
+                return completion
+
+    async def _claimed(
+        self,
+        cache: AnswerCache,
+        key: str,
+        own: Future[Completion | None],
+        messages: Conversation,
+        state: _Stream,
+    ) -> Completion:
+        """The answer from the server, or from another process that is asking already. `own` gets it as well."""
+        completion = None
+        try:
+            while not cache.claim(key, self._claim_seconds):
+                await state.pause(_LOOK_AGAIN)
+            stored = cache.get(key)  # the other process may have finished just now
+            completion = Completion(**stored) if stored else await self._ask(messages, state, key)
+            if not stored and completion.finished and not completion.failure:
+                cache.put(key, asdict(completion))
+            return completion
+        finally:
+            cache.release(key)
+            with self._lock:
+                del self._on_their_way[key]
+            own.set_result(completion)
+
+    @property
+    def _claim_seconds(self) -> float:
+        """How long an attempt and the pause after it take at most."""
+        return 2 * self.settings.timeout + 1.1 * MAX_RETRY_AFTER + _CLAIM_MARGIN
+
+    async def _ask(self, messages: Conversation, state: _Stream, key: str | None) -> Completion:
+        """From the server; too many failures in a row stop the asking."""
+        completion = await self._attempts(messages, state, key)
         state.failed_in_a_row = state.failed_in_a_row + 1 if completion.failure else 0
         if state.failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
-            state.error = state.error or EndpointError(
-                f"{_MAX_FAILED_IN_A_ROW} items in a row failed at {self.name}, the last with: {completion.failure}. "
-                "Finished answers are kept; look at the server and run again."
+            state.stop(
+                EndpointError(
+                    f"{_MAX_FAILED_IN_A_ROW} items in a row failed at {self.name}, the last with: "
+                    f"{completion.failure}. Finished answers are kept; look at the server and run again."
+                )
             )
-        if self.cache and completion.finished and not completion.failure:
-            self.cache.put(key, asdict(completion))
         return completion
 
-    async def _ask(self, client: Client, messages: Conversation, state: _Stream) -> Completion:
+    async def _attempts(self, messages: Conversation, state: _Stream, key: str | None) -> Completion:
         """Attempt until there is an answer, or a failure of this item."""
-        bound, attempts = upper_bound(messages, state.sampling.max_new_tokens), 0
+        bound, failures = upper_bound(messages, state.sampling.max_new_tokens), Counter[str]()
+        client = state.client = state.client or Client(self.spec, self.key, self.settings.timeout)
         while True:
-            attempts += 1
             await self._reserve(bound, state)
             try:
-                completion = await client.send(messages, state.sampling)
+                reply = await client.send(messages, state.sampling)
             except AttemptError as error:
                 self._settle(bound, bound if error.charged else Usage(int(error.sent)), state)
                 if error.fatal:
@@ -192,14 +275,20 @@ class EndpointChat:
                         f"The model {self.name} answers nothing: {error.reason}. Finished answers are kept; correct "
                         "this and run again."
                     ) from None
-                if attempts >= min(self.settings.tries, 1 + error.retries):
+                failures[error.kind] += 1
+                attempts = failures.total()
+                if failures[error.kind] >= min(self.settings.tries, 1 + error.retries):
                     reason = f"{error.reason} ({attempts} {'try' if attempts == 1 else 'tries'})"
                     return Completion("", False, 0, 0, reason)
-                await asyncio.sleep(pause_after(attempts, self.settings.backoff, error.retry_after, random.random()))
+                await state.pause(pause_after(attempts, self.settings.backoff, error.retry_after, random.random()))
+                if self.cache and key:
+                    self.cache.claim(key, self._claim_seconds)  # for the next attempt
             else:
-                used = Usage(1, completion.prompt_tokens, completion.new_tokens)
-                self._settle(bound, used if used.tokens else bound, state)  # some servers count nothing
-                return completion
+                used = Usage(1, reply.completion.prompt_tokens, reply.completion.new_tokens)
+                self._settle(bound, used.counted(bound), state)
+                if reply.model:
+                    self._named.add(reply.model)
+                return reply.completion
 
     async def _reserve(self, bound: Usage, state: _Stream) -> None:
         """Enter the request into the account; wait while requests in flight may still turn out to use less."""
@@ -221,6 +310,23 @@ class EndpointChat:
         self.ledger.settle(bound, actual)
         state.in_flight -= 1
         state.settled.set()
+
+    def _report_models(self) -> None:
+        """Say once if another model answers than the one that was asked, as servers do that hold one model only."""
+        for model in sorted(self._named - self._reported):
+            if _plain(model) != _plain(self.spec.model):
+                print(
+                    f"{self.name}: the server says that {model[:100]!r} answers. Its answers count, and are stored, as "
+                    f"those of {self.spec.model!r}; if it is another model, correct the setting."
+                )
+        self._reported |= self._named
+
+
+def _plain(model: str) -> str:
+    """A model's name without folder, file type, tag and date: "gpt-4o" for "openai/gpt-4o-2024-08-06"."""
+    name = re.sub(r"\.gguf$|:[\w.-]*$", "", re.split(r"[/\\]", model.lower())[-1])
+    name = re.sub(r"[-@](?:\d{4}-\d\d-\d\d|\d{8}|\d{4}|latest)$", "", name)
+    return re.sub(r"[^a-z0-9]", "", name)
 
 
 async def _take_all(queue: asyncio.Queue[tuple[int, Completion] | None]) -> list[tuple[int, Completion] | None]:

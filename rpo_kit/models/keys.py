@@ -9,13 +9,25 @@ that names it, as in `https://openrouter.ai/api/v1#some/model@OPENROUTER_API_KEY
 
 from __future__ import annotations
 
+import base64
 import getpass
 import os
+import re
+from functools import lru_cache
+from urllib.parse import unquote
 
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import OPENAI
 
 _MIN_LENGTH = 6  # characters; a shorter "key" would blot out ordinary words
+_HEAD = 16  # characters by which a key that was cut off is recognised
+_ESCAPED = 64  # characters of a key that may be escaped one by one; the rest of a longer one stands as it is
+_GAPS = r"\s\u00ad\u200b-\u200f\u2060\ufeff"  # line ends and invisible characters inside a key
+_GAP = re.compile(f"[{_GAPS}]+")
+_HEX = re.compile(r"(?:\\(?:u00|x)|&#[xX]0{0,6})([0-9a-fA-F]{2});?")
+_DECIMAL = re.compile(r"&#0{0,6}([0-9]{2,3});?")
+_REST = r"(?:[\w~+/=%&#;\\.-]*[\w=/+])?"  # what may follow the head of a key, without the end of a sentence
+_ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 
 
 def key_in(variable: str) -> str:
@@ -58,5 +70,68 @@ def _colab_secret(variable: str) -> str:
 
 
 def without_key(text: str, key: str) -> str:
-    """The text with "…" for the key, which some servers repeat in the message that rejects it."""
-    return text.replace(key, "…") if len(key) >= _MIN_LENGTH else text
+    """The text with "…" for the key, which some servers repeat in the message that rejects it.
+
+    The key is found in any case, with line ends inside, escaped for URLs, HTML, JSON or Python, in Base64, as hex
+    digits and backwards; of a long one, its first 16 characters with what follows are enough. If it cannot be told
+    from the rest of the text (escaped in several ways at once), nothing of the text is left.
+    """
+    if len(key) < _MIN_LENGTH or not _holds_key(text, key):
+        return text
+    shown = _pattern(key).sub("…", text)
+    return "…" if _holds_key(shown, key) else shown
+
+
+def _holds_key(text: str, key: str) -> bool:
+    """Whether the key is in the text, or in what the text decodes to."""
+    for _ in range(4):  # a text may be escaped more than once
+        plain = _GAP.sub("", text).replace("\\", "").casefold()
+        if any(form[:_HEAD].replace("\\", "").casefold() in plain for form in _forms(key)):
+            return True
+        decoded = _HEX.sub(lambda match: chr(int(match[1], 16)), unquote(text))
+        decoded = _DECIMAL.sub(lambda match: chr(int(match[1])), decoded)
+        for character, name in _ENTITIES.items():
+            decoded = decoded.replace(f"&{name};", character)
+        if decoded == text:
+            return False
+        text = decoded
+    return False
+
+
+@lru_cache(maxsize=8)
+def _forms(key: str) -> tuple[str, ...]:
+    """The key as it is, backwards, as hex digits, and in Base64."""
+    return key, key[::-1], key.encode().hex(), *(form for form in _in_base64(key) if len(form) >= _MIN_LENGTH)
+
+
+def _in_base64(key: str) -> set[str]:
+    """What Base64 makes of the key inside a longer text, such as `Bearer KEY`: one form per offset modulo 3.
+
+    The characters that depend on what stands before or after the key are left out.
+    """
+    forms = set()
+    for offset in range(3):
+        coded = base64.b64encode(b"\0" * offset + key.encode()).decode()
+        forms.add(coded[-(-offset * 8 // 6) : (offset + len(key)) * 8 // 6])
+    return forms | {form.replace("+", "-").replace("/", "_") for form in forms}
+
+
+@lru_cache(maxsize=8)
+def _pattern(key: str) -> re.Pattern[str]:
+    """Matches the key in each of its forms, whole or cut off."""
+    forms = _forms(key)
+    heads = [_written(form[:_HEAD]) + _REST for form in forms if len(form) > _HEAD]
+    return re.compile("|".join([*map(_written, forms), *heads]), re.IGNORECASE)
+
+
+def _written(text: str) -> str:
+    """A regular expression for the text whose characters may each be escaped, as in `%73k&#45;\\u0061`."""
+    characters = []
+    for character in text[:_ESCAPED]:
+        code, plain = ord(character), re.escape(character)
+        entity = f"|&{_ENTITIES[character]};" if character in _ENTITIES else ""
+        characters.append(
+            rf"(?:\\{{0,4}}{plain}|%(?:25){{0,3}}{code:02x}|&#0{{0,6}}{code};|&#x0{{0,6}}{code:x};"
+            rf"|\\{{1,4}}(?:u00|x){code:02x}{entity})"
+        )
+    return f"[{_GAPS}]{{0,80}}".join(characters) + re.escape(text[_ESCAPED:])

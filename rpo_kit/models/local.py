@@ -73,6 +73,15 @@ def load_model(settings: ModelSettings, seed: int = 0) -> LoadedModel:
     return _checked(model.eval(), tokenizer, settings)
 
 
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The model's tokenizer alone."""
+    from transformers import AutoTokenizer
+
+    with _cannot_be_loaded(settings.name), _quiet():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_path(settings.name))
+    return tokenizer
+
+
 def load_trainable(settings: ModelSettings, adapter: Path | None, seed: int) -> LoadedModel:
     """The reflection module with a trainable LoRA in fp32: a new one, or the one stored in the folder `adapter`.
 

@@ -32,9 +32,10 @@ def open_chat(
     The cost of an endpoint is charged to `run`; without a run, the limits apply to the returned object alone.
 
     Raises:
-        KitError: `spec` names no model; the message lists the forms.
+        KitError: `spec` names no model (the message lists the forms), its key is not set, or its address, a proxy
+            variable, a certificate file or a store cannot be used.
     """
-    kind, _, name = spec.partition(":")
+    kind, _, name = spec.strip().partition(":")
     if kind == "local" and name:
         from rpo_kit.models.local import LocalChat, load_base  # torch takes seconds to import; endpoints do not need it
 
@@ -45,12 +46,12 @@ def open_chat(
             f"{spec!r} does not name a model: write local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL (with "
             "@VARIABLE after it if the server needs a key)."
         )
-    from rpo_kit.models.cache import open_database
+    from rpo_kit.models.cache import open_answers, open_database
     from rpo_kit.models.endpoint import EndpointChat
 
     folder = run.folder.parent if run else runs_root()
     account = open_database(run.folder / ACCOUNT) if run else None
-    return EndpointChat(endpoint, settings, open_database(folder / ANSWERS), account)
+    return EndpointChat(endpoint, settings, open_answers(folder / ANSWERS), account)
 
 
 def open_chat_for(run: Run, spec: str) -> Chat:

@@ -2,9 +2,13 @@
 
 408, 409, 429, 5xx, time-outs, broken connections, garbage   retry after a jittered, doubling pause or Retry-After
 nothing listens at the address                               the same; no request was sent, so it costs nothing
-an empty answer                                              retry once: it was paid for
+an empty answer, an error without a known cause              retry once: it was paid for
 other 4xx, a refusal                                         this item fails, the others continue
-401, 402, 404, exhausted quota, a rejected setting           no other request can succeed: stop
+401, 402, 404, 407, exhausted quota, a rejected setting,     no other request can succeed: stop
+a certificate that is not trusted
+
+An error that comes with status 200 has the status that stands in it, or that its words mean (`reply.py`). Each kind of
+fault has retries of its own: an empty answer after a 503 is still asked for once more.
 
 >>> pause_after(3, first=0.5, retry_after=None, roll=1.0)      # seconds after the third attempt; the longest draw
 2.0
@@ -14,23 +18,30 @@ True
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Literal
 
 from rpo_kit.errors import KitError
-from rpo_kit.models.chat import Completion
-from rpo_kit.models.keys import without_key
-from rpo_kit.text import replace_surrogates
 
 MAX_PAUSE = 60.0  # ours: seconds
 MAX_RETRY_AFTER = 300.0  # ours: seconds that a server may ask us to wait before the item counts as failed
 UNLIMITED = 10**6  # retries; `endpoint.tries` is the limit then
 
-_RETRYABLE = {408, 409, 429}
-_FATAL = {401: "the key was rejected", 402: "it asks for payment", 404: "there is no such model or address"}
+_RETRYABLE = {408, 409, 425, 429}
+_FATAL = {
+    401: "the key was rejected",
+    402: "it asks for payment",
+    404: "there is no such model or address (most addresses end in /v1)",
+    407: "a proxy on the way asks for a password: look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY",
+}
 _SETTING_REJECTED = {"unsupported_parameter", "unsupported_value"}  # OpenAI's codes; status 400, but for every request
+
+
+Kind = Literal["busy", "lost", "not sent", "empty", "unknown"]  # each has its own retries
 
 
 class AttemptError(Exception):
@@ -39,6 +50,7 @@ class AttemptError(Exception):
     def __init__(
         self,
         reason: str,
+        kind: Kind = "busy",
         *,
         retries: int = 0,  # how many more attempts make sense at most
         fatal: bool = False,  # no other request can succeed either
@@ -47,8 +59,8 @@ class AttemptError(Exception):
         sent: bool = True,  # the request reached a server
     ) -> None:
         super().__init__(reason)
-        self.reason, self.retries, self.fatal, self.retry_after = reason, retries, fatal, retry_after
-        self.charged, self.sent = charged, sent
+        self.reason, self.kind, self.retries, self.fatal = reason, kind, retries, fatal
+        self.retry_after, self.charged, self.sent = retry_after, charged, sent
 
 
 class EndpointError(KitError):
@@ -60,7 +72,7 @@ class EndpointError(KitError):
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """An HTTP error response: its status, error code, message and headers."""
+    """An error response: its status (0: none, and none that its words would mean), code, message and headers."""
 
     status: int
     code: str
@@ -70,7 +82,9 @@ class ErrorResponse:
 
 def attempt_error(response: ErrorResponse) -> AttemptError:
     """What an error response means, by the table above."""
-    reason = f"status {response.status}: {response.message}"
+    reason = f"status {response.status}: {response.message}" if response.status else response.message
+    if response.status == 0:
+        return AttemptError(reason, "unknown", retries=1, charged=True)
     if response.code == "insufficient_quota":
         return AttemptError(f"the quota is exhausted ({reason})", fatal=True)
     if response.code in _SETTING_REJECTED:
@@ -90,17 +104,30 @@ def attempt_error(response: ErrorResponse) -> AttemptError:
     return AttemptError(reason, retries=UNLIMITED, retry_after=seconds)
 
 
-_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # by name: openai uses httpx or httpx2
+_NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}  # by name: openai uses httpx or httpx2
 
 
-def not_sent_error(error: BaseException, address: str) -> AttemptError | None:
-    """The error of a request that reached no server, or None if it may have reached one."""
+def not_sent_error(error: BaseException, address: str, proxies: str = "") -> AttemptError | None:
+    """The error of a request that reached no server, or None if it may have reached one.
+
+    `proxies` names the variables whose proxy is asked, if any is.
+    """
     cause = error.__cause__
     if type(cause).__name__ not in _NOT_SENT:
         return None
-    return AttemptError(
-        f"nothing answers at {address}: is the server running? ({cause!r})", retries=UNLIMITED, sent=False
-    )
+    if "CERTIFICATE_VERIFY_FAILED" in str(cause):
+        return AttemptError(
+            f"the certificate of {address} is not trusted ({cause}): if it is your own server's, set SSL_CERT_FILE to "
+            "the file of its authority",
+            fatal=True,
+            sent=False,
+        )
+    if "WRONG_VERSION_NUMBER" in str(cause):
+        return AttemptError(f"{address} does not speak https: write http:// ({cause})", fatal=True, sent=False)
+    if "407" in str(cause):
+        return AttemptError(f"{_FATAL[407]} ({cause})", fatal=True, sent=False)
+    way = f"the proxy in {proxies} does not lead to {address}" if proxies else f"nothing answers at {address}"
+    return AttemptError(f"{way}: is the server running? ({cause!r})", "not sent", retries=UNLIMITED, sent=False)
 
 
 # ---- how long to wait ---------------------------------------------------------------------------------------------
@@ -113,12 +140,14 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
         if value is None:
             continue
         try:
-            return max(0.0, float(value) * unit)
+            seconds = max(0.0, float(value) * unit)
+            if math.isfinite(seconds):
+                return seconds
         except ValueError:
             pass
         try:
             return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
     return None
 
@@ -131,38 +160,3 @@ def pause_after(attempts: int, first: float, retry_after: float | None, roll: fl
     """
     pause: float = min(MAX_PAUSE, first * 2 ** (attempts - 1)) * (0.5 + roll / 2)
     return max(pause, (retry_after or 0.0) * (1 + roll / 10))
-
-
-# ---- what is an answer --------------------------------------------------------------------------------------------
-
-
-def read_completion(response: object, key: str = "") -> Completion:
-    """The completion in a response, whatever the server put into it.
-
-    Nothing is assumed about the response: the OpenAI client does not check what a server sends.
-
-    Raises:
-        AttemptError: there is no answer in it.
-    """
-    choice = next(iter(getattr(response, "choices", None) or []), None)
-    message = getattr(choice, "message", None)
-    if message is None:
-        raise AttemptError("the answer holds no choice", retries=1, charged=True)
-    finish_reason, text = getattr(choice, "finish_reason", None), getattr(message, "content", None)
-    refusal = getattr(message, "refusal", None)
-    if finish_reason == "content_filter" or refusal:
-        raise AttemptError(f"refused: {without_key(str(refusal or finish_reason), key)}", charged=True)
-    if not isinstance(text, str) or not text.strip():
-        if finish_reason == "length":
-            raise AttemptError(
-                "the answer is empty: its tokens were spent before it began (a model that reasons?)", charged=True
-            )
-        raise AttemptError("the answer is empty", retries=1, charged=True)
-    usage = getattr(response, "usage", None)
-    prompt_tokens = _count(getattr(usage, "prompt_tokens", 0))
-    new_tokens = _count(getattr(usage, "completion_tokens", 0))
-    return Completion(without_key(replace_surrogates(text), key), finish_reason != "length", prompt_tokens, new_tokens)
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0

@@ -1,7 +1,8 @@
 """The whole of Figure 1 in one object: base model, retrieval and reflection module, (query, profile) → `Rewrite`.
 
 The base model sees the query and nothing else. If the module's completion is not a trajectory, the generic answer
-stands, and `Rewrite.parse_error` says why. Left out: training, and a server around it (`serving/`).
+stands, and `Rewrite.parse_error` says why. What cannot be answered is said before the base model is asked. Left out:
+training, and a server around it (`serving/`).
 
     personalize = Personalizer.of(existing_run("demo"))                # the run's base model, module and settings
     personalize("What is the score … review: The lid leaks.", profile).text                              # '1'
@@ -10,21 +11,29 @@ stands, and `Rewrite.parse_error` says why. Left out: training, and a server aro
 
 from __future__ import annotations
 
+import json
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import numpy as np
+
+from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Item, Task, get_task
-from rpo_kit.models.chat import Chat
-from rpo_kit.models.local import LoadedModel
+from rpo_kit.models.chat import Chat, ConcurrentChat
+from rpo_kit.models.local import LoadedModel, prompt_tokens
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.rewriting.base import base_answers, read_answer
-from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
+from rpo_kit.rewriting.reflection import fitting_messages, load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import Trajectory, rewrite_or_generic
-from rpo_kit.runs import Run, require
+from rpo_kit.runs import Run
+from rpo_kit.stages import require
+from rpo_kit.text import replace_surrogates
 
 Pair = tuple[str, Sequence[Item]]  # a query (LaMP's whole input) and the user's profile
 
@@ -56,8 +65,15 @@ class Rewrite:
         return sum(self.timings.values())
 
 
+class QueryError(KitError):
+    """The query or the profile is at fault, not a model."""
+
+
 class Personalizer:
-    """Base model, retrieval and reflection module together."""
+    """Base model, retrieval and reflection module together.
+
+    Several threads may use one: the module answers them one after the other, and a base model at an endpoint at once.
+    """
 
     def __init__(
         self,
@@ -72,6 +88,7 @@ class Personalizer:
         self.base, self.reflection, self.task = base, reflection, task
         self.shots, self.retriever = shots, retriever
         self.new_tokens, self.base_tokens = new_tokens, base_tokens
+        self.lock = threading.Lock()  # held while the module or its tokenizer works
 
     @classmethod
     def of(cls, run: Run, stage: str = "rl") -> Personalizer:
@@ -94,7 +111,12 @@ class Personalizer:
         )
 
     def __call__(self, query: str, profile: Sequence[Item]) -> Rewrite:
-        """The rewrite for one query (LaMP's whole input) of the user with this profile."""
+        """The rewrite for one query (LaMP's whole input) of the user with this profile.
+
+        Raises:
+            QueryError: an item lacks a field, or the query is too long for the module; no model was asked.
+            KitError: the base model did not answer.
+        """
         return self.batch([(query, profile)])[0]
 
     def each(self, pairs: Iterable[Pair], batch_size: int = 16) -> Iterator[Rewrite]:
@@ -104,23 +126,36 @@ class Personalizer:
             yield from self.batch(chunk)
 
     def batch(self, pairs: Sequence[Pair]) -> list[Rewrite]:
-        """One rewrite per pair, in order; each model is called once."""
+        """One rewrite per pair, in order; each model is called once. Raises what a call for a single pair raises."""
         if not pairs:
             return []
         started = time.perf_counter()
         examples: list[Example] = [
-            {"id": "query", "user_id": "", "input": query, "output": "", "profile": profile} for query, profile in pairs
+            {
+                "id": "query",
+                "user_id": "",
+                "input": replace_surrogates(query),
+                "output": "",
+                "profile": checked_items(self.task, profile, "the profile"),
+            }
+            for query, profile in pairs
         ]
-        rankings = rank(self.task, examples, self.retriever)
-        items = [top_k(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
+        with self.lock:
+            items = self._fitting_items(examples)
 
         retrieved = time.perf_counter()
-        answers = base_answers(self.base, self.task, [query for query, _ in pairs], self.base_tokens)
+        at_once = isinstance(self.base, ConcurrentChat) and self.base.concurrent
+        with nullcontext() if at_once else self.lock:
+            answers = base_answers(self.base, self.task, [query for query, _ in pairs], self.base_tokens)
         for example, answer in zip(examples, answers, strict=True):
             example["generic"] = read_answer(self.task, answer.text)
 
         answered = time.perf_counter()
-        completions, shortened = reflect(self.reflection, self.task, examples, items, self.new_tokens)
+        with self.lock:
+            try:
+                completions, shortened = reflect(self.reflection, self.task, examples, items, self.new_tokens)
+            except KitError as error:  # it would have fitted with a shorter generic answer
+                raise QueryError(str(error)) from None
 
         reflected = time.perf_counter()
         seconds = {"retrieval": retrieved - started, "base": answered - retrieved, "reflection": reflected - answered}
@@ -131,6 +166,71 @@ class Personalizer:
             text, parsed = rewrite_or_generic(completion.text, generic)
             tokens = {"base": (answer.prompt_tokens, answer.new_tokens)}
             tokens["reflection"] = (completion.prompt_tokens, completion.new_tokens)
-            trajectory, error = parsed.trajectory, parsed.error
-            rewrites.append(Rewrite(text, generic, items[n], trajectory, error, dict(timings), tokens, shortened[n]))
+            how = (parsed.trajectory, parsed.error, dict(timings), tokens, shortened[n])
+            rewrites.append(Rewrite(text, generic, items[n], *how))
         return rewrites
+
+    def _fitting_items(self, examples: Sequence[Example]) -> list[list[Item]]:
+        """The first items of each example's ranking, after a look whether they and the query fit into the window.
+
+        Raises:
+            QueryError: a query is no input of the task, or too long whatever its generic answer will be.
+        """
+        limit, tokenizer = self.reflection.max_seq_length - self.new_tokens, self.reflection.tokenizer
+        for query in (example["input"] for example in examples):
+            if not self.task.is_official(query):
+                raise QueryError(
+                    f"This is not an input of {self.task.name}: {query[:60]!r}… Make inputs with Task.make_input."
+                )
+            if prompt_tokens(tokenizer, [{"role": "user", "content": query}]) > limit:  # before a long search with it
+                raise _too_long(query, limit)
+        rankings = rank(self.task, examples, self.retriever)
+        items = [top_k(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
+        for example, own_items in zip(examples, items, strict=True):
+            try:
+                fitting_messages(tokenizer, limit, self.task, example | {"generic": ""}, own_items)
+            except KitError:
+                raise _too_long(example["input"], limit) from None
+        return items
+
+
+def _too_long(query: str, limit: int) -> QueryError:
+    return QueryError(
+        f"The query ({len(query):,} characters) is too long: the reflection module reads at most {limit:,} tokens, "
+        "history items included. Shorten it, or train a module with a larger reflection.max_seq_length."
+    )
+
+
+def checked_items(task: Task, profile: object, source: str) -> list[Item]:
+    """The items with the task's fields as texts; numbers become texts, and a missing id the item's position.
+
+    `source` names the profile in the error.
+
+    Raises:
+        QueryError: it is not a list of items, or an item lacks a field; the message shows one that is right.
+    """
+    sample = json.dumps({"id": "7"} | dict.fromkeys(task.fields, "…"), ensure_ascii=False)
+    if isinstance(profile, str | bytes) or not isinstance(profile, Sequence):
+        raise QueryError(f"{source} must be a list of items such as {sample}.")
+    items = []
+    for number, item in enumerate(profile):
+        values = item if isinstance(item, Mapping) else {}
+        texts = {name: _as_text(values.get(name)) for name in ("id", *task.fields, "date")}
+        if any(texts[name] is None for name in task.fields):
+            is_text = " is a plain text: it" if isinstance(item, str) else ""
+            fields = " and ".join(task.fields)
+            raise QueryError(
+                f"Item {number} of {source}{is_text} must have {fields}, each a text or a number, as in {sample}."
+            )
+        known = {name: text for name, text in texts.items() if text is not None}
+        items.append({**values, "id": str(number), **known})
+    return items
+
+
+def _as_text(value: object) -> str | None:
+    """A text, or a number as one (4.0 as "4"); None for anything else."""
+    if isinstance(value, str):
+        return replace_surrogates(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer) or not -1e15 < value < 1e15:
+        return None  # not a number either: NaN and the infinite ones
+    return str(int(value)) if value == int(value) else str(float(value))

@@ -1,24 +1,46 @@
 """What an OpenAI client sends and gets: a query and a profile out of a request, a chat completion out of a rewrite.
 
-The form alone, without HTTP (`server.py`) and without a model. A request that cannot be understood raises RequestError,
-with the status and the sentence that the client gets.
+The form alone, without HTTP (`server.py`) and without a model. A request that cannot be understood, or asks for what a
+rewrite cannot be (tools, several choices, JSON), raises RequestError, with the status and the sentence that the client
+gets. What has no effect (a temperature, earlier messages) is named in the response, under `rpo.ignored`.
 
     query_of(task, [{"role": "user", "content": "It leaks."}])       # 'What is the score … review: It leaks.'
+    ignored_fields("rpo", {"messages": […], "user": "ann", "temperature": 0.7})                # ['temperature']
     as_completion("rpo", rewrite)["choices"][0]["message"]["content"]       # '1'
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
-from typing import TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import NotRequired, TypedDict
 
 from rpo_kit.lamp.tasks import Item, Task
-from rpo_kit.rewriting.personalizer import Rewrite
-from rpo_kit.text import replace_surrogates
+from rpo_kit.rewriting.personalizer import QueryError, Rewrite, checked_items
 
 MAX_ITEMS = 2_000  # ours: of a profile; LaMP's largest has about a thousand
+USER_HEADER = "X-RPO-User"
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")  # no path can be made of it
+
+# ours: what would make the answer something else than a rewrite, and when it is harmless
+_HARMLESS: dict[str, Callable[[object], bool]] = {
+    "n": lambda value: value == 1 and not isinstance(value, bool),
+    "best_of": lambda value: value == 1,
+    "tools": lambda value: value == [],
+    "functions": lambda value: value == [],
+    "tool_choice": lambda value: value in ("none", "auto"),
+    "function_call": lambda value: value in ("none", "auto"),
+    "response_format": lambda value: value == {"type": "text"},
+    "logprobs": lambda value: value is False,
+    "top_logprobs": lambda value: value == 0,
+    "modalities": lambda value: value == ["text"],
+    "audio": lambda value: False,
+    "web_search_options": lambda value: False,
+}
+_READ = {"messages", "user", "profile", "metadata", "extra", "extra_body", "stream", "stream_options", *_HARMLESS}
 
 
 class RequestError(Exception):
@@ -30,6 +52,45 @@ class RequestError(Exception):
 
 
 # ---- requests -----------------------------------------------------------------------------------------------------
+
+
+def check_possible(body: Mapping[str, object]) -> None:
+    """Refuse what a rewrite cannot be, rather than leave it out without a word."""
+    if body.get("n") is not None and not _HARMLESS["n"](body["n"]):
+        raise RequestError(400, "There is one choice per request: leave n out.")
+    for name, harmless in _HARMLESS.items():
+        if body.get(name) is not None and not harmless(body[name]):
+            raise RequestError(400, f"A rewrite is one plain text: `{name}` is not supported here, leave it out.")
+
+
+def ignored_fields(name: str, body: Mapping[str, object]) -> list[str]:
+    """The fields of a request that have no effect, sorted; `name` is the model's."""
+    ignored = {field for field, value in body.items() if value is not None and field not in {*_READ, "model"}}
+    if body.get("model") not in (None, name):
+        ignored.add("model")
+    messages = body.get("messages")
+    if isinstance(messages, list) and len(messages) > 1:
+        ignored.add("messages before the last one")
+    return sorted(ignored)
+
+
+def user_of(body: Mapping[str, object], header: str | None) -> str | None:
+    """Who is asking: `user`, or where a client does not send that, `metadata.user_id` or the header; None: not said."""
+    names = [body.get("user"), header or None]
+    for field in ("metadata", "extra", "extra_body"):
+        source = body.get(field)
+        if isinstance(source, dict):
+            names += [source.get("user_id"), source.get("user")]
+    said = [
+        str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+        for name in names
+        if name is not None
+    ]
+    if not all(isinstance(name, str) and _USER.fullmatch(name) for name in said):
+        raise RequestError(400, "`user` must be a name of letters, digits and _ . @ -")
+    if len(set(map(str, said))) > 1:
+        raise RequestError(400, f"Two users are named, in `user`, `metadata` or {USER_HEADER}: send one name.")
+    return str(said[0]) if said else None
 
 
 def query_of(task: Task, messages: object) -> str:
@@ -65,18 +126,10 @@ def checked_profile(task: Task, content: object, source: str) -> list[Item]:
     """
     if not isinstance(content, list) or len(content) > MAX_ITEMS:
         raise RequestError(400, f"{source} must be a JSON list of at most {MAX_ITEMS:,} items.")
-    items: list[Item] = []
-    for number, item in enumerate(content):
-        if not isinstance(item, dict) or not all(isinstance(item.get(name), str | int) for name in task.fields):
-            fields = " and ".join(task.fields)
-            raise RequestError(400, f"Item {number} of {source} must have {fields}, each a text or a number.")
-        id_ = item.get("id")
-        checked = {"id": str(id_ if isinstance(id_, str | int) else number)}
-        for name in (*task.fields, "date"):
-            if item.get(name) is not None:
-                checked[name] = replace_surrogates(str(item[name]))
-        items.append(checked)
-    return items
+    try:
+        return checked_items(task, content, source)
+    except QueryError as error:
+        raise RequestError(400, str(error)) from None
 
 
 # ---- responses ----------------------------------------------------------------------------------------------------
@@ -88,6 +141,20 @@ class Choice(TypedDict):
     finish_reason: str
 
 
+class Explanation(TypedDict):
+    """How the rewrite was made."""
+
+    generic: str
+    items: list[str]
+    observations: list[str]
+    plan: str
+    complaint: str | None
+    shortened: bool
+    seconds: dict[str, float]
+    tokens: dict[str, dict[str, int]]
+    ignored: NotRequired[list[str]]  # what was sent and has no effect
+
+
 class ChatCompletion(TypedDict):
     """OpenAI's form, and under `rpo` how the rewrite was made."""
 
@@ -97,12 +164,24 @@ class ChatCompletion(TypedDict):
     model: str
     choices: list[Choice]
     usage: dict[str, int]
-    rpo: dict[str, object]
+    rpo: Explanation
 
 
-def as_completion(name: str, rewrite: Rewrite) -> ChatCompletion:
+def as_completion(name: str, rewrite: Rewrite, ignored: Sequence[str] = ()) -> ChatCompletion:
     """The rewrite as the answer of the model `name`; `usage` is the sum over base model and reflection module."""
     prompt, new = (sum(counts) for counts in zip(*rewrite.tokens.values(), strict=True))
+    explanation: Explanation = {
+        "generic": rewrite.generic,
+        "items": [item["id"] for item in rewrite.items],
+        "observations": rewrite.observations,
+        "plan": rewrite.plan,
+        "complaint": rewrite.parse_error,
+        "shortened": rewrite.shortened,
+        "seconds": {stage: round(seconds, 4) for stage, seconds in rewrite.timings.items()},
+        "tokens": {model: {"prompt": p, "new": n} for model, (p, n) in rewrite.tokens.items()},
+    }
+    if ignored:
+        explanation["ignored"] = list(ignored)
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
@@ -112,16 +191,7 @@ def as_completion(name: str, rewrite: Rewrite) -> ChatCompletion:
             {"index": 0, "message": {"role": "assistant", "content": rewrite.text}, "finish_reason": "stop"},
         ],
         "usage": {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new},
-        "rpo": {
-            "generic": rewrite.generic,
-            "items": [item["id"] for item in rewrite.items],
-            "observations": rewrite.observations,
-            "plan": rewrite.plan,
-            "complaint": rewrite.parse_error,
-            "shortened": rewrite.shortened,
-            "seconds": {stage: round(seconds, 4) for stage, seconds in rewrite.timings.items()},
-            "tokens": {model: {"prompt": p, "new": n} for model, (p, n) in rewrite.tokens.items()},
-        },
+        "rpo": explanation,
     }
 
 

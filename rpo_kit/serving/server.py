@@ -1,14 +1,17 @@
 """`python -m rpo_kit serve`: the personalizer as an OpenAI-compatible endpoint in front of any base model.
 
 A client sends what it would send to OpenAI, and says who is asking: `"user": "ann"` reads the history from `ann.json`
-in the folder of profiles (a JSON list of LaMP items), `"profile": [...]` sends it along. The last message is the query:
-LaMP's whole input, or the bare text. The response says under `rpo` how the rewrite was made; its `usage` counts the
-tokens of both models, base and reflection. (A base model that does not count adds none; a cached answer counts as when
-it was made.) A broken profile file is reported on stderr, not to the client. Left out: token streaming, batching of
-requests, TLS.
+in the folder of profiles (a JSON list of LaMP items), `"profile": [...]` sends it along; a client that sends no `user`
+can say `"metadata": {"user_id": "ann"}` or send the header X-RPO-User. The last message is the query: LaMP's whole
+input, or the bare text. The response says under `rpo` how the rewrite was made, and what of the request had no effect;
+its `usage` counts the tokens of both models, base and reflection. (A base model that does not count adds none; a cached
+answer counts as when it was made.) A broken profile file and a failing model are reported on stderr, not to the client.
+Left out: token streaming, batching of requests, TLS.
 
     POST /v1/chat/completions  {"model": "rpo", "user": "ann", "messages": [{"role": "user", "content": "It leaks."}]}
     200                        {"choices": [{"message": {"content": "1"}, …}], "rpo": {"generic": "3", "plan": …}, …}
+
+4xx: the request is at fault. 500: a profile file, or the personalizer. 502: the base model. 503: come back later.
 
 By default it listens on this machine only; on any other address it requires a key in RPO_SERVE_KEY. Requests are
 limited in size, time and number, and web pages in a browser cannot reach it (JSON only, and Host must be this machine).
@@ -19,85 +22,97 @@ from __future__ import annotations
 import hmac
 import json
 import os
-import re
 import socket
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader, RawIOBase
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import Item
-from rpo_kit.rewriting.personalizer import Personalizer
+from rpo_kit.rewriting.personalizer import Personalizer, QueryError
 from rpo_kit.runs import Run
 from rpo_kit.serving.messages import (
+    USER_HEADER,
     ChatCompletion,
     RequestError,
     as_completion,
     as_events,
+    check_possible,
     checked_profile,
+    ignored_fields,
     query_of,
+    user_of,
 )
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 MAX_BODY = 1_000_000  # ours: bytes
-MOST_AT_ONCE = 16  # ours: requests being read or waiting for the model
-PATIENCE = 30.0  # ours: seconds for a client to send its request
+MOST_AT_ONCE = 16  # ours: requests waiting for a model
+PATIENCE = 30.0  # ours: seconds for a client to send its whole request
 KEY_VARIABLE = "RPO_SERVE_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")  # no path can be made of it
+_LINGER = 2.0  # ours: seconds in which a client may go on sending what is not read
 
 
 @dataclass
 class Service:
-    """What all requests share: one personalizer, used by one request at a time."""
+    """What all requests share. Several threads call the personalizer at once, which a `Personalizer` allows."""
 
     personalizer: Personalizer
     profiles: Path | None
     key: str = ""
     name: str = "rpo"
     local_only: bool = True
-    lock: threading.Lock = field(default_factory=threading.Lock)  # held while the personalizer works
     slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MOST_AT_ONCE))
 
 
 # ---- a request ----------------------------------------------------------------------------------------------------
 
 
-def answer(service: Service, body: Mapping[str, object]) -> ChatCompletion:
+def answer(service: Service, body: Mapping[str, object], user_header: str | None = None) -> ChatCompletion:
     """The response to the body of a request.
 
     Raises:
         RequestError: the request is at fault.
-        KitError: the base model did not answer, or the query is too long for the reflection module.
+        KitError: the base model did not answer.
     """
-    if body.get("n") not in (None, 1):
-        raise RequestError(400, "There is one choice per request: leave n out.")
+    check_possible(body)
     query = query_of(service.personalizer.task, body.get("messages"))
-    profile = profile_of(service, body)
-    with service.lock:
+    profile = profile_of(service, body, user_header)
+    try:
         rewrite = service.personalizer(query, profile)
-    return as_completion(service.name, rewrite)
+    except QueryError as error:
+        raise RequestError(400, str(error)) from None
+    return as_completion(service.name, rewrite, ignored_fields(service.name, body))
 
 
-def profile_of(service: Service, body: Mapping[str, object]) -> list[Item]:
+def profile_of(service: Service, body: Mapping[str, object], user_header: str | None = None) -> list[Item]:
     """The history in the request, or in the user's file."""
     if body.get("profile") is not None:
         return checked_profile(service.personalizer.task, body["profile"], "`profile`")
-    user = body.get("user")
+    user = user_of(body, user_header)
     if user is None:
-        raise RequestError(400, "Say who is asking: name a profile file in `user`, or send the history in `profile`.")
-    if not isinstance(user, str) or not _USER.fullmatch(user):
-        raise RequestError(400, "`user` must be a name of letters, digits and _ . @ -")
+        raise RequestError(
+            400,
+            "Say who is asking: name a profile file in `user` (or in metadata.user_id, or in the header "
+            f"{USER_HEADER}), or send the history in `profile`.",
+        )
     path = service.profiles / f"{user}.json" if service.profiles else None
     if path is None or not path.is_file():
         raise RequestError(404, f"There is no profile of {user!r} here.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # UTF-8 or UTF-16, with or without a byte order mark
         return checked_profile(service.personalizer.task, content, "the file")
     except (OSError, ValueError, RecursionError, RequestError) as error:  # not the client's fault, nor its business
         print(f"rpo_kit serve: the profile {path} cannot be used: {error}", file=sys.stderr, flush=True)
@@ -111,6 +126,7 @@ class Server(ThreadingHTTPServer):
     """One thread per request; all share the service."""
 
     daemon_threads = True
+    request_queue_size = 128  # ours: connections made at once
 
     def __init__(self, address: tuple[str, int], service: Service) -> None:
         self.service = service
@@ -118,7 +134,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(address, Handler)
 
     def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client that hangs up is not worth a traceback
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # a client that hangs up is no news
             super().handle_error(request, client_address)
 
 
@@ -130,58 +146,108 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.connection.settimeout(PATIENCE)
+        self.rfile = BufferedReader(_Patient(self.connection, time.monotonic() + PATIENCE))
+        self.all_read = False  # whether nothing of the request is left to be read
 
     def do_GET(self) -> None:
-        self.respond(self.models)
+        self.all_read = True
+        self.respond(lambda: {}, self.models)
 
     def do_POST(self) -> None:
-        self.respond(self.completion)
+        self.respond(self.read_request, self.completion)
 
-    def respond(self, make: Callable[[], tuple[str, str]]) -> None:
-        """Send what `make` returns (content type, text), or an error with its status."""
-        service = self.server.service
-        if not service.slots.acquire(blocking=False):
-            return self.send(503, *_error("The server is busy; try again in a moment."))
+    def respond(
+        self, read: Callable[[], Mapping[str, object]], make: Callable[[Mapping[str, object]], tuple[str, str]]
+    ) -> None:
+        """Send what `make` returns for what `read` has read (content type, text), or an error with its status."""
+        status = 200
         try:
-            check_sender(service, self.headers)
-            self.send(200, *make())
+            check_sender(self.server.service, self.headers)
+            body = read()
+            try:
+                content = make(body)
+            except (RequestError, KitError):
+                raise
+            except Exception as error:  # whatever a model can raise; the next request may succeed
+                traceback.print_exc(file=sys.stderr)
+                name = type(error).__name__
+                raise RequestError(500, f"The personalizer failed ({name}); the server's log says more.") from None
         except RequestError as error:
-            self.send(error.status, *_error(error.message))
-        except KitError as error:  # the base model, or a query that is too long for the module
-            self.send(502, *_error(str(error)))
+            status, content = error.status, _error(error.message)
+        except KitError as error:  # the base model
+            status, content = 502, _error(str(error))
         except TimeoutError:
-            self.send(408, *_error(f"The request did not arrive within {PATIENCE:g} s."))
-        finally:
-            service.slots.release()
+            status, content = 408, _error(f"The request did not arrive within {PATIENCE:g} s.")
+        self.send(status, *content)
 
-    def models(self) -> tuple[str, str]:
+    def read_request(self) -> dict[str, object]:
+        self.check_path("/v1/chat/completions")
+        body = read_body(self.headers, self.rfile)
+        self.all_read = True
+        return body
+
+    def models(self, body: Mapping[str, object]) -> tuple[str, str]:
         self.check_path("/v1/models")
         name = self.server.service.name
         return _json({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "rpo_kit"}]})
 
-    def completion(self) -> tuple[str, str]:
-        self.check_path("/v1/chat/completions")
-        body = read_body(self.headers, self.rfile)
-        completion = answer(self.server.service, body)
+    def completion(self, body: Mapping[str, object]) -> tuple[str, str]:
+        service = self.server.service
+        if not service.slots.acquire(blocking=False):
+            raise RequestError(503, "The server is busy; try again in a moment.")
+        try:
+            completion = answer(service, body, self.headers.get(USER_HEADER))
+        finally:
+            service.slots.release()
         return ("text/event-stream", as_events(completion)) if body.get("stream") else _json(completion)
 
     def check_path(self, known: str) -> None:
-        if self.path != known:
+        if self.path.partition("?")[0].rstrip("/") != known:
             raise RequestError(404, "There is GET /v1/models and POST /v1/chat/completions.")
 
     def send(self, status: int, content_type: str, text: str) -> None:
         content = text.encode("utf-8", "replace")
         self.close_connection = True
+        self.connection.settimeout(PATIENCE)
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Connection", "close")
+        if status in (500, 502):  # OpenAI's client would ask, and pay, three times
+            self.send_header("x-should-retry", "false")
         self.end_headers()
         self.wfile.write(content)
 
+    def finish(self) -> None:
+        """Read a while what a client still sends: closing before that could lose the response on its way."""
+        super().finish()
+        if self.all_read:
+            return
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            rest, left = _Patient(self.connection, time.monotonic() + _LINGER), 4 * MAX_BODY
+            while left > 0 and (count := rest.readinto(bytearray(65_536))):
+                left -= count
+
     def log_message(self, format: str, *args: object) -> None:
         pass  # who asked what is private
+
+
+class _Patient(RawIOBase):
+    """What a client sends, up to a point in time: a byte every few seconds does not keep a thread for ever."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self.connection, self.deadline = connection, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
 
 
 def check_sender(service: Service, headers: Message) -> None:
@@ -189,11 +255,12 @@ def check_sender(service: Service, headers: Message) -> None:
 
     A page can reach a server on this machine through a name of its own (DNS rebinding); the Host header shows it.
     """
-    sent = str(headers.get("Authorization") or "").removeprefix("Bearer ")
+    scheme, _, token = str(headers.get("Authorization") or "").strip().partition(" ")
+    sent = token.strip() if scheme.lower() == "bearer" else scheme
     if service.key and not hmac.compare_digest(sent.encode(), service.key.encode()):
         raise RequestError(401, "The key is missing or wrong: send it as Authorization: Bearer KEY.")
     try:
-        host = urlsplit(f"//{headers.get('Host') or ''}").hostname
+        host = (urlsplit(f"//{headers.get('Host') or ''}").hostname or "").rstrip(".")
     except ValueError:
         raise RequestError(400, "The Host header is not an address.") from None
     if service.local_only and host not in LOOPBACK:
@@ -202,15 +269,18 @@ def check_sender(service: Service, headers: Message) -> None:
 
 def read_body(headers: Message, stream: BufferedIOBase) -> dict[str, object]:
     """The JSON object in the body, read only if the headers say that it is one and that it is not too large."""
-    if str(headers.get("Content-Type") or "").partition(";")[0].strip() != "application/json":
+    if str(headers.get("Content-Type") or "").partition(";")[0].strip().lower() != "application/json":
         raise RequestError(415, "Send JSON, with Content-Type: application/json.")
-    length = str(headers.get("Content-Length") or "")
+    length = str(headers.get("Content-Length") or "").strip()
     if not length.isascii() or not length.isdigit():
         raise RequestError(411, "Send the length of the body (Content-Length).")
     if len(length) > 12 or int(length) > MAX_BODY:  # int() rejects more than 4,300 digits
         raise RequestError(413, f"The request is too large: at most {MAX_BODY:,} bytes are read.")
+    content = stream.read(int(length))
+    if len(content) < int(length):
+        raise RequestError(400, "The body is shorter than its Content-Length.")
     try:
-        body = json.loads(stream.read(int(length)))
+        body = json.loads(content)
     except (ValueError, RecursionError):
         raise RequestError(400, "The body is not JSON.") from None
     if not isinstance(body, dict):
@@ -231,7 +301,7 @@ def _error(message: str) -> tuple[str, str]:
 
 def serve(run: Run, stage: str, profiles: Path | None, host: str, port: int) -> None:
     """Load the run's base model and its trained module, and answer until Ctrl-C."""
-    key = os.environ.get(KEY_VARIABLE, "")
+    key = os.environ.get(KEY_VARIABLE, "").strip()
     check_address(host, port, profiles, key)  # before a model is loaded, which takes a while
     personalizer = Personalizer.of(run, stage)
     service = Service(personalizer, profiles, key)

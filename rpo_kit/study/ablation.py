@@ -28,10 +28,11 @@ from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import WEIGHTS, current
 from rpo_kit.presets import RLSettings, as_dict
-from rpo_kit.processes import full_disk_told, is_main
+from rpo_kit.processes import disk_errors_told, is_main
 from rpo_kit.rewriting.prepare import load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
-from rpo_kit.runs import Run, require, stage, write_json, write_text
+from rpo_kit.runs import Run, write_json, write_text
+from rpo_kit.stages import require, stage
 from rpo_kit.study.evaluation import rewrite
 from rpo_kit.study.statistics import bootstrap_interval, references
 from rpo_kit.training.progress import OnLog
@@ -53,20 +54,19 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
         train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=cell_settings(run, arm, seed))
         score_cell(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
     if is_main():
-        with full_disk_told(run.folder):
+        with disk_errors_told(run.folder):
             write_tables(run, cells)
 
 
 def cell_settings(run: Run, arm: str, seed: int) -> RLSettings:
     """The run's RL settings with the curriculum, seed, steps and batch of one cell."""
-    settings, rl = run.preset.sweep, run.preset.rl
+    settings = run.preset.sweep
     return dataclasses.replace(
-        rl,
+        run.preset.rl,
         curriculum=arm,
         seed=seed,
         steps=settings.steps,
         prompts_per_step=settings.prompts_per_step,
-        micro_batch=min(rl.micro_batch, settings.prompts_per_step * rl.group_size),  # at most the whole step
     )
 
 
@@ -142,7 +142,8 @@ def folders_by_arm(cells: Cells) -> dict[str, list[str]]:
 def arm_scores(run: Run, names: list[str]) -> pd.DataFrame:
     """The mean score over these cells: columns `id`, `user`, `shots`, `score`."""
     files = [run.stage(f"sweep/{name}") / "scores/scores.csv" for name in names]
-    scores = pd.concat([pd.read_csv(file, dtype={"id": str, "user": str}) for file in files])
+    text = {"id": str, "user": str}  # a user may be called "NA" or "null"
+    scores = pd.concat([pd.read_csv(file, dtype=text, keep_default_na=False) for file in files])
     return scores.groupby(_KEYS, as_index=False)["score"].mean()
 
 

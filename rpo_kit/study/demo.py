@@ -7,22 +7,21 @@ skipped; an interrupted one is executed again, and its stages resume.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.source import source_files
 from rpo_kit.pipeline import STAGES
-from rpo_kit.presets import PRESETS
+from rpo_kit.presets import PRESETS, flat
 from rpo_kit.provenance import fingerprint
-from rpo_kit.runs import Run, write_json
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from rpo_kit.rewriting.failures import FAILED
+from rpo_kit.runs import Run, read_json, read_records, write_json
+from rpo_kit.stages import result_state
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS = ("00_start_here", *dict.fromkeys(stage.notebook for stage in STAGES.values()))
@@ -43,16 +42,18 @@ def demo(run: Run) -> None:
 
 
 def execute(run: Run, chapter: str) -> bool:
-    """Execute one notebook into `<run>/notebooks/`. Returns True if that was done before, with the same notebook and
-    settings.
+    """Execute one notebook into `<run>/notebooks/`. Returns True if that was done before and still holds.
+
+    It holds if notebook, settings, LaMP's files and the results of all stages up to this one are what they were, and no
+    item of its own stages waits to be asked again.
 
     Raises:
         KitError: a cell of the notebook failed.
     """
     source, folder = NOTEBOOKS / f"{chapter}.ipynb", run.folder / "notebooks"
     executed, marker = folder / f"{chapter}.ipynb", folder / f"{chapter}.json"
-    fingerprints = {"notebook": fingerprint(source), "preset": fingerprint(run.preset)}
-    if marker.exists() and pd.read_json(marker, typ="series").to_dict() == fingerprints:
+    failed = any(read_records(run.stage(row.name) / FAILED) for row in STAGES.values() if row.notebook == chapter)
+    if not failed and read_json(marker) == _state(run, chapter):
         return True
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -61,8 +62,8 @@ def execute(run: Run, chapter: str) -> bool:
     parameters = {"run_name": run.name, "preset": run.preset.name, "overrides": overrides(run)}
     try:
         papermill.execute_notebook(
-            source,
-            executed,
+            _literal(source),
+            _literal(executed),
             parameters,
             kernel_name="python3",
             cwd=NOTEBOOKS,
@@ -72,24 +73,32 @@ def execute(run: Run, chapter: str) -> bool:
         raise KitError(
             f"Notebook {chapter} stopped: {error.ename}: {error.evalue} The cell and its traceback are in {executed}."
         ) from error
-    write_json(marker, fingerprints)
+    write_json(marker, _state(run, chapter))
     return False
+
+
+def _state(run: Run, chapter: str) -> dict[str, Any]:
+    """What decides what the executed notebook shows."""
+    chapters = CHAPTERS[: CHAPTERS.index(chapter) + 1] if chapter in CHAPTERS else CHAPTERS
+    stages = [row.name for row in STAGES.values() if row.notebook in chapters]
+    files = source_files(run.preset.data) if stages else {}
+    return {
+        "notebook": fingerprint(NOTEBOOKS / f"{chapter}.ipynb"),
+        "preset": fingerprint(run.preset),
+        "data": {name: fingerprint(path) for name, path in files.items()},
+        "stages": {name: result_state(run.stage(name)) for name in stages},
+    }
+
+
+def _literal(path: Path) -> str:
+    """papermill fills parameters into paths: braces in one are doubled, so that they stay what they are."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def overrides(run: Run) -> dict[str, object]:
     """The settings in which this run differs from its preset, with dotted keys."""
-    return _differences(run.preset, PRESETS[run.preset.name], "")
-
-
-def _differences(node: DataclassInstance, default: DataclassInstance, prefix: str) -> dict[str, object]:
-    changed: dict[str, object] = {}
-    for field in dataclasses.fields(node):
-        value, usual = getattr(node, field.name), getattr(default, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            changed |= _differences(value, usual, f"{prefix}{field.name}.")
-        elif value != usual:
-            changed[prefix + field.name] = list(value) if isinstance(value, tuple) else value
-    return changed
+    usual = flat(PRESETS[run.preset.name])
+    return {key: value for key, value in flat(run.preset).items() if value != usual[key]}
 
 
 def summary(run: Run) -> str:

@@ -37,7 +37,8 @@ from rpo_kit.rewriting.prepare import load_excluded, load_prepared
 from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import rewrite_or_generic
-from rpo_kit.runs import Run, append_records, read_records, sort_records, stage, write_text
+from rpo_kit.runs import Run, append_records, read_records, sort_records, write_text
+from rpo_kit.stages import stage
 from rpo_kit.study.baselines import (
     Record,
     answer_with_summary,
@@ -63,8 +64,8 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
     preset, systems = run.preset, chosen_systems(run, systems or run.preset.evaluation.systems)
     inputs = evaluate_inputs(run, systems)
     adapters = {name: run.stage(name) / "adapter" for name in ("sft", "rl")}
-    failures.reopen(run, "evaluate")
-    with stage(run, "evaluate", **inputs) as stage_dir:
+    retry = failures.remain(run, "evaluate")
+    with stage(run, "evaluate", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:
             return
         task, examples = get_task(preset.data.task), load_prepared(run, "dev")

@@ -107,7 +107,9 @@ def figure3(prefix: str) -> Figure:
         lines = {line.get_label(): line for ax in figure.axes for line in ax.get_legend_handles_labels()[0]}
         arms = [arm for arm in bars["arm"].unique() if arm in lines]
         figure.legend([lines[arm] for arm in arms], arms, loc="upper center", ncols=len(arms), fontsize=9.5)
-        figure.text(0.012, 0.012, _caption(bars, curves, preset, window), fontsize=8.5, color=GREY, va="bottom")
+        caption = _caption(bars, curves, preset, window)
+        # parse_math: a dollar in a folder's name is a dollar
+        figure.text(0.012, 0.012, caption, fontsize=8.5, color=GREY, va="bottom", parse_math=False)
     return figure
 
 

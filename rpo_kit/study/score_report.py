@@ -19,7 +19,8 @@ from rpo_kit.lamp.files import read_outputs
 from rpo_kit.lamp.metrics import read_pair, score_outputs
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import load_golds
-from rpo_kit.runs import Run, require
+from rpo_kit.runs import Run
+from rpo_kit.stages import require
 
 
 def scores_of_files(golds: Path, predictions: Path) -> str:

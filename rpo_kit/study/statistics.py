@@ -93,12 +93,13 @@ def paired_table(run: Run, task: Task, examples: list[Example], records: dict[st
 
 def compared(names: Sequence[str]) -> list[tuple[str, str]]:
     """(system, the one it is compared with), in the order of the table: each system with the first one and with the
-    step of the method before it, and the last step of the method with every other baseline.
+    step of the method before it, and the last step of the method with every baseline.
     """
     steps = [name for name in names if name in SYSTEMS]
     before = dict(pairwise(reversed(steps)))
     pairs = [(name, other) for name in names for other in dict.fromkeys((names[0], before.get(name, names[0])))]
-    others = [(steps[-1], name) for name in names if name not in SYSTEMS] if steps else []
+    baselines = [name for name in names if name not in SYSTEMS or name == "context"]
+    others = [(steps[-1], name) for name in baselines] if steps else []
     return [pair for pair in dict.fromkeys([*pairs, *others]) if pair[0] != pair[1]]
 
 

@@ -37,10 +37,12 @@ from rpo_kit.models.local import LoadedModel, end_tokens, load_trainable, prompt
 from rpo_kit.models.lora import copy_adapter, using_adapter
 from rpo_kit.models.sampling import causal_lm
 from rpo_kit.pipeline import inputs_of
-from rpo_kit.presets import ALGORITHMS, RLSettings
+from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import fitting_messages
-from rpo_kit.runs import Run, stage
+from rpo_kit.runs import Run
+from rpo_kit.setting_rules import ALGORITHMS
+from rpo_kit.stages import stage
 from rpo_kit.training import checkpoints, ranks, rollouts
 from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.diagnostics import warn_on_log

@@ -21,7 +21,8 @@ from rpo_kit.presets import SFTSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import fitting_messages
 from rpo_kit.rewriting.trajectory import Trajectory, render
-from rpo_kit.runs import Run, read_records, stage
+from rpo_kit.runs import Run, read_records
+from rpo_kit.stages import stage
 from rpo_kit.training.progress import (
     OnLog,
     common_arguments,

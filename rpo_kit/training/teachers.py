@@ -3,7 +3,7 @@
 A teacher sees the query, the generic answer, one or more history items and, if it is a chat model, the gold, and makes
 explicit how one gets from the generic answer to the gold. There are two kinds:
 
-`ChatTeacher` is any chat model. A text that cannot be used is returned once, with the reason. Texts are handed out as
+`ChatTeacher` is any chat model. A text that cannot be used is sent back once, with the reason. Texts are handed out as
 they arrive, so a kill loses nothing; a request that an endpoint does not answer fails alone.
 
 `persona_teacher` is a set of rules for the embedded benchmark. It reads the hidden facts that `personas` stores beside
@@ -28,6 +28,7 @@ from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run
 
 TOKENS = 400  # ours: enough for a trajectory of 200 words and its tags
+_MAX_RETURNED = 4_000  # ours: characters of a useless text that are sent back; TOKENS make about half as many
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ class ChatTeacher:
 
 
 def retry_conversation(prompt: Conversation, text: str, error: str) -> Conversation:
-    """The conversation that asks once more, and says what was wrong with the first text."""
+    """The conversation that asks once more, and says what was wrong with the first text (cut if it is very long)."""
+    if len(text) > _MAX_RETURNED:  # a server that ignores the limit of tokens; the request would be refused, or paid
+        text = f"{text[:_MAX_RETURNED]} …"
     again = fill("teacher_again", complaint=error)
     return [*prompt, {"role": "assistant", "content": text}, {"role": "user", "content": again}]
 

@@ -15,7 +15,8 @@ from rpo_kit import provenance
 from rpo_kit.errors import KitError
 from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.runs import Run, stage, write_text
+from rpo_kit.runs import Run, write_text
+from rpo_kit.stages import stage
 from rpo_kit.study import ablation
 from rpo_kit.study.ablation import export_figure_data, export_results, score_cell, sweep
 from rpo_kit.study.statistics import references

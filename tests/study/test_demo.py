@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp import personas
 from rpo_kit.presets import PRESETS, get_preset
-from rpo_kit.runs import open_run, write_text
+from rpo_kit.runs import append_records, open_run, write_text
 from rpo_kit.study import demo as demo_module
 from rpo_kit.study.demo import CHAPTERS, demo, execute, overrides, summary
 
@@ -117,3 +119,60 @@ def test_the_summary_shows_the_table_and_where_to_find_the_rest(tmp_path):
     assert "0.712" in text
     for place in ("metrics.csv", "figures/", "notebooks/"):
         assert place in text
+
+
+# ---- an old notebook is not shown as new ---------------------------------------------------------------------------
+
+
+def run_all(run):
+    return [chapter for chapter in CHAPTERS if not execute(run, chapter)]
+
+
+def after(chapter_number: int) -> list[str]:
+    return [chapter for chapter in CHAPTERS if int(chapter[:2]) >= chapter_number]
+
+
+@pytest.mark.parametrize(
+    ("harm", "first"),
+    [
+        (lambda run: (run.stage("prepare") / "generic.jsonl").unlink(), 1),
+        (lambda run: shutil.rmtree(run.stage("prepare") / "train"), 1),
+        (lambda run: (run.stage("synthesize") / "manifest.json").unlink(), 2),
+        (lambda run: (run.stage("sft") / "adapter" / "adapter_model.safetensors").write_text("other"), 3),
+        (lambda run: shutil.rmtree(run.stage("rl")), 4),
+        (lambda run: write_text(run.stage("sweep") / "bars.csv", "arm,score"), 6),
+    ],
+)
+def test_notebooks_whose_stages_are_not_what_they_were_are_executed_again(trained, executed, harm, first):
+    run = trained()
+    assert run_all(run) == list(CHAPTERS)
+    assert run_all(run) == []
+    harm(run)
+    assert run_all(run) == after(first)
+
+
+def test_a_notebook_whose_items_failed_asks_for_them_again(trained, executed):
+    run = trained()
+    run_all(run)
+    append_records(run.stage("prepare") / "failed.jsonl", [{"id": "1", "reason": "no"}])
+    assert run_all(run) == [CHAPTERS[1]]
+
+
+def test_files_of_lamp_that_changed_make_every_notebook_old_that_read_them(new_run, executed, tmp_path):
+    folder = tmp_path / "lamp"
+    personas.write(folder, "LaMP-3", {"train": 3, "dev": 2})
+    run = new_run({"data.source": str(folder)})
+    assert run_all(run) == list(CHAPTERS)
+    golds = json.loads((folder / "dev_outputs.json").read_text())
+    golds["golds"][0]["output"] = "5" if golds["golds"][0]["output"] != "5" else "1"
+    (folder / "dev_outputs.json").write_text(json.dumps(golds))
+    assert run_all(run) == after(1)
+
+
+def test_braces_in_a_path_reach_papermill_as_braces(tmp_path, executed, monkeypatch):
+    root = tmp_path / "{0} {x}"
+    run = finished_run(root)
+    seen = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *paths, **_: seen.extend(paths[:2]))
+    execute(run, CHAPTERS[0])
+    assert Path(seen[1].format(x="wrong")) == run.folder / "notebooks" / f"{CHAPTERS[0]}.ipynb"

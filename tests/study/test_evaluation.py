@@ -17,7 +17,8 @@ from rpo_kit.models.chat import Completion
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting import prompts, reflection
 from rpo_kit.rewriting.prepare import load_prepared, prepare
-from rpo_kit.runs import read_records, require, write_text
+from rpo_kit.runs import read_records, write_text
+from rpo_kit.stages import require
 from rpo_kit.study import demo, evaluation
 from rpo_kit.study.evaluation import chosen_systems, evaluate, evaluate_inputs, predict, rewrite
 from rpo_kit.study.statistics import bootstrap_interval, compared, copy_rate, metrics_table, paired_table, references
@@ -286,7 +287,7 @@ def test_the_stage_writes_tables_and_predictions_that_lamps_evaluator_reads(trai
     found = score_files(tmp_path / "golds.json", work / "predictions" / "base.json")
     assert found["MAE"] == pytest.approx(metrics.loc["base", "MAE"])
     paired = pd.read_csv(work / "paired.csv")
-    assert len(paired) == 6 + 3 + 2  # against base, three more against the one before, RL against two baselines
+    assert len(paired) == 6 + 3 + 3  # against base, three more against the one before, RL against three baselines
     assert {"majority", "copy-nearest"} < set(paired[paired["system"] == "rl"]["minus"])
     opened.clear()
     evaluate(run)

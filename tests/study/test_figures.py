@@ -42,6 +42,15 @@ def test_figure_3_says_task_users_seeds_and_steps(tmp_path, steps, seeds, shots)
         assert said in caption
 
 
+@pytest.mark.parametrize("source", ["/srv/set_$1_$/lamp", "$", r"\\alpha $x", "a_b^c", "ümlaut 表"])
+def test_figure_3_shows_a_folder_with_dollars_as_it_is(tmp_path, source):
+    prefix = sweep_files(tmp_path, 2, 1, (2,))
+    preset = {"data": {"task": "LaMP-3", "source": source}, "reflection": {"name": "$smollm2$"}}
+    (tmp_path / "x_provenance.json").write_text(json.dumps({"preset": preset}))
+    figures.save(figures.figure3(prefix), tmp_path, "figure")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
 def test_figure_3_names_every_arm_once_and_the_references_at_their_lines(tmp_path):
     figure = figures.figure3(sweep_files(tmp_path, 5, 1, (2, 6)))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SFT only", *ARMS]
