@@ -168,20 +168,19 @@ _GPU_24GB = Preset(
     data=DataSettings(train_users=2000, dev_users=500),
     base="local:unsloth/Qwen2.5-7B-Instruct",
     reflection=ModelSettings("unsloth/Qwen2.5-7B-Instruct", load_in_4bit=True, max_seq_length=4096),
-    sft=SFTSettings(steps=300, batch_size=4, accumulate=4, learning_rate=2e-4),
-    # Memory, estimated (no run yet): 7.6 GB of weights (4-bit, embedding and head 16-bit); 8,192 tokens x 0.48 MB under
-    # gradient checkpointing (28 layers x 2 h bytes, h = 3,584, and one layer's 36 h + 8 i bytes, i = 18,944); keys and
-    # values of 8 x (1,000 + 8 x 256) tokens x 57 kB: 13 GB together.
+    # Batch sizes: estimated by memory.py for the longest prompts, not yet measured on a 24 GB card. GB: prepare 15.4,
+    # sft 23.0, rl 17.7, evaluate 15.4; the weights alone are 5.5 (4-bit; embedding and head 16-bit).
+    sft=SFTSettings(steps=300, batch_size=2, accumulate=8, learning_rate=2e-4),
     rl=RLSettings(
         steps=200,
         prompts_per_step=8,
-        micro_batch_tokens=8192,
+        micro_batch_tokens=6144,
         gradient_checkpointing=True,
         learning_rate=5e-6,
         max_new_tokens=256,
         save_every=20,
     ),
-    evaluation=EvaluationSettings(max_new_tokens=256, batch_size=16, systems=_ALL_SYSTEMS),
+    evaluation=EvaluationSettings(max_new_tokens=256, batch_size=8, systems=_ALL_SYSTEMS),
     sweep=SweepSettings(steps=100, prompts_per_step=8, seeds=(0, 1, 2), eval_shots=(2, 4, 6), dev_users=500),
 )
 
@@ -213,9 +212,9 @@ PRESETS: dict[str, Preset] = {
         data=DataSettings(train_users=1000, dev_users=300),
         base="local:unsloth/Qwen2.5-1.5B-Instruct",
         reflection=ModelSettings("unsloth/Qwen2.5-1.5B-Instruct", load_in_4bit=True, max_seq_length=2048),
+        # Batch sizes: estimated as for gpu-24gb, not yet measured on a T4. GB: prepare 5.4, sft 13.8, rl 6.1, evaluate
+        # 9.4; the weights alone are 1.1. Without gradient checkpointing RL on the longest prompts would take 20.
         sft=SFTSettings(steps=200, batch_size=4, accumulate=2, learning_rate=2e-4),
-        # Memory, estimated as for gpu-24gb: 1.7 GB of weights, 8,192 tokens x 0.21 MB (h = 1,536, i = 8,960), keys and
-        # values of 8 x (900 + 8 x 192) tokens x 29 kB: 4 GB together.
         rl=RLSettings(
             steps=100,
             prompts_per_step=8,
@@ -225,7 +224,7 @@ PRESETS: dict[str, Preset] = {
             max_new_tokens=192,
             save_every=10,
         ),
-        evaluation=EvaluationSettings(max_new_tokens=192, batch_size=16, systems=_ALL_SYSTEMS),
+        evaluation=EvaluationSettings(max_new_tokens=192, batch_size=32, systems=_ALL_SYSTEMS),
         sweep=SweepSettings(steps=50, prompts_per_step=8, eval_shots=(2, 4, 6), dev_users=300),
     ),
     "gpu-24gb": _GPU_24GB,

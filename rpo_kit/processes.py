@@ -20,9 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from safetensors import SafetensorError
-
 from rpo_kit.errors import KitError
+
+try:
+    from safetensors import SafetensorError
+except ImportError:  # then `doctor` runs all the same and names it
+    SafetensorError = OSError  # type: ignore[misc, assignment]
 
 _POLL = 0.05  # seconds
 _LOCK_PATIENCE = 10.0  # seconds: the notebook kernel of a `demo` that was killed needs some to notice

@@ -139,6 +139,7 @@ def test_what_the_paper_fixes_is_the_default():
 def test_every_preset_can_be_trained_with(name):
     preset = get_preset(name)
     assert preset.name == name
+    assert preset.rl.micro_batch_tokens > preset.rl.group_size * preset.rl.max_new_tokens, "a group and its prompt"
     assert preset.rl.group_size > 1, "a baseline needs a group"
     assert preset.rl.shots_to <= preset.data.items_per_user
 

@@ -174,7 +174,7 @@ def test_the_readme_names_commands() -> None:
 
 @every_page
 def test_every_make_target_exists(page: str) -> None:
-    targets = set(re.findall(r"(?:^|&& )make ([a-z]+)", "\n".join(code(page)), re.MULTILINE))
+    targets = set(re.findall(r"(?:^|&& )make ([a-z-]+)", "\n".join(code(page)), re.MULTILINE))
     environment = {"PATH": os.environ["PATH"]}
     for target in targets:
         subprocess.run(["make", "-n", target], cwd=ROOT, env=environment, capture_output=True, check=True)
