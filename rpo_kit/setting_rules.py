@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
+from operator import le
 from typing import Any
 
 from rpo_kit.errors import KitError
@@ -46,7 +48,7 @@ def check(settings: Mapping[str, Any]) -> None:
     """Raise KitError for the first setting, by its dotted key, that cannot be meant."""
     for least, keys in _AT_LEAST.items():
         for key in keys.split():
-            _require(settings, key, lambda value, least=least: value >= least, f"at least {least}")
+            _require(settings, key, partial(le, least), f"at least {least}")
     for key in _ABOVE_ZERO.split():
         _require(settings, key, lambda value: value > 0, "above 0")
     for key in _SHARES.split():

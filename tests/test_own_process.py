@@ -18,7 +18,8 @@ from rpo_kit.errors import KitError
 from rpo_kit.models.local import load_trainable
 from rpo_kit.own_process import in_own_process, own_process_wanted, run_stage
 from rpo_kit.pipeline import inputs_of
-from rpo_kit.runs import Run, open_run, stage
+from rpo_kit.runs import Run, open_run
+from rpo_kit.stages import stage
 from rpo_kit.training.synthesis import synthesize
 
 

@@ -118,16 +118,14 @@ def load_reflection(settings: ModelSettings, adapter: Path | None = None) -> Loa
     """The reflection module: the small model with the LoRA adapter in the folder `adapter`, or untrained without one.
 
     Raises:
-        KitError: there is no adapter in that folder.
+        KitError: there is no adapter in that folder, it is damaged, or it belongs to another model.
     """
-    if adapter is not None and not (adapter / "adapter_config.json").exists():
-        raise KitError(f"{adapter} holds no LoRA adapter (adapter_config.json is missing); train that stage first.")
     loaded = load_model(settings)
     if adapter is None:
         return loaded
-    from peft import PeftModel  # takes seconds to import
+    from rpo_kit.models.lora import load_lora  # peft takes seconds to import
 
-    return LoadedModel(PeftModel.from_pretrained(loaded.model, adapter), loaded.tokenizer, loaded.max_seq_length)
+    return LoadedModel(load_lora(loaded.model, adapter), loaded.tokenizer, loaded.max_seq_length)
 
 
 def reflect(

@@ -13,7 +13,8 @@ from nbclient.exceptions import CellExecutionError
 
 from rpo_kit.errors import KitError
 from rpo_kit.pipeline import STAGES
-from rpo_kit.runs import open_run, require
+from rpo_kit.runs import open_run
+from rpo_kit.stages import require
 from rpo_kit.study import kernel
 from rpo_kit.study.kernel import explain_errors, name_notebooks
 

@@ -14,7 +14,8 @@ import torch
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.local import load_trainable
 from rpo_kit.pipeline import inputs_of
-from rpo_kit.runs import Run, stage
+from rpo_kit.runs import Run
+from rpo_kit.stages import stage
 from rpo_kit.study.html import show_table
 from rpo_kit.training.reinforce import advantages
 from rpo_kit.training.synthesis import synthesize
