@@ -211,10 +211,10 @@ def attend_in_cache(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, **_: object
 ) -> tuple[Tensor, None]:
     """Attention of G new tokens per row to its buffer of T: query (R, H, G, D), key and value (R, K, T, D), result
-    (R, G, H, D). The H / K query heads of a key head are read as more rows of it. `mask` (R, K, H / K * G, T) is added to
-    the scores.
+    (R, G, H, D). The H / K query heads of a key head are read as more rows of it. `mask` (R, K, H / K * G, T) is what
+    is added to the scores.
     """
-    rows, heads, group, width = query.shape
+    width = query.shape[-1]
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
     scores = torch.baddbmm(mask.flatten(0, 1), query.reshape(len(keys), -1, width), keys.mT, alpha=scaling)
     attended = torch.bmm(scores.softmax(-1), values)

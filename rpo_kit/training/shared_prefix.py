@@ -6,10 +6,10 @@ end. Only attention needs to know what belongs together, so it is ours (register
 itself, a completion at its prompt and at itself. Log-probabilities and gradients equal those of G separate rows. Models
 whose attention is not known here are scored in separate rows, through the same head.
 
-    tokens       p p p p q q a a b b b c     two prompts (p, q); completions a and b of p, c of q
-    positions    0 1 2 3 0 1 4 5 4 5 6 2
-    prompts      [[0 1 2 3] [. . 4 5]]                        where each prompt's tokens stand, left-padded
-    completions  [[[6 7 .] [8 9 10]] [[11 . .] [. . .]]]      where each completion's tokens stand, right-padded
+    tokens       p p p p a a b b b q q c     two prompts (p, q); completions a and b of p, c of q
+    positions    0 1 2 3 4 5 4 5 6 0 1 2
+    a looks at   x x x x x x . . . . . .     each token of a only up to itself
+    b looks at   x x x x . . x x x . . .
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.models.lora import using_adapter
 from rpo_kit.models.sampling import attention, causal_lm, shares_prefix
 
+_BLOCK = 128  # ours: tokens of a prompt whose scores stand in memory at a time
 _CHUNK = 64  # ours: tokens whose logits (vocabulary wide, fp32) stand in memory at a time: 13 MB for SmolLM2
 Group = tuple[list[int], list[list[int]]]  # a prompt's tokens and those of each of its completions
 
@@ -94,54 +95,46 @@ def why_not_shared_prefix(model: PreTrainedModel) -> str | None:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Tokens that attend together: each of `own` to the tokens of `prefix`, to those of `own` before it and to itself."""
+
+    own: slice
+    prefix: slice  # of the prompt; for a block of the prompt, what stands before it
+
+
+@dataclass(frozen=True)
 class PackedGroups:
-    """N tokens in one row, and where each of R prompts (up to P tokens) and its G completions (up to L) stand in it."""
+    """N tokens in one row: each prompt, followed by its completions."""
 
     tokens: Tensor  # (1, N)
     positions: Tensor  # (1, N)
-    prompts: Tensor  # (R, P); N where there is no token
-    completions: Tensor  # (R, G, L); the same
     predictor: Tensor  # (M,) which token predicts each of the M completion tokens
     targets: Tensor  # (M,) these tokens
-    slots: Tensor  # (R P + R G L,) both grids in one row
-    unslots: Tensor  # (N,) in which slot each token stands: the inverse of `slots`
+    blocks: tuple[Block, ...]  # every token is in one
 
 
 def pack_groups(groups: Sequence[Group], device: torch.device | str = "cpu") -> PackedGroups:
-    """Put all prompts down, then all completions."""
-    total = sum(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
-    longest = max(len(prompt) for prompt, _ in groups)
-    most = max(len(completion) for _, completions in groups for completion in completions)
-    prompts = torch.full((len(groups), longest), total)
-    completions = torch.full((len(groups), max(len(completions) for _, completions in groups), most), total)
+    """Lay groups out one after the other."""
     tokens: list[int] = []
     positions: list[int] = []
     predictor: list[int] = []
-    for row, (prompt, _) in enumerate(groups):
-        prompts[row, longest - len(prompt) :] = torch.arange(len(tokens), len(tokens) + len(prompt))
+    targets: list[int] = []
+    blocks: list[Block] = []
+    for prompt, completions in groups:
+        start, end = len(tokens), len(tokens) + len(prompt)
         tokens += prompt
         positions += range(len(prompt))
-    targets = len(tokens)
-    for row, (prompt, own) in enumerate(groups):
-        for member, completion in enumerate(own):
-            first = len(tokens)
-            completions[row, member, : len(completion)] = torch.arange(first, first + len(completion))
-            # a prompt's last token predicts the first one of each of its completions
-            predictor += [int(prompts[row, -1]), *range(first, first + len(completion) - 1)][: len(completion)]
+        blocks += [Block(slice(n, min(n + _BLOCK, end)), slice(start, n)) for n in range(start, end, _BLOCK)]
+        for completion in completions:
+            first, last = len(tokens), len(tokens) + len(completion)
+            # the prompt's last token predicts the first one of each completion
+            predictor += [end - 1, *range(first, last - 1)]
+            targets += completion
             tokens += completion
             positions += range(len(prompt), len(prompt) + len(completion))
-    slots = torch.cat([prompts.flatten(), completions.flatten()])
-    tensors = (
-        torch.tensor(tokens)[None],
-        torch.tensor(positions)[None],
-        prompts,
-        completions,
-        torch.tensor(predictor),
-        torch.tensor(tokens[targets:]),
-        slots,
-        slots.argsort()[:total],
-    )
-    return PackedGroups(*(tensor.to(device) for tensor in tensors))
+            blocks.append(Block(slice(first, last), slice(start, end)))
+    rows = (torch.tensor(numbers).to(device) for numbers in ([tokens], [positions], predictor, targets))
+    return PackedGroups(*rows, tuple(blocks))
 
 
 def _rows(groups: Sequence[Group], device: torch.device | str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -167,6 +160,7 @@ def _rows(groups: Sequence[Group], device: torch.device | str) -> tuple[Tensor, 
 class Context(Protocol):
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
+    blocks: tuple[Block, ...]
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
@@ -200,21 +194,57 @@ token_logps: Callable[..., Tensor] = TokenLogps.apply
 # ---- attention ----------------------------------------------------------------------------------------------------
 
 
-class GatherRows(torch.autograd.Function):
-    """Rows of x (n, features) at `index`, zeros where it says n. No row is taken twice, so `inverse` undoes it."""
+class BlockAttention(torch.autograd.Function):
+    """Attention block by block: scaled queries (K, N, S, D), keys and values (K, N, D); the result is (K, N, S, D).
+
+    S query heads read one key head, as S rows of the same matrix product: keys are never copied for them. A block's
+    scores fit into the processor's cache and are done with there; what comes after a token is not computed, except in
+    its own block. Gradients are written out, because autograd would go through the scores three more times.
+    """
 
     @staticmethod
-    def forward(ctx: Context, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return torch.cat([x, x.new_zeros(1, x.shape[1])])[index]
+    def forward(ctx: Context, q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+        out, all_probs = torch.empty_like(q), []
+        for block in blocks:
+            queries, keys, values = q[:, block.own].flatten(1, 2), _seen(k, block), _seen(v, block)
+            scores = torch.bmm(queries, keys.mT)
+            own = block.own.stop - block.own.start
+            by_token = scores.view(len(q), own, q.shape[2], -1)[..., -own:]
+            by_token.masked_fill_(_later(own, q.device)[:, None], torch.finfo(q.dtype).min)
+            probs = scores.softmax(-1)
+            out[:, block.own] = torch.bmm(probs, values).view(len(q), own, *q.shape[2:])
+            all_probs.append(probs)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(q, k, v, *all_probs)
+            ctx.blocks = blocks
+        return out
 
     @staticmethod
     def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        padded = torch.cat([grad_output, grad_output.new_zeros(1, grad_output.shape[1])])
-        return padded[ctx.saved_tensors[0]], None, None
+        q, k, v, *all_probs = ctx.saved_tensors
+        grad_q = torch.empty_like(q)
+        # many blocks add to the same prompt: in fp32, or small terms would be rounded away
+        grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+        for block, probs in zip(ctx.blocks, all_probs, strict=True):
+            queries, grad = q[:, block.own].flatten(1, 2), grad_output[:, block.own].flatten(1, 2)
+            grad_probs = torch.bmm(grad, _seen(v, block).mT)
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+            grad_q[:, block.own] = torch.bmm(grad_scores, _seen(k, block)).view_as(q[:, block.own])
+            for total, part in ((grad_k, torch.bmm(grad_scores.mT, queries)), (grad_v, torch.bmm(probs.mT, grad))):
+                prefix = block.prefix.stop - block.prefix.start
+                total[:, block.prefix] += part[:, :prefix]
+                total[:, block.own] += part[:, prefix:]
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
 
 
-gather_rows: Callable[..., Tensor] = GatherRows.apply
+block_attention: Callable[..., Tensor] = BlockAttention.apply
+
+
+def _seen(x: Tensor, block: Block) -> Tensor:
+    """Keys or values (K, …, D) that a block looks at: its prefix, then its own tokens."""
+    if block.prefix.stop == block.own.start:
+        return x[:, block.prefix.start : block.own.stop]  # they stand one after the other
+    return torch.cat([x[:, block.prefix], x[:, block.own]], 1)
 
 
 def attend_in_groups(
@@ -228,47 +258,16 @@ def attend_in_groups(
     groups: PackedGroups,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention among N tokens laid out as `groups`: query (1, H, N, D), key and value (1, K, N, D) to (1, N, H, D).
-
-    H / K query heads read one key head, as more rows of the same matrix product: keys are never copied.
-    """
-    (rows, most), (size, longest) = groups.prompts.shape, groups.completions.shape[1:]
-    heads, shared, width = key.shape[1], query.shape[1] // key.shape[1], query.shape[-1]
-    # 1. From the packed row into the two padded grids.
-    tokens = torch.cat([query * scaling, key, value], 1)[0].transpose(0, 1).flatten(1)
-    grids = gather_rows(tokens, groups.slots, groups.unslots).view(len(groups.slots), -1, width)
-    parts = [heads * shared, heads, heads]
-    q, k, v = (x.view(rows, most, heads, -1, width) for x in grids[: rows * most].split(parts, 1))
-    own_q, own_k, own_v = (x.view(rows, size, longest, heads, -1, width) for x in grids[rows * most :].split(parts, 1))
-    q, k, v = q.permute(0, 2, 3, 1, 4), k[:, :, :, 0].transpose(1, 2), v[:, :, :, 0].transpose(1, 2)
-    own_q = own_q.permute(0, 3, 1, 4, 2, 5)
-    own_k, own_v = (x[..., 0, :].permute(0, 3, 1, 2, 4) for x in (own_k, own_v))
-
-    # 2. Each prompt looks at itself.
-    neg_inf = torch.finfo(q.dtype).min
-    absent = (groups.prompts == len(groups.unslots))[:, None, None, None]  # (R, 1, 1, 1, P)
-    scores = (q.flatten(2, 3) @ k.mT).view(rows, heads, shared, most, most)
-    probs = scores.masked_fill_(absent | _later(most, q), neg_inf).softmax(-1)
-    attn_out = (probs.flatten(2, 3) @ v).view(rows, heads, shared, most, width).permute(0, 3, 1, 2, 4)
-
-    # 3. Each completion looks at its prompt and at itself, under one softmax.
-    prompt_scores = (own_q.flatten(2, 4) @ k.mT).view(*own_q.shape[:-1], most)
-    prompt_scores = prompt_scores.masked_fill_(absent[:, :, None], neg_inf)
-    self_scores = (own_q.flatten(3, 4) @ own_k.mT).view(*own_q.shape[:-1], longest)
-    self_scores = self_scores.masked_fill_(_later(longest, q), neg_inf)
-    probs = torch.cat([prompt_scores, self_scores], -1).softmax(-1)
-    own_out = (probs[..., :most].flatten(2, 4) @ v).view(own_q.shape)
-    own_out = own_out + (probs[..., most:].flatten(3, 4) @ own_v).view(own_q.shape)
-    own_out = own_out.permute(0, 2, 4, 1, 3, 5)  # (R, G, L, K, H / K, D)
-
-    # 4. Back into the packed row.
-    both = torch.cat([attn_out.reshape(rows * most, -1), own_out.reshape(rows * size * longest, -1)])
-    return gather_rows(both, groups.unslots, groups.slots).view(1, -1, heads * shared, width), None
+    """Attention among N tokens laid out as `groups`: query (1, H, N, D), key and value (1, K, N, D) to (1, N, H, D)."""
+    heads, (count, width) = key.shape[1], query.shape[2:]
+    q = (query.view(heads, -1, count, width).transpose(1, 2) * scaling).contiguous()
+    out = block_attention(q, key[0], value[0], groups.blocks)
+    return out.permute(1, 0, 2, 3).reshape(1, count, -1, width), None
 
 
-def _later(length: int, like: Tensor) -> Tensor:
+def _later(length: int, device: torch.device) -> Tensor:
     """(length, length), True where the second token comes after the first."""
-    return torch.ones(length, length, dtype=torch.bool, device=like.device).triu(1)
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
 
 
 AttentionInterface.register("rpo_groups", attend_in_groups)

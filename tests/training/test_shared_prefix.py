@@ -69,15 +69,16 @@ def some_groups(draw: st.DrawFn) -> list[Group]:
 @pytest.mark.parametrize("how", ["one row", "one row, checkpointing", "rows"])
 @pytest.mark.parametrize("kind", KINDS)
 @examples(max_examples=12, deadline=None)
-@given(some_groups(), st.integers(1, 2), st.integers(1, 3), st.sampled_from([0.7, 1.0]))
+@given(some_groups(), st.integers(1, 2), st.integers(1, 3), st.sampled_from([0.7, 1.0]), st.integers(1, 9))
 def test_on_any_shape_log_probabilities_loss_and_lora_gradients_are_the_plain_ones(
-    kind, how, groups, heads, shared, temperature
+    kind, how, groups, heads, shared, temperature, block
 ):
     """To 1e-4 in fp32; the loss is the policy gradient's, with an arbitrary advantage per sequence."""
     model, results = random_model(kind, heads, shared, seed=len(groups)), []
     lengths = torch.tensor([len(completion) for _, completions in groups for completion in completions])
     advantages = torch.linspace(-1, 0.3, len(lengths)).repeat_interleave(lengths)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_prefix, "_BLOCK", block)
         if how == "rows":
             patch.setattr(shared_prefix, "shares_prefix", lambda model: False)
         for scored in (separately, in_one_row):
@@ -101,12 +102,19 @@ def test_on_any_shape_log_probabilities_loss_and_lora_gradients_are_the_plain_on
 def test_a_prompt_is_laid_out_once_and_positions_go_on_from_its_end():
     """The example in the module's docstring."""
     packed = pack_groups([([1, 2, 3, 4], [[11, 12], [21, 22, 23]]), ([5, 6], [[14]])])
-    assert packed.tokens.tolist() == [[1, 2, 3, 4, 5, 6, 11, 12, 21, 22, 23, 14]]
-    assert packed.positions.tolist() == [[0, 1, 2, 3, 0, 1, 4, 5, 4, 5, 6, 2]]
-    assert packed.prompts.tolist() == [[0, 1, 2, 3], [12, 12, 4, 5]], "12 tokens, so 12 says that there is none"
-    assert packed.completions.tolist() == [[[6, 7, 12], [8, 9, 10]], [[11, 12, 12], [12, 12, 12]]]
-    assert packed.predictor.tolist() == [3, 6, 3, 8, 9, 5], "the prompt's last token predicts the first of each"
+    assert packed.tokens.tolist() == [[1, 2, 3, 4, 11, 12, 21, 22, 23, 5, 6, 14]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5, 6, 0, 1, 2]]
+    assert packed.predictor.tolist() == [3, 4, 3, 6, 7, 10], "the prompt's last token predicts the first of each"
     assert packed.targets.tolist() == [11, 12, 21, 22, 23, 14]
+    spans = [((b.prefix.start, b.prefix.stop), (b.own.start, b.own.stop)) for b in packed.blocks]
+    assert spans == [((0, 0), (0, 4)), ((0, 4), (4, 6)), ((0, 4), (6, 9)), ((9, 9), (9, 11)), ((9, 11), (11, 12))]
+
+
+def test_a_long_prompt_attends_in_several_blocks(monkeypatch):
+    monkeypatch.setattr(shared_prefix, "_BLOCK", 2)
+    packed = pack_groups([([1, 2, 3, 4, 5], [[6]])])
+    spans = [((b.prefix.start, b.prefix.stop), (b.own.start, b.own.stop)) for b in packed.blocks]
+    assert spans == [((0, 0), (0, 2)), ((0, 2), (2, 4)), ((0, 4), (4, 5)), ((0, 5), (5, 6))]
 
 
 def test_a_completion_is_not_changed_by_what_stands_beside_it(llama):
