@@ -107,14 +107,13 @@ def _release_gpu_memory() -> None:
 
 
 def _environment(run: Run) -> dict[str, str]:
-    """The child finds this copy of the kit and this run from any folder, and draws no progress bars: one is here."""
+    """The child finds this copy of the kit and this run from any folder."""
     kit = str(Path(__file__).resolve().parents[1])
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [kit, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "RPO_PARENT": str(os.getpid()),
         "RPO_RUNS": str(run.folder.parent),
-        "TQDM_DISABLE": "1",
     }
 
 
@@ -132,10 +131,12 @@ class _Output:
         """Print the lines that have come; with `last` also one without an end."""
         new = os.pread(self.file.fileno(), 1 << 24, self.read)  # leaves the child's own position in the file alone
         self.read += len(new)
-        *lines, self.rest = (self.rest + new).replace(b"\r", b"\n").split(b"\n")
+        *lines, self.rest = (self.rest + new).replace(b"\r\n", b"\n").split(b"\n")
+        self.rest = self.rest[max(0, self.rest.rfind(b"\r", 0, -1)) :]
         if last:
             lines, self.rest = [*lines, self.rest], b""
-        for line in (line.decode(errors="replace").rstrip() for line in lines):
+        for raw in lines:
+            line = raw.rpartition(b"\r")[2].decode(errors="replace").rstrip()  # before it: bars, since drawn over
             if not line:
                 continue
             if not self.last.startswith(_SENTENCE):  # libraries may say something after it, at the exit

@@ -98,6 +98,17 @@ def test_each_new_row_is_passed_on_once_and_what_is_printed_too(new_run, child, 
     assert capsys.readouterr().out.splitlines() == ["step 1", "step 2", "step 3", "no line end"]
 
 
+def test_a_progress_bar_is_not_printed_again_and_again(new_run, child, capsys):
+    child(
+        "import sys, time\n"
+        "for n in range(20):\n"
+        "    print(f'\\rbar {n}', end='', flush=True); time.sleep(0.02)\n"
+        "print('\\r        \\ra message\\r\\nthe next')"
+    )
+    in_own_process(new_run(), "sft")
+    assert capsys.readouterr().out.splitlines() == ["a message", "the next"]
+
+
 def test_the_log_of_an_earlier_call_is_not_new(new_run, child):
     run, seen = new_run(), []
     (run.stage("sft")).mkdir()
