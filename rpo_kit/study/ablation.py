@@ -93,7 +93,9 @@ def score_cell(run: Run, cell: str, adapter: Path) -> None:
         rows: list[dict[str, object]] = []
         for shots in settings.eval_shots:
             records = rewrite(loaded, task, examples, shots, evaluation.max_new_tokens, evaluation.batch_size)
-            scores = example_scores(task, [e["output"] for e in examples], [r["prediction"] for r in records])
+            pairs = zip(records, examples, strict=True)
+            predictions = [record.get("prediction", example["generic"]) for record, example in pairs]
+            scores = example_scores(task, [example["output"] for example in examples], predictions)
             rows += _score_rows(examples, shots, scores)
         write_text(stage_dir / "scores.csv", pd.DataFrame(rows).to_csv(index=False))
 

@@ -31,7 +31,7 @@ from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.models.chat import Batch, Chat, Completion, WindowedChat, reporting_cost, stream_completions
 from rpo_kit.models.local import prompt_tokens
-from rpo_kit.rewriting.base import answer_tokens, base_conversation, read_answer
+from rpo_kit.rewriting.base import answer_tokens, base_conversation, base_conversations, read_answer
 from rpo_kit.rewriting.prompts import escape_tags, fill
 from rpo_kit.runs import append_records, read_records
 
@@ -198,7 +198,7 @@ def _answer(base: Chat, task: Task, examples: list[Example], prompts: list[str],
 
 
 def _ask(base: Chat, prompts: list[str], tokens: int) -> Iterator[Batch]:
-    conversations = [base_conversation(prompt) for prompt in prompts]
+    conversations = base_conversations(base, prompts)
     if not conversations:
         return
     with reporting_cost(base, conversations, tokens):
@@ -211,7 +211,7 @@ def _excess_tokens(base: Chat, prompt: str, tokens: int) -> int:
     """
     if not isinstance(base, WindowedChat):
         return 0
-    return prompt_tokens(base.tokenizer, base_conversation(prompt)) + tokens - base.max_seq_length
+    return prompt_tokens(base.tokenizer, base_conversation(prompt, base.tokenizer)) + tokens - base.max_seq_length
 
 
 def _window(base: Chat, tokens: int) -> tuple[PreTrainedTokenizerBase | None, int]:

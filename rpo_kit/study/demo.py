@@ -67,7 +67,9 @@ def execute(run: Run, chapter: str) -> bool:
             parameters,
             kernel_name="python3",
             cwd=NOTEBOOKS,
-            extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it speaks TCP with its own machine
+            extra_arguments=[
+                "--log-level=CRITICAL"
+            ],  # else each kernel warns of TCP at its start, and of zmq after Ctrl-C
         )
     except PapermillExecutionError as error:
         raise KitError(

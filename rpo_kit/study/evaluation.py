@@ -75,7 +75,8 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
         excluded = excluded_predictions(run)
         failures.forget(stage_dir)
         records = {name: predict(run, name, examples, stage_dir, adapters.get(name)) for name in systems}
-        failures.conclude(stage_dir, len(examples) * sum(map(asks_base, systems)), preset.endpoint.tolerate)
+        asked = sum(asks_base(name) or name in adapters or name == "untrained" for name in systems)
+        failures.conclude(stage_dir, len(examples) * asked, preset.endpoint.tolerate)
         for name, answers in records.items():
             predictions = {answer["id"]: scorable(task, answer["prediction"]) for answer in answers} | excluded
             path = stage_dir / "predictions" / f"{name}.json"
@@ -198,9 +199,12 @@ def rewrite(
 ) -> list[Record]:
     """The reflection module's greedy rewrites, from the first `shots` items of each ranking."""
     items = [top_k(example, example["ranking"], shots) for example in examples]
-    completions, shortened = reflect(loaded, task, examples, items, max_new_tokens, batch_size)
+    completions, shortened = reflect(loaded, task, examples, items, max_new_tokens, batch_size, skip_unfitting=True)
     records: list[Record] = []
     for example, completion, cut in zip(examples, completions, shortened, strict=True):
+        if completion.failure:
+            records.append({"id": example["id"], "failure": completion.failure})
+            continue
         prediction, parsed = rewrite_or_generic(completion.text, example["generic"])
         records.append(
             {

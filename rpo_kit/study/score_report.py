@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.files import read_outputs
+from rpo_kit.lamp.files import PREDICTIONS, read_outputs
 from rpo_kit.lamp.metrics import read_pair, score_outputs
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import load_golds
@@ -48,7 +48,7 @@ def scores_of_run(run: Run) -> str:
     lines.append(f"{'system':{width}}" + "".join(f"{name:>10}" for name in task.metrics))
     missing = []
     for path in paths:
-        name, predictions = read_outputs(path)
+        name, predictions = read_outputs(path, PREDICTIONS)
         unknown = predictions.keys() - golds.keys()
         if name != task.official_name or unknown:
             why = f"{len(unknown)} of its ids are not in the dev split" if unknown else f"its task is {name}"

@@ -39,7 +39,7 @@ from rpo_kit.models.sampling import causal_lm
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.reflection import fitting_messages
+from rpo_kit.rewriting.reflection import fitting_messages, unfitting
 from rpo_kit.runs import Run
 from rpo_kit.setting_rules import ALGORITHMS
 from rpo_kit.stages import stage
@@ -96,7 +96,14 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
             "tokens: lower it, or raise reflection.max_seq_length."
         )
     plan = shots_plan(settings.curriculum, settings.steps, settings.shots_from, settings.shots_to, settings.seed)
-    examples = prompt_order(load_prepared(run, "train"), settings.steps * settings.prompts_per_step, settings.seed)
+    pool = load_prepared(run, "train")
+    too_long = unfitting(loaded.tokenizer, limit, task, pool, max(plan))
+    if too_long:
+        print(
+            f"{len(too_long)} of {len(pool)} examples are left out, the first because: {next(iter(too_long.values()))}"
+        )
+    pool = [example for example in pool if example["id"] not in too_long]
+    examples = prompt_order(pool, settings.steps * settings.prompts_per_step, settings.seed)
     prompts, shortened, fewer = [], 0, 0
     for slot, example in enumerate(examples):
         items = top_k(example, example["ranking"], plan[slot // settings.prompts_per_step])

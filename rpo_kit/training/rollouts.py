@@ -1,6 +1,6 @@
 """What RL asks and what it gets: prompt slots, and every completion in `rl/rollouts.jsonl`, one line each.
 
-    pd.read_json(run.stage("rl") / "rollouts.jsonl", lines=True).query("step == 3")
+    pd.read_json(run.stage("rl") / "rollouts.jsonl", lines=True, dtype=False).query("step == 3")
 
 Append-only, in the order of training: a step's lines are written at once, after its update. A resumed training first
 cuts off the steps that it will do again. Past `rl.rollouts_mb` whole steps are left out and counted in the log's column
