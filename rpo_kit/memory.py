@@ -4,18 +4,18 @@
 
     weights    4-bit linear layers: 0.516 each (NF4 with double quantisation); all else 2 each, 16-bit
     LoRA       per trained number 16 (fp32, its gradient, AdamW's two moments), and 4 for the frozen copy of RL
-    a layer    per token 18 h + 8 i + 4 K d + 2 r t, and for attention 2 H per pair of tokens that looks at each other:
-               what backward needs of one decoder layer (h: hidden size, i: intermediate size, H heads and K key heads
-               of width d, rank r on t linear layers). Counted on a CPU from the tensors that autograd keeps.
+    a layer    per token 16 h + 8 i + 4 K d + 2 r t, and 2 H per pair of a token and one that it looks at: what backward
+               needs of one decoder layer (h: hidden size, i: intermediate size, H heads and K key heads of width d,
+               rank r on t linear layers). A test counts on a CPU what autograd keeps.
     scoring    all layers; under gradient checkpointing 2 h per token and layer, and one whole layer
     sampling   keys and values, 4 K d per token and layer; reading all prompts at once, 6 i + 8 h per token; the
                distributions of one decoding step, 14 V per completion (V words)
 
 The factor 1.25 (ours) is for what the allocator holds beside that. It was chosen by four RL steps measured on an H100
-with the code of commit 28892b1, whose LoRA and attention kept a little more: measured / estimate is 0.90 to 1.05. A
+with the code of commit 28892b1, whose LoRA and attention kept a little more: measured / estimate is 0.93 to 1.12. A
 test holds the estimates to these points within a factor of 1.2. Left out: what the driver takes for itself.
 
-    estimate(get_preset("colab-t4"))      # GB: {"prepare": 5.4, "sft": 13.8, "rl": 6.1, "evaluate": 9.4}
+    estimate(get_preset("colab-t4"))      # GB: {"prepare": 5.4, "sft": 13.7, "rl": 5.0, "evaluate": 9.4}
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rpo_kit.presets import ModelSettings, Preset, RLSettings
 
 SLACK = 1.25
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: a half, an 8-bit scale for each 64, and an fp32 one for each 256 of those
-_HEAD_CHUNK = 64  # tokens whose logits stand in memory at a time while scoring (training/shared_prefix.py)
+_HEAD_CHUNK, _BLOCK = 64, 128  # tokens whose logits, or scores, stand in memory at a time (training/shared_prefix.py)
 _BASE_BATCH, _BASE_WINDOW = 32, 1024  # prompts at once and their length, of the base model (models/local.py)
 
 
@@ -146,18 +146,26 @@ def scoring(shape: Shape, model: ModelSettings, rl: RLSettings, prompt: int) -> 
     new = rl.group_size * rl.max_new_tokens
     groups = max(1.0, min(rl.prompts_per_step, rl.micro_batch_tokens / (prompt + new)))
     tokens = groups * (prompt + new)
-    pairs = groups * (prompt**2 + new * (prompt + rl.max_new_tokens))
-    kept = layer(shape, model, tokens, pairs)
+    kept = layer(shape, model, tokens, groups * pairs(prompt, rl.group_size, rl.max_new_tokens))
     layers = kept + 2 * shape.hidden * tokens * shape.layers if rl.gradient_checkpointing else kept * shape.layers
-    in_flight = tokens * (6 * shape.intermediate + 8 * shape.hidden) + 4 * shape.heads * pairs + one_weight(shape)
+    block = 6 * shape.heads * max(_BLOCK, rl.max_new_tokens) * (prompt + rl.max_new_tokens)
+    in_flight = tokens * (6 * shape.intermediate + 8 * shape.hidden) + block + one_weight(shape)
     head = 2 * shape.hidden * groups * new + 12 * _HEAD_CHUNK * shape.vocabulary
     return layers + in_flight + head
 
 
+def pairs(prompt: int, group: int, new: int) -> int:
+    """Pairs of a token and one that it looks at while a group is scored: of a prompt block by block, of each completion
+    with its prompt and in itself.
+    """
+    blocks = range(0, prompt, _BLOCK)
+    return sum((min(n + _BLOCK, prompt) - n) * min(n + _BLOCK, prompt) for n in blocks) + group * new * (prompt + new)
+
+
 def layer(shape: Shape, model: ModelSettings, tokens: float, pairs: float) -> float:
-    """Bytes that backward needs of one decoder layer; `pairs` of tokens look at each other."""
+    """Bytes that backward needs of one decoder layer; of `pairs`, each is a token and one that it looks at."""
     thin = 2 * model.lora_rank * sum(name in shape.linear for name in model.lora_targets)
-    wide = 18 * shape.hidden + 8 * shape.intermediate + 4 * shape.key_heads * shape.width
+    wide = 16 * shape.hidden + 8 * shape.intermediate + 4 * shape.key_heads * shape.width
     return tokens * (wide + thin) + 2 * shape.heads * pairs
 
 

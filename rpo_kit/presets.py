@@ -169,7 +169,7 @@ _GPU_24GB = Preset(
     base="local:unsloth/Qwen2.5-7B-Instruct",
     reflection=ModelSettings("unsloth/Qwen2.5-7B-Instruct", load_in_4bit=True, max_seq_length=4096),
     # Batch sizes: estimated by memory.py for the longest prompts, not yet measured on a 24 GB card. GB: prepare 15.4,
-    # sft 23.0, rl 17.7, evaluate 15.4; the weights alone are 5.5 (4-bit; embedding and head 16-bit).
+    # sft 22.9, rl 17.0, evaluate 15.4; the weights alone are 5.5 (4-bit; embedding and head 16-bit).
     sft=SFTSettings(steps=300, batch_size=2, accumulate=8, learning_rate=2e-4),
     rl=RLSettings(
         steps=200,
@@ -212,8 +212,8 @@ PRESETS: dict[str, Preset] = {
         data=DataSettings(train_users=1000, dev_users=300),
         base="local:unsloth/Qwen2.5-1.5B-Instruct",
         reflection=ModelSettings("unsloth/Qwen2.5-1.5B-Instruct", load_in_4bit=True, max_seq_length=2048),
-        # Batch sizes: estimated as for gpu-24gb, not yet measured on a T4. GB: prepare 5.4, sft 13.8, rl 6.1, evaluate
-        # 9.4; the weights alone are 1.1. Without gradient checkpointing RL on the longest prompts would take 20.
+        # Batch sizes: estimated as for gpu-24gb, not yet measured on a T4. GB: prepare 5.4, sft 13.7, rl 5.0, evaluate
+        # 9.4; the weights alone are 1.1. Without gradient checkpointing RL on the longest prompts would take 18.
         sft=SFTSettings(steps=200, batch_size=4, accumulate=2, learning_rate=2e-4),
         rl=RLSettings(
             steps=100,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rpo_kit.memory import Shape, layer, lora_parameters, weights
+from rpo_kit.memory import Shape, layer, lora_parameters, pairs, weights
 from rpo_kit.presets import ModelSettings, RLSettings
 
 Work = tuple[float, float]  # FLOPs and bytes
@@ -78,7 +78,7 @@ def step_work(
     thin, head = lora_parameters(shape, model), shape.hidden * shape.vocabulary
     completions, queries = rows * group * new, shape.heads * shape.width
     scored = completions + rows * prompt * (1 if read_as_group else group)
-    scored_pairs = rows * (prompt**2 * (1 if read_as_group else group) + group * new * (prompt + new))
+    scored_pairs = rows * (pairs(prompt, group, new) if read_as_group else group * (prompt + new) ** 2)
     per_token = 2 * (linear + thin)
     scale = element / 2
     passes = weights(shape, model.load_in_4bit) * (1 if model.load_in_4bit else scale) + 4 * thin
