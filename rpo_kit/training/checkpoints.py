@@ -41,6 +41,7 @@ class Training:
     scaler: GradScaler
     log: Log
     step: int = 0
+    memory: int = 0  # bytes held after the first step; of this process, so in no checkpoint
 
 
 def save(folder: Path, training: Training) -> None:

@@ -170,7 +170,6 @@ def rl_step(
 ) -> tuple[dict[str, float], list[Rollout]]:
     """One step on the step's prompts of all ranks: its row of the log, and its rollouts."""
     step, began = training.step + 1, time.perf_counter()
-    release_memory()
     first, mine = ranks.share_of(prompts)
 
     # 1. Sample G completions of each prompt.
@@ -195,7 +194,7 @@ def rl_step(
     # 4. Log-probabilities, loss and gradient, in micro-batches that hold whole groups; 5. the update.
     loss, kl = accumulate_gradients(loaded, groups, own_advantages, float(lengths.sum()), settings, training, step)
     grad_norm = update(training, step)
-    training.step = step
+    training.step, training.memory = step, release_memory(training.memory)
 
     records = ranks.gather(
         rollouts.records(step, mine, groups, texts, judged, own_advantages.tolist(), end_tokens(loaded))

@@ -28,7 +28,7 @@ from rpo_kit.models.lora import using_adapter
 from rpo_kit.models.sampling import attention, causal_lm, shares_prefix
 
 _BLOCK = 128  # ours: tokens of a prompt whose scores stand in memory at a time
-_CHUNK = 64  # ours: tokens whose logits (vocabulary wide, fp32) stand in memory at a time: 13 MB for SmolLM2
+_CHUNK = 128  # ours: tokens whose logits (vocabulary wide, fp32) stand in memory at a time: 25 MB for SmolLM2
 Group = tuple[list[int], list[list[int]]]  # a prompt's tokens and those of each of its completions
 
 
@@ -96,7 +96,7 @@ def why_not_shared_prefix(model: PreTrainedModel) -> str | None:
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens that attend together: each of `own` to the tokens of `prefix`, to those of `own` before it and to itself."""
+    """Tokens that attend together: each of `own` to those of `prefix`, to those of `own` before it and to itself."""
 
     own: slice
     prefix: slice  # of the prompt; for a block of the prompt, what stands before it
@@ -175,11 +175,15 @@ class TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
         logprobs, gradients = [], []
-        for h, target in zip(hidden.to(weight.dtype).split(_CHUNK), targets.split(_CHUNK), strict=True):
-            chunk = torch.log_softmax((h @ weight.T).float() / temperature, -1)
-            logprobs.append(chunk.gather(-1, target[:, None])[:, 0])
+        hidden = (hidden / temperature).to(weight.dtype)  # M x H numbers; dividing the logits would touch M x V
+        for h, target in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True):
+            logits = h @ weight.T
+            probs = logits.softmax(-1, dtype=torch.float32)
+            # log p of the target by way of the likeliest token, whose p is 1 / sum exp(logit - max): never log of 0
+            logits_of_both = torch.stack([logits.gather(-1, target[:, None])[:, 0], logits.amax(-1)]).float()
+            logprobs.append(logits_of_both[0] - logits_of_both[1] + probs.amax(-1).log())
             if ctx.needs_input_grad[0]:
-                gradients.append((weight[target] - chunk.exp_().to(weight.dtype) @ weight) / temperature)
+                gradients.append((weight[target] - probs.to(weight.dtype) @ weight) / temperature)
         ctx.save_for_backward(*([torch.cat(gradients)] if gradients else []))
         return torch.cat(logprobs)
 
