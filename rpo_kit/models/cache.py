@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS account (model TEXT PRIMARY KEY, requests INTEGER, pr
 CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, host TEXT, pid INTEGER, until REAL)
     WITHOUT ROWID;
 """
+_GET = "SELECT CAST(answer AS BLOB) FROM answers WHERE key = ?"  # bytes, because a damaged row may be no text
 _CLAIM = """INSERT INTO claims VALUES (:key, :owner, :host, :pid, :until) ON CONFLICT DO UPDATE SET
     owner = :owner, host = :host, pid = :pid, until = :until WHERE owner = :before"""
 _LOCK_PATIENCE = 60.0  # seconds to wait for another process to finish writing
@@ -168,8 +169,8 @@ class AnswerCache:
         """The answer; None if there is none, or none that can be read."""
         try:
             with self._lock:
-                row = self.database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-            return _stored(row[0]) if row else None
+                row = self.database.execute(_GET, (key,)).fetchone()
+            return _stored(row[0] or b"") if row else None
         except sqlite3.DatabaseError as error:
             self._report(error)
         except ValueError:  # damaged; without the row the next answer can be stored
@@ -230,12 +231,10 @@ class AnswerCache:
             )
 
 
-def _stored(text: object) -> StoredAnswer:
+def _stored(content: bytes) -> StoredAnswer:
     """The answer in a row. Raises ValueError if it is none."""
-    if not isinstance(text, str):
-        raise ValueError("not a text")
     try:
-        row = json.loads(text)
+        row = json.loads(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     types: dict[str, type] = {"text": str, "finished": bool, "prompt_tokens": int, "new_tokens": int}

@@ -122,6 +122,35 @@ def test_a_server_that_counts_nothing_is_charged_the_bound(endpoint, new_run):
     assert model.ledger.here == upper_bound(QUESTIONS[0], 3)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "new", "charged"),
+    [(7, 3, (7, 3)), (0, 3, (26, 3)), (7, 0, (7, 3)), (0, 0, (26, 3)), (None, 2, (26, 2)), (7, None, (7, 3))],
+)
+def test_each_half_that_a_server_does_not_count_is_charged_the_bound(endpoint, new_run, prompt, new, charged):
+    usage = {"prompt_tokens": prompt, "completion_tokens": new}
+    endpoint.reply = lambda body: (200, completion("x") | {"usage": usage})
+    model = open_chat_for(new_run(), f"{endpoint.url}#m")
+    model.complete(QUESTIONS[:1], max_new_tokens=3)
+    assert model.ledger.here == Usage(1, *charged), "the question has 10 bytes, its template up to 16"
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": 0, "completion_tokens": 1}, {"completion_tokens": 1}, {}, None])
+def test_a_usage_without_the_prompt_lets_no_run_pass_its_limit(endpoint, new_run, usage):
+    endpoint.reply = lambda body: (200, completion("x") | {"usage": usage})
+    got, why = collected(open_chat_for(new_run({"endpoint.max_tokens": 200}), f"{endpoint.url}#m"))
+    assert why
+    assert len(got) <= 200 // 26, "the question has 10 bytes, its template up to 16"
+
+
+def test_an_error_with_status_200_costs_what_one_with_its_own_status_costs(endpoint, new_run):
+    run = new_run({"endpoint.tries": 1, "endpoint.cache": False})
+    for reply in (error(502, "busy"), (200, {"error": {"message": "busy", "code": 502}})):
+        endpoint.reply = lambda body, reply=reply: reply
+        model = open_chat_for(run, f"{endpoint.url}#m")
+        model.complete(QUESTIONS[:1], max_new_tokens=3)
+        assert model.ledger.here == Usage(1)
+
+
 def test_the_estimate_is_printed_before_and_the_actual_after_also_when_it_stops(endpoint, new_run, capsys):
     model = open_chat_for(new_run({"endpoint.max_requests": 10}), f"{endpoint.url}#m")
     with pytest.raises(BudgetError), reporting_cost(model, QUESTIONS, 3):
