@@ -121,7 +121,7 @@ def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
         (["prepare", "--set", "rl.steps=many"], "rpo_kit: rl.steps='many' is not a whole number"),
         (["prepare", "--run", "../up"], "rpo_kit: '../up' cannot be the name of a run"),
         (["sft", "--run", "new"], "rpo_kit: There is no run 'new' in "),
-        (["score", "no.json", "no.json"], "rpo_kit: There is no file no.json; "),
+        (["score", "no.json", "no.json"], "rpo_kit: The gold file is missing: there is no file no.json; "),
         (["score"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
         (["score", "golds.json"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
         (["score", "golds.json", "--run", "r"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
