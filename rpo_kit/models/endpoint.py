@@ -35,48 +35,12 @@ from rpo_kit.models.chat import Batch, Completion, Conversation
 from rpo_kit.models.client import Client, Sampling
 from rpo_kit.models.keys import key_in
 from rpo_kit.models.retry import MAX_RETRY_AFTER, AttemptError, EndpointError, pause_after
+from rpo_kit.models.stream import Stream, event_loop, take_all
 from rpo_kit.presets import EndpointSettings
 
-_QUEUE_SIZE = 256  # finished answers that may wait to be taken
 _MAX_FAILED_IN_A_ROW = 20  # ours: so many items without one that succeeded, and asking on is a waste
 _LOOK_AGAIN = 0.05  # ours: seconds between two looks whether another process has the answer
 _CLAIM_MARGIN = 60.0  # ours: seconds that a claim lasts longer than an attempt with its pause may take
-
-
-class _Stream:
-    """What the workers of one call of `stream` share."""
-
-    def __init__(self, sampling: Sampling, loop: asyncio.AbstractEventLoop) -> None:
-        self.sampling = sampling
-        self.results: asyncio.Queue[tuple[int, Completion] | None] = asyncio.Queue(_QUEUE_SIZE)  # None: no more
-        self.client: Client | None = None  # opened for the first answer that is not in the cache
-        self.error: EndpointError | BudgetError | None = None  # why asking stopped early
-        self.stopped = loop.create_future()  # done when `error` is set
-        self.failed_in_a_row = 0
-        self.in_flight = 0
-        self.settled = asyncio.Event()  # set when a request in flight has been settled
-        self.times_asked: Counter[str] = Counter()  # by conversation, if answers are sampled
-
-    def stop(self, error: EndpointError | BudgetError) -> None:
-        if self.error is None:
-            self.error = error
-            self.stopped.set_result(None)
-
-    async def pause(self, seconds: float | None = None, until: Future[Completion | None] | None = None) -> None:
-        """Wait for `seconds` or `until`, but no longer than asking goes on.
-
-        Raises:
-            EndpointError, BudgetError: asking has stopped.
-        """
-        other = asyncio.wrap_future(until) if until else None
-        try:
-            waiting = {self.stopped, other} if other else {self.stopped}
-            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if other:
-                other.cancel()  # this waiting alone: `until` goes on for the others
-        if self.error:
-            raise self.error
 
 
 class EndpointChat:
@@ -124,12 +88,12 @@ class EndpointChat:
             EndpointError: no other request can succeed either, or too many items in a row failed.
             BudgetError: the next request could exceed a limit of the run.
         """
-        with _event_loop() as loop:
-            state = _Stream(self.sampling(max_new_tokens, temperature), loop)
+        with event_loop() as loop:
+            state = Stream(self.sampling(max_new_tokens, temperature), loop)
             workers = asyncio.run_coroutine_threadsafe(self._run_workers(enumerate(conversations), state), loop)
             finished = False
             while not finished:
-                results = asyncio.run_coroutine_threadsafe(_take_all(state.results), loop).result()
+                results = asyncio.run_coroutine_threadsafe(take_all(state.results), loop).result()
                 finished = results[-1] is None
                 yield [result for result in results if result is not None]
             workers.result()
@@ -175,7 +139,7 @@ class EndpointChat:
 
     # ---- the workers ----
 
-    async def _run_workers(self, numbered: Iterator[tuple[int, Conversation]], state: _Stream) -> None:
+    async def _run_workers(self, numbered: Iterator[tuple[int, Conversation]], state: Stream) -> None:
         try:
             await asyncio.gather(*(self._worker(numbered, state) for _ in range(max(1, self.settings.concurrency))))
         finally:
@@ -185,7 +149,7 @@ class EndpointChat:
             if task and not task.cancelling():  # once cancelled, nobody takes from the queue, and it may be full
                 await state.results.put(None)
 
-    async def _worker(self, numbered: Iterator[tuple[int, Conversation]], state: _Stream) -> None:
+    async def _worker(self, numbered: Iterator[tuple[int, Conversation]], state: Stream) -> None:
         while state.error is None and (following := next(numbered, None)) is not None:
             index, messages = following
             try:
@@ -195,7 +159,7 @@ class EndpointChat:
                 return
             await state.results.put((index, completion))
 
-    async def _answer(self, messages: Conversation, state: _Stream) -> Completion:
+    async def _answer(self, messages: Conversation, state: Stream) -> Completion:
         """From the cache, from whoever is asking the same already, or from the server."""
         sample = 0  # at temperature 0 a conversation has one answer
         if state.sampling.temperature != 0:
@@ -224,7 +188,7 @@ class EndpointChat:
         key: str,
         own: Future[Completion | None],
         messages: Conversation,
-        state: _Stream,
+        state: Stream,
     ) -> Completion:
         """The answer from the server, or from another process that is asking already. `own` gets it as well."""
         completion = None
@@ -247,7 +211,7 @@ class EndpointChat:
         """How long an attempt and the pause after it take at most."""
         return 2 * self.settings.timeout + 1.1 * MAX_RETRY_AFTER + _CLAIM_MARGIN
 
-    async def _ask(self, messages: Conversation, state: _Stream, key: str | None) -> Completion:
+    async def _ask(self, messages: Conversation, state: Stream, key: str | None) -> Completion:
         """From the server; too many failures in a row stop the asking."""
         completion = await self._attempts(messages, state, key)
         state.failed_in_a_row = state.failed_in_a_row + 1 if completion.failure else 0
@@ -260,7 +224,7 @@ class EndpointChat:
             )
         return completion
 
-    async def _attempts(self, messages: Conversation, state: _Stream, key: str | None) -> Completion:
+    async def _attempts(self, messages: Conversation, state: Stream, key: str | None) -> Completion:
         """Attempt until there is an answer, or a failure of this item."""
         bound, failures = upper_bound(messages, state.sampling.max_new_tokens), Counter[str]()
         client = state.client = state.client or Client(self.spec, self.key, self.settings.timeout)
@@ -290,7 +254,7 @@ class EndpointChat:
                     self._named.add(reply.model)
                 return reply.completion
 
-    async def _reserve(self, bound: Usage, state: _Stream) -> None:
+    async def _reserve(self, bound: Usage, state: Stream) -> None:
         """Enter the request into the account; wait while requests in flight may still turn out to use less."""
         while not self.ledger.reserve(bound):
             if state.in_flight == 0:
@@ -306,7 +270,7 @@ class EndpointChat:
             raise state.error
         state.in_flight += 1
 
-    def _settle(self, bound: Usage, actual: Usage, state: _Stream) -> None:
+    def _settle(self, bound: Usage, actual: Usage, state: Stream) -> None:
         self.ledger.settle(bound, actual)
         state.in_flight -= 1
         state.settled.set()
@@ -327,33 +291,3 @@ def _plain(model: str) -> str:
     name = re.sub(r"\.gguf$|:[\w.-]*$", "", re.split(r"[/\\]", model.lower())[-1])
     name = re.sub(r"[-@](?:\d{4}-\d\d-\d\d|\d{8}|\d{4}|latest)$", "", name)
     return re.sub(r"[^a-z0-9]", "", name)
-
-
-async def _take_all(queue: asyncio.Queue[tuple[int, Completion] | None]) -> list[tuple[int, Completion] | None]:
-    """Wait for one result, and take whatever else is there."""
-    results = [await queue.get()]
-    while not queue.empty() and results[-1] is not None:
-        results.append(queue.get_nowait())
-    return results
-
-
-@contextmanager
-def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop in a thread of its own, because a notebook has a running one; no task outlives the block."""
-
-    async def cancel_all() -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    try:
-        yield loop
-    finally:
-        asyncio.run_coroutine_threadsafe(cancel_all(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()

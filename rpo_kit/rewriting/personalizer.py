@@ -25,7 +25,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Item, Task, get_task
-from rpo_kit.models.chat import Chat, ConcurrentChat
+from rpo_kit.models.chat import Chat, Completion, ConcurrentChat
 from rpo_kit.models.local import LoadedModel, prompt_tokens
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.rewriting.base import base_answers, read_answer
@@ -130,16 +130,7 @@ class Personalizer:
         if not pairs:
             return []
         started = time.perf_counter()
-        examples: list[Example] = [
-            {
-                "id": "query",
-                "user_id": "",
-                "input": replace_surrogates(query),
-                "output": "",
-                "profile": checked_items(self.task, profile, "the profile"),
-            }
-            for query, profile in pairs
-        ]
+        examples = [self._example(query, profile) for query, profile in pairs]
         with self.lock:
             items = self._fitting_items(examples)
 
@@ -152,10 +143,7 @@ class Personalizer:
 
         answered = time.perf_counter()
         with self.lock:
-            try:
-                completions, shortened = reflect(self.reflection, self.task, examples, items, self.new_tokens)
-            except KitError as error:  # it would have fitted with a shorter generic answer
-                raise QueryError(str(error)) from None
+            completions, shortened = self._reflected(examples, items)
 
         reflected = time.perf_counter()
         seconds = {"retrieval": retrieved - started, "base": answered - retrieved, "reflection": reflected - answered}
@@ -169,6 +157,18 @@ class Personalizer:
             how = (parsed.trajectory, parsed.error, dict(timings), tokens, shortened[n])
             rewrites.append(Rewrite(text, generic, items[n], *how))
         return rewrites
+
+    def _example(self, query: str, profile: Sequence[Item]) -> Example:
+        items = checked_items(self.task, profile, "the profile")
+        return {"id": "query", "user_id": "", "input": replace_surrogates(query), "output": "", "profile": items}
+
+    def _reflected(
+        self, examples: Sequence[Example], items: Sequence[Sequence[Item]]
+    ) -> tuple[list[Completion], list[bool]]:
+        try:
+            return reflect(self.reflection, self.task, examples, items, self.new_tokens)
+        except KitError as error:  # it would have fitted with a shorter generic answer
+            raise QueryError(str(error)) from None
 
     def _fitting_items(self, examples: Sequence[Example]) -> list[list[Item]]:
         """The first items of each example's ranking, after a look whether they and the query fit into the window.

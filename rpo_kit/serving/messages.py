@@ -81,16 +81,16 @@ def user_of(body: Mapping[str, object], header: str | None) -> str | None:
         source = body.get(field)
         if isinstance(source, dict):
             names += [source.get("user_id"), source.get("user")]
-    said = [
-        str(name) if isinstance(name, int) and not isinstance(name, bool) else name
-        for name in names
-        if name is not None
-    ]
-    if not all(isinstance(name, str) and _USER.fullmatch(name) for name in said):
-        raise RequestError(400, "`user` must be a name of letters, digits and _ . @ -")
-    if len(set(map(str, said))) > 1:
-        raise RequestError(400, f"Two users are named, in `user`, `metadata` or {USER_HEADER}: send one name.")
-    return str(said[0]) if said else None
+    said = set()
+    for name in names:
+        text = str(name) if isinstance(name, int) and not isinstance(name, bool) else name  # LaMP's users are numbers
+        if isinstance(text, str) and _USER.fullmatch(text):
+            said.add(text)
+        elif text is not None:
+            raise RequestError(400, "`user` must be a name of letters, digits and _ . @ -")
+    if len(said) > 1:
+        raise RequestError(400, f"More than one user is named, in `user`, `metadata` and {USER_HEADER}: send one name.")
+    return next(iter(said), None)
 
 
 def query_of(task: Task, messages: object) -> str:

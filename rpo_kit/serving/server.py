@@ -19,7 +19,6 @@ limited in size, time and number, and web pages in a browser cannot reach it (JS
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 import socket
@@ -30,17 +29,15 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BufferedIOBase, BufferedReader, RawIOBase
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import Item
 from rpo_kit.rewriting.personalizer import Personalizer, QueryError
 from rpo_kit.runs import Run
+from rpo_kit.serving.incoming import LOOPBACK, MAX_BODY, Patient, check_sender, read_body
 from rpo_kit.serving.messages import (
     USER_HEADER,
     ChatCompletion,
@@ -54,14 +51,9 @@ from rpo_kit.serving.messages import (
     user_of,
 )
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-MAX_BODY = 1_000_000  # ours: bytes
 MOST_AT_ONCE = 16  # ours: requests waiting for a model
 PATIENCE = 30.0  # ours: seconds for a client to send its whole request
 KEY_VARIABLE = "RPO_SERVE_KEY"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LINGER = 2.0  # ours: seconds in which a client may go on sending what is not read
 
 
@@ -146,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = BufferedReader(_Patient(self.connection, time.monotonic() + PATIENCE))
+        self.rfile = BufferedReader(Patient(self.connection, time.monotonic() + PATIENCE))
         self.all_read = False  # whether nothing of the request is left to be read
 
     def do_GET(self) -> None:
@@ -160,9 +152,9 @@ class Handler(BaseHTTPRequestHandler):
         self, read: Callable[[], Mapping[str, object]], make: Callable[[Mapping[str, object]], tuple[str, str]]
     ) -> None:
         """Send what `make` returns for what `read` has read (content type, text), or an error with its status."""
-        status = 200
+        service, status = self.server.service, 200
         try:
-            check_sender(self.server.service, self.headers)
+            check_sender(service.key, service.local_only, self.headers)
             body = read()
             try:
                 content = make(body)
@@ -225,67 +217,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
-            rest, left = _Patient(self.connection, time.monotonic() + _LINGER), 4 * MAX_BODY
+            rest, left = Patient(self.connection, time.monotonic() + _LINGER), 4 * MAX_BODY
             while left > 0 and (count := rest.readinto(bytearray(65_536))):
                 left -= count
 
     def log_message(self, format: str, *args: object) -> None:
         pass  # who asked what is private
-
-
-class _Patient(RawIOBase):
-    """What a client sends, up to a point in time: a byte every few seconds does not keep a thread for ever."""
-
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
-        self.connection, self.deadline = connection, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.connection.settimeout(left)
-        return self.connection.recv_into(buffer)
-
-
-def check_sender(service: Service, headers: Message) -> None:
-    """Check the key, if the service has one, and that no web page in a browser of this machine is asking.
-
-    A page can reach a server on this machine through a name of its own (DNS rebinding); the Host header shows it.
-    """
-    scheme, _, token = str(headers.get("Authorization") or "").strip().partition(" ")
-    sent = token.strip() if scheme.lower() == "bearer" else scheme
-    if service.key and not hmac.compare_digest(sent.encode(), service.key.encode()):
-        raise RequestError(401, "The key is missing or wrong: send it as Authorization: Bearer KEY.")
-    try:
-        host = (urlsplit(f"//{headers.get('Host') or ''}").hostname or "").rstrip(".")
-    except ValueError:
-        raise RequestError(400, "The Host header is not an address.") from None
-    if service.local_only and host not in LOOPBACK:
-        raise RequestError(403, "This server is for this machine only: use 127.0.0.1 or localhost.")
-
-
-def read_body(headers: Message, stream: BufferedIOBase) -> dict[str, object]:
-    """The JSON object in the body, read only if the headers say that it is one and that it is not too large."""
-    if str(headers.get("Content-Type") or "").partition(";")[0].strip().lower() != "application/json":
-        raise RequestError(415, "Send JSON, with Content-Type: application/json.")
-    length = str(headers.get("Content-Length") or "").strip()
-    if not length.isascii() or not length.isdigit():
-        raise RequestError(411, "Send the length of the body (Content-Length).")
-    if len(length) > 12 or int(length) > MAX_BODY:  # int() rejects more than 4,300 digits
-        raise RequestError(413, f"The request is too large: at most {MAX_BODY:,} bytes are read.")
-    content = stream.read(int(length))
-    if len(content) < int(length):
-        raise RequestError(400, "The body is shorter than its Content-Length.")
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        raise RequestError(400, "The body is not JSON.") from None
-    if not isinstance(body, dict):
-        raise RequestError(400, "The body must be a JSON object.")
-    return body
 
 
 def _json(content: object) -> tuple[str, str]:

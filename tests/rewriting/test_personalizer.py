@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from contextlib import suppress
 from itertools import count, islice
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import completion, last
 from hypothesis import HealthCheck, given, settings
@@ -12,11 +16,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.tasks import get_task
+from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.models.chat import Completion
-from rpo_kit.models.local import LoadedModel
+from rpo_kit.models.local import LoadedModel, prompt_tokens
 from rpo_kit.rewriting import personalizer, reflection
-from rpo_kit.rewriting.personalizer import Personalizer
+from rpo_kit.rewriting.personalizer import Personalizer, QueryError, checked_items
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.rewriting.reflection import reflection_messages
 from rpo_kit.runs import read_records
@@ -149,6 +153,126 @@ def test_a_base_model_that_does_not_answer_raises_its_reason(loaded, recording_c
     ]
     with pytest.raises(KitError, match=r"did not answer 1 of 1 queries; the first failure: status 500: no"):
         Personalizer(base, loaded, TASK)(QUERY, ITEMS)
+
+
+# ---- what is said before the base model is asked ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [3_000, 300_000])
+def test_a_query_that_is_too_long_is_said_before_the_base_model_is_asked(make, length):
+    personalize, base, _ = make(lambda conversation: GOOD)
+    with pytest.raises(QueryError, match=r"The query \([\d,]+ characters\) is too long: .* at most 2,024 tokens, hist"):
+        personalize(TASK.make_input(text="kettle " * (length // 7)), ITEMS)
+    assert base.asked == []
+
+
+def test_a_query_that_fits_alone_but_not_with_the_prompt_around_it_is_said_too(make, loaded):
+    personalize, base, _ = make(lambda conversation: GOOD)
+    words = 2024
+    while prompt_tokens(loaded.tokenizer, [{"role": "user", "content": TASK.make_input(text="x " * words)}]) > 2024:
+        words -= 50
+    with pytest.raises(QueryError, match="is too long"):
+        personalize(TASK.make_input(text="x " * words), ITEMS)
+    assert base.asked == []
+
+
+def test_what_is_no_input_of_the_task_is_said_before_the_base_model_is_asked(make):
+    personalize, base, _ = make(lambda conversation: GOOD)
+    with pytest.raises(QueryError, match=r"This is not an input of LaMP-3: 'It leaks\.'…"):
+        personalize("It leaks.", ITEMS)
+    assert base.asked == []
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_item_that_lacks_a_field_is_said_with_one_that_is_right(name):
+    task = TASKS[name]
+    for field in task.fields:
+        for value in (None, True, [], {}, float("nan")):
+            item = dict.fromkeys(task.fields, "x") | {"id": "1", field: value}
+            with pytest.raises(QueryError, match=rf"Item 1 of the profile must have .*{field}.*, as in \{{") as caught:
+                checked_items(task, [dict.fromkeys(task.fields, "x"), item], "the profile")
+            shown = json.loads(str(caught.value).split("as in ")[1].removesuffix("."))
+            assert checked_items(task, [shown], "the profile") == [shown], "the item in the message is right"
+
+
+@pytest.mark.parametrize("profile", [None, {}, "Broke twice.", b"x", 3, {"id": "1"}, iter([])])
+def test_what_is_no_list_of_items_is_said(make, profile):
+    personalize, base, _ = make(lambda conversation: GOOD)
+    with pytest.raises(QueryError, match=r"the profile must be a list of items such as \{\"id\""):
+        personalize(QUERY, profile)
+    assert base.asked == []
+
+
+def test_plain_texts_are_said_to_be_texts():
+    with pytest.raises(QueryError, match="Item 0 of the profile is a plain text: it must have text and score"):
+        checked_items(TASK, ["Broke twice."], "the profile")
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "text": st.text() | st.integers(-(10**9), 10**9),
+                "score": st.integers(1, 5) | st.floats(1, 5) | st.sampled_from(["1", np.int64(3), np.float64(4)]),
+            },
+            optional={"id": st.text() | st.integers(0, 10**9) | st.none(), "date": st.text() | st.integers(0, 3000)},
+        ),
+        max_size=4,
+    )
+)
+def test_items_with_numbers_become_items_of_texts(profile):
+    items = checked_items(TASK, profile, "the profile")
+    for number, (before, item) in enumerate(zip(profile, items, strict=True)):
+        assert all(isinstance(text, str) and text.encode() is not None for text in item.values())
+        assert float(item["score"]) == float(before["score"])
+        if before.get("id") is None:
+            assert item["id"] == str(number)
+        assert set(item) == {"id", *before}
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5))
+def test_whatever_is_given_as_a_profile_is_items_or_a_sentence(profile):
+    with suppress(QueryError):
+        assert checked_items(TASK, profile, "the profile") == []
+
+
+def test_a_prompt_that_the_generic_answer_makes_too_long_is_a_fault_of_the_query(make, monkeypatch):
+    personalize, _, _ = make(lambda conversation: GOOD)
+
+    def too_long(*_: Any) -> None:
+        raise KitError("It does not fit.")
+
+    monkeypatch.setattr(personalizer, "reflect", too_long)
+    with pytest.raises(QueryError, match="It does not fit"):
+        personalize(QUERY, ITEMS)
+
+
+@pytest.mark.parametrize("concurrent", [True, False, None])
+def test_a_base_model_is_asked_at_once_only_if_it_says_that_it_can_be(loaded, recording_chat, monkeypatch, concurrent):
+    """Two threads: with a model that can, both are inside it at the same moment; with another one never."""
+    base, inside, most = recording_chat(), [], []
+    meet = threading.Barrier(2, timeout=10)
+
+    def complete(conversations: Any, **_: Any) -> list[Completion]:
+        inside.append(1)
+        if concurrent:
+            meet.wait()
+        most.append(len(inside))
+        inside.pop()
+        return [Completion("3", True, 1, 1)] * len(conversations)
+
+    base.complete = complete
+    if concurrent is not None:
+        base.concurrent = concurrent
+    monkeypatch.setattr(reflection, "generate", lambda model, asked, **_: [Completion(GOOD, True, 1, 1)] * len(asked))
+    personalize = Personalizer(base, loaded, TASK, shots=1, new_tokens=24)
+    threads = [threading.Thread(target=personalize, args=(QUERY, ITEMS)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == (2 if concurrent else 1)
+    assert len(most) == 2
 
 
 # ---- what a profile can do ----------------------------------------------------------------------------------------

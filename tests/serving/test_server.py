@@ -6,17 +6,28 @@ import http.client
 import json
 import socket
 import threading
+import time
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 
 import pytest
+from fakes import completion, last
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from openai import APIStatusError, OpenAI
+from transformers import AutoTokenizer
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.rewriting.personalizer import Rewrite
+from rpo_kit.models.chat import Completion
+from rpo_kit.models.local import LoadedModel
+from rpo_kit.models.open import open_chat
+from rpo_kit.rewriting import reflection
+from rpo_kit.rewriting.personalizer import Personalizer, QueryError, Rewrite
 from rpo_kit.rewriting.trajectory import Trajectory
+from rpo_kit.serving import messages as messages_module
 from rpo_kit.serving import server as server_module
-from rpo_kit.serving.server import Service, make_server
+from rpo_kit.serving.server import MOST_AT_ONCE, Service, make_server
 
 TASK = get_task("LaMP-3")
 PROFILE = [{"id": "7", "text": "Broke twice.", "score": "1"}]
@@ -28,12 +39,16 @@ class Echo:
     task = TASK
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.bug = [], None
 
     def __call__(self, query, profile):
         self.asked.append((query, profile))
         if "fail" in query:
             raise KitError("The model m did not answer 1 of 1 queries.")
+        if "too long" in query:
+            raise QueryError("The query is too long.")
+        if self.bug:
+            raise self.bug
         timings = {"retrieval": 0.1, "base": 0.2, "reflection": 0.3}
         tokens = {"base": (60, 2), "reflection": (400, 31)}
         return Rewrite("2", "3", profile, Trajectory("[1] gave 1", "one lower", "2"), None, timings, tokens)
@@ -65,8 +80,10 @@ def create(served, text="It leaks.", **more):
 
 
 def raw(served, body=b"{}", method="POST", path="/v1/chat/completions", **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
-    connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    if not any(name.lower() == "content-type" for name in headers):
+        headers["Content-Type"] = "application/json"
+    connection.request(method, path, body, headers)
     response = connection.getresponse()
     return response.status, json.loads(response.read())
 
@@ -121,6 +138,48 @@ def test_a_text_in_parts_no_number_of_choices_and_odd_ids_are_understood(served)
     assert served.asked == [(TASK.make_input(text="It leaks."), [PROFILE[0] | {"id": "0"}])]
 
 
+FOUR = 4.0  # as a table with missing values has it
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_profile_file_may_have_a_byte_order_mark(served, encoding):
+    profile = [PROFILE[0] | {"text": "Zerbrach zweimal, für 3 €."}]
+    (served.service.profiles / "bob.json").write_bytes(json.dumps(profile, ensure_ascii=False).encode(encoding))
+    create(served, user="bob")
+    assert served.asked[0][1] == profile
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(st.integers(-(10**14), 10**14), st.sampled_from([1, FOUR, 3.5, "4", "4.0"]), st.none() | st.integers(2000, 2030))
+def test_numbers_of_a_profile_may_be_numbers_as_in_lamps_files(served, id_, score, date):
+    item = {"id": id_, "text": "fine", "score": score} | ({} if date is None else {"date": date})
+    assert raw(served, json.dumps(ASK | {"profile": [item]}).encode())[0] == 200
+    texts = {
+        "id": str(id_),
+        "text": "fine",
+        "score": "4" if score == 4.0 and not isinstance(score, str) else str(score),
+    }
+    assert served.asked[-1][1] == [texts | ({} if date is None else {"date": str(date)})]
+
+
+@pytest.mark.parametrize("score", [None, True, [1], {"a": 1}, float("nan"), float("inf"), 10**300])
+def test_what_is_neither_text_nor_number_is_told_how_an_item_looks(served, score):
+    status, message = rejected(served, **ASK, profile=[PROFILE[0], {"id": "8", "text": "fine", "score": score}])
+    assert status == 400
+    assert message == (
+        "Item 1 of `profile` must have text and score, each a text or a number, as in "
+        '{"id": "7", "text": "…", "score": "…"}.'
+    )
+
+
+def test_a_profile_of_plain_texts_is_told_how_an_item_looks(served):
+    status, message = rejected(served, **ASK, profile=["Broke twice.", "Fine."])
+    assert status == 400
+    assert (
+        "Item 0 of `profile` is a plain text: it must have text and score, each a text or a number, as in {" in message
+    )
+
+
 def test_an_item_keeps_its_date_which_recency_ranks_by():
     items = [{"text": "Broke.", "score": 1, "date": "2011-05-03"}, {"text": "Fine.", "score": 5}]
     assert server_module.checked_profile(TASK, items, "the file") == [
@@ -145,10 +204,44 @@ def test_a_client_that_streams_gets_one_chunk(served):
     assert [chunk.choices[0].delta.content for chunk in chunks] == ["2"]
 
 
-def test_a_base_model_that_fails_is_reported_in_a_sentence(served):
+def test_a_base_model_that_fails_is_reported_in_a_sentence_and_not_asked_again(served):
+    again = OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key="none", max_retries=2)
     with pytest.raises(APIStatusError, match="did not answer 1 of 1 queries") as caught:
-        create(served, "fail", user="ann")
+        again.chat.completions.create(model="rpo", user="ann", messages=[{"role": "user", "content": "fail"}])
     assert caught.value.status_code == 502
+    assert len(served.asked) == 1
+
+
+def test_a_query_that_is_too_long_is_the_clients_fault(served):
+    with pytest.raises(APIStatusError, match="The query is too long") as caught:
+        create(served, "too long", user="ann")
+    assert caught.value.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        RuntimeError("CUDA out of memory"),
+        MemoryError(),
+        RecursionError(),
+        KeyError("score"),
+        TimeoutError("the model took too long"),
+        ConnectionResetError("a database went away"),
+        ValueError("not a KitError"),
+    ],
+)
+def test_a_personalizer_that_raises_is_500_and_the_next_request_is_answered(served, capfd, bug):
+    served.service.personalizer.bug = bug
+    name = type(bug).__name__
+    status, response = raw(served, json.dumps(ASK | {"user": "ann"}).encode())
+    assert (status, response["error"]["message"]) == (
+        500,
+        f"The personalizer failed ({name}); the server's log says more.",
+    )
+    assert name in capfd.readouterr().err
+    served.service.personalizer.bug = None
+    for _ in range(MOST_AT_ONCE + 1):
+        assert raw(served, json.dumps(ASK | {"user": "ann"}).encode())[0] == 200, "each slot was given back"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +265,16 @@ def test_a_base_model_that_fails_is_reported_in_a_sentence(served):
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, 400, "with texts"),
         ({"messages": [{"role": "user", "content": ["hi"]}]}, 400, "with texts"),
         (ASK | {"user": "ann", "n": 2}, 400, "one choice per request"),
+        (ASK | {"user": "ann", "n": True}, 400, "one choice per request"),
+        (ASK | {"user": "ann", "tools": [{"type": "function"}]}, 400, "`tools` is not supported here"),
+        (ASK | {"user": "ann", "tool_choice": "required"}, 400, "`tool_choice` is not supported here"),
+        (ASK | {"user": "ann", "functions": [{"name": "f"}]}, 400, "`functions` is not supported here"),
+        (ASK | {"user": "ann", "response_format": {"type": "json_object"}}, 400, "`response_format` is not supported"),
+        (ASK | {"user": "ann", "logprobs": True}, 400, "`logprobs` is not supported here"),
+        (ASK | {"user": "ann", "modalities": ["text", "audio"]}, 400, "`modalities` is not supported here"),
+        (ASK | {"user": True}, 400, "`user` must be a name"),
+        (ASK | {"metadata": {"user_id": "../secret"}}, 400, "`user` must be a name"),
+        (ASK | {"user": "ann", "metadata": {"user_id": "bob"}}, 400, "More than one user is named"),
     ],
 )
 def test_a_request_at_fault_is_told_why_and_reaches_no_model(served, body, status, why):
@@ -179,6 +282,66 @@ def test_a_request_at_fault_is_told_why_and_reaches_no_model(served, body, statu
     assert actual == status
     assert why in message
     assert served.asked == []
+
+
+@pytest.mark.parametrize(
+    "naming",
+    [
+        {"user": "ann"},
+        {"metadata": {"user_id": "ann"}},
+        {"metadata": {"user": "ann", "trace": "x"}},
+        {"extra": {"user": "ann"}},
+        {"user": "ann", "metadata": {"user_id": "ann"}},
+        {"user": None, "metadata": None, "extra": 3, "extra_body": {"user_id": "ann"}},
+    ],
+)
+def test_a_client_that_does_not_send_user_can_say_it_elsewhere(served, naming):
+    assert raw(served, json.dumps(ASK | naming).encode())[0] == 200
+    assert served.asked[0][1] == PROFILE
+
+
+def test_the_user_may_stand_in_a_header_and_be_a_number(served):
+    (served.service.profiles / "310.json").write_text(json.dumps(PROFILE))
+    assert raw(served, json.dumps(ASK).encode(), **{"x-rpo-user": "ann"})[0] == 200
+    assert raw(served, json.dumps(ASK | {"user": 310}).encode(), **{"X-RPO-USER": "310"})[0] == 200
+    assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), **{"X-RPO-User": "310"})[0] == 400
+    assert raw(served, json.dumps(ASK).encode(), **{"X-RPO-User": "../secret"})[0] == 400
+
+
+def test_what_has_no_effect_is_said(served):
+    earlier = [{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "Hello."}]
+    response = client(served).chat.completions.create(
+        model="gpt-4o",
+        messages=[*earlier, *ASK["messages"]],
+        user="ann",
+        temperature=0.7,
+        max_tokens=5,
+        stop=["x"],
+        seed=3,
+    )
+    ignored = ["max_tokens", "messages before the last one", "model", "seed", "stop", "temperature"]
+    assert response.rpo["ignored"] == ignored
+    assert response.model == "rpo"
+    harmless = {"n": 1, "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logprobs": False}
+    assert "ignored" not in create(served, user="ann", **harmless).rpo
+    nothing = dict.fromkeys(["temperature", "tools", "response_format", "n", "max_tokens"])
+    assert "ignored" not in raw(served, json.dumps(ASK | {"user": "ann"} | nothing).encode())[1]["rpo"]
+
+
+FIELDS = st.text(max_size=8) | st.sampled_from(sorted(messages_module._READ))
+
+
+@given(st.dictionaries(FIELDS, st.integers() | st.text(max_size=3)))
+def test_every_field_is_read_refused_or_said(body):
+    refused = False
+    try:
+        messages_module.check_possible(body)
+    except messages_module.RequestError as error:
+        refused = error.status == 400
+    said = messages_module.ignored_fields("rpo", body)
+    assert refused or all(
+        name in said or name in messages_module._READ or value == "rpo" for name, value in body.items()
+    )
 
 
 def test_the_size_of_a_request_is_bounded_before_it_is_read(served):
@@ -204,27 +367,176 @@ def test_what_is_not_a_json_object_is_rejected(served):
     assert raw(served, iter([b"{}"]), **{"Transfer-Encoding": "chunked"})[0] == 411
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "Application/JSON; charset=UTF-8"},
+        {"content-type": "application/json ;charset=utf-8"},
+        {"Authorization": "bearer right"},
+        {"Authorization": "BEARER   right "},
+        {"authorization": "Bearer right"},
+        {"Host": "LOCALHOST"},
+        {"Host": "localhost.:8765"},
+    ],
+)
+def test_headers_and_schemes_know_no_case(served, headers):
+    served.service.key = "right"
+    status, response = raw(
+        served, json.dumps(ASK | {"user": "ann"}).encode(), **{"Authorization": "Bearer right"} | headers
+    )
+    assert status == 200, response
+
+
+@pytest.mark.parametrize(
+    "sent", ["Bearer wrong", "right2", "Basic right", "Bearer", "", "Bearer right x", "Bearer RIGHT"]
+)
+def test_another_key_stays_wrong(served, sent):
+    served.service.key = "right"
+    assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Authorization=sent)[0] == 401
+
+
+def test_an_address_with_a_slash_or_a_version_behind_is_found(served):
+    for path in ("/v1/chat/completions/", "/v1/chat/completions?api-version=1"):
+        assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), path=path)[0] == 200
+
+
 def test_a_web_page_in_a_browser_is_rejected(served):
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host="evil.example")[0] == 403
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host="[::1")[0] == 400
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Host=f"localhost:{served.port}")[0] == 200
 
 
-def test_a_client_that_sends_nothing_more_is_not_waited_for(served, monkeypatch):
-    monkeypatch.setattr(server_module, "PATIENCE", 0.1)
+@pytest.fixture
+def impatient(served, monkeypatch):
+    """The address of a server that waits a moment only, with one slot."""
+    monkeypatch.setattr(server_module, "PATIENCE", 0.6)
+    served.service.slots = threading.Semaphore(1)
     server = make_server(served.service, port=0)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    with socket.create_connection(server.server_address, timeout=10) as slow:
-        slow.sendall(head + b"Content-Length: 10\r\n\r\n{")
-        assert b"408" in slow.recv(1000)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server.server_address
     server.shutdown()
     server.server_close()
+    thread.join()
+
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+
+
+def test_a_client_that_sends_nothing_more_is_not_waited_for(impatient):
+    with socket.create_connection(impatient, timeout=10) as slow:
+        slow.sendall(HEAD + b"Content-Length: 10\r\n\r\n{")
+        assert b"408" in slow.recv(1000)
+
+
+@pytest.mark.parametrize("start", [HEAD + b"Content-Length: 900000\r\n\r\n{", HEAD + b"X-Slow: ", b"POST"])
+def test_a_client_that_drips_is_not_waited_for_either(impatient, start):
+    started = time.monotonic()
+    with socket.create_connection(impatient, timeout=10) as slow:
+        slow.sendall(start)
+        with suppress(ConnectionError):
+            while time.monotonic() - started < 8:  # a byte now and then keeps no connection open
+                slow.sendall(b" ")
+                time.sleep(0.05)
+    assert time.monotonic() - started < 6
+
+
+def test_clients_that_drip_take_no_slot(impatient):
+    with ExitStack() as open_connections:
+        for _ in range(40):
+            slow = open_connections.enter_context(socket.create_connection(impatient, timeout=10))
+            slow.sendall(HEAD + b"Content-Length: 900000\r\n\r\n{")
+        connection = http.client.HTTPConnection(*impatient, timeout=10)
+        body = json.dumps(ASK | {"user": "ann"})
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        assert connection.getresponse().status == 200
 
 
 def test_when_all_slots_are_taken_the_client_is_asked_to_come_back(served):
     served.service.slots = threading.Semaphore(0)
     assert raw(served, json.dumps(ASK).encode())[0] == 503
+    assert raw(served, b"{")[0] == 400, "the body has been read before"
+    assert raw(served, b"", "GET", "/v1/models")[0] == 200
+
+
+@pytest.mark.parametrize(("status", "headers"), [(401, {}), (413, {}), (415, {"Content-Type": "text/plain"})])
+def test_a_client_that_sends_a_large_body_gets_the_refusal(served, status, headers):
+    """A connection that is closed while bytes arrive is reset, and the response may be lost."""
+    served.service.key = "right" if status == 401 else ""
+    body = b" " * (1_500_000 if status == 413 else 900_000)
+    for _ in range(5):
+        assert raw(served, body, **headers)[0] == status
+
+
+def test_a_body_that_ends_early_is_told(served):
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as short:
+        short.sendall(HEAD + b"Content-Length: 10\r\n\r\n{}")
+        short.shutdown(socket.SHUT_WR)
+        assert b"shorter than its Content-Length" in short.makefile("rb").read()
+
+
+def test_a_room_full_of_clients_can_connect_at_once(served):
+    server = make_server(served.service, port=0)  # it does not accept yet
+    with ExitStack() as open_connections:
+        open_connections.callback(server.server_close)
+        clients = [open_connections.enter_context(socket.socket()) for _ in range(100)]
+        for connection in clients:
+            connection.settimeout(5)
+            connection.connect(server.server_address)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        open_connections.callback(server.shutdown)
+        for connection in clients:
+            connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert all(b" 200 " in connection.recv(100) for connection in clients)
+
+
+def test_a_base_model_at_an_endpoint_is_asked_for_several_users_at_once(endpoint, tiny_llama, monkeypatch):
+    """One answer is held back until the others have arrived and been rewritten."""
+    others, slow = threading.Event(), []
+    together = threading.Barrier(4, timeout=10)
+
+    def reply(body):
+        if "slow" in last(body):
+            slow.append(others.wait(20))
+        else:
+            together.wait()  # four queries are on their way at the same moment
+        return 200, completion("3")
+
+    at_work = threading.Lock()
+
+    def generate(model, asked, **_):
+        assert at_work.acquire(blocking=False), "the module works for one request at a time"
+        time.sleep(0.02)
+        at_work.release()
+        return [Completion("<observe>[1] a</observe><plan>p</plan><rewrite>2</rewrite>", True, 1, 1)] * len(asked)
+
+    endpoint.reply = reply
+    monkeypatch.setattr(reflection, "generate", generate)
+    module = LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 4096)
+    personalizer = Personalizer(open_chat(f"{endpoint.url}#m"), module, TASK)
+    server = make_server(Service(personalizer, None), port=0)
+    serving = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    serving.start()
+    there = SimpleNamespace(port=server.server_address[1])
+    statuses = []
+
+    def send(text):
+        body = {"messages": [{"role": "user", "content": text}], "profile": PROFILE}
+        statuses.append(raw(there, json.dumps(body).encode())[0])
+
+    late = threading.Thread(target=send, args=("slow",))
+    late.start()
+    quick = [threading.Thread(target=send, args=(f"quick {n}",)) for n in range(4)]
+    for thread in quick:
+        thread.start()
+    for thread in quick:
+        thread.join()
+    assert statuses == [200] * 4
+    others.set()
+    late.join()
+    assert (statuses, slow) == ([200] * 5, [True])
+    server.shutdown()
+    server.server_close()
 
 
 def test_other_machines_need_a_key(served):

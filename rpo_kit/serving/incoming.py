@@ -1,0 +1,79 @@
+"""What a client sends, with limits: who it is, how long it may take, how large its body is.
+
+check_sender("", True, headers)                                         # RequestError for a page in a browser
+read_body(headers, BufferedReader(Patient(connection, time.monotonic() + 30.0)))       # {'messages': […], …}
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import socket
+import time
+from email.message import Message
+from io import BufferedIOBase, RawIOBase
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from rpo_kit.serving.messages import RequestError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+MAX_BODY = 1_000_000  # ours: bytes
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Patient(RawIOBase):
+    """What a client sends, up to a point in time: a byte every few seconds does not keep a thread for ever."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self.connection, self.deadline = connection, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
+
+
+def check_sender(key: str, local_only: bool, headers: Message) -> None:
+    """Check the key, if there is one, and that no web page in a browser of this machine is asking.
+
+    A page can reach a server on this machine through a name of its own (DNS rebinding); the Host header shows it.
+    """
+    scheme, _, token = str(headers.get("Authorization") or "").strip().partition(" ")
+    sent = token.strip() if scheme.lower() == "bearer" else scheme
+    if key and not hmac.compare_digest(sent.encode(), key.encode()):
+        raise RequestError(401, "The key is missing or wrong: send it as Authorization: Bearer KEY.")
+    try:
+        host = (urlsplit(f"//{headers.get('Host') or ''}").hostname or "").rstrip(".")
+    except ValueError:
+        raise RequestError(400, "The Host header is not an address.") from None
+    if local_only and host not in LOOPBACK:
+        raise RequestError(403, "This server is for this machine only: use 127.0.0.1 or localhost.")
+
+
+def read_body(headers: Message, stream: BufferedIOBase) -> dict[str, object]:
+    """The JSON object in the body, read only if the headers say that it is one and that it is not too large."""
+    if str(headers.get("Content-Type") or "").partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(415, "Send JSON, with Content-Type: application/json.")
+    length = str(headers.get("Content-Length") or "").strip()
+    if not length.isascii() or not length.isdigit():
+        raise RequestError(411, "Send the length of the body (Content-Length).")
+    if len(length) > 12 or int(length) > MAX_BODY:  # int() rejects more than 4,300 digits
+        raise RequestError(413, f"The request is too large: at most {MAX_BODY:,} bytes are read.")
+    content = stream.read(int(length))
+    if len(content) < int(length):
+        raise RequestError(400, "The body is shorter than its Content-Length.")
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "The body is not JSON.") from None
+    if not isinstance(body, dict):
+        raise RequestError(400, "The body must be a JSON object.")
+    return body
