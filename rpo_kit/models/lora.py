@@ -97,7 +97,7 @@ def using_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[Non
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)  # embeddings, never 4-bit
     for layer in layers:
         # A and B are fp32 while they are trained; they are cast here, once for all passes inside
-        a, b = (part[name].weight.to(dtype) for part in (layer.lora_A, layer.lora_B))
+        a, b = (cast(Tensor, part[name].weight).to(dtype) for part in (layer.lora_A, layer.lora_B))
         layer.forward = partial(_forward, layer, a, b, layer.scaling[name])
     try:
         yield

@@ -133,8 +133,9 @@ def pack_groups(groups: Sequence[Group], device: torch.device | str = "cpu") -> 
             tokens += completion
             positions += range(len(prompt), len(prompt) + len(completion))
             blocks.append(Block(slice(first, last), slice(start, end)))
-    rows = (torch.tensor(numbers).to(device) for numbers in ([tokens], [positions], predictor, targets))
-    return PackedGroups(*rows, tuple(blocks))
+    ids, at = (torch.tensor([numbers]).to(device) for numbers in (tokens, positions))
+    predicting, predicted = (torch.tensor(numbers).to(device) for numbers in (predictor, targets))
+    return PackedGroups(ids, at, predicting, predicted, tuple(blocks))
 
 
 def _rows(groups: Sequence[Group], device: torch.device | str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
