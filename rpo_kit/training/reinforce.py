@@ -99,10 +99,11 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
     pool = load_prepared(run, "train")
     too_long = unfitting(loaded.tokenizer, limit, task, pool, max(plan))
     if too_long:
-        print(
-            f"{len(too_long)} of {len(pool)} examples are left out, the first because: {next(iter(too_long.values()))}"
-        )
-    pool = [example for example in pool if example["id"] not in too_long]
+        why = next(iter(too_long.values()))
+        print(f"{len(too_long)} of {len(pool)} examples are left out, the first because: {why}")
+        pool = [example for example in pool if example["id"] not in too_long]
+        if not pool:
+            raise KitError(f"No example is left to train on: {why}")
     examples = prompt_order(pool, settings.steps * settings.prompts_per_step, settings.seed)
     prompts, shortened, fewer = [], 0, 0
     for slot, example in enumerate(examples):

@@ -82,7 +82,7 @@ def test_a_history_item_that_is_too_long_is_shortened_and_counted_and_the_trajec
     assert "shortened" not in capsys.readouterr().out
     rows = sft_dataset(run, replace(loaded, max_seq_length=limit))
     cut = sum("…" in row["prompt"][1]["content"] for row in rows)
-    assert f"{cut} of {len(rows)} rows were longer than {limit} tokens" in capsys.readouterr().out
+    assert f"{cut} of {len(rows)} prompts were shortened to fit {limit} tokens" in capsys.readouterr().out
     assert rows["completion"] == full["completion"]
     assert any("…" in row["prompt"][1]["content"] for row in rows)
     for row in rows:
