@@ -260,14 +260,14 @@ def sample(
 
     `uniforms` (prompts, group, new_tokens), numbers in [0, 1), decide what is drawn; without them torch's generator.
     """
-    from rpo_kit.models import sampling
+    from rpo_kit.models import attention, sampling
 
     model, ends = loaded.model, end_tokens(loaded)
     ids, mask = _left_padded(prompts, int(loaded.tokenizer.pad_token_id), model.device)
     was_training = model.training
     model.eval()  # under gradient checkpointing, layers in train mode keep no keys
     try:
-        if sampling.shares_prefix(model):
+        if attention.shares_prefix(model):
             given = () if uniforms is None else (uniforms,)
             new = sampling.sample_groups(model, ids, mask, group, new_tokens, temperature, ends, *given)
         else:

@@ -15,6 +15,7 @@ For mypy a PeftModel is the model that it wraps: it has the same attributes and 
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -104,6 +105,41 @@ def using_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[Non
     finally:
         for layer in layers:
             del layer.forward
+
+
+@contextmanager
+def merged_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[None]:
+    """The same for many passes of few tokens, without gradients: all LoRA layers multiply by W + s B A, made once.
+
+    The model's own weights are not touched. For models on a CPU that are not quantised; takes a second copy of their
+    weights. Elsewhere it is `using_adapter`. (Measured in bf16 on SmolLM2: a KL to fp32 of 0.0016 per token either way.)
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer) and name in layer.lora_A]
+    if any(hasattr(layer.base_layer.weight, "quant_state") or layer.base_layer.weight.is_cuda for layer in layers):
+        with using_adapter(model, name):
+            yield
+        return
+    for layer in layers:
+        base = layer.base_layer
+        delta = layer.lora_B[name].weight @ layer.lora_A[name].weight
+        weight = torch.add(base.weight, delta, alpha=layer.scaling[name]).to(base.weight.dtype)
+        layer.forward = _packed_linear(weight, base.bias)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _packed_linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """x W^T + bias, with W in the order in which oneDNN reads it, where torch can bring it there: F.linear does so anew
+    each time (measured: 1.4 times slower for 16 rows).
+    """
+    pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+    if pack is None or weight.dtype != torch.bfloat16 or platform.machine() not in ("x86_64", "AMD64"):
+        return partial(torch.nn.functional.linear, weight=weight, bias=bias)
+    packed, multiply = pack(weight, 16), torch.ops.mkldnn._linear_pointwise
+    return lambda x: multiply(x, packed, bias, "none", [], "")
 
 
 def _forward(layer: LoraLayer, a: Tensor, b: Tensor, scaling: float, x: Tensor) -> Tensor:

@@ -13,30 +13,16 @@ Python takes longer than running them. Keys are not copied for the query heads t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
+
+from rpo_kit.models.attention import Block, attention, blocks_of, causal_lm
 
 _LOOK = 8  # ours: replayed steps between two looks at whether all completions have ended; each look waits for the GPU
-
-
-def shares_prefix(model: PreTrainedModel) -> bool:
-    """Whether the attention is known here, so that one row can stand for a whole group: Llama and Qwen models.
-
-    Not with layers that look back only so far (Qwen's sliding windows), for which the attention here would look back
-    further.
-    """
-    windows = "sliding_attention" in (getattr(model.config, "layer_types", None) or ())
-    return model.config.model_type in ("llama", "qwen2", "qwen3") and not windows
-
-
-def causal_lm(model: PreTrainedModel) -> PreTrainedModel:
-    """The model itself, where PEFT wraps it; the LoRA layers inside stay."""
-    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
-    return unwrap() if unwrap else model
 
 
 @torch.no_grad()
@@ -73,27 +59,37 @@ def sample_groups(
 
 
 class Buffers:
-    """Keys and values of all layers, (R, K, capacity, D) each. New ones are written at `slots`; of what is there, the
-    first `length` are read. Passed to the model in place of transformers' cache.
+    """Keys (R, K, D, capacity) and values (R, K, capacity, D) of all layers, in place of transformers' cache.
+
+    First the prompts fill them from one row, `spans` of it, so that they end at `length`; then each step writes at
+    `slots`, and what is there up to `length` is read.
     """
 
     is_compileable = False
 
-    def __init__(self, slots: Tensor, capacity: int) -> None:
-        self.slots, self.capacity, self.length = slots, capacity, len(slots)
+    def __init__(self, spans: list[tuple[int, int]], length: int, capacity: int) -> None:
+        self.spans: list[tuple[int, int]] | None = spans
+        self.length, self.capacity = length, capacity
+        self.slots = torch.empty(0)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        if layer not in self.layers:
-            rows, heads, width = key.shape[0], key.shape[1], key.shape[3]
-            self.layers[layer] = (
-                key.new_zeros(rows, heads, self.capacity, width),
-                value.new_zeros(rows, heads, self.capacity, width),
-            )
+        if self.spans is not None:
+            self.layers[layer] = self._filled(key[0].mT, value[0], self.spans)
+            return key, value
         keys, values = self.layers[layer]
-        keys.index_copy_(2, self.slots, key)
+        keys.index_copy_(3, self.slots, key.mT)
         values.index_copy_(2, self.slots, value)
-        return keys[:, :, : self.length], values[:, :, : self.length]
+        return keys[..., : self.length], values[:, :, : self.length]
+
+    def _filled(self, key: Tensor, value: Tensor, spans: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        heads, width, _count = key.shape
+        keys = key.new_zeros(len(spans), heads, width, self.capacity)
+        values = value.new_zeros(len(spans), heads, self.capacity, width)
+        for row, (start, end) in enumerate(spans):
+            keys[row, :, :, self.length - (end - start) : self.length] = key[..., start:end]
+            values[row, :, self.length - (end - start) : self.length] = value[:, start:end]
+        return keys, values
 
     def get_query_offset(self, *_: object) -> int:
         return 0
@@ -120,25 +116,30 @@ class Decoder:
         temperature: float,
         ends: Sequence[int],
     ) -> None:
-        """Read the prompts and draw the first token of each completion."""
+        """Read the prompts, in one row without their padding, and draw the first token of each completion."""
         (rows, length), (_, group, new_tokens), device = prompts.shape, uniforms.shape, prompts.device
         self.model, self.uniforms, self.temperature = causal_lm(model), uniforms, temperature
         self.ends = torch.tensor(list(ends) or [-1], device=device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        mask = mask.bool()
+        positions, lengths = mask.cumsum(1) - 1, mask.sum(1).tolist()
+        spans = list(zip(accumulate(lengths, initial=0), accumulate(lengths), strict=False))
         capacity = length + group * (new_tokens - 1)
-        self.cache = Buffers(torch.arange(length, device=device), capacity)
-        hidden = self._hidden(prompts, mask, positions)[:, -1]
+        self.cache = Buffers(spans, length, capacity)
+        blocks = [block for span in spans for block in blocks_of(*span, device)]
+        with attention(self.model, "rpo_blocks"):
+            hidden = self._hidden(prompts[mask][None], None, positions[mask][None], blocks)
+        self.cache.spans, last = None, torch.tensor([end - 1 for _, end in spans], device=device)
         self.cache.slots = torch.arange(length - group, length, device=device)  # moved on by each step before it writes
         # What is added to the scores, (R, K, H / K * G, capacity): 0 where a completion may look.
         keys = self.cache.layers[0][0]
         shared, neg_inf = self.model.config.num_attention_heads // keys.shape[1], torch.finfo(keys.dtype).min
         self.bias = keys.new_full((rows, keys.shape[1], shared * group, capacity), neg_inf)
-        self.bias[..., :length].masked_fill_(mask.bool()[:, None, None], 0.0)
+        self.bias[..., :length].masked_fill_(mask[:, None, None], 0.0)
         self.own = (1 - torch.eye(group, dtype=keys.dtype, device=device)).mul_(neg_inf).repeat(shared, 1)
         self.positions = positions[:, -1:].repeat(1, group)
         self.now = torch.zeros(1, dtype=torch.long, device=device)
         self.written = torch.zeros(rows, group, new_tokens, dtype=torch.long, device=device)
-        logits = self._logits(hidden)[:, None].expand(-1, group, -1)
+        logits = self._logits(hidden[0, last])[:, None].expand(-1, group, -1)
         self.tokens = draw(logits, temperature, uniforms[..., 0])
         self.written[..., 0] = self.tokens
         self.ended = torch.isin(self.tokens, self.ends)
@@ -177,13 +178,16 @@ class Decoder:
         rewind()  # capturing runs nothing; a replay begins with the tensors as they are
         return graph.replay
 
-    def _hidden(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def _hidden(
+        self, tokens: Tensor, mask: Tensor | None, positions: Tensor, blocks: list[Block] | None = None
+    ) -> Tensor:
         output = self.model.base_model(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,  # a trainer may have set the config's to False
+            blocks=blocks,
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
@@ -207,35 +211,7 @@ def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(reached, drawn, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
 
 
-def attend_in_cache(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, **_: object
-) -> tuple[Tensor, None]:
-    """Attention of G new tokens per row to its buffer of T: query (R, H, G, D), key and value (R, K, T, D), result
-    (R, G, H, D). The H / K query heads of a key head are read as more rows of it. `mask` (R, K, H / K * G, T) is what
-    is added to the scores.
-    """
-    width = query.shape[-1]
-    keys, values = key.flatten(0, 1), value.flatten(0, 1)
-    scores = torch.baddbmm(mask.flatten(0, 1), query.reshape(len(keys), -1, width), keys.mT, alpha=scaling)
-    attended = torch.bmm(scores.softmax(-1), values)
-    return attended.view(query.shape).transpose(1, 2), None
-
-
 def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     """The tokens up to and including the first end token."""
     stop = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[:stop]
-
-
-AttentionInterface.register("rpo_cache", attend_in_cache)
-
-
-@contextmanager
-def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Let the model attend by the registered function of this name, and afterwards as before."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = name
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before

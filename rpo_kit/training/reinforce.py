@@ -33,9 +33,9 @@ from torch import Tensor
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.models.attention import causal_lm
 from rpo_kit.models.local import LoadedModel, end_tokens, load_trainable, prompt_ids, sample
-from rpo_kit.models.lora import copy_adapter, using_adapter
-from rpo_kit.models.sampling import causal_lm
+from rpo_kit.models.lora import copy_adapter, merged_adapter
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
@@ -221,7 +221,7 @@ def sample_completions(
     if not prompts:
         return []
     ids = [prompt.ids for prompt in prompts]
-    with torch.no_grad(), using_adapter(loaded.model):
+    with torch.no_grad(), merged_adapter(loaded.model):
         completions = sample(
             loaded, ids, settings.group_size, settings.max_new_tokens, settings.temperature, torch.stack(uniforms)
         )

@@ -21,13 +21,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rpo_kit.errors import KitError
+from rpo_kit.models.attention import Block, attention, blocks_of, causal_lm, shares_prefix
 from rpo_kit.models.lora import using_adapter
-from rpo_kit.models.sampling import attention, causal_lm, shares_prefix
 
-_BLOCK = 128  # ours: tokens of a prompt whose scores stand in memory at a time
 _CHUNK = 128  # ours: tokens whose logits (vocabulary wide, fp32) stand in memory at a time: 25 MB for SmolLM2
 Group = tuple[list[int], list[list[int]]]  # a prompt's tokens and those of each of its completions
 
@@ -56,7 +55,7 @@ def scoring(model: PreTrainedModel, adapter: str = "default") -> Iterator[None]:
     checkpointing the backward pass runs the layers again.)
     """
     lm = causal_lm(model)
-    name = "rpo_groups" if shares_prefix(model) else lm.config._attn_implementation
+    name = "rpo_blocks" if shares_prefix(model) else lm.config._attn_implementation
     with using_adapter(lm, adapter), attention(lm, name):
         yield
 
@@ -72,9 +71,9 @@ def score(model: PreTrainedModel, groups: Sequence[Group], temperature: float) -
         raise KitError("The output layer is trained here, for which scoring has no gradient: freeze it.")
     if shares_prefix(model):
         packed = pack_groups(groups, model.device)
-        with attention(lm, "rpo_groups"):
+        with attention(lm, "rpo_blocks"):
             output = lm.base_model(
-                input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, groups=packed
+                input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, blocks=packed.blocks
             )
         hidden, targets = output.last_hidden_state[0, packed.predictor], packed.targets
     else:
@@ -92,14 +91,6 @@ def why_not_shared_prefix(model: PreTrainedModel) -> str | None:
 
 
 # ---- layout -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Block:
-    """Tokens that attend together: each of `own` to those of `prefix`, to those of `own` before it and to itself."""
-
-    own: slice
-    prefix: slice  # of the prompt; for a block of the prompt, what stands before it
 
 
 @dataclass(frozen=True)
@@ -124,7 +115,7 @@ def pack_groups(groups: Sequence[Group], device: torch.device | str = "cpu") -> 
         start, end = len(tokens), len(tokens) + len(prompt)
         tokens += prompt
         positions += range(len(prompt))
-        blocks += [Block(slice(n, min(n + _BLOCK, end)), slice(start, n)) for n in range(start, end, _BLOCK)]
+        blocks += blocks_of(start, end, device)
         for completion in completions:
             first, last = len(tokens), len(tokens) + len(completion)
             # the prompt's last token predicts the first one of each completion
@@ -161,7 +152,6 @@ def _rows(groups: Sequence[Group], device: torch.device | str) -> tuple[Tensor, 
 class Context(Protocol):
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
-    blocks: tuple[Block, ...]
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
@@ -194,85 +184,3 @@ class TokenLogps(torch.autograd.Function):
 
 
 token_logps: Callable[..., Tensor] = TokenLogps.apply
-
-
-# ---- attention ----------------------------------------------------------------------------------------------------
-
-
-class BlockAttention(torch.autograd.Function):
-    """Attention block by block: scaled queries (K, N, S, D), keys and values (K, N, D); the result is (K, N, S, D).
-
-    S query heads read one key head, as S rows of the same matrix product: keys are never copied for them. A block's
-    scores fit into the processor's cache and are done with there; what comes after a token is not computed, except in
-    its own block. Gradients are written out, because autograd would go through the scores three more times.
-    """
-
-    @staticmethod
-    def forward(ctx: Context, q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor:
-        out, all_probs = torch.empty_like(q), []
-        for block in blocks:
-            queries, keys, values = q[:, block.own].flatten(1, 2), _seen(k, block), _seen(v, block)
-            scores = torch.bmm(queries, keys.mT)
-            own = block.own.stop - block.own.start
-            by_token = scores.view(len(q), own, q.shape[2], -1)[..., -own:]
-            by_token.masked_fill_(_later(own, q.device)[:, None], torch.finfo(q.dtype).min)
-            probs = scores.softmax(-1)
-            out[:, block.own] = torch.bmm(probs, values).view(len(q), own, *q.shape[2:])
-            all_probs.append(probs)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(q, k, v, *all_probs)
-            ctx.blocks = blocks
-        return out
-
-    @staticmethod
-    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *all_probs = ctx.saved_tensors
-        grad_q = torch.empty_like(q)
-        # many blocks add to the same prompt: in fp32, or small terms would be rounded away
-        grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
-        for block, probs in zip(ctx.blocks, all_probs, strict=True):
-            queries, grad = q[:, block.own].flatten(1, 2), grad_output[:, block.own].flatten(1, 2)
-            grad_probs = torch.bmm(grad, _seen(v, block).mT)
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
-            grad_q[:, block.own] = torch.bmm(grad_scores, _seen(k, block)).view_as(q[:, block.own])
-            for total, part in ((grad_k, torch.bmm(grad_scores.mT, queries)), (grad_v, torch.bmm(probs.mT, grad))):
-                prefix = block.prefix.stop - block.prefix.start
-                total[:, block.prefix] += part[:, :prefix]
-                total[:, block.own] += part[:, prefix:]
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
-
-
-block_attention: Callable[..., Tensor] = BlockAttention.apply
-
-
-def _seen(x: Tensor, block: Block) -> Tensor:
-    """Keys or values (K, …, D) that a block looks at: its prefix, then its own tokens."""
-    if block.prefix.stop == block.own.start:
-        return x[:, block.prefix.start : block.own.stop]  # they stand one after the other
-    return torch.cat([x[:, block.prefix], x[:, block.own]], 1)
-
-
-def attend_in_groups(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    scaling: float,
-    groups: PackedGroups,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """Attention among N tokens laid out as `groups`: query (1, H, N, D), key and value (1, K, N, D) to (1, N, H, D)."""
-    heads, (count, width) = key.shape[1], query.shape[2:]
-    q = (query.view(heads, -1, count, width).transpose(1, 2) * scaling).contiguous()
-    out = block_attention(q, key[0], value[0], groups.blocks)
-    return out.permute(1, 0, 2, 3).reshape(1, count, -1, width), None
-
-
-def _later(length: int, device: torch.device) -> Tensor:
-    """(length, length), True where the second token comes after the first."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
-
-
-AttentionInterface.register("rpo_groups", attend_in_groups)

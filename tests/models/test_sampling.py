@@ -9,9 +9,9 @@ import torch
 from random_models import KINDS, random_model, random_policy
 from transformers import PreTrainedModel
 
-from rpo_kit.models import sampling
+from rpo_kit.models import attention, sampling
 from rpo_kit.models.local import sample
-from rpo_kit.models.lora import using_adapter
+from rpo_kit.models.lora import _packed_linear, merged_adapter, using_adapter
 from rpo_kit.models.sampling import draw, sample_groups, until_end
 
 
@@ -34,9 +34,25 @@ def test_greedy_groups_write_what_separate_prompts_write(kind):
     expected = written_by_generate(model, prompts, mask, 6)
     written = sample_groups(model, prompts, mask, 3, new_tokens=6, temperature=0.0, ends=[])
     assert written.tolist() == [[row] * 3 for row in expected]
-    with using_adapter(model):
-        again = sample_groups(model, prompts, mask, 3, new_tokens=6, temperature=0.0, ends=[])
-    assert again.tolist() == written.tolist(), "with LoRA in one piece too"
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for adapter in (using_adapter, merged_adapter):
+        with torch.no_grad(), adapter(model):
+            again = sample_groups(model, prompts, mask, 3, new_tokens=6, temperature=0.0, ends=[])
+        assert again.tolist() == written.tolist(), "with LoRA in one piece, or merged"
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert sample_groups(model, prompts, mask, 3, 6, 0.0, []).tolist() == written.tolist(), "and afterwards as before"
+
+
+@pytest.mark.parametrize("rows", [1, 16, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_weight_multiplies_as_it_does_unpacked(rows, dtype):
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((2, rows, 48), (80, 48), (80,)))
+    for added in (None, bias):
+        expected = torch.nn.functional.linear(x.float(), weight.float(), None if added is None else added.float())
+        result = _packed_linear(weight, added)(x)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=1e-2)
 
 
 def as_it_is(model: PreTrainedModel) -> None:
@@ -71,7 +87,7 @@ def test_a_model_with_attention_that_is_not_known_here_writes_through_its_own_ge
     loaded = random_policy("llama", tiny_llama, ends=[2])
     loaded.model.generation_config.update(top_k=1, top_p=0.1, repetition_penalty=3.0)  # would change what is drawn
     expected = sample(loaded, [[5, 6, 7], [8, 9]], 2, 6, temperature=0.0)
-    monkeypatch.setattr(sampling, "shares_prefix", lambda model: False)
+    monkeypatch.setattr(attention, "shares_prefix", lambda model: False)
     assert sample(loaded, [[5, 6, 7], [8, 9]], 2, 6, temperature=0.0) == expected
     uniforms = torch.rand(1, 8, 6)
     drawn = sample(loaded, [[5, 6, 7]], 8, 6, 1.5, uniforms)
@@ -117,7 +133,7 @@ def test_a_step_keeps_its_tensors_in_place_so_that_a_graph_can_replay_it(kind):
     state = [decoder.cache.slots, decoder.positions, decoder.now, decoder.bias, decoder.tokens, decoder.written]
     state += [decoder.ended, *(tensor for pair in decoder.cache.layers.values() for tensor in pair)]
     places = [tensor.data_ptr() for tensor in state]
-    with torch.no_grad(), sampling.attention(decoder.model, "rpo_cache"):
+    with torch.no_grad(), attention.attention(decoder.model, "rpo_cache"):
         for _ in range(5):
             decoder.step()
     assert decoder.written.tolist() == expected.tolist()

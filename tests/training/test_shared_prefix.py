@@ -11,7 +11,7 @@ from random_models import KINDS, random_model
 from transformers import PreTrainedModel
 
 from rpo_kit.errors import KitError
-from rpo_kit.models import sampling
+from rpo_kit.models import attention
 from rpo_kit.training import shared_prefix
 from rpo_kit.training.shared_prefix import Group, micro_batches, pack_groups, score, scoring, why_not_shared_prefix
 
@@ -78,7 +78,7 @@ def test_on_any_shape_log_probabilities_loss_and_lora_gradients_are_the_plain_on
     lengths = torch.tensor([len(completion) for _, completions in groups for completion in completions])
     advantages = torch.linspace(-1, 0.3, len(lengths)).repeat_interleave(lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared_prefix, "_BLOCK", block)
+        patch.setattr(attention, "_BLOCK", {"cpu": block})
         if how == "rows":
             patch.setattr(shared_prefix, "shares_prefix", lambda model: False)
         for scored in (separately, in_one_row):
@@ -111,7 +111,7 @@ def test_a_prompt_is_laid_out_once_and_positions_go_on_from_its_end():
 
 
 def test_a_long_prompt_attends_in_several_blocks(monkeypatch):
-    monkeypatch.setattr(shared_prefix, "_BLOCK", 2)
+    monkeypatch.setattr(attention, "_BLOCK", {"cpu": 2})
     packed = pack_groups([([1, 2, 3, 4, 5], [[6]])])
     spans = [((b.prefix.start, b.prefix.stop), (b.own.start, b.own.stop)) for b in packed.blocks]
     assert spans == [((0, 0), (0, 2)), ((0, 2), (2, 4)), ((0, 4), (4, 5)), ((0, 5), (5, 6))]
@@ -147,9 +147,9 @@ def test_a_model_with_sliding_windows_keeps_its_own_attention():
     """Qwen's config decides it per layer: those from max_window_layers on."""
     whole = random_model("qwen2", 1, 1, seed=0)
     partly = random_model("qwen2", 1, 1, seed=0, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    assert sampling.shares_prefix(whole)
+    assert attention.shares_prefix(whole)
     assert why_not_shared_prefix(whole) is None
-    assert not sampling.shares_prefix(partly)
+    assert not attention.shares_prefix(partly)
     assert "this qwen2 model is not known" in str(why_not_shared_prefix(partly))
     torch.testing.assert_close(in_one_row(partly, GROUPS, 1.0), separately(partly, GROUPS, 1.0), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(in_one_row(partly, GROUPS, 1.0), in_one_row(whole, GROUPS, 1.0), atol=1e-3)
