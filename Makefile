@@ -7,18 +7,20 @@
 #                                       It saves several GB; PyTorch's "Get Started" page gives the URL. Used for torch
 #                                       only.
 #   make test TEST_ARGS="-k lamp -x"    extra arguments for pytest
+#   make gpu-check GPU_CSV=out.csv      where its measurements go (default: runs/gpu_check.csv)
 #   make lab LAB_ARGS="--no-browser"    extra arguments for JupyterLab
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint lab doctor clean
+.PHONY: help install demo test gpu-check lint lab doctor clean
 
 PY := .venv/bin/python
+GPU_CSV ?= runs/gpu_check.csv
 export PYTHON RPO_ROUTE RPO_TORCH_INDEX
 # Otherwise a kernel named python3 in the user's home directory takes precedence over the one in .venv.
 export JUPYTER_PREFER_ENV_PATH := 1
 
 help: ## list the commands
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 19
 
 install: ## create .venv and install into it; returns at once if nothing has changed
 	@sh scripts/install.sh
@@ -28,6 +30,9 @@ demo: install ## run the whole method here: trajectories, SFT, RL, evaluation, F
 
 test: install ## run the test suite
 	$(PY) -m pytest $(TEST_ARGS)
+
+gpu-check: install ## check everything that needs a GPU, in ten minutes; see docs/benchmarks.md
+	$(PY) tests/gpu/gpu_check.py $(GPU_CSV)
 
 lint: install ## run ruff and mypy
 	$(PY) -m ruff check .

@@ -7,15 +7,21 @@ python -m rpo_kit rl --run mine --set rl.steps=40
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import STAGES, stage_function
-from rpo_kit.presets import PRESETS
-from rpo_kit.runs import Run, check_exists, existing_run, open_run, require, runs_root
+from rpo_kit.presets import PRESETS, flat
+from rpo_kit.runs import Run, check_exists, existing_run, open_run, planned_run, runs_root
+from rpo_kit.stages import require
 
+DEFAULT_RUN = "demo"
 FIGURES = Path(__file__).resolve().parents[1] / "figures"  # with the numbers kept in figures/data
 
 
@@ -42,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     for number, stage in enumerate(STAGES.values(), 1):
         command = commands.add_parser(stage.name, help=f"{number}. {stage.about}", description=stage.about)
         _add_run_options(command).set_defaults(command=_stage, stage=stage.name)
+    about = "show how a run's settings differ from its preset, or take changes back"
+    settings = commands.add_parser("settings", help=about, description=about)
+    settings.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
+    settings.add_argument("--unset", action="append", default=[], metavar="KEY", help="back to the preset's value")
+    settings.set_defaults(command=_settings)
     about = "all stages, by executing the notebooks; ends with the result table"
     _add_run_options(commands.add_parser("demo", help=about, description=about)).set_defaults(command=_demo)
     doctor = commands.add_parser("doctor", help="check this machine and the installation; say how to fix what is wrong")
@@ -55,31 +66,35 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--run", help="instead of two files: score the systems of this run on its dev split")
     score.set_defaults(command=_score)
     figure = commands.add_parser("figure3", help="draw Figure 3 from the stored numbers of a sweep, without training")
-    figure.add_argument("--run", default="demo", help="the run with the sweep (default: demo)")
+    figure.add_argument("--run", default=DEFAULT_RUN, help="the run with the sweep (default: demo)")
     figure.add_argument(
         "--data", metavar="NAME", help="instead of a run: the numbers stored as figures/data/NAME_*.csv"
     )
     figure.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_*.csv")
     figure.set_defaults(command=_figure3)
     results = commands.add_parser("results", help="draw an evaluation from its stored numbers")
-    results.add_argument("--run", default="demo", help="the evaluated run (default: demo)")
+    results.add_argument("--run", default=DEFAULT_RUN, help="the evaluated run (default: demo)")
     results.add_argument("--export", metavar="NAME", help="also store numbers and logs as figures/data/NAME_*.csv")
     results.set_defaults(command=_results)
     about = "serve the personalizer as an OpenAI-compatible endpoint in front of the base model"
     served = commands.add_parser("serve", help=about, description=about)
-    served.add_argument("--run", default="demo", help="the trained run (default: demo)")
+    served.add_argument("--run", default=DEFAULT_RUN, help="the trained run (default: demo)")
     served.add_argument(
         "--stage", choices=("sft", "rl"), default="rl", help="the stage whose adapter rewrites (default: rl)"
     )
     served.add_argument("--profiles", type=Path, help="folder with one USER.json per user: a JSON list of LaMP items")
-    served.add_argument("--host", default="127.0.0.1", help="any other address needs a key in RPO_SERVE_KEY")
-    served.add_argument("--port", type=int, default=8765)
+    served.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1; any other needs a key in RPO_SERVE_KEY)",
+    )
+    served.add_argument("--port", type=int, default=8765, help="port to listen on (default: 8765)")
     served.set_defaults(command=_serve)
     return parser
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("--run", default="demo", help=f"name of the run folder in {runs_root()} (default: demo)")
+    parser.add_argument("--run", help=f"name of the run folder in {runs_root()} (default: {DEFAULT_RUN})")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="all settings at once (a new run takes cpu)")
     parser.add_argument("--task", help="LaMP-1, LaMP-2, LaMP-2-news, LaMP-3 to LaMP-7 (a new run takes LaMP-7)")
     parser.add_argument("--data", help="personas, official (downloads LaMP's files), or a folder with them")
@@ -91,13 +106,18 @@ def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
 
 def open_from(options: argparse.Namespace, may_be_new: bool = True) -> Run:
     """The run that the options name: new, or reopened with its stored settings and the changes among the options."""
+    name = options.run or DEFAULT_RUN
     if not may_be_new:
-        check_exists(options.run)
-    changes = dict(_pair(text) for text in options.set)
-    changes |= {key: value for key, value in (("data.task", options.task), ("data.source", options.data)) if value}
-    if "data.task" in changes:
-        get_task(changes["data.task"])  # reject an unknown task before a run is created
-    return open_run(options.run, options.preset, changes)
+        check_exists(name)
+    return open_run(name, options.preset, _overrides(options))
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    overrides = dict(_pair(text) for text in options.set)
+    overrides |= {key: value for key, value in (("data.task", options.task), ("data.source", options.data)) if value}
+    if "data.task" in overrides:
+        get_task(overrides["data.task"])  # reject an unknown task before a run is created
+    return overrides
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -108,13 +128,55 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _stage(options: argparse.Namespace) -> None:
-    stage_function(options.stage)(open_from(options, may_be_new=options.stage == "prepare"))
+    with _no_empty_run(options):
+        stage_function(options.stage)(open_from(options, may_be_new=options.stage == "prepare"))
+
+
+@contextmanager
+def _no_empty_run(options: argparse.Namespace) -> Iterator[None]:
+    """Remove a run that this command created if the command fails before any work is stored."""
+    folder = runs_root() / (options.run or DEFAULT_RUN)
+    is_new = not folder.exists()
+    try:
+        yield
+    except KitError:
+        files = {path.name for path in folder.rglob("*") if path.is_file() and path.parent.name != ".locks"}
+        if is_new and files <= {"run.json", "started.json"}:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _settings(options: argparse.Namespace) -> None:
+    run = existing_run(options.run)
+    of_preset = flat(PRESETS[run.preset.name])
+    unknown = [key for key in options.unset if key not in of_preset]
+    if unknown:
+        raise KitError(f"There is no setting {unknown[0]!r} to unset; write it in full, as in rl.steps.")
+    if options.unset:
+        run = open_run(run.name, None, {key: of_preset[key] for key in options.unset})
+    changed = {key: value for key, value in flat(run.preset).items() if value != of_preset[key]}
+    print(f"run {run.name!r}: preset {run.preset.name}, {len(changed) or 'no'} settings changed")
+    for key, value in changed.items():
+        print(f"  {key} = {json.dumps(value)}   (preset: {json.dumps(of_preset[key])})")
 
 
 def _demo(options: argparse.Namespace) -> None:
     from rpo_kit.study.demo import demo
 
-    demo(open_from(options))
+    _check_not_replaced(options)
+    with _no_empty_run(options):
+        demo(open_from(options))
+
+
+def _check_not_replaced(options: argparse.Namespace) -> None:
+    """A demo with other settings does not take the default run without a word: its results would be made again."""
+    wanted = planned_run(options.run or DEFAULT_RUN, options.preset, _overrides(options))
+    results = any((wanted.stage(row.name) / row.marker).exists() for row in STAGES.values())
+    if not options.run and results and wanted.preset != existing_run(DEFAULT_RUN).preset:
+        raise KitError(
+            f"The run {DEFAULT_RUN!r} holds results with other settings. Give this demo a name of its own (--run "
+            f"NAME), or --run {DEFAULT_RUN} to make the results of that run again with these settings."
+        )
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -146,7 +208,7 @@ def _figure3(options: argparse.Namespace) -> None:
     name = options.data or options.export
     stored = sorted(path.name.removesuffix("_bars.csv") for path in (FIGURES / "data").glob("*_bars.csv"))
     if options.data and (options.export or name not in stored):
-        raise KitError(f"figure3 --data takes a name alone, one of {', '.join(stored)}.")
+        raise KitError(f"--data and --export exclude each other; --data takes one of {', '.join(stored)}.")
     if not options.data:
         run = existing_run(options.run)
         if options.export:

@@ -2,8 +2,10 @@
 
 Every line is ok, warn (it will work, within a limit that the line names) or fail (it will not work), with a remedy.
 Nothing is downloaded, no network is contacted, no model is loaded, and of a key only the name of its variable is shown.
-Versions are compared with pyproject.toml, so there is one list of pins. Not checked: whether training works (that is
-what `make demo` is for).
+Versions are compared with pyproject.toml, so there is one list of pins. A package that is missing is a line of its own:
+this module imports nothing but the standard library at its top. On a GPU each preset gets a line with the memory that
+it is estimated to take (memory.py). Not checked: whether training works (that is what `make demo` is for, and on a GPU
+`make gpu-check`).
 
     doctor()  ->  [Check("cores", "ok", "2"), Check("trl", "warn", "1.14.0; tested with ==1.15.0", "Run: …"), …]
 """
@@ -14,22 +16,23 @@ import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
-
-import psutil
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
+from typing import TYPE_CHECKING, Literal
 
 from rpo_kit import bundled
 from rpo_kit.errors import KitError
-from rpo_kit.machine import cores, cpu_has_bf16, memory_limit, processor
+from rpo_kit.machine import cores, cpu_has_bf16, memory, memory_limit, processor
+from rpo_kit.memory import estimate
+from rpo_kit.presets import PRESETS
 from rpo_kit.runs import runs_root
 
-CPU_UNSLOTH = "2026.10.9"  # the first with a CPU backend; as in requirements-cpu-nodeps.txt, a test compares them
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+UNSLOTH = "2026.10.9"  # on both routes, as in pyproject.toml and requirements-cpu-nodeps.txt; a test compares them
 MEMORY_GB = 7.5  # ours: the `cpu` preset is meant for 8 GB, of which a machine reports a little less
 FREE_MEMORY_GB = 4  # measured: peak of training the bundled model on a CPU, 3.0-4.1 GB
 DISK_GB = 2  # ours: converted model, adapters and records of a few runs of the `cpu` preset
@@ -54,16 +57,32 @@ def doctor(runs: Path | None = None) -> list[Check]:
     return [
         check_python(),
         check_cores(),
-        check_memory(),
+        *unless_missing("memory", lambda: [check_memory()]),
         check_disk(runs),
         check_runs_folder(runs),
-        *check_versions(),
+        *unless_missing("packages", check_versions),
         *check_device(),
-        check_kernel(),
+        *unless_missing("notebook kernel", lambda: [check_kernel()]),
         check_bundled_model(),
         *check_keys(),
         Check("network", "ok", "not contacted by this check"),
     ]
+
+
+def unless_missing(name: str, check: Callable[[], Iterable[Check]]) -> list[Check]:
+    """The lines of a check, or one line that names the package which it cannot be made without."""
+    try:
+        return list(check())
+    except ImportError as error:
+        return [import_failure(name, error)]
+
+
+def import_failure(name: str, error: ImportError) -> Check:
+    """Which package is missing; what else is wrong with an import is quoted."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        return Check(name, "fail", f"the package {package} is missing", f"Run: python -m pip install {package}")
+    return Check(name, "fail", f"import fails: {str(error).splitlines()[0]}", "Reinstall: make clean, then make test.")
 
 
 def main() -> int:
@@ -99,7 +118,7 @@ def check_cores() -> Check:
 
 
 def check_memory() -> Check:
-    total, free = memory_limit() / 1e9, psutil.virtual_memory().available / 1e9
+    total, free = memory_limit() / 1e9, memory()[1] / 1e9
     found = f"{total:.1f} GB, {min(total, free):.1f} GB free"
     if total >= MEMORY_GB and free >= FREE_MEMORY_GB:
         return Check("memory", "ok", found)
@@ -107,7 +126,7 @@ def check_memory() -> Check:
 
 
 def existing(path: Path) -> Path:
-    """The nearest folder on the way up from `path` which exists."""
+    """`path`, or its nearest ancestor that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
@@ -133,8 +152,10 @@ def check_runs_folder(runs: Path) -> Check:
 # --- the packages --------------------------------------------------------------------------------------------
 
 
-def pins() -> list[Requirement]:
+def pins() -> list["Requirement"]:
     """The requirements of rpo_kit: from pyproject.toml beside the package, else from the installed metadata."""
+    from packaging.requirements import Requirement
+
     project = Path(__file__).resolve().parents[1] / "pyproject.toml"
     if project.is_file():
         lines = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
@@ -156,7 +177,7 @@ def check_versions() -> Iterator[Check]:
     yield Check("other packages", "ok", ", ".join(others))
 
 
-def compare(requirement: Requirement) -> Check:
+def compare(requirement: "Requirement") -> Check:
     name, wanted = requirement.name, str(requirement.specifier) or "any version"
     try:
         version = metadata.version(name)
@@ -169,16 +190,16 @@ def compare(requirement: Requirement) -> Check:
 
 
 def check_device() -> list[Check]:
-    """torch, the device it computes on, and the Unsloth that this device needs."""
+    """torch, the device it computes on, Unsloth, and on a GPU what the presets will take of it."""
     try:
         import torch
     except ImportError as error:
-        found = f"import fails: {str(error).splitlines()[0]}"
-        return [Check("torch works", "fail", found, "Reinstall: make clean, then make test.")]
+        return [import_failure("torch works", error)]
     if torch.cuda.is_available():
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-        memory = torch.cuda.get_device_properties(0).total_memory
-        return [describe_gpu(torch.__version__, name, capability, memory), check_unsloth(gpu=True)]
+        size = torch.cuda.get_device_properties(0).total_memory
+        described = describe_gpu(torch.__version__, name, capability, size)
+        return [described, check_unsloth(gpu=True), *check_presets(size / 1e9)]
     return [describe_cpu(torch.__version__, bool(shutil.which("nvidia-smi"))), check_unsloth(gpu=False)]
 
 
@@ -201,9 +222,22 @@ def describe_cpu(version: str, nvidia: bool) -> Check:
     return Check("device", "ok", found)
 
 
+def check_presets(gb: float) -> Iterator[Check]:
+    """What each preset will take of a GPU of this size: estimated from shapes, for prompts as long as they may be."""
+    for preset in PRESETS.values():
+        stages = estimate(preset)
+        stage = max(stages, key=lambda name: stages[name])
+        listed = ", ".join(f"{name} {size}" for name, size in stages.items())
+        found = f"takes up to {stages[stage]} of {gb:.1f} GB, estimated ({listed})"
+        if stages[stage] <= gb:
+            yield Check(f"preset {preset.name}", "ok", found)
+        else:
+            remedy = f"Take a smaller preset, or lower reflection.max_seq_length and the batch of {stage}."
+            yield Check(f"preset {preset.name}", "warn", found, remedy)
+
+
 def check_unsloth(gpu: bool) -> Check:
     """Read from the package metadata: importing Unsloth takes 8 s and patches other libraries."""
-    wanted = SpecifierSet(">=2026.10.7,<2026.11" if gpu else f"=={CPU_UNSLOTH}")
     remedy = (
         'Run: python -m pip install -e ".[gpu]"'
         if gpu
@@ -214,10 +248,10 @@ def check_unsloth(gpu: bool) -> Check:
         try:
             versions.append(metadata.version(name))
         except metadata.PackageNotFoundError:
-            return Check("unsloth", "fail", f"{name} is not installed; needed: {wanted}", remedy)
-    if all(wanted.contains(version) for version in versions):
+            return Check("unsloth", "fail", f"{name} is not installed; needed: =={UNSLOTH}", remedy)
+    if versions == [UNSLOTH, UNSLOTH]:
         return Check("unsloth", "ok", " and zoo ".join(versions))
-    return Check("unsloth", "warn" if gpu else "fail", f"{' and zoo '.join(versions)}; needed: {wanted}", remedy)
+    return Check("unsloth", "warn" if gpu else "fail", f"{' and zoo '.join(versions)}; needed: =={UNSLOTH}", remedy)
 
 
 def check_kernel() -> Check:

@@ -13,17 +13,23 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 
 def cores() -> int:
     """Cores that this process may use; in a container fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of memory of this machine: all, and those that are free or can be freed."""
+    import psutil  # here, so that `doctor` runs without it and names it
+
+    state = psutil.virtual_memory()
+    return int(state.total), int(state.available)
+
+
 def memory_limit(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
     """Bytes of memory that this process may use: the machine's, or less if a container allows less."""
-    total = int(psutil.virtual_memory().total)
+    total = memory()[0]
     try:
         limit = cgroup.read_text(encoding="ascii").strip()
     except OSError:
@@ -65,8 +71,8 @@ def threads() -> int | None:
 
 def describe_machine() -> str:
     """One line for people: cores, processor, memory, GPU and system."""
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{cores()} cores of {processor()}, {memory:.0f} GB of memory, {gpu() or 'no GPU'}, {platform.system()}"
+    size = memory()[0] / 2**30
+    return f"{cores()} cores of {processor()}, {size:.0f} GB of memory, {gpu() or 'no GPU'}, {platform.system()}"
 
 
 def cache_root() -> Path:

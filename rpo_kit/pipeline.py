@@ -18,7 +18,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from rpo_kit.runs import Run, require
+from rpo_kit.runs import Run
+from rpo_kit.stages import require
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 
@@ -58,7 +59,7 @@ _ROWS = (
     ),
     Stage(
         name="sft",
-        about="fine-tune the reflection module on them",
+        about="fine-tune the reflection module on the teacher's trajectories",
         function="training.sft:train_sft",
         notebook="03_sft_unsloth_4bit",
         settings={"settings": "sft"},
@@ -68,7 +69,7 @@ _ROWS = (
     ),
     Stage(
         name="rl",
-        about="refine it by REINFORCE++ with baseline, with 2 to 6 history items",
+        about="refine the reflection module with REINFORCE++ with baseline, showing 2 to 6 history items",
         function="training.reinforce:train_rl",
         notebook="04_rl_reinforce_pp",
         settings={"settings": "rl"},
@@ -87,7 +88,7 @@ _ROWS = (
     ),
     Stage(
         name="sweep",
-        about="Figure 3: fixed against progressive numbers of history items",
+        about="compare fixed and growing numbers of history items (Figure 3)",
         function="study.ablation:sweep",
         notebook="06_shot_sweep",
         settings={"settings": "sweep"},

@@ -1,4 +1,4 @@
-"""Every setting of the kit in one tree of frozen dataclasses; each value says where it comes from.
+"""Every setting of the kit in one tree of frozen dataclasses; a value whose source is known names it.
 
 Sources: *paper* (abstract or figures of RPO, arXiv 2511.05286), *LaMP*, *OpenRLHF* (its REINFORCE++-baseline script),
 *measured* (tests/benchmarks, on the machine named in docs/benchmarks.md) or *ours*. The paper's tables were not
@@ -15,27 +15,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import refuse_secrets
+from rpo_kit.setting_rules import ALL_USERS, check
 
-ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
-CURRICULA = (
-    "progressive, reversed, random, fixed-K as in fixed-4, or a list as in 2,2,3,6, whose stages are equally long"
-)
-_CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)+")
-_AT_LEAST_ONE = (
-    *("data.train_users", "data.dev_users", "data.items_per_user", "synthesis.shots", "synthesis.per_query"),
-    *("sft.steps", "sft.batch_size", "sft.accumulate", "sft.save_every"),
-    *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.micro_batch", "rl.save_every"),
-    *("evaluation.batch_size", "evaluation.bootstrap", "sweep.steps", "sweep.prompts_per_step", "sweep.dev_users"),
-)
-_ALL = 10**9  # users: as many as LaMP's files hold
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -51,6 +40,8 @@ class DataSettings:
     retriever: str = "bm25"  # LaMP; or bm25-lamp (LaMP's order of ties), dense:facebook/contriever, recency, random
     seed: int = 0
     leave_one_out: int = 0  # ours: items per train user that become queries too
+    # ours: of a folder that has one split alone, this share of its users becomes dev, the rest train
+    dev_share: float = field(default=0.0, metadata={"since": "0.2"})
 
 
 @dataclass(frozen=True)
@@ -89,7 +80,8 @@ class RLSettings:
     algorithm: str = "reinforce++-baseline"  # paper; or reinforce++, grpo, rloo
     prompts_per_step: int = 4  # OpenRLHF: 128. Measured: the long runs needed 16; a demo has no time for them
     group_size: int = 8  # OpenRLHF
-    micro_batch: int = 32  # sequences in one forward pass
+    micro_batch_tokens: int = 6000  # ours: prompts and rewrites scored in one pass, whole groups; decides memory alone
+    gradient_checkpointing: bool = False  # keep one tensor per layer and token, and compute the rest twice
     learning_rate: float = 6e-5  # measured: LoRA on 135M, 2e-4 drifts; OpenRLHF's 5e-7 is for full fine-tuning
     beta: float = 0.001  # ours; OpenRLHF's k2 loss uses 1e-5, ProRL 1e-4
     clip: float = 0.2  # OpenRLHF
@@ -100,6 +92,7 @@ class RLSettings:
     curriculum: str = "progressive"  # paper; or fixed-K, random, reversed, or a list as in "2,4,6"
     format_weight: float = 0.1  # ours: share of the reward for a well-formed trajectory
     save_every: int = 5
+    rollouts_mb: float = 200.0  # ours: size up to which rl/rollouts.jsonl grows
     seed: int = 0
 
 
@@ -175,17 +168,29 @@ _GPU_24GB = Preset(
     data=DataSettings(train_users=2000, dev_users=500),
     base="local:unsloth/Qwen2.5-7B-Instruct",
     reflection=ModelSettings("unsloth/Qwen2.5-7B-Instruct", load_in_4bit=True, max_seq_length=4096),
-    sft=SFTSettings(steps=300, batch_size=4, accumulate=4, learning_rate=2e-4),
-    rl=RLSettings(steps=200, prompts_per_step=8, micro_batch=8, learning_rate=5e-6, max_new_tokens=256, save_every=20),
-    evaluation=EvaluationSettings(max_new_tokens=256, batch_size=16, systems=_ALL_SYSTEMS),
+    # Batch sizes: estimated by memory.py for the longest prompts, not yet measured on a 24 GB card. GB: prepare 15.4,
+    # sft 22.9, rl 17.0, evaluate 15.4; the weights alone are 5.5 (4-bit; embedding and head 16-bit).
+    sft=SFTSettings(steps=300, batch_size=2, accumulate=8, learning_rate=2e-4),
+    rl=RLSettings(
+        steps=200,
+        prompts_per_step=8,
+        micro_batch_tokens=6144,
+        gradient_checkpointing=True,
+        learning_rate=5e-6,
+        max_new_tokens=256,
+        save_every=20,
+    ),
+    evaluation=EvaluationSettings(max_new_tokens=256, batch_size=8, systems=_ALL_SYSTEMS),
     sweep=SweepSettings(steps=100, prompts_per_step=8, seeds=(0, 1, 2), eval_shots=(2, 4, 6), dev_users=500),
 )
 
 PRESETS: dict[str, Preset] = {
-    "cpu": Preset(name="cpu", about="2 cores, 8 GB of memory, no GPU, no network, no key: small but real"),
+    "cpu": Preset(
+        name="cpu", about="2 cores, 8 GB of memory, no GPU, no network, no key: small, but runs the whole method"
+    ),
     "cpu-long": Preset(
         name="cpu-long",
-        about="the same machine, one to two hours: the users and the larger RL steps of the stored runs",
+        about="the same machine, one to two hours without the sweep: users and RL steps as in the stored runs",
         data=DataSettings(train_users=1200, dev_users=300),
         sft=SFTSettings(steps=110),  # measured on LaMP-1; LaMP-3 wants 360, and 6e-5 in RL
         rl=RLSettings(steps=16, prompts_per_step=16, learning_rate=3e-5, save_every=4),
@@ -197,7 +202,7 @@ PRESETS: dict[str, Preset] = {
         data=DataSettings(train_users=12, dev_users=6, items_per_user=7),
         synthesis=SynthesisSettings(per_query=1),
         sft=SFTSettings(steps=3, batch_size=2, save_every=1),
-        rl=RLSettings(steps=2, prompts_per_step=1, group_size=2, micro_batch=2, max_new_tokens=24, save_every=1),
+        rl=RLSettings(steps=2, prompts_per_step=1, group_size=2, max_new_tokens=24, save_every=1),
         evaluation=EvaluationSettings(max_new_tokens=24, bootstrap=200),
         sweep=SweepSettings(arms=("fixed-2", "progressive"), steps=1, prompts_per_step=1, eval_shots=(2,), dev_users=4),
     ),
@@ -207,11 +212,19 @@ PRESETS: dict[str, Preset] = {
         data=DataSettings(train_users=1000, dev_users=300),
         base="local:unsloth/Qwen2.5-1.5B-Instruct",
         reflection=ModelSettings("unsloth/Qwen2.5-1.5B-Instruct", load_in_4bit=True, max_seq_length=2048),
+        # Batch sizes: estimated as for gpu-24gb, not yet measured on a T4. GB: prepare 5.4, sft 13.7, rl 5.0, evaluate
+        # 9.4; the weights alone are 1.1. Without gradient checkpointing RL on the longest prompts would take 18.
         sft=SFTSettings(steps=200, batch_size=4, accumulate=2, learning_rate=2e-4),
         rl=RLSettings(
-            steps=100, prompts_per_step=8, micro_batch=8, learning_rate=1e-5, max_new_tokens=192, save_every=10
+            steps=100,
+            prompts_per_step=8,
+            micro_batch_tokens=8192,
+            gradient_checkpointing=True,
+            learning_rate=1e-5,
+            max_new_tokens=192,
+            save_every=10,
         ),
-        evaluation=EvaluationSettings(max_new_tokens=192, batch_size=16, systems=_ALL_SYSTEMS),
+        evaluation=EvaluationSettings(max_new_tokens=192, batch_size=32, systems=_ALL_SYSTEMS),
         sweep=SweepSettings(steps=50, prompts_per_step=8, eval_shots=(2, 4, 6), dev_users=300),
     ),
     "gpu-24gb": _GPU_24GB,
@@ -219,7 +232,7 @@ PRESETS: dict[str, Preset] = {
         _GPU_24GB,
         name="paper",
         about="as gpu-24gb, full LaMP files, three seeds, an OpenAI-compatible teacher",
-        data=DataSettings(source="official", train_users=_ALL, dev_users=_ALL),
+        data=DataSettings(source="official", train_users=ALL_USERS, dev_users=ALL_USERS),
         synthesis=SynthesisSettings(teacher="openai:gpt-4o-mini"),
     ),
 }
@@ -239,34 +252,14 @@ def get_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
 def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
     """The settings with these changes. Raises KitError for invalid combinations."""
     for key, value in overrides.items():
+        if key == "rl.micro_batch":  # in runs made before micro-batches were measured in tokens
+            print("rl.micro_batch is ignored: micro-batches now hold whole groups up to rl.micro_batch_tokens tokens")
+            continue
         preset = _replace(preset, key.split("."), value, key)
     for spec in (preset.base, preset.synthesis.teacher):
         refuse_secrets(spec)
-    _check(preset)
+    check(flat(preset))
     return preset
-
-
-def _check(preset: Preset) -> None:
-    """Reject now what would only fail several stages later."""
-    for key in _AT_LEAST_ONE:
-        group, _, name = key.partition(".")
-        if getattr(getattr(preset, group), name) < 1:
-            raise KitError(f"{key}={getattr(getattr(preset, group), name)} must be at least 1.")
-    if preset.rl.group_size < 2:
-        raise KitError("rl.group_size=1 must be at least 2: a rewrite is compared with the others of the same prompt.")
-    if preset.rl.algorithm not in ALGORITHMS:
-        raise KitError(f"There is no rl.algorithm={preset.rl.algorithm!r}; there are {', '.join(ALGORITHMS)}.")
-    for name in ("arms", "seeds", "eval_shots"):
-        if not getattr(preset.sweep, name):
-            raise KitError(f"sweep.{name} is empty: a sweep needs at least one.")
-    for plan in (preset.rl.curriculum, *preset.sweep.arms):
-        if not _CURRICULUM.fullmatch(plan):
-            raise KitError(f"There is no curriculum {plan!r}; there are {CURRICULA}.")
-    if preset.data.source == "personas" and _ALL in (preset.data.train_users, preset.data.dev_users):
-        raise KitError(
-            'This preset uses all users of LaMP\'s files, but personas are generated, so "all users" is undefined: add '
-            "--data official, or set data.train_users and data.dev_users."
-        )
 
 
 def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:
@@ -275,13 +268,24 @@ def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:
         names = names[2:]  # `name` and `about` are not settings
     if path[0] not in names:
         group = key.rpartition(".")[0] if len(path) == 1 else ""
+        close = get_close_matches(path[0], names, n=1)
+        meant = f" Did you mean {f'{group}.' if group else ''}{close[0]}?" if close else ""
         where = f"in {group} there are" if group else "the settings are"
-        raise KitError(f"There is no setting {key!r}; {where} {', '.join(names)}.")
+        raise KitError(f"There is no setting {key!r}; {where} {', '.join(names)}.{meant}")
     current = getattr(node, path[0])
     if dataclasses.is_dataclass(current) != (len(path) > 1):
-        raise KitError(f"{key!r} is not one setting; write it in full, for instance rl.steps.")
+        what = "a setting without parts" if len(path) > 1 else "a group of settings: name one of them, as in rl.steps"
+        raise KitError(f"{key.removesuffix('.' + '.'.join(path[1:]))!r} is {what}.")
     new = _replace(current, path[1:], value, key) if len(path) > 1 else _convert(node, path[0], value, key)
     return dataclasses.replace(node, **{path[0]: new})
+
+
+_FORMS = {
+    int: "a whole number, as in 40",
+    float: "a number, as in 0.5 or 1e-5",
+    bool: "true or false",
+}
+_LIST_FORM = "a list: write it as JSON, as in '{key}=[2, 6]' or '{key}=[\"a\", \"b\"]'"
 
 
 def _convert(node: Any, name: str, value: Any, key: str) -> Any:
@@ -296,7 +300,7 @@ def _convert(node: Any, name: str, value: Any, key: str) -> Any:
             raise TypeError
         return tuple(_exact(typing.get_args(kind)[0], part) for part in value)
     except (ValueError, TypeError):
-        raise KitError(f"{key}={value!r} is not of the type {getattr(kind, '__name__', kind)}.") from None
+        raise KitError(f"{key}={value!r} is not {_FORMS.get(kind, _LIST_FORM.format(key=key))}.") from None
 
 
 def _exact(kind: type, value: Any) -> Any:
@@ -311,3 +315,11 @@ def as_dict(preset: Preset) -> dict[str, Any]:
     """The preset as plain JSON values (tuples become lists)."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(preset)))
     return plain
+
+
+def flat(preset: Preset) -> dict[str, Any]:
+    """All settings by their dotted keys, as plain JSON values: {"base": "local:smollm2", "rl.steps": 13, …}."""
+    settings: dict[str, Any] = {}
+    for name, value in as_dict(preset).items():
+        settings |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return {key: value for key, value in settings.items() if key not in ("name", "about")}

@@ -4,7 +4,7 @@ Under torchrun or `accelerate launch` every rank runs the same command; the main
 files. That needs no process group, which only the training libraries start. A lock is the kernel's own (flock), so
 `kill -9` releases it.
 
-    with locked(run.folder / ".locks" / "rl", "The stage 'rl' of run 'demo'"), full_disk_told(run.folder): ...
+    with locked(run.folder / ".locks" / "rl", "The stage 'rl' of run 'demo'"), disk_errors_told(run.folder): ...
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from safetensors import SafetensorError
-
 from rpo_kit.errors import KitError
+
+try:
+    from safetensors import SafetensorError
+except ImportError:  # then `doctor` runs all the same and names it
+    SafetensorError = OSError  # type: ignore[misc, assignment]
 
 _POLL = 0.05  # seconds
 _LOCK_PATIENCE = 10.0  # seconds: the notebook kernel of a `demo` that was killed needs some to notice
 _REPORT_AFTER = 60.0  # seconds of waiting for the main process
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _DISK_FULL = ("No space left", "Disk quota exceeded", "os error 28", "database or disk is full", "inline_container")
 
 
@@ -77,21 +81,26 @@ def _acquire(file: IO[str]) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        print(f"the disk of {file.name} does not support locks: do not start the same stage twice")
+        print(f"the file system of {file.name} does not support locks: do not run the same stage twice at once")
     return True
 
 
 @contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
-    """Turn what Python, SQLite, torch and safetensors say about a full disk into one sentence."""
+def disk_errors_told(folder: Path) -> Iterator[None]:
+    """Turn what Python, SQLite, torch and safetensors say about a disk that is full or read-only into one sentence."""
     try:
         yield
     except (OSError, RuntimeError, sqlite3.OperationalError, SafetensorError) as error:
-        if not any(sign in str(error) for sign in _DISK_FULL):
-            raise
-        parent = next(path for path in (folder, *folder.parents) if path.exists())
-        free = shutil.disk_usage(parent).free / 1e9
-        raise KitError(
-            f"{folder} could not be written: the disk is full ({free:.2f} GB free now). Make room and give the "
-            "same command again; it resumes."
-        ) from error
+        if any(sign in str(error) for sign in _DISK_FULL):
+            parent = next(path for path in (folder, *folder.parents) if path.exists())
+            free = shutil.disk_usage(parent).free / 1e9
+            raise KitError(
+                f"{folder} could not be written: the disk is full ({free:.2f} GB free now). Make room and give the "
+                "same command again; it resumes."
+            ) from error
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+            raise KitError(
+                f"{error.filename or folder} cannot be written ({error.strerror}): set RPO_RUNS to a folder you may "
+                "write in, or change its permissions."
+            ) from error
+        raise

@@ -35,13 +35,26 @@ _PACKAGES = (  # those whose version can change a number
 def fingerprint(value: object) -> str:
     """Sha256 of a file's bytes, of a folder's files, or of a plain value's JSON.
 
+    A setting that was added later, `field(default=…, metadata={"since": …})`, counts only where it is not the default:
+    so runs made before it keep their fingerprints.
+
     Raises:
         KitError: `value` is a path that does not exist.
     """
     if isinstance(value, Path):
         return _fingerprint_path(value)
-    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    plain = _plain(value) if dataclasses.is_dataclass(value) else value
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    """As `dataclasses.asdict`, without the later settings that have their default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {f.name: _plain(v) for f, v in fields if "since" not in f.metadata or v != f.default}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return {key: _plain(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def _fingerprint_path(path: Path) -> str:

@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rpo_kit.errors import KitError
 from rpo_kit.presets import Preset, as_dict, get_preset, override
-from rpo_kit.processes import full_disk_told, is_main, locked, wait_for
-from rpo_kit.provenance import fingerprint, provenance
+from rpo_kit.processes import disk_errors_told
 
 _FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before it
     "data.source": "",
@@ -34,6 +33,10 @@ _FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before i
     "base": "local:",
     "synthesis.teacher": "local:",
 }
+
+
+_RUN_NAME = re.compile(r"[^\s./\\{}][^/\\{}]*")  # braces: papermill takes them for parameters
+_REPORTED: set[tuple[Path, int]] = set()  # damaged lines
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def runs_root() -> Path:
     """Where runs live: $RPO_RUNS, else `runs/` in the checkout, else `runs/` here."""
     checkout = Path(__file__).resolve().parents[1]
     here = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
-    return Path(os.environ.get("RPO_RUNS") or here / "runs").resolve()
+    return Path(os.environ.get("RPO_RUNS") or here / "runs").expanduser().resolve()
 
 
 def open_run(
@@ -63,14 +66,26 @@ def open_run(
 ) -> Run:
     """Open or create `root/name`. An existing run keeps its settings except for the overrides, unless a preset is
     named, which replaces them all; a new run takes `cpu`. Stages affected by a change are run again.
+
+    Raises:
+        KitError: an invalid name, setting or combination of settings, or a place that cannot be written. Nothing is
+            stored then.
     """
-    file, overrides = _run_file(name, root), _with_absolute_paths(overrides or {})
-    keep = preset is None and file.exists()
-    run = Run(file.parent, override(_stored_preset(file) if keep else get_preset(preset or "cpu"), overrides))
-    if not keep or overrides:
-        with full_disk_told(file.parent.parent):
+    run = planned_run(name, preset, overrides, root)
+    file = run.folder / "run.json"
+    if preset or overrides or not file.exists():
+        with disk_errors_told(file.parent.parent):
             write_json(file, {"name": name, "preset": as_dict(run.preset)})
     return run
+
+
+def planned_run(
+    name: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None, root: Path | str | None = None
+) -> Run:
+    """The run that `open_run` would open, with its settings checked; nothing is written."""
+    file, overrides = _run_file(name, root), _with_absolute_paths(overrides or {})
+    stored = preset is None and file.exists()
+    return Run(file.parent, override(_stored_preset(file) if stored else get_preset(preset or "cpu"), overrides))
 
 
 def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,18 +113,22 @@ def check_exists(name: str, root: Path | str | None = None) -> Path:
     file = _run_file(name, root)
     if not file.exists():
         root = file.parent.parent
-        known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))) or "none yet"
+        known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json")))
         raise KitError(
-            f"There is no run {name!r} in {root}; there are: {known}. To create it, run "
-            f"`python -m rpo_kit prepare --run {name}`."
+            f"There is no run {name!r} in {root}; {f'existing runs: {known}' if known else 'no runs exist yet'}. To "
+            f"create it, run `python -m rpo_kit prepare --run {name}`."
         )
     return file
 
 
 def _run_file(name: str, root: Path | str | None) -> Path:
-    if not name or name != Path(name).name or name.startswith("."):
+    if not _RUN_NAME.fullmatch(name) or "\0" in name:
         raise KitError(f"{name!r} cannot be the name of a run: use letters, digits, '-' and '_'.")
-    return Path(root or runs_root()).resolve() / name / "run.json"
+    folder = Path(root or runs_root()).resolve()
+    file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if file:
+        raise KitError(f"Runs cannot be kept in {folder}: {file} is a file. Set RPO_RUNS to a folder.")
+    return folder / name / "run.json"
 
 
 def _stored_preset(file: Path) -> Preset:
@@ -121,102 +140,9 @@ def _stored_preset(file: Path) -> Preset:
         return get_preset(stored["name"], flat)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KitError(
-            f"The settings in {file} cannot be read ({error}): correct the file, or add --preset to the command, "
-            "which writes it again; finished stages stay."
+            f"The settings in {file} cannot be read ({error}): correct the file, or add --preset to the command to "
+            "rewrite it; finished stages are kept."
         ) from None
-
-
-# ---- stages -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def stage(run: Run, name: str, *, every_rank: bool = False, **inputs: Any) -> Iterator[Path | None]:
-    """Yield the stage's folder to work in, or None if there is nothing to do.
-
-    `inputs` are settings, file paths or plain values; each is fingerprinted. What an interrupted call with the same
-    inputs left is kept, so the stage can resume; what was made from other inputs is moved to `<name>.old`. Of several
-    ranks only the main one works; with `every_rank` (training) the others work between its start and its end.
-    """
-    folder, wanted = run.stage(name), {key: fingerprint(value) for key, value in inputs.items()}
-    if _inputs(folder / "manifest.json") == wanted:
-        if is_main():
-            print(f"{name}: done already, in {os.path.relpath(folder)}")
-        yield None
-    elif is_main():
-        lock = run.folder / ".locks" / name.replace("/", "-")
-        with full_disk_told(run.folder), locked(lock, f"The stage {name!r} of run {run.name!r}"):
-            if _restore(folder, name, wanted):
-                yield None
-                return
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "started.json", {"inputs": wanted})
-            yield folder
-            manifest = {"stage": name, "inputs": wanted, "preset": as_dict(run.preset)}
-            write_json(folder / "manifest.json", manifest | provenance())
-    elif every_rank:
-        wait_for(lambda: _inputs(folder / "started.json") == wanted, f"starts {name}")
-        yield None if _inputs(folder / "manifest.json") == wanted else folder
-        wait_for(lambda: _inputs(folder / "manifest.json") == wanted, f"finishes {name}")
-    else:
-        yield None
-
-
-def _restore(folder: Path, name: str, wanted: dict[str, str]) -> bool:
-    """Move what was made from other inputs to `.old`; True if `.old` held the wanted result and it is back in place.
-
-    A finished result is never lost to an unfinished one: settings may be tried, interrupted and taken back.
-    """
-    aside = folder.with_name(f"{folder.name}.old")  # a stage's name may hold slashes: sweep/fixed-2-seed0
-    back, before = folder.with_name(f"{folder.name}.back"), _inputs(folder / "started.json")
-    if before == wanted:
-        return False
-    if _inputs(aside / "manifest.json") == wanted:
-        aside.rename(back)
-    if before:
-        changed = ", ".join(sorted(key for key in wanted.keys() | before.keys() if wanted.get(key) != before.get(key)))
-        if (folder / "manifest.json").exists() or not (aside / "manifest.json").exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            print(f"{name}: {changed} changed; the old result is in {name}.old")
-        else:
-            shutil.rmtree(folder)
-            print(f"{name}: {changed} changed; the unfinished result is dropped, the finished one stays in {name}.old")
-    if _inputs(back / "manifest.json") == wanted:
-        back.rename(folder)
-        print(f"{name}: done before with these settings; restored from {name}.old")
-        return True
-    return False
-
-
-def require(run: Run, name: str, **inputs: Any) -> Path:
-    """The folder of a finished stage that was made from `inputs`; without inputs, whatever it was made from.
-
-    Raises:
-        KitError: the stage is not finished, or was made from something else.
-    """
-    stored, why = _inputs(run.stage(name) / "manifest.json"), "is not finished"
-    if stored is not None:
-        changed = [key for key, value in inputs.items() if fingerprint(value) != stored.get(key)]
-        if not changed:
-            return run.stage(name)
-        why = f"was made with other settings ({', '.join(changed)} changed)"
-    raise KitError(
-        f"The stage {name!r} of run {run.name!r} {why}: first run `python -m rpo_kit {name} --run {run.name}`."
-    )
-
-
-def made_from(folder: Path) -> dict[str, str]:
-    """The fingerprints of a finished stage's inputs."""
-    return _inputs(folder / "manifest.json") or {}
-
-
-def _inputs(path: Path) -> dict[str, str] | None:
-    """The fingerprints in a manifest.json or started.json; None if there is no such file."""
-    try:
-        inputs: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["inputs"]
-    except FileNotFoundError:
-        return None
-    return inputs
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -236,7 +162,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        with suppress(OSError):  # disks without permissions refuse it
+            os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)  # still there only if something failed
@@ -246,12 +173,33 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; None if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a JSONL file. A torn last line (the process was killed while writing) is left out."""
+    """All complete lines of a JSONL file. A torn last line (the process was killed while writing) is left out.
+
+    So is a damaged line, which is reported once per process: its item then counts as missing and is asked again.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines if line.strip()]
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            record = line
+        if isinstance(record, dict):
+            records.append(record)
+        elif record is not None and (path, number) not in _REPORTED:
+            _REPORTED.add((path, number))
+            print(f"{path}, line {number}, is damaged and left out; run its stage again to replace what is missing")
+    return records
 
 
 def append_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:

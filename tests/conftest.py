@@ -143,7 +143,8 @@ def prepared(new_run: Callable[..., Run]) -> Callable[..., Run]:
 def as_trained() -> Callable[[Run], Run]:
     """Takes a prepared run through `synthesize`, `sft` and `rl`; an adapter is a file with the stage's name."""
     from rpo_kit.pipeline import inputs_of
-    from rpo_kit.runs import stage, write_text
+    from rpo_kit.runs import write_text
+    from rpo_kit.stages import stage
     from rpo_kit.training.synthesis import synthesize
 
     def go_on(run: Run) -> Run:

@@ -1,6 +1,8 @@
 """The doctor says what is there, what is wrong and what to do, and gives no secret away."""
 
+import os
 import socket
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from rpo_kit import bundled, doctor
+from rpo_kit.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -117,15 +120,31 @@ def test_a_gpu_that_torch_does_not_see_is_said() -> None:
     assert doctor.describe_cpu("2.13.0+cpu", nvidia=False).status == "ok"
 
 
-def test_an_unsloth_without_cpu_backend_fails_on_a_cpu_and_is_fine_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsloth_without_cpu_backend_fails_on_a_cpu_and_is_another_one_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "2026.10.7")
     assert doctor.check_unsloth(gpu=False).status == "fail"
     assert "--no-deps" in doctor.check_unsloth(gpu=False).remedy
-    assert doctor.check_unsloth(gpu=True).status == "ok"
+    assert doctor.check_unsloth(gpu=True).status == "warn"
+    assert "[gpu]" in doctor.check_unsloth(gpu=True).remedy
+    monkeypatch.setattr(metadata, "version", lambda name: doctor.UNSLOTH)
+    assert doctor.check_unsloth(gpu=False).status == doctor.check_unsloth(gpu=True).status == "ok"
 
 
-def test_the_unsloth_that_a_cpu_needs_is_the_one_that_gets_installed() -> None:
-    assert f"unsloth=={doctor.CPU_UNSLOTH} " in (ROOT / "requirements-cpu-nodeps.txt").read_text()
+def test_an_unsloth_whose_other_half_is_of_another_version_is_not_the_pinned_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: {"unsloth": doctor.UNSLOTH}.get(name, "2026.10.8"))
+    assert doctor.check_unsloth(gpu=True).status == "warn"
+    assert doctor.check_unsloth(gpu=True).found == "2026.10.9 and zoo 2026.10.8; needed: ==2026.10.9"
+
+
+def test_the_unsloth_that_the_doctor_wants_is_the_one_that_gets_installed() -> None:
+    assert f"unsloth=={doctor.UNSLOTH} " in (ROOT / "requirements-cpu-nodeps.txt").read_text()
+    assert (
+        f'gpu = ["unsloth=={doctor.UNSLOTH}", "unsloth_zoo=={doctor.UNSLOTH}"]' in (ROOT / "pyproject.toml").read_text()
+    )
 
 
 def test_a_kernel_of_another_environment_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,4 +175,48 @@ def test_torch_that_does_not_import_is_a_line_and_not_a_traceback(monkeypatch: p
     monkeypatch.setitem(sys.modules, "torch", None)
     (check,) = doctor.check_device()
     assert check.status == "fail"
-    assert "import fails" in check.found
+    assert check.found == "the package torch is missing"
+    broken = doctor.import_failure("torch works", ImportError("libcudart.so.13: cannot open\nmore"))
+    assert broken.status == "fail"
+    assert broken.found == "import fails: libcudart.so.13: cannot open"
+
+
+# What the doctor imports, and what these import. torch takes seconds, so it is hidden in all but one of the runs.
+HIDDEN = ("jupyter_client", "jupyter_core", "platformdirs", "traitlets", "psutil", "packaging", "safetensors", "torch")
+DOCTOR_WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv[1:]))
+from rpo_kit.__main__ import main
+sys.exit(main(["doctor"]))
+"""
+
+
+def doctor_without(*modules: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, in which these modules cannot be imported."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", DOCTOR_WITHOUT, *modules]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("module", HIDDEN)
+def test_a_missing_package_is_named_and_not_a_traceback(module: str) -> None:
+    done = doctor_without(module, "torch")
+    assert done.stderr == ""
+    assert done.returncode == 1
+    if module == "safetensors":  # whose absence only the stages meet; the line for torch is there
+        assert "the package torch is missing" in done.stdout
+    else:
+        assert f"the package {module} is missing" in done.stdout
+        assert f"-> Run: python -m pip install {module}" in done.stdout
+    assert "network" in done.stdout, "the lines after it are there too"
+
+
+def test_on_a_gpu_each_preset_says_what_it_will_take() -> None:
+    lines = by_name(list(doctor.check_presets(16.0)))
+    assert lines.keys() == {f"preset {name}" for name in PRESETS}
+    small, large = lines["preset colab-t4"], lines["preset gpu-24gb"]
+    assert (small.status, large.status) == ("ok", "warn")
+    assert small.found == ("takes up to 13.7 of 16.0 GB, estimated (prepare 5.4, sft 13.7, rl 5.0, evaluate 9.4)")
+    assert "a smaller preset" in large.remedy
+    assert "batch of sft" in large.remedy
+    assert all(check.status == "ok" for check in doctor.check_presets(24.0))

@@ -75,7 +75,7 @@ def test_figure_3_is_drawn_again_from_the_numbers_kept_with_the_code(tmp_path, m
     assert main(["figure3", "--data", "long_LaMP-7"]) == 0
     assert (tmp_path / "long_LaMP-7_figure3.png").read_bytes().startswith(b"\x89PNG")
     assert main(["figure3", "--data", "nosuch"]) == 2
-    assert "figure3 --data takes a name alone, one of demo_LaMP-7, long_LaMP-7" in capsys.readouterr().err
+    assert "exclude each other; --data takes one of demo_LaMP-7, long_LaMP-7" in capsys.readouterr().err
 
 
 def test_the_help_of_a_stage_explains_its_options(capsys):
@@ -118,10 +118,10 @@ def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
         (["prepare", "--set", "data.task=LaMP-9"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
         (["prepare", "--set", "rl.stepz=3"], "rpo_kit: There is no setting 'rl.stepz'; in rl there are steps"),
         (["prepare", "--set", "rl.steps"], "rpo_kit: --set rl.steps does not have the form KEY=VALUE"),
-        (["prepare", "--set", "rl.steps=many"], "rpo_kit: rl.steps='many' is not of the type int"),
+        (["prepare", "--set", "rl.steps=many"], "rpo_kit: rl.steps='many' is not a whole number"),
         (["prepare", "--run", "../up"], "rpo_kit: '../up' cannot be the name of a run"),
         (["sft", "--run", "new"], "rpo_kit: There is no run 'new' in "),
-        (["score", "no.json", "no.json"], "rpo_kit: There is no file no.json; "),
+        (["score", "no.json", "no.json"], "rpo_kit: The gold file is missing: there is no file no.json; "),
         (["score"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
         (["score", "golds.json"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
         (["score", "golds.json", "--run", "r"], "rpo_kit: score takes either --run NAME, or two files: GOLDS "),
@@ -146,11 +146,11 @@ def test_no_run_is_made_for_an_unknown_task(tmp_path, capsys):
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "prepare"])
 def test_only_prepare_and_demo_make_a_run(stage, tmp_path, capsys):
-    main(["prepare", "--run", "mine", "--preset", "tiny", "--data", "no-such-folder"])
+    open_run("mine", "tiny", root=tmp_path)
     capsys.readouterr()
     said = refused(capsys, stage, "--run", "mien")
     assert said.startswith("rpo_kit: There is no run 'mien' in ")
-    assert "there are: mine" in said
+    assert "existing runs: mine" in said
     assert not (tmp_path / "mien").exists()
 
 

@@ -1,4 +1,4 @@
-"""What must hold for every notebook, read without running one (`make demo` does); and what the demo does not show."""
+"""What must hold for every notebook, read without running it (`make demo` does); and what the demo does not show."""
 
 import ast
 import importlib
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import rpo_kit
 from rpo_kit.lamp.data import write_lamp
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.pipeline import STAGES
 from rpo_kit.runs import open_run
 from rpo_kit.study.demo import CHAPTERS, NOTEBOOKS, execute
 
@@ -37,7 +39,7 @@ def imported_from_kit(chapter):
 every_notebook = pytest.mark.parametrize("chapter", CHAPTERS)
 
 
-def test_the_demo_runs_every_notebook_that_there_is():
+def test_the_demo_runs_every_notebook():
     assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))[: len(CHAPTERS)] == list(CHAPTERS)
 
 
@@ -60,7 +62,7 @@ def test_cell_ids_are_unique_words(chapter):
 
 
 @every_notebook
-def test_it_has_the_parameters_which_papermill_sets(chapter):
+def test_it_has_the_parameters_that_papermill_sets(chapter):
     tagged = [cell["text"] for cell in cells(chapter, "code") if "parameters" in cell["metadata"].get("tags", [])]
     assert tagged == [PARAMETERS]
 
@@ -72,6 +74,7 @@ def test_it_opens_with_its_question_then_parameters_then_the_run(chapter):
     assert first["text"].splitlines()[0].endswith("?")
     assert "**At the end**" in first["text"]
     assert second["id"] == "parameters"
+    assert third["text"].startswith("from rpo_kit import ")
     assert "run = open_run(run_name, preset, overrides)\nintroduce(run, " in third["text"]
 
 
@@ -91,17 +94,29 @@ def test_every_name_it_imports_from_the_kit_exists(chapter):
 
 
 @every_notebook
+def test_what_the_front_door_offers_is_imported_once_from_there(chapter):
+    imports = [(module, name) for module, name in imported_from_kit(chapter) if name in rpo_kit.__all__]
+    assert imports == [("rpo_kit", name) for name in sorted({name for _, name in imports}, key=rpo_kit.__all__.index)]
+
+
+@every_notebook
+def test_the_users_own_answer_is_called_gold(chapter):
+    text = "\n".join(cell["text"] for cell in cells(chapter))
+    assert not re.search(r"true (answer|output)s?\b", text)
+
+
+@every_notebook
 def test_every_name_is_bound_before_it_is_used(chapter):
     known = set(dir(__builtins__)) | set(__builtins__ if isinstance(__builtins__, dict) else ())
     for cell in cells(chapter, "code"):
-        kinds = ast.Name | ast.alias | ast.arg | ast.ExceptHandler
+        kinds = ast.Name | ast.alias | ast.arg | ast.ExceptHandler | ast.FunctionDef
         names = [node for node in ast.walk(ast.parse(cell["text"])) if isinstance(node, kinds)]
         for node in names:
             if isinstance(node, ast.alias):
                 known.add((node.asname or node.name).split(".")[0])
             elif isinstance(node, ast.arg):
                 known.add(node.arg)
-            elif isinstance(node, ast.ExceptHandler):
+            elif isinstance(node, ast.ExceptHandler | ast.FunctionDef):
                 known.add(node.name)
             elif isinstance(node.ctx, ast.Store):
                 known.add(node.id)
@@ -117,13 +132,31 @@ def test_pyplot_and_magics_stay_out(chapter):
 
 
 @every_notebook
+def test_no_table_or_picture_is_dropped_in_the_middle_of_a_cell(chapter):
+    """What is not a cell's last expression is shown by `display` alone."""
+    shows = {"show", "show_table", "page", "user_browser", "trajectory_browser", "rollout_browser"}
+    for cell in cells(chapter, "code"):
+        tree = ast.parse(cell["text"])
+        dropped = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and node is not tree.body[-1]]
+        names = {node.func.id for node in dropped if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        assert not names & shows, cell["id"]
+
+
+@pytest.mark.parametrize("name", ["sft", "rl", "sweep"])
+def test_a_stage_that_trains_is_called_so_that_it_may_run_in_a_process_of_its_own(name):
+    text = "\n".join(cell["text"] for cell in cells(STAGES[name].notebook, "code"))
+    assert f'run_stage(run, "{name}", live)\nlive.finish()' in text
+    assert STAGES[name].function.rpartition(":")[2] + "(" not in text
+
+
+@every_notebook
 def test_it_asserts_something(chapter):
     nodes = [node for cell in cells(chapter, "code") for node in ast.walk(ast.parse(cell["text"]))]
     assert sum(isinstance(node, ast.Assert) for node in nodes) >= 2
 
 
 @every_notebook
-def test_it_ends_with_what_was_made_exercises_that_can_be_checked_and_the_way_on(chapter):
+def test_it_ends_with_what_was_made_exercises_to_check_and_the_next_notebook(chapter):
     last = cells(chapter)[-1]["text"]
     assert last.startswith("## What you made, where it is, what to try")
     exercises = [line for line in last.splitlines() if line[:2] in ("1.", "2.", "3.")]
@@ -146,7 +179,7 @@ def test_no_machine_path_and_no_address_is_in_it(chapter):
     assert not re.search(r"/(home|root|work|tmp)/|localhost|https://", text)
 
 
-def test_notebook_01_shows_the_runs_own_users_also_where_they_are_no_personas(tmp_path, monkeypatch):
+def test_notebook_01_shows_the_runs_own_users_even_if_they_are_not_personas(tmp_path, monkeypatch):
     """Made-up rows shaped like LaMP's time split of a task without personas: dates, and users that dev knows."""
     task, folder = get_task("LaMP-2-news"), tmp_path / "lamp"
     for split, place in (("train", 0), ("dev", 1)):
@@ -162,7 +195,17 @@ def test_notebook_01_shows_the_runs_own_users_also_where_they_are_no_personas(tm
     run = open_run("own", "tiny", {"data.source": str(folder), "data.task": task.name})
     execute(run, "01_lamp_and_retrieval")
     shown = (run.folder / "notebooks" / "01_lamp_and_retrieval.ipynb").read_text(encoding="utf-8")
-    for said in ("the profile of user reader-0: the first 3 of 3 items", "the habits are not known"):
+    for said in ("the first 3 of the 3 items of user reader-0", "the habit is unknown"):
         assert said in shown
     assert "3 of 3 dev users are in train as well" in shown
     assert "html_entities" in shown
+
+
+@pytest.mark.slow
+def test_notebook_00_runs_before_anything_is_prepared_and_says_what_comes_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path / "runs"))
+    run = open_run("new", "tiny")
+    execute(run, "00_start_here")
+    shown = (run.folder / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8")
+    assert "Not yet: " in shown
+    assert "Until then, the stored text above takes its place." in shown

@@ -12,7 +12,8 @@ from rpo_kit.__main__ import main
 from rpo_kit.errors import KitError
 from rpo_kit.pipeline import STAGES, Stage, current, inputs_of, stage_function
 from rpo_kit.presets import get_preset
-from rpo_kit.runs import stage, write_text
+from rpo_kit.runs import write_text
+from rpo_kit.stages import stage
 from rpo_kit.study.demo import NOTEBOOKS
 
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 import typing
 
 import pytest
 
 from rpo_kit.errors import KitError
-from rpo_kit.presets import PRESETS, as_dict, get_preset
+from rpo_kit.presets import PRESETS, as_dict, flat, get_preset
+from rpo_kit.setting_rules import check
 from rpo_kit.training.curriculum import shots_plan
 
 
@@ -65,14 +67,14 @@ def test_what_a_preset_is_called_is_no_setting(key):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("rl.curriculum", "foo", "no curriculum 'foo'; there are progressive"),
+        ("rl.curriculum", "foo", "no curriculum 'foo': choose progressive"),
         ("sweep.arms", ["fixed-2", "fixed-0"], "no curriculum 'fixed-0'"),
         ("data.train_users", "0", "data.train_users=0 must be at least 1"),
         ("rl.steps", -1, "rl.steps=-1 must be at least 1"),
         ("rl.group_size", 1, "rl.group_size=1 must be at least 2"),
         ("rl.algorithm", "ppo", "no rl.algorithm='ppo'; there are reinforce"),
         ("evaluation.bootstrap", 0, "evaluation.bootstrap=0 must be at least 1"),
-        ("sweep.seeds", [], "sweep.seeds is empty"),
+        ("sweep.seeds", [], "must be a list of at least one value"),
         ("data.train_users", 10**9, 'so "all users" is undefined: add --data official'),
     ],
 )
@@ -92,9 +94,12 @@ def test_the_settings_take_the_curricula_that_there_are_and_no_others(plan):
     assert taken(lambda: get_preset("cpu", {"rl.curriculum": plan})) == taken(lambda: shots_plan(plan, 4))
 
 
-@pytest.mark.parametrize("key", ["rl", "base.name"])
-def test_a_key_that_is_a_group_or_goes_too_deep_is_refused(key):
-    with pytest.raises(KitError, match="is not one setting"):
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [("rl", "'rl' is a group of settings: name one"), ("base.name", "'base' is a setting without parts")],
+)
+def test_a_key_that_is_a_group_or_goes_too_deep_is_refused(key, what):
+    with pytest.raises(KitError, match=what):
         get_preset("cpu", {key: "1"})
 
 
@@ -119,7 +124,7 @@ def test_a_key_that_is_a_group_or_goes_too_deep_is_refused(key):
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_and_never_rounded_or_taken_apart(key, value):
-    with pytest.raises(KitError, match=rf"{key}=.* is not of the type"):
+    with pytest.raises(KitError, match=rf"{re.escape(key)}=.* is not (a whole number|a number|true or false|a list)"):
         get_preset("cpu", {key: value})
 
 
@@ -134,9 +139,7 @@ def test_what_the_paper_fixes_is_the_default():
 def test_every_preset_can_be_trained_with(name):
     preset = get_preset(name)
     assert preset.name == name
-    sequences = preset.rl.prompts_per_step * preset.rl.group_size
-    assert sequences % preset.rl.micro_batch == 0
-    assert preset.rl.micro_batch % preset.rl.group_size == 0
+    assert preset.rl.micro_batch_tokens > preset.rl.group_size * preset.rl.max_new_tokens, "a group and its prompt"
     assert preset.rl.group_size > 1, "a baseline needs a group"
     assert preset.rl.shots_to <= preset.data.items_per_user
 
@@ -148,3 +151,56 @@ def test_the_dictionary_is_json_and_holds_every_field():
     for name, kind in typing.get_type_hints(type(PRESETS["tiny"])).items():
         if dataclasses.is_dataclass(kind):
             assert plain[name].keys() == {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_keeps_the_rules(preset):
+    check(flat(PRESETS[preset]))
+
+
+def test_every_setting_with_a_number_has_a_range():
+    """A new setting is checked, or named here with the reason why any number will do."""
+    any_number = {"data.seed", "sft.seed", "rl.seed", "evaluation.seed", "sweep.seeds", "sweep.eval_shots"}
+    numbers = {
+        key for key, value in flat(get_preset("cpu")).items() if type(value) in (int, float) and key not in any_number
+    }
+    for key in numbers:
+        with pytest.raises(KitError, match=re.escape(key)):
+            check(flat(get_preset("cpu")) | {key: -1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("rl.temperature", "0", "above 0"),
+        ("rl.max_new_tokens", "0", "at least 1"),
+        ("rl.max_new_tokens", "5000", "leaves no room for a prompt"),
+        ("evaluation.max_new_tokens", "1024", "leaves no room for a prompt"),
+        ("rl.shots_from", "9", "must not be greater than rl.shots_to=6"),
+        ("rl.format_weight", "1.5", "share between 0 and 1"),
+        ("endpoint.tolerate", "2", "share between 0 and 1"),
+        ("endpoint.concurrency", "0", "at least 1"),
+        ("endpoint.timeout", "0", "above 0"),
+        ("sft.warmup", "-1", "share between 0 and 1"),
+        ("reflection.lora_rank", "0", "at least 1"),
+        ("reflection.lora_targets", "[]", "at least one value"),
+        ("sweep.eval_shots", "[-1]", "at least 0"),
+        ("sweep.eval_shots", "[2, 2]", "without repeated values"),
+        ("sweep.seeds", "[0, 0]", "without repeated values"),
+        ("sweep.arms", '["random", "random"]', "without repeated values"),
+        ("evaluation.systems", "[]", "at least one value"),
+        ("evaluation.systems", '["bse"]', "There is no system 'bse'"),
+        ("evaluation.systems", '["context-"]', "There is no system 'context-'"),
+        ("evaluation.systems", '["pag"]', "There is no system 'pag'"),
+        ("evaluation.shots", "-1", "at least 0"),
+        ("data.retriever", "bm52", "There is no retrieval method 'bm52'"),
+        ("data.retriever", "dense:", "There is no retrieval method 'dense:'"),
+        ("base", "gpt-4o", "base='gpt-4o' does not name a model"),
+        ("base", "persona", "base='persona' does not name a model"),
+        ("base", "local:", "does not name a model"),
+        ("synthesis.teacher", "none", "write persona, local:NAME, openai:MODEL"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_what_would_work(key, value, why):
+    with pytest.raises(KitError, match=why):
+        get_preset("cpu", {key: value})

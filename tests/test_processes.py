@@ -16,14 +16,16 @@ from rpo_kit import processes
 from rpo_kit.errors import KitError
 from rpo_kit.models.cache import AnswerCache, open_database
 from rpo_kit.rewriting.prepare import prepare
-from rpo_kit.runs import Run, open_run, require, stage, write_text
+from rpo_kit.runs import Run, open_run, write_text
+from rpo_kit.stages import require, stage
 from rpo_kit.training.synthesis import synthesize
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = """
 import sys
 from pathlib import Path
-from rpo_kit.runs import existing_run, stage
+from rpo_kit.runs import existing_run
+from rpo_kit.stages import stage
 print("here", flush=True)
 with stage(existing_run("r", root=sys.argv[1]), "sft", every_rank=True, seed=2) as work:
     print(sorted(path.name for path in work.iterdir()), flush=True)
@@ -88,7 +90,7 @@ def test_a_disk_without_locks_is_said_and_the_stage_goes_on(run, monkeypatch, ca
     monkeypatch.setattr(processes.fcntl, "flock", no_locks)
     with stage(run, "sft", seed=1) as work:
         assert work
-    assert "does not support locks: do not start the same stage twice" in capsys.readouterr().out
+    assert "does not support locks: do not run the same stage twice" in capsys.readouterr().out
 
 
 # ---- ranks --------------------------------------------------------------------------------------------------------

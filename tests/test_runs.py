@@ -11,17 +11,8 @@ from rpo_kit import provenance, runs
 from rpo_kit.errors import KitError
 from rpo_kit.presets import SFTSettings, get_preset
 from rpo_kit.provenance import fingerprint
-from rpo_kit.runs import (
-    append_records,
-    existing_run,
-    open_run,
-    read_records,
-    require,
-    runs_root,
-    stage,
-    write_json,
-    write_text,
-)
+from rpo_kit.runs import append_records, existing_run, open_run, read_records, runs_root, write_json, write_text
+from rpo_kit.stages import require, stage
 
 
 @pytest.fixture
@@ -53,9 +44,10 @@ def test_a_stage_whose_inputs_changed_is_redone_and_names_them(run, capsys):
     with stage(run, "prepare", seed=2, task="LaMP-3") as work:
         assert list(work.glob("*.txt")) == [], "work made from other inputs must not be mixed in"
     said = capsys.readouterr().out
-    assert "seed changed; the old result is in prepare.old" in said
+    assert "seed changed; the old result is in prepare.kept-" in said
     assert "task" not in said
-    assert (run.folder / "prepare.old" / "result.txt").read_text() == "42"
+    (kept,) = run.folder.glob("prepare.kept-*")
+    assert (kept / "result.txt").read_text() == "42"
 
 
 def test_an_input_that_is_new_or_gone_counts_as_changed(run, capsys):
@@ -90,7 +82,26 @@ def test_work_left_by_an_interrupted_call_with_other_settings_is_not_continued(r
         interrupted_sft(run)
     with stage(run, "sft", seed=2) as work:
         assert read_records(work / "part.jsonl") == []
-    assert read_records(run.folder / "sft.old" / "part.jsonl") == [{"id": "1"}]
+    (kept,) = run.folder.glob("sft.kept-*")
+    assert read_records(kept / "part.jsonl") == [{"id": "1"}]
+
+
+def test_what_was_begun_goes_on_when_its_settings_are_back_whatever_was_tried_between(run, capsys):
+    def interrupted(seed, name):
+        with suppress(KeyboardInterrupt), stage(run, "sft", seed=seed) as work:
+            found = sorted(path.name for path in work.glob("*.txt"))
+            write_text(work / name, "hours")
+            raise KeyboardInterrupt
+        return found
+
+    assert interrupted(1, "checkpoint-250.txt") == []
+    assert interrupted(2, "checkpoint-1.txt") == []
+    assert interrupted(3, "checkpoint-2.txt") == []
+    assert interrupted(1, "more.txt") == ["checkpoint-250.txt"]
+    assert interrupted(2, "more.txt") == ["checkpoint-1.txt"]
+    said = capsys.readouterr().out
+    assert "sft: seed changed; the unfinished result is in sft.kept-" in said
+    assert "sft: begun before with these settings; restored" in said
 
 
 def test_a_finished_result_comes_back_with_its_settings_whatever_was_tried_between(run, capsys):
@@ -100,11 +111,10 @@ def test_a_finished_result_comes_back_with_its_settings_whatever_was_tried_betwe
         with suppress(KeyboardInterrupt), stage(run, "rl", steps=steps) as work:
             write_text(work / "begun.txt", "minutes")
             raise KeyboardInterrupt
-    assert "the unfinished result is dropped, the finished one stays in rl.old" in capsys.readouterr().out
     with stage(run, "rl", steps=200) as work:
         assert work is None
     assert (require(run, "rl", steps=200) / "result.txt").read_text() == "hours"
-    assert "rl: done before with these settings; restored from rl.old" in capsys.readouterr().out
+    assert "rl: done before with these settings; restored" in capsys.readouterr().out
 
 
 def test_two_finished_results_change_places(run):
@@ -113,8 +123,8 @@ def test_two_finished_results_change_places(run):
             if work:
                 write_text(work / "made.txt", str(steps))
     assert (run.stage("rl") / "made.txt").read_text() == "2"
-    assert (run.folder / "rl.old" / "made.txt").read_text() == "1"
-    assert not (run.folder / "rl.back").exists()
+    (kept,) = run.folder.glob("rl.*")
+    assert (kept / "made.txt").read_text() == "1"
 
 
 def test_folders_among_the_settings_are_kept_as_whole_paths(tmp_path, monkeypatch):
@@ -128,12 +138,25 @@ def test_folders_among_the_settings_are_kept_as_whole_paths(tmp_path, monkeypatc
     assert open_run("r", None, {"data.source": "official"}, root=tmp_path / "runs").preset.data.source == "official"
 
 
-def test_a_stage_that_is_redone_twice_keeps_the_latest_old_result_only(run):
-    for seed in (1, 2, 3):
+def test_the_latest_old_results_are_kept_and_older_ones_deleted_with_a_word(run, capsys):
+    for seed in range(8):
         with stage(run, "sft", seed=seed) as work:
             write_text(work / "seed.txt", str(seed))
-    assert (run.folder / "sft.old" / "seed.txt").read_text() == "2"
-    assert (run.folder / "sft" / "seed.txt").read_text() == "3"
+    kept = sorted((path / "seed.txt").read_text() for path in run.folder.glob("sft.kept-*"))
+    assert kept == ["2", "3", "4", "5", "6"]
+    assert (run.folder / "sft" / "seed.txt").read_text() == "7"
+    assert capsys.readouterr().out.count("the oldest of 6 results, is deleted") == 2
+
+
+def test_a_result_that_an_earlier_version_kept_comes_back(run):
+    for seed in (1, 2):
+        with stage(run, "sft", seed=seed) as work:
+            write_text(work / "seed.txt", str(seed))
+    (kept,) = run.folder.glob("sft.kept-*")
+    kept.rename(run.folder / "sft.old")
+    with stage(run, "sft", seed=1) as work:
+        assert work is None
+    assert (run.stage("sft") / "seed.txt").read_text() == "1"
 
 
 def test_a_changed_input_file_redoes_the_stage_and_an_equal_copy_does_not(run, tmp_path):
@@ -282,9 +305,9 @@ def test_settings_that_cannot_be_read_are_a_sentence_with_the_file(tmp_path, con
 
 def test_an_unknown_run_is_told_which_there_are(tmp_path):
     open_run("mine", "tiny", root=tmp_path)
-    with pytest.raises(KitError, match=r"There is no run 'nime' in .*; there are: mine"):
+    with pytest.raises(KitError, match=r"There is no run 'nime' in .*; existing runs: mine"):
         existing_run("nime", root=tmp_path)
-    with pytest.raises(KitError, match="none yet"):
+    with pytest.raises(KitError, match="no runs exist yet"):
         existing_run("mine", root=tmp_path / "elsewhere")
 
 
@@ -310,3 +333,44 @@ def test_every_preset_survives_being_stored(tmp_path):
     for name in ("cpu", "cpu-long", "tiny", "colab-t4", "gpu-24gb", "paper"):
         open_run(name, name, root=tmp_path)
         assert existing_run(name, root=tmp_path).preset == get_preset(name)
+
+
+@pytest.mark.parametrize("line", [b"\0" * 40, b'{"id": "1"', b"\xff\xfe", b"[" * 100_000, b"3", b'"text"', b"null"])
+def test_a_damaged_line_in_the_middle_is_named_and_the_others_are_read(tmp_path, capsys, line):
+    path = tmp_path / "generic.jsonl"
+    path.write_bytes(b'{"id": "1"}\n' + line + b'\n{"id": "2"}\n')
+    for _ in range(2):
+        assert [record["id"] for record in read_records(path)] == ["1", "2"]
+    assert capsys.readouterr().out.count(f"{path}, line 2, is damaged") == (line != b"null")
+
+
+def test_the_runs_folder_may_begin_with_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RPO_RUNS", "~/my runs")
+    assert runs_root() == tmp_path / "my runs"
+
+
+def test_a_file_in_place_of_the_runs_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(KitError, match=r"Runs cannot be kept in .*file is a file\. Set RPO_RUNS to a folder"):
+            open_run("r", "tiny", root=root)
+
+
+def test_a_disk_that_refuses_permissions_is_written_all_the_same(tmp_path, monkeypatch):
+    def refused(path: str, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "chmod", refused)
+    write_text(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text"
+
+
+@pytest.mark.parametrize("number", [13, 30, 1])
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, number):
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(runs, "write_bytes", refused)
+    with pytest.raises(KitError, match=r"cannot be written \(.*\): set RPO_RUNS to a folder you may write in"):
+        open_run("r", "tiny", root=tmp_path)

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from rpo_kit import bundled
+from rpo_kit import bundled, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,9 +88,17 @@ def test_the_cpu_torch_is_inside_the_range_of_pyproject() -> None:
     assert DEPENDENCIES["torch"].specifier.contains(exact(CONSTRAINTS["torch"]))
 
 
-def test_the_cpu_unsloth_is_inside_the_gpu_range_and_matches_unsloth_zoo() -> None:
-    assert exact(NODEPS["unsloth"]) == exact(NODEPS["unsloth-zoo"])
-    assert EXTRAS["gpu"]["unsloth"].specifier.contains(exact(NODEPS["unsloth"]))
+def test_both_routes_pin_the_same_unsloth_and_both_halves_of_it() -> None:
+    pins = {exact(route[name]) for route in (EXTRAS["gpu"], NODEPS) for name in ("unsloth", "unsloth-zoo")}
+    assert pins == {doctor.UNSLOTH}
+
+
+def test_the_pinned_unsloth_accepts_what_pyproject_pins() -> None:
+    for half in ("unsloth", "unsloth_zoo"):
+        for requirement in map(Requirement, metadata.requires(half) or []):
+            pinned = DEPENDENCIES.get(canonicalize_name(requirement.name))
+            if pinned and not requirement.marker and "==" in str(pinned.specifier):
+                assert requirement.specifier.contains(exact(pinned)), f"{half} needs {requirement}"
 
 
 def test_the_bundled_model_comes_from_the_pinned_wheel() -> None:

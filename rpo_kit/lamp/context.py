@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rpo_kit.lamp.tasks import Item, Task
+from rpo_kit.text import break_special_tokens
 
 if TYPE_CHECKING:  # loading transformers takes seconds
     from transformers import PreTrainedTokenizerBase
@@ -39,10 +40,15 @@ def lamp_prompt(
 ) -> str:
     """The prompt with all items, their texts cut so that it has about `max_length` tokens; whole without a tokenizer.
 
-    As in LaMP, the bare input if not even empty texts fit; a warning then names the example by `name`, its id.
+    What the tokenizer would read as a special token is written harmlessly. As in LaMP, the bare input if not even empty
+    texts fit; a warning then names the example by `name`, its id.
     """
-    if not items or tokenizer is None:
+    if tokenizer is None:
         return task.context_prompt(input, items)
+    input = break_special_tokens(input, tokenizer)
+    items = [{name: break_special_tokens(text, tokenizer) for name, text in item.items()} for item in items]
+    if not items:
+        return input
     share, input_tokens = INPUT_SHARE, _count(tokenizer, input)
     while share >= 0:
         shortened = shorten(task, items, tokenizer, max_length - min(input_tokens, int(share * max_length)))
@@ -57,7 +63,7 @@ def shorten(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBas
     """The items with their long text cut to share `room` tokens; None if one of them would get less than nothing.
 
     share = (room - reserved - 2 (n - 1)) // n              two tokens for each ", and "
-    text_i <= share + saved - frame_i                       frame: the item's line without its text
+    text_i <= share + saved - frame_i                       frame: the item's line as LaMP measures it
     saved += share - len(text_i) - frame_i                  what is left over goes to the items after it
     """
     reserved = task.reserved_tokens + (_count(tokenizer, task.reserved) if task.reserved else 0)
@@ -66,7 +72,7 @@ def shorten(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBas
     for item in items:
         frame = task.frame_tokens
         if frame is None:
-            frame = _count(tokenizer, task.context_line(item | {task.text_field: " "}))
+            frame = _count(tokenizer, task.frame.format(**item | {task.text_field: " "}))
         limit = share + saved - frame
         if limit < 0:
             return None

@@ -12,7 +12,6 @@ In: `dev_questions.json` with `[{"id": "310", "input": "What is the score … re
 """
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,11 +23,23 @@ from datasets import Dataset
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
-from rpo_kit.lamp.files import AGAIN, as_text, check_present, read_outputs, write_json, write_outputs
+from rpo_kit.lamp.files import (
+    AGAIN,
+    GOLDS,
+    QUESTIONS,
+    as_id,
+    as_text,
+    check_present,
+    raw_outputs,
+    shown,
+    write_json,
+    write_outputs,
+)
+from rpo_kit.lamp.item import item_gold, read_gold, read_item, task_of_input
 from rpo_kit.lamp.leaks import check_is_text, gold_positions, has_entity, history_key, users_by_history
 from rpo_kit.lamp.stream import stream_list
 from rpo_kit.lamp.table import Notes, conversion_of, notes_of, open_rows, write_rows
-from rpo_kit.lamp.tasks import Item, Task
+from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, Task
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +54,7 @@ def read_lamp(folder: Path, task: Task, split: str, *, drop_gold: bool = False, 
     Raises: KitError if a file is missing, broken, of another task, or has a row that cannot be used.
     """
     path = Path(folder) / f"{split}_questions.json"
-    check_present(path)
+    check_present(path, QUESTIONS)
     outputs = path.with_name(f"{split}_outputs.json")
     conversion = conversion_of(path, outputs, task, f"drop_gold={drop_gold}", cache)
     if conversion and conversion.exists():
@@ -70,6 +81,7 @@ class _Reader:
     kept: list[str] = field(default_factory=list)  # ids
     histories: list[np.ndarray] = field(default_factory=list)  # one per kept id; empty if the row has a user_id
     users: list[str | None] = field(default_factory=list)  # one per kept id, as the file says
+    other: Task | None = None  # the task whose instruction an excluded row has
     has: dict[str, bool] = field(default_factory=dict)  # whether the first row has a "user_id", the first item a "date"
 
     def rows(self) -> Iterator[Example]:
@@ -81,27 +93,30 @@ class _Reader:
                 yield self._counted(example, "user_id" in row)
             else:
                 self.excluded.append(example["id"])
+                self.other = self.other or task_of_input(example["input"])
         self._check_ids()
         if not self.kept:
             raise KitError(
-                f"No question in {self.path} is a question of {self.task.name}, which begin with "
-                f"{self.task.prefix[:60]!r}…: give the folder of {self.task.name} ({self.task.title}), or name the "
-                "task it is."
+                f"No question in the question file {self.path} is a question of {self.task.name}, which begin with "
+                f"{self.task.prefix[:60]!r}…: give the folder of {self.task.name} ({self.task.title}), or "
+                f"{_task_option(self.other)}."
             )
 
     def _incomplete(self, number: int, row: object) -> KitError:
         missing = {"id", "input", "profile"} - set(row) if isinstance(row, dict) else {"everything"}
-        name = f", id {row['id']!r}," if isinstance(row, dict) and "id" in row else ""
+        name = f", id {shown(row['id'])}," if isinstance(row, dict) and "id" in row else ""
         lacking = ", ".join(sorted(missing))
-        return KitError(f"Row {number}{name} of {self.path} lacks {lacking}: complete it, or {AGAIN}.")
+        return KitError(
+            f"Row {number}{name} of the question file {self.path} lacks {lacking}: complete it, or {AGAIN}."
+        )
 
     def _checked(self, number: int, row: Mapping[str, object]) -> Example:
         """One checked row; its id has not occurred before."""
-        key = as_text(row["id"], f'"id" of row {number} of {self.path}')
+        key = as_id(row["id"], f'"id" of row {number} of the question file {self.path}')
         if key in self.ids:
-            raise KitError(f"The id {key!r} occurs twice in {self.path}: keep one of the two questions.")
+            raise KitError(f"The id {shown(key)} occurs twice in {self.path}: keep one of the two questions.")
         self.ids[key] = None
-        where = f"Question {key!r} in {self.path}"
+        where = f"Question {shown(key)} in {self.path}"
         example = _example(self.task, {**row, "id": key}, (self.golds or {}).get(key, ""), where)
         self._check_separation("user_id", "user_id" in row, where)
         for item in example["profile"]:
@@ -129,19 +144,24 @@ class _Reader:
             self.counts["gold_dropped"] += len(leaking)
             example["profile"] = [item for n, item in enumerate(example["profile"]) if n not in leaking]
         self.counts["empty"] += not example["profile"]
+        if self.task.items_have_labels and self.task.kind == "classification":
+            self.counts["foreign_labels"] += sum(item_gold(self.task, item) is None for item in example["profile"])
         return example
 
     def _check_ids(self) -> None:
         if not self.ids:
-            raise KitError(f"{self.path} should be a JSON list of questions, and not an empty one: {AGAIN}.")
+            raise KitError(
+                f"The question file {self.path} should be a JSON list of questions, and not an empty one: {AGAIN}."
+            )
         if self.golds is None:
             return
         missing, extra = sorted(self.ids.keys() - self.golds.keys()), sorted(self.golds.keys() - self.ids.keys())
         if missing or extra:
+            golds = self.path.with_name(f"{self.split}_outputs.json")
             raise KitError(
-                f"{self.path.with_name(f'{self.split}_outputs.json')} does not fit its questions: {len(missing)} of "
-                f"{len(self.ids)} questions have no output {missing[:3]}, {len(extra)} outputs have no question "
-                f"{extra[:3]}. Take both files from one release, and of one split (LaMP's user split or time split)."
+                f"The gold file {golds} does not fit its questions: {len(missing)} of {len(self.ids)} questions have "
+                f"no output {missing[:3]}, {len(extra)} outputs have no question {extra[:3]}. Take both files from one "
+                "release, and of one split (LaMP's user split or time split)."
             )
 
     def notes(self) -> Notes:
@@ -158,6 +178,7 @@ class _Reader:
             gold_in_profile=self.counts["gold_in_profile"],
             gold_dropped=self.counts["gold_dropped"],
             html_entities=self.counts["html_entities"],
+            foreign_labels=self.counts["foreign_labels"],
         )
         if None in self.users:
             notes["users"] = users_by_history(self.kept, self.histories)
@@ -170,13 +191,20 @@ def _read_golds(path: Path, task: Task, split: str) -> dict[str, str] | None:
     if split == "test" and not path.exists():
         log.warning("%s does not exist: LaMP withholds the outputs of its test split; they are read as empty.", path)
         return None
-    name, outputs = read_outputs(path)
+    name, rows = raw_outputs(path, GOLDS)
     if name not in (task.official_name, task.name):
-        raise KitError(f"{path} says it is of {name} and not of {task.official_name}: give the folder of {task.name}.")
-    if task.kind == "regression" and split != "test":
-        for key, output in outputs.items():
-            _check_rating(output, f"The output of {key!r} in {path}")
-    return outputs
+        every = (TASKS | MORE_TASKS).values()
+        named = [other.name for other in every if name in (other.official_name, other.name)]
+        option = f", or --task {' or '.join(named)}" if named else ""
+        raise KitError(
+            f"The gold file {path} says it is of {name} and not of {task.official_name}: give the folder of "
+            f"{task.name}{option}."
+        )
+    return {key: read_gold(task, output, f"The output of {shown(key)} in {path}") for key, output, _ in rows}
+
+
+def _task_option(task: Task | None) -> str:
+    return f"give --task {task.name}, which they are of" if task else "name the task it is with --task"
 
 
 def _example(task: Task, row: Mapping[str, object], output: str, where: str) -> Example:
@@ -184,41 +212,27 @@ def _example(task: Task, row: Mapping[str, object], output: str, where: str) -> 
     profile = row["profile"]
     if not isinstance(profile, list):
         raise KitError(f"{where} has a profile that is not a list of items: correct it, or {AGAIN}.")
-    input = as_text(row["input"], f"{where}: input")
+    input = as_text(row["input"], f"{where}: input", numbers=False)
     check_is_text(task, input, f"The input of {where[0].lower()}{where[1:]}")
+
+    def hint() -> str:
+        other = task_of_input(input)
+        option = f" Or give --task {other.name}, whose question this is." if other and other is not task else ""
+        return f" Check that this is a file of {task.name}, or {AGAIN}.{option}"
+
+    items = [
+        read_item(task, item, f"{where}, profile item {n}", strict=True, hint=hint) for n, item in enumerate(profile)
+    ]
+    if len({item["id"] for item in items}) < len(items):
+        twice = Counter(item["id"] for item in items).most_common(1)[0][0]
+        raise KitError(f"{where} has two profile items of the id {shown(twice)}: give each an id of its own.")
     return Example(
         id=str(row["id"]),
-        user_id=as_text(row.get("user_id", row["id"]), f"{where}: user_id"),
+        user_id=as_id(row.get("user_id", row["id"]), f"{where}: user_id"),
         input=input,
         output=output,
-        profile=[_item(task, item, f"{where}, profile item {n}") for n, item in enumerate(profile)],
+        profile=items,
     )
-
-
-def _item(task: Task, item: object, where: str) -> Item:
-    names = ("id", *task.fields)
-    missing = [name for name in names if name not in item] if isinstance(item, dict) else list(names)
-    if missing or not isinstance(item, dict):
-        raise KitError(
-            f"{where} lacks {', '.join(missing)}: items of {task.name} ({task.title}) have {', '.join(names)}. "
-            f"Check that this is a file of {task.name}, or {AGAIN}."
-        )
-    texts = {name: as_text(item[name], f"{where}: {name}") for name in names}
-    if "date" in item:
-        texts["date"] = as_text(item["date"] or "", f"{where}: date")
-    if task.kind == "regression":
-        _check_rating(texts[task.gold_field], f"{where}: {task.gold_field}")
-    return texts
-
-
-def _check_rating(text: str, where: str) -> None:
-    """Validate on load instead of failing in the metric after training."""
-    try:
-        valid = math.isfinite(float(text))
-    except ValueError:
-        valid = False
-    if not valid:
-        raise KitError(f"{where} is {text[:40]!r}, which is not a rating: correct it, or {AGAIN}.")
 
 
 def _report(path: Path, notes: Notes) -> None:
@@ -234,6 +248,9 @@ def _report(path: Path, notes: Notes) -> None:
             "%s: %d of %d questions have HTML entities such as &amp; in input or output; LaMP scores them as they are."
         )
         log.warning(text, path, notes["html_entities"], total)
+    if notes.get("foreign_labels"):
+        text = "%s: %d profile items have a label that is none of the task's; they are shown, but never asked about."
+        log.warning(text, path, notes["foreign_labels"])
     if notes.get("users_found", total) < total - len(excluded):
         log.warning("%s: %d questions of %d users, found by their histories.", path, total, notes["users_found"])
     if notes["gold_in_profile"]:
@@ -278,6 +295,11 @@ def excluded_outputs(dataset: Dataset) -> dict[str, str]:
     return excluded if len(dataset) + len(excluded) == notes.get("total") else {}
 
 
+def _written_gold(task: Task, split: str, value: object, where: str) -> str:
+    """A gold to write; "" is what stands for one that LaMP withholds."""
+    return "" if split == "test" and value == "" else read_gold(task, value, where)
+
+
 def write_lamp(folder: Path, task: Task, split: str, rows: Iterable[Mapping[str, object]]) -> None:
     """Write rows as LaMP's two official files of a split; a row that `read_lamp` would reject is rejected here."""
     questions, outputs = [], {}
@@ -286,7 +308,7 @@ def write_lamp(folder: Path, task: Task, split: str, rows: Iterable[Mapping[str,
         where = f"Row {number} for {folder} ({task.name} {split})"
         if missing:
             raise KitError(f"{where} lacks {', '.join(sorted(missing))}: give rows as read_lamp returns them.")
-        example = _example(task, row, as_text(row["output"], f"{where}: output"), where)
+        example = _example(task, row, _written_gold(task, split, row["output"], f"{where}: output"), where)
         if not task.is_official(example["input"]) or example["id"] in outputs:
             raise KitError(f"{where} repeats an id or has no official input: use one id per row and Task.make_input.")
         outputs[example["id"]] = example["output"]

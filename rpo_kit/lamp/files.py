@@ -9,7 +9,11 @@ Out of `read_outputs`: `("LaMP_3", {"310": "5"})`.
 
 import json
 import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.runs import write_text
@@ -19,43 +23,96 @@ log = logging.getLogger(__name__)
 AGAIN = "download it again (--data official does that)"
 
 
-def read_json(path: Path) -> object:
-    """The content of a JSON file. Raises KitError if it is missing, empty, a web page, truncated or not UTF-8."""
-    check_present(path)
+@dataclass(frozen=True)
+class Role:
+    """What a file is for, so that a message names it and says what helps."""
+
+    name: str
+    remedy: str
+    cause: str  # why it may be incomplete
+
+
+QUESTIONS = Role("question file", AGAIN, "the download broke off")
+GOLDS = Role("gold file", AGAIN, "the download broke off")
+PREDICTIONS = Role("prediction file", "write it again", "it was not written to its end")
+OUTPUTS = Role("outputs file", "make it again", "it was cut off")  # golds or predictions
+
+
+def read_json(path: Path, role: Role = OUTPUTS) -> object:
+    """The content of a JSON file.
+
+    Raises:
+        KitError: it is missing, empty, a web page, truncated, not UTF-8, nested too deeply, or names a key twice.
+    """
+    check_present(path, role)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise not_utf8(path, error.start) from error
+        raise not_utf8(path, error.start, role) from error
     if text.lstrip().startswith("<"):
-        raise web_page(path)
+        raise web_page(path, role)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=no_key_twice)
     except json.JSONDecodeError as error:
-        raise not_json(path, error.msg, error.pos, len(text)) from error
+        raise not_json(path, error.msg, error.pos, len(text), role) from error
+    except ValueError as error:
+        raise not_usable(path, str(error), role) from error
+    except RecursionError as error:
+        raise not_usable(path, "its brackets are nested too deeply", role) from error
 
 
-def check_present(path: Path) -> None:
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; `json` itself would silently take the last of two values."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        id_ = f", id {shown(content['id'])}," if "id" in content else ""
+        raise ValueError(f"an object{id_} has the key {shown(twice)} twice")
+    return content
+
+
+def shown(value: object) -> str:
+    """A value for a message: its `repr`, never long, and never an error however deep the value is."""
+    if isinstance(value, list | dict):
+        return f"a {'list' if isinstance(value, list) else 'JSON object'} of {len(value)}"
+    text = str(value)
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")
+
+
+def check_present(path: Path, role: Role = OUTPUTS) -> None:
     if path.is_dir():
         raise KitError(f"{path} is a folder, not a file; {_listing(path)}. Give the file itself.")
     if not path.is_file():
-        raise KitError(f"There is no file {path}; {_listing(path.parent)}. Correct the path, or put the file there.")
+        raise KitError(
+            f"The {role.name} is missing: there is no file {path}; {_listing(path.parent)}. Correct the path, or put "
+            "the file there."
+        )
 
 
-def not_utf8(path: Path, byte: int) -> KitError:
-    return KitError(f"{path} is not UTF-8 text (byte {byte}): {AGAIN}, and unpack it if it is packed.")
-
-
-def not_json(path: Path, what: str, position: int, size: int) -> KitError:
+def not_utf8(path: Path, byte: int, role: Role = OUTPUTS) -> KitError:
     return KitError(
-        f"{path} is not complete JSON: {what.removesuffix(' at')} at character {position} of {size}. Most likely the "
-        f"download broke off: {AGAIN}."
+        f"The {role.name} {path} is not UTF-8 text (byte {byte}): {role.remedy}, and unpack it if it is packed."
     )
 
 
-def web_page(path: Path) -> KitError:
+def not_json(path: Path, what: str, position: int, size: int, role: Role = OUTPUTS) -> KitError:
     return KitError(
-        f"{path} is a web page and not JSON; for a wrong address LaMP's server sends one with status 200. Check the "
-        f"address on LaMP's download page (movies are LaMP_2/new) and {AGAIN}."
+        f"The {role.name} {path} is not complete JSON: {what.removesuffix(' at')} at character {position} of {size}. "
+        f"Most likely {role.cause}: {role.remedy}."
+    )
+
+
+def not_usable(path: Path, what: str, role: Role = OUTPUTS) -> KitError:
+    return KitError(f"The {role.name} {path} cannot be read: {what}. Correct it, or {role.remedy}.")
+
+
+def web_page(path: Path, role: Role = OUTPUTS) -> KitError:
+    if role.remedy != AGAIN:
+        return KitError(f"The {role.name} {path} is a web page and not JSON: {role.remedy}.")
+    return KitError(
+        f"The {role.name} {path} is a web page and not JSON; for a wrong address LaMP's server sends one with status "
+        f"200. Check the address on LaMP's download page (movies are LaMP_2/new) and {AGAIN}."
     )
 
 
@@ -74,13 +131,21 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content) + "\n")  # ASCII escapes: any string, even broken Unicode, is read back as is
 
 
-def as_text(value: object, where: str) -> str:
-    """A field as text. LaMP's values are strings; numbers are accepted too, as by LaMP's evaluator."""
+def as_text(value: object, where: str, *, numbers: bool = True, remedy: str = AGAIN) -> str:
+    """A field as text. LaMP's values are strings; `numbers` accepts 5 for "5", as LaMP's evaluator does.
+
+    Raises:
+        KitError: it is missing (null, or the NaN that pandas writes), or something else than a text.
+    """
+    if isinstance(value, str) and value.isascii():  # gigabytes are; encoding would copy them
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise KitError(f"{where} is {value}, as pandas writes a missing value, and not text: correct it, or {remedy}.")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise KitError(f"{where} is {str(value)[:40]!r}, which is not text: correct it, or {AGAIN}.")
+        raise KitError(f"{where} is {shown(value)}, which is not text: correct it, or {remedy}.")
+    if not numbers and not isinstance(value, str):
+        raise KitError(f"{where} is the number {shown(value)}, where a text belongs: write it in quotes.")
     text = str(value)
-    if text.isascii():  # gigabytes are; encoding would copy them
-        return text
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can escape it, but no table and no tokenizer can hold it
@@ -89,30 +154,47 @@ def as_text(value: object, where: str) -> str:
     return text
 
 
-def read_outputs(path: Path) -> tuple[str, dict[str, str]]:
-    """(task name, {id: output}) of a file of outputs or predictions; each row needs an id of its own."""
-    content = read_json(path)
+def as_id(value: object, where: str, *, remedy: str = AGAIN) -> str:
+    """An id or a user as text: any text but an empty one, "NA" and "null" included."""
+    text = as_text(value, where, remedy=remedy)
+    if not text.strip():
+        raise KitError(f"{where} is empty: give it a name of its own, or {remedy}.")
+    return text
+
+
+def read_outputs(path: Path, role: Role = OUTPUTS) -> tuple[str, dict[str, str]]:
+    """(task name, {id: output}) of a file of golds or predictions; each row needs an id of its own."""
+    name, rows = raw_outputs(path, role)
+    texts = {key: as_text(output, where, remedy=role.remedy) for key, output, where in rows}
+    return name, texts
+
+
+def raw_outputs(path: Path, role: Role) -> tuple[str, Iterator[tuple[str, object, str]]]:
+    """The task's name, and (id, output as the file has it, where that is) of each row; no id comes twice."""
+    content = read_json(path, role)
     if not isinstance(content, dict) or not isinstance(content.get("golds"), list) or "task" not in content:
         raise KitError(
-            f'{path} is not a LaMP outputs file: it should be {{"task": "LaMP_3", "golds": [{{"id": …, "output": …}}]'
-            "}. Questions and outputs may have been swapped."
+            f'The {role.name} {path} is not a LaMP outputs file: it should be {{"task": "LaMP_3", "golds": '
+            '[{"id": …, "output": …}]}. Questions and outputs may have been swapped.'
         )
-    outputs: dict[str, str] = {}
+    rows: dict[str, tuple[object, str]] = {}
     repeated: list[str] = []
     for number, row in enumerate(content["golds"]):
-        where = f"Row {number} of {path}"
         if not isinstance(row, dict) or not {"id", "output"} <= set(row):
-            raise KitError(f'{where} lacks "id" or "output": complete it, or {AGAIN}.')
-        key = as_text(row["id"], f'"id" of row {number} of {path}')
-        if key in outputs:
+            raise KitError(
+                f'Row {number} of the {role.name} {path} lacks "id" or "output": complete it, or {role.remedy}.'
+            )
+        key = as_id(row["id"], f'"id" of row {number} of the {role.name} {path}', remedy=role.remedy)
+        if key in rows:
             repeated.append(key)
-        outputs[key] = as_text(row["output"], f'"output" of id {key!r} in {path}')
+        rows[key] = (row["output"], f'"output" of id {shown(key)} in the {role.name} {path}')
     if repeated:  # LaMP's script would silently take the last of them
         raise KitError(
-            f"{path} has {len(content['golds'])} rows but only {len(outputs)} ids: {len(repeated)} rows repeat one, "
-            f"such as {repeated[0]!r}. Keep one row per id."
+            f"The {role.name} {path} has {len(content['golds'])} rows but only {len(rows)} ids: {len(repeated)} rows "
+            f"repeat one, such as {shown(repeated[0])}. Keep one row per id."
         )
-    return as_text(content["task"], f'"task" in {path}'), outputs
+    name = as_text(content["task"], f'"task" in the {role.name} {path}', remedy=role.remedy)
+    return name, ((key, output, where) for key, (output, where) in rows.items())
 
 
 def write_outputs(path: Path, task_name: str, outputs: dict[str, str]) -> None:

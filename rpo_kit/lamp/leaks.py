@@ -82,8 +82,8 @@ def check_belong_together(train: Dataset, dev: Dataset, folder: Path) -> None:
     repeated = [key for key, count in Counter(train["id"]).items() if count > 1]
     if repeated:  # a file's own ids are unique; those of examples made from items follow the items'
         raise KitError(
-            f"{len(repeated)} examples made from items of {folder} have an id twice, such as {repeated[0]}: two items "
-            "of that profile have one id. Give them different ones, or set data.leave_one_out=0."
+            f"{len(repeated)} examples made from items of {folder} have an id twice, such as {repeated[0]}: it is the "
+            "question's id and the item's. Give the items other ids, or set data.leave_one_out=0."
         )
     for name in SEPARATES:
         has = [notes_of(split).get(name) for split in (train, dev)]

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example, UserFacts
+from rpo_kit.lamp.item import item_gold
 from rpo_kit.lamp.tasks import Task
 
 
@@ -31,11 +32,14 @@ def examples_from_items(
         seen.add(row["user_id"])
         drawn = random.Random(f"{seed}/{row['user_id']}/leave-one-out").sample(row["profile"], len(row["profile"]))
         for item in drawn[:per_user] if len(drawn) > 1 else []:
+            gold = item_gold(task, item)
+            if gold is None:  # `read_lamp` has counted such items
+                continue
             example = Example(
                 id=f"{row['id']}-{item['id']}",
                 user_id=row["user_id"],
                 input=task.make_input(text=item[text_field]),
-                output=item[task.gold_field],
+                output=gold,
                 profile=[other for other in row["profile"] if other["id"] != item["id"]],
             )
             yield example, _facts_without(facts.get(row["id"], {}), item["id"])

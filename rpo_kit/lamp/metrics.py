@@ -19,7 +19,7 @@ import numpy as np
 from rouge_score.tokenize import tokenize
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.files import read_outputs, write_outputs
+from rpo_kit.lamp.files import GOLDS, PREDICTIONS, read_outputs, write_outputs
 from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, Task, get_task
 
 
@@ -201,15 +201,19 @@ def score_outputs(task: Task, golds: Mapping[str, str], preds: Mapping[str, str]
 
 def read_pair(golds: Path, preds: Path) -> tuple[Task, dict[str, str], dict[str, str]]:
     """The task of two files, {id: gold} and {id: prediction}. Raises KitError if they do not belong together."""
-    gold_task, gold_of = read_outputs(golds)
-    pred_task, pred_of = read_outputs(preds)
+    gold_task, gold_of = read_outputs(golds, GOLDS)
+    pred_task, pred_of = read_outputs(preds, PREDICTIONS)
     if _official_name(gold_task, golds) != _official_name(pred_task, preds):
-        raise KitError(f"{golds} is of {gold_task} and {preds} of {pred_task}: give two files of one task.")
+        raise KitError(
+            f"The gold file {golds} is of {gold_task} and the prediction file {preds} of {pred_task}: give two files "
+            "of one task."
+        )
     missing, extra = gold_of.keys() - pred_of.keys(), pred_of.keys() - gold_of.keys()
     if missing or extra:
         raise KitError(
-            f"{preds} does not fit {golds}: of {len(gold_of)} ids {len(missing)} have no prediction{_first(missing)}, "
-            f"and {len(extra)} predictions have no gold{_first(extra)}. Predict each id of the split once."
+            f"The prediction file {preds} does not fit the gold file {golds}: of {len(gold_of)} ids {len(missing)} "
+            f"have no prediction{_first(missing)}, and {len(extra)} predictions have no gold{_first(extra)}. Predict "
+            "each id of the split once."
         )
     return task_of_golds(gold_task, gold_of.values()), gold_of, pred_of
 

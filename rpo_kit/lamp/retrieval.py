@@ -94,6 +94,10 @@ def _rank_recency(example: Row) -> list[int]:
 
 def _day(item: Item, example_id: str) -> tuple[int, ...]:
     """ "2011-05-03" as (2011, 5, 3); a year alone is a date too. An item without a date counts as older than any."""
+    if not isinstance(item, dict):
+        raise KitError(
+            f"A profile item of example {example_id!r} is {str(item)[:40]!r}: items are JSON objects with texts."
+        )
     date = item.get("date") or ""
     try:
         return tuple(int(part) for part in date.split("-")) if date else ()

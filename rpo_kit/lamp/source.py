@@ -8,22 +8,24 @@ In: the data settings. Out: each split as a `datasets.Dataset`, every profile ra
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import overload
 
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
 from rpo_kit.lamp.data import read_lamp
 from rpo_kit.lamp.download import fetch
 from rpo_kit.lamp.example import Example, UserFacts
-from rpo_kit.lamp.files import check_present
+from rpo_kit.lamp.files import GOLDS, QUESTIONS, check_present
 from rpo_kit.lamp.leave_one_out import examples_from_items
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import Item, get_task
@@ -33,14 +35,43 @@ SPLITS = ("train", "dev")
 
 
 def source_files(settings: DataSettings) -> dict[str, Path]:
-    """The files that somebody else may change: LaMP's own. Personas are made from their settings alone."""
+    """The files that somebody else may change: LaMP's own, by the split that they are read for.
+
+    Personas are made from their settings alone. Of a folder with one split, `data.dev_share` makes both.
+    """
     if settings.source == "personas":
         return {}
     folder = lamp_folder(settings)
-    files = {name: folder / name for split in SPLITS for name in (f"{split}_questions.json", f"{split}_outputs.json")}
-    for path in files.values():
-        check_present(path)
+    files = {}
+    for split in SPLITS:
+        file_split = split_of_files(settings, split)
+        if file_split:
+            for kind, role in (("questions", QUESTIONS), ("outputs", GOLDS)):
+                path = folder / f"{file_split}_{kind}.json"
+                check_present(path, role)
+                files[f"{split}_{kind}.json"] = path
     return files
+
+
+def split_of_files(settings: DataSettings, split: str) -> str | None:
+    """The split in whose files the examples of `split` stand; None if the folder has no such examples.
+
+    Raises:
+        KitError: `data.dev_share` is set for a folder that has both splits.
+    """
+    if settings.source in ("personas", "official"):
+        return split
+    folder = lamp_folder(settings)
+    kinds = ("questions", "outputs")
+    present = [name for name in SPLITS if any((folder / f"{name}_{kind}.json").exists() for kind in kinds)]
+    if settings.dev_share and len(present) > 1:
+        raise KitError(
+            f"data.dev_share={settings.dev_share:g} makes train and dev of one split, but {folder} has the files of "
+            "both: take the setting back (data.dev_share=0), or move the files of one split away."
+        )
+    if settings.dev_share:
+        return present[0] if present else "dev"
+    return None if split == "train" and present == ["dev"] else split
 
 
 def lamp_folder(settings: DataSettings) -> Path:
@@ -72,14 +103,62 @@ def read_source(settings: DataSettings, split: str, stage_dir: Path) -> Dataset:
     if settings.source == "personas":
         personas.write(folder, task.name, {split: users}, items_per_user=settings.items_per_user, seed=settings.seed)
         facts = json.loads((folder / f"{split}_facts.json").read_text(encoding="utf-8"))
-    dataset = first_users(read_lamp(folder, task, split, drop_gold=settings.drop_gold), users)
+    dataset = first_users(_read_split(settings, folder, split), users)
     if settings.leave_one_out and split == "train":
         own = list(examples_from_items(task, dataset, facts, settings.leave_one_out, settings.seed))
         dataset = concatenate_datasets([dataset, Dataset.from_list([row for row, _ in own], dataset.features)])
         facts |= {row["id"]: row_facts for row, row_facts in own}
     facts_column = [json.dumps(facts.get(example_id, {})) for example_id in dataset["id"]]
     ranking = rank(task, dataset, settings.retriever, settings.seed)
-    return dataset.add_column("ranking", ranking).add_column("facts", facts_column)
+    columns = {"ranking": List(Value("int64")), "facts": Value("string")}  # said, because an empty split has no types
+    if not len(dataset):  # no column can be added to one
+        features = Features(dataset.features | columns)
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+    dataset = dataset.add_column("ranking", ranking, feature=columns["ranking"])
+    return dataset.add_column("facts", facts_column, feature=columns["facts"])
+
+
+def _read_split(settings: DataSettings, folder: Path, split: str) -> Dataset:
+    """The examples of a split: those of its files, of a share of the users of another split's, or none."""
+    task, files = get_task(settings.task), split_of_files(settings, split)
+    dataset = read_lamp(folder, task, files or "dev", drop_gold=settings.drop_gold)
+    if files is None:
+        print(
+            f"{folder} has no train files, so nothing can be trained; the baselines can be evaluated. To make train "
+            "and dev of these users, set data.dev_share=0.2."
+        )
+        return dataset.select([])
+    if not settings.dev_share:
+        return dataset
+    dev = dev_users(dataset["user_id"], settings.dev_share, settings.seed)
+    return dataset.select([i for i, user in enumerate(dataset["user_id"]) if (user in dev) == (split == "dev")])
+
+
+def dev_users(users: Iterable[str], share: float, seed: int) -> set[str]:
+    """The users that become dev: `share` of them, drawn with the seed; at least one, and one stays for train.
+
+    Raises:
+        KitError: there is only one user.
+    """
+    distinct = list(dict.fromkeys(users))
+    if len(distinct) < 2:
+        raise KitError(
+            f"data.dev_share={share:g} divides users, and there is only {len(distinct)}: take the setting back "
+            "(data.dev_share=0) and evaluate baselines."
+        )
+    count = min(max(round(share * len(distinct)), 1), len(distinct) - 1)
+    return set(random.Random(f"{seed}/dev-share").sample(distinct, count))
+
+
+def save_split(dataset: Dataset, folder: Path) -> None:
+    """Write a split whole or not at all: `datasets` writes its files one after the other.
+
+    One without examples too, of which `datasets` alone writes nothing that it could load again.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    dataset.save_to_disk(str(part), num_shards=None if len(dataset) else 1)
+    part.rename(folder)
 
 
 def first_examples(settings: DataSettings, split: str, users: int) -> list[Example]:

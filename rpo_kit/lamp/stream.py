@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.files import AGAIN, check_present, not_json, not_utf8, web_page
+from rpo_kit.lamp.files import (
+    AGAIN,
+    QUESTIONS,
+    check_present,
+    no_key_twice,
+    not_json,
+    not_usable,
+    not_utf8,
+    web_page,
+)
 
 _BLANKS = re.compile(r"[ \t\n\r]*")  # JSON's own
 _CHUNK = 2**23  # bytes read at a time
@@ -25,14 +34,16 @@ _TOKEN = 16  # characters: an error this close to the end of the buffer may be a
 
 def stream_list(path: Path) -> Iterator[object]:
     """The items of the list in the file. Raises KitError if it is missing, not a list, a web page or truncated."""
-    check_present(path)
+    check_present(path, QUESTIONS)
     with path.open("rb") as file:
         text = _Buffer(path, file)
         opening = text.next_character()
         if opening == "<":
-            raise web_page(path)
+            raise web_page(path, QUESTIONS)
         if opening and opening != "[":
-            raise KitError(f"{path} should be a JSON list of questions: {AGAIN}, or swap questions and outputs.")
+            raise KitError(
+                f"The question file {path} should be a JSON list of questions: {AGAIN}, or swap questions and outputs."
+            )
         text.skip(opening or "[")
         if text.next_character() != "]":
             yield from _items(text)
@@ -55,7 +66,7 @@ class _Buffer:
         self.path, self.file, self.size = path, file, path.stat().st_size
         self.text, self.position, self.dropped, self.ended = "", 0, 0, False  # dropped: characters before `text`
         self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self.parse = json.JSONDecoder().raw_decode
+        self.parse = json.JSONDecoder(object_pairs_hook=no_key_twice).raw_decode
 
     def read(self, count: int = _CHUNK) -> bool:
         """Add `count` bytes of the file and drop what was consumed; False at the end of the file."""
@@ -67,7 +78,7 @@ class _Buffer:
             new = self.decode(data, final=self.ended)
         except UnicodeDecodeError as error:
             before = self.file.tell() - len(error.object)
-            raise not_utf8(self.path, before + error.start) from error
+            raise not_utf8(self.path, before + error.start, QUESTIONS) from error
         self.dropped += self.position
         self.text, self.position = self.text[self.position :] + new, 0
         return True
@@ -97,6 +108,9 @@ class _Buffer:
                 cut_off = error.pos >= len(self.text) - _TOKEN or error.msg.startswith("Unterminated string")
                 if not (cut_off and self.read(count)):
                     raise self.broken(error.msg, error.pos) from error
+            except ValueError as error:  # a key that comes twice, or a number of thousands of digits
+                place = f"{error}, in the row that begins at character {self.dropped + self.position}"
+                raise not_usable(self.path, place, QUESTIONS) from error
             except RecursionError as error:
                 raise self.broken("brackets nested too deeply") from error
             else:
@@ -106,4 +120,5 @@ class _Buffer:
             count *= 2
 
     def broken(self, what: str, position: int | None = None) -> KitError:
-        return not_json(self.path, what, self.dropped + (self.position if position is None else position), self.size)
+        position = self.dropped + (self.position if position is None else position)
+        return not_json(self.path, what, position, self.size, QUESTIONS)

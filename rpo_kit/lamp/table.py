@@ -29,7 +29,7 @@ from rpo_kit.machine import cache_root
 from rpo_kit.runs import write_text
 
 LARGE = 2**26  # bytes; smaller files are read in a second or two, and kept in memory
-VERSION = 3  # raise it when a conversion changes what it writes
+VERSION = 4  # raise it when a conversion changes what it writes
 COLUMNS: tuple[Literal["id", "user_id", "input", "output"], ...] = ("id", "user_id", "input", "output")
 _BATCH = 2**24  # characters of profiles written at a time
 
@@ -48,6 +48,7 @@ class Notes(TypedDict, total=False):
     gold_in_profile: int  # examples whose own profile gives the gold away
     gold_dropped: int  # items taken out because of that
     html_entities: int  # examples with "&amp;" and the like
+    foreign_labels: int  # profile items whose label is none of the task's
     users: list[str]  # the user of each example, if the file does not name all of them
     users_found: int
 

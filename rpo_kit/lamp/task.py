@@ -36,6 +36,7 @@ class Task:
     context: str  # template: one item in LaMP's prompt with context, trailing space included
 
     labels: tuple[str, ...] = ()  # in the order of LaMP's evaluator; () for generation
+    answer_names: tuple[str, ...] = ()  # what a chatty answer calls itself, in small letters: "rating: 4" (ours)
     label_parts: tuple[str, ...] = ()  # LaMP-1: the part of the query that each label stands for
     gold_is_distinctive: bool = True  # False: "4" or "[1]" in a text may mean something else than the gold
 
@@ -48,6 +49,7 @@ class Task:
     reserved: str = ""  # LaMP's length rule keeps room for these words (not quite those of `context_end`) …
     reserved_tokens: int = 1  # … and for this many tokens besides
     frame_tokens: int | None = None  # LaMP's length rule: tokens of an item's line without its text; None: counted
+    measured: str = ""  # … in this template, with a blank for the text; "": in `context`
 
     shares_official_name: bool = False  # movies and news are both "LaMP_2" in LaMP's files
     no_leave_one_out: str = ""  # why items hold no query of their own; "" where they do
@@ -59,6 +61,11 @@ class Task:
     def official_name(self) -> str:
         """The name inside LaMP's files: "LaMP_3"."""
         return "_".join(self.name.split("-")[:2])
+
+    @property
+    def frame(self) -> str:
+        """The template that LaMP measures an item's line with; for LaMP-5 and LaMP-7 it is not quite the line's own."""
+        return self.measured or self.context
 
     @property
     def items_have_labels(self) -> bool:
@@ -122,16 +129,27 @@ class Task:
         return " ".join(quoted[n] for n in self.retrieval_quotes)
 
     def corpus_text(self, item: Item) -> str:
-        """What LaMP indexes for an item, before the split into words."""
-        return self.corpus.format(**item)
+        """What LaMP indexes for an item, before the split into words. Raises KitError if the item lacks a field."""
+        return self._filled(self.corpus, item)
 
     def item_line(self, item: Item) -> str:
         """The item in one line, whitespace collapsed, for the reflection prompt."""
-        return " ".join(self.line.format(**item).split())
+        return " ".join(self._filled(self.line, item).split())
 
     def context_line(self, item: Item) -> str:
         """LaMP's text for one item in a prompt with context (its trailing space included)."""
-        return self.context.format(**item)
+        return self._filled(self.context, item)
+
+    def _filled(self, template: str, item: Item) -> str:
+        try:
+            return template.format(**item)
+        except (KeyError, TypeError):
+            fields = ", ".join(("id", *self.fields))
+            missing = [name for name in self.fields if not isinstance(item, dict) or name not in item]
+            raise KitError(
+                f"A history item lacks {', '.join(missing)}: items of {self.name} ({self.title}) are JSON objects with "
+                f"{fields}."
+            ) from None
 
     def context_prompt(self, input: str, items: Sequence[Item]) -> str:
         """LaMP's whole prompt with context, not shortened; without items, the bare input."""

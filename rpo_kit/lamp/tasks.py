@@ -34,6 +34,7 @@ _CITATIONS = Task(
     text_field="title",
     gold_field="title",
     prefix="For an author who has written the paper with the title ",
+    answer_names=("reference", "citation", "paper"),
     metrics=("accuracy", "f1"),
     corpus="{title} {abstract}",
     line='"{title}"',
@@ -63,6 +64,7 @@ _MOVIES = Task(
         "Which tag does this movie relate to among the following tags? Just answer with the tag name without further "
         f"explanation. tags: [{', '.join(MOVIE_TAGS)}] description: "
     ),
+    answer_names=("tag", "genre"),
     metrics=("accuracy", "f1"),
     corpus="{description}",
     line='"{description}" -> {tag}',
@@ -82,6 +84,7 @@ _RATINGS = Task(
         "What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, or 5 without "
         "further explanation. review: "
     ),
+    answer_names=("rating", "score", "stars", "star rating"),
     metrics=("MAE", "RMSE"),
     corpus="{text}",
     line='"{text}" -> {score}',
@@ -96,6 +99,7 @@ _HEADLINES = Task(
     text_field="text",
     gold_field="title",
     prefix="Generate a headline for the following article: ",
+    answer_names=("headline", "title"),
     metrics=("rouge-1", "rouge-L"),
     corpus="{title} {text}",
     line='"{text}" -> {title}',
@@ -109,10 +113,12 @@ _TITLES = Task(
     text_field="abstract",
     gold_field="title",
     prefix="Generate a title for the following abstract of a paper: ",
+    answer_names=("title",),
     metrics=("rouge-1", "rouge-L"),
     corpus="{title} {abstract}",
     line='"{abstract}" -> {title}',
     context='"{title}" is a title for "{abstract}" ',
+    measured='"{title}" is a title "{abstract}" ',
     context_end=". Following the given patterns ",
     reserved="Following the given patterns",
 )
@@ -124,10 +130,12 @@ _TWEETS = Task(
     text_field="text",
     gold_field="text",
     prefix="Paraphrase the following tweet without any explanation before or after it: ",
+    answer_names=("tweet", "paraphrase", "paraphrased", "paraphrased tweet", "rephrased", "rewritten"),
     metrics=("rouge-1", "rouge-L"),
     corpus="{text}",
     line='"{text}"',
     context='"{text}" ',
+    measured='"" ',
     context_end=" are written by a person. Following the given patterns ",
     reserved="are written by user. Following the given patterns",
     no_leave_one_out="an item is the tweet alone, and a query is a paraphrase of it that LaMP let a model write",
@@ -150,6 +158,7 @@ _NEWS = Task(
         "Which category does this article relate to among the following categories? Just answer with the category name "
         f"without further explanation. categories: [{', '.join(NEWS_CATEGORIES)}] article: "
     ),
+    answer_names=("category",),
     metrics=("accuracy", "f1"),
     corpus="{title} {text}",
     line='"{text}" -> {category}',
@@ -164,6 +173,7 @@ _EMAILS = Task(
     text_field="text",
     gold_field="title",
     prefix="Generate a subject for the following email: ",
+    answer_names=("subject", "subject line", "title"),
     metrics=("rouge-1", "rouge-L"),
     corpus="{text}",
     line='"{text}" -> {title}',

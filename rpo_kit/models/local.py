@@ -1,6 +1,8 @@
-"""A model in this process: loading it with its tokenizer, sampling from it, and the `Chat` around it.
+"""A model in this process: loading it with its tokenizer, generating with it, and the `Chat` around it.
 
-Everything that loads or runs a model in this process passes through here, and through Unsloth, on a GPU as on a CPU.
+Plain transformers, PEFT and bitsandbytes, the same on a CPU and a GPU: base model, inference and RL all load here. Only
+SFT trains through Unsloth (`load_unsloth_trainable`), which patches transformers for the whole process: nothing else
+may import it.
 
     model = load_base("smollm2")
     generate(model, [[{"role": "user", "content": "Say hello."}]], max_new_tokens=8)[0].text
@@ -10,24 +12,31 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
 from rpo_kit.models.chat import Completion, Conversation
 from rpo_kit.presets import ModelSettings
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its tokenizer (left padding), ready to generate."""
+    """A model with its tokenizer (left padding), ready to generate. A PeftModel counts as the model that it wraps."""
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     max_seq_length: int
 
 
@@ -41,53 +50,156 @@ def load_base(name: str, max_seq_length: int = 1024) -> LoadedModel:
     return load_model(ModelSettings(name, load_in_4bit=torch.cuda.is_available(), max_seq_length=max_seq_length))
 
 
-def load_trainable(settings: ModelSettings, adapter: Path | None, seed: int) -> LoadedModel:
-    """The reflection module with a trainable LoRA: a new one, or the one stored in `adapter`."""
-    loaded = load_model(settings, seed)
-    if adapter is None:
-        model = _unsloth().get_peft_model(
-            loaded.model,
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=0.0,
-            target_modules=list(settings.lora_targets),
-            use_gradient_checkpointing="unsloth" if _on_gpu() else False,
-            random_state=seed,
-        )
-    else:
-        from peft import PeftModel
+def load_model(settings: ModelSettings, seed: int = 0) -> LoadedModel:
+    """The model that `settings` names, without an adapter.
 
-        # without is_trainable the optimiser would be empty and nothing would change (huggingface/trl#6700)
-        model = PeftModel.from_pretrained(loaded.model, adapter, is_trainable=True)
+    Raises:
+        KitError: it cannot be found or loaded, or its tokenizer has no chat template or no pad token of its own.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtype, path = compute_dtype(), model_path(settings.name)
+    quantization = _four_bit(dtype) if settings.load_in_4bit else None
+    with _cannot_be_loaded(settings.name), _quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, quantization_config=quantization, device_map={"": device()}
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    for module in model.modules():
+        # On a CPU, bitsandbytes repacks a 4-bit weight at the first evaluation without gradients and leaves it so: the
+        # gradients that follow are wrong, without an error.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (mypy: not an attribute of Module)
+    return _checked(model.eval(), tokenizer, settings)
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The model's tokenizer alone."""
+    from transformers import AutoTokenizer
+
+    with _cannot_be_loaded(settings.name), _quiet():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_path(settings.name))
+    return tokenizer
+
+
+def load_trainable(settings: ModelSettings, adapter: Path | None, seed: int) -> LoadedModel:
+    """The reflection module with a trainable LoRA in fp32: a new one, or the one stored in the folder `adapter`.
+
+    Raises:
+        KitError: as `load_model`, or the adapter was trained on another model.
+    """
+    import torch
+
+    from rpo_kit.models.lora import add_lora, load_lora
+
+    loaded = load_model(settings)
+    torch.manual_seed(seed)
+    model = load_lora(loaded.model, adapter, trainable=True) if adapter else add_lora(loaded.model, settings)
     return LoadedModel(model, loaded.tokenizer, loaded.max_seq_length)
 
 
-def load_model(settings: ModelSettings, seed: int = 0) -> LoadedModel:
-    """The model that `settings` names, without an adapter."""
-    name = settings.name
+def load_unsloth_trainable(settings: ModelSettings, seed: int) -> LoadedModel:
+    """The reflection module with a new trainable LoRA, loaded and patched by Unsloth: for SFT alone.
+
+    Raises:
+        KitError: as `load_model`.
+    """
+    unsloth = _unsloth()
+    with _cannot_be_loaded(settings.name), _quiet():
+        model, tokenizer = unsloth.from_pretrained(
+            model_path(settings.name),
+            max_seq_length=settings.max_seq_length,
+            load_in_4bit=settings.load_in_4bit,
+            dtype=None,
+            random_state=seed,
+        )
+    tokenizer.padding_side = "left"
+    loaded = _checked(model, tokenizer, settings)
+    model = unsloth.get_peft_model(
+        model,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=list(settings.lora_targets),
+        use_gradient_checkpointing="unsloth" if device() != "cpu" else False,
+        random_state=seed,
+    )
+    return LoadedModel(model, tokenizer, loaded.max_seq_length)
+
+
+def model_path(name: str) -> str:
+    """Where the model lies: a folder or a hub id. KitError for a folder without one."""
     path = str(bundled_model()) if name == "smollm2" else name
     if path.startswith((".", "/", "~")) and not (Path(path) / "config.json").is_file():
         raise KitError(f"{path} holds no model (config.json is missing): name the folder of one, or a hub id.")
+    return path
+
+
+def compute_dtype() -> torch.dtype:
+    """The type that this machine computes in: bf16 where the hardware does, fp16 on older GPUs such as a T4 (no bf16),
+    fp32 on older CPUs. Unsloth chooses the same.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+    return torch.bfloat16 if cpu_has_bf16() else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies in bf16: AMX or AVX512-BF16, on Arm the BF16 extension. $UNSLOTH_CPU_BF16 (0 or 1)
+    decides otherwise, as it does for SFT.
+    """
+    wanted = os.environ.get("UNSLOTH_CPU_BF16", "").strip().lower()
+    if wanted:
+        return wanted in ("1", "true", "yes", "on")
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().lower().split()) if cpuinfo.exists() else set()
+    needed = {"bf16"} if platform.machine().lower() in ("aarch64", "arm64") else {"avx512_bf16", "amx_bf16"}
+    return bool(words & needed)
+
+
+def device() -> str:
+    """Where this process computes; under torchrun each rank has a GPU of its own."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def _four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """4-bit as in QLoRA (arXiv 2305.14314): NF4 with double quantisation."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _checked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> LoadedModel:
+    name, window = settings.name, getattr(model.config, "max_position_embeddings", None)
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        raise KitError(
+            f"{name}: the pad token must differ from the end token, or the end of a rewrite is never learned. Set "
+            "another pad_token in the model's tokenizer_config.json."
+        )
+    if tokenizer.chat_template is None:
+        raise KitError(f"{name} has no chat template, so it cannot be asked anything: take an instruct model.")
+    return LoadedModel(model, tokenizer, min(settings.max_seq_length, window or settings.max_seq_length))
+
+
+@contextlib.contextmanager
+def _cannot_be_loaded(name: str) -> Iterator[None]:
+    """Turn a missing hub id, no network or a full disk into one sentence."""
     try:
-        with _quiet():
-            model, tokenizer = _unsloth().from_pretrained(
-                path,
-                max_seq_length=settings.max_seq_length,
-                load_in_4bit=settings.load_in_4bit,
-                dtype=None,
-                random_state=seed,
-            )
-    except OSError as error:  # no such hub id, no network, no room on the disk
+        yield
+    except OSError as error:
         raise KitError(
             f"The model {name} cannot be loaded ({' '.join(str(error).split())[:300]}): look at the name, the network "
             "and the disk, and run again."
         ) from error
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        raise KitError(
-            f"{name}: the pad token must differ from the end token, or the end of a rewrite is never learned."
-        )
-    return LoadedModel(model, tokenizer, settings.max_seq_length)
 
 
 def _unsloth() -> Any:
@@ -97,15 +209,9 @@ def _unsloth() -> Any:
     return FastLanguageModel
 
 
-def _on_gpu() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """Hide banners; errors still raise."""
+def _quiet() -> Iterator[None]:
+    """Hide banners and progress bars; errors still raise."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -126,27 +232,95 @@ def generate(
     temperature: float = 0.0,
     batch_size: int = 32,
 ) -> list[Completion]:
-    """One completion for each conversation, in the same order; batches hold prompts of like length."""
-    tokenizer = loaded.tokenizer
-    texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in conversations]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    found: dict[int, Completion] = {}
-    _unsloth().for_inference(loaded.model)
+    """One completion for each conversation, in the same order; greedy at temperature 0."""
+    tokenizer, ends = loaded.tokenizer, end_tokens(loaded)
+    texts = [chat_text(tokenizer, conversation) for conversation in conversations]
+    prompts: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    order = sorted(range(len(prompts)), key=lambda n: len(texts[n]))  # a batch holds prompts of like length
+    completions: dict[int, Completion] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        found |= zip(
-            chosen, _generate_batch(loaded, [texts[i] for i in chosen], max_new_tokens, temperature), strict=True
-        )
-    return [found[i] for i in range(len(texts))]
+        groups = sample(loaded, [prompts[n] for n in chosen], 1, max_new_tokens, temperature)
+        decoded = tokenizer.batch_decode([new for (new,) in groups], skip_special_tokens=True)
+        for n, (new,), text in zip(chosen, groups, decoded, strict=True):
+            ended = bool(new) and new[-1] in ends
+            completions[n] = Completion(text.strip(), ended, len(prompts[n]), len(new))
+    return [completions[n] for n in range(len(prompts))]
 
 
-def _generate_batch(loaded: LoadedModel, texts: list[str], max_new_tokens: int, temperature: float) -> list[Completion]:
-    tokenizer = loaded.tokenizer
-    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.model.device)
-    new = _new_tokens(loaded, batch, max_new_tokens, temperature)
-    prompts, decoded = batch["attention_mask"].sum(1).tolist(), tokenizer.batch_decode(new, skip_special_tokens=True)
-    ended = [bool(tokens) and tokens[-1] in end_tokens(loaded) for tokens in new]
-    return [Completion(t.strip(), e, p, len(n)) for t, e, p, n in zip(decoded, ended, prompts, new, strict=True)]
+def sample(
+    loaded: LoadedModel,
+    prompts: Sequence[list[int]],
+    group: int,
+    new_tokens: int,
+    temperature: float,
+    uniforms: Tensor | None = None,
+) -> list[list[list[int]]]:
+    """`group` completions of each prompt, as token ids up to and including their end token; greedy at temperature 0.
+
+    `uniforms` (prompts, group, new_tokens), numbers in [0, 1), decide what is drawn; without them torch's generator.
+    """
+    from rpo_kit.models import sampling
+
+    model, ends = loaded.model, end_tokens(loaded)
+    ids, mask = _left_padded(prompts, int(loaded.tokenizer.pad_token_id), model.device)
+    was_training = model.training
+    model.eval()  # under gradient checkpointing, layers in train mode keep no keys
+    try:
+        if sampling.shares_prefix(model):
+            given = () if uniforms is None else (uniforms,)
+            new = sampling.sample_groups(model, ids, mask, group, new_tokens, temperature, ends, *given)
+        else:
+            new = _generate_rows(loaded, ids, mask, group, new_tokens, temperature, ends, uniforms)
+    finally:
+        model.train(was_training)
+    return [[sampling.until_end(row, ends) for row in rows] for rows in new.tolist()]
+
+
+def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both (prompts, longest)."""
+    import torch
+
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def _generate_rows(
+    loaded: LoadedModel,
+    ids: Tensor,
+    mask: Tensor,
+    group: int,
+    new_tokens: int,
+    temperature: float,
+    ends: list[int],
+    uniforms: Tensor | None,
+) -> Tensor:
+    """The same by `model.generate`, for models whose attention is not known here: a row for each completion."""
+    import torch
+    from transformers import GenerationConfig
+
+    settings = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature > 0
+        else {"do_sample": False}
+    )
+    config = GenerationConfig(
+        max_new_tokens=new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=loaded.tokenizer.pad_token_id,
+        repetition_penalty=1.0,
+        use_cache=True,
+        **settings,
+    )
+    if uniforms is not None:
+        torch.manual_seed(int(uniforms.flatten()[0].double() * 2**52))
+    rows = {"input_ids": ids.repeat_interleave(group, 0), "attention_mask": mask.repeat_interleave(group, 0)}
+    generate: Callable[..., Tensor] = loaded.model.generate  # type: ignore[assignment]
+    with torch.no_grad(), _quiet():
+        new = generate(**rows, generation_config=config)[:, ids.shape[1] :]
+    return new.view(len(ids), group, -1)
 
 
 def end_tokens(loaded: LoadedModel) -> list[int]:
@@ -155,24 +329,18 @@ def end_tokens(loaded: LoadedModel) -> list[int]:
     return sorted({loaded.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None})
 
 
-def _new_tokens(loaded: LoadedModel, batch: Any, limit: int, temperature: float) -> list[list[int]]:
-    """What each row of the batch goes on with, up to its end token."""
-    import torch
-
-    from rpo_kit.models.sampling import sample_groups, shares_prefix, until_end
-
-    model, ends = loaded.model, end_tokens(loaded)
-    if shares_prefix(model):
-        new = sample_groups(model, batch["input_ids"], batch["attention_mask"], 1, limit, temperature, ends)[:, 0]
-    else:
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        with torch.no_grad(), _quiet():
-            out = model.generate(**batch, max_new_tokens=limit, pad_token_id=loaded.tokenizer.pad_token_id, **sampling)
-        new = out[:, batch["input_ids"].shape[1] :]
-    return [until_end(tokens, ends) for tokens in new.tolist()]
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int]:
+    """The tokens of a conversation, up to where the model is to answer."""
+    ids: list[int] = tokenizer(chat_text(tokenizer, messages), add_special_tokens=False)["input_ids"]
+    return ids
 
 
-def prompt_tokens(tokenizer: Any, messages: Conversation) -> int:
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> str:
+    """A conversation as the model's chat template writes it, up to where the model is to answer."""
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> int:
     return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
@@ -183,7 +351,7 @@ class LocalChat:
         self.model, self.name = model, name
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.model.tokenizer
 
     @property

@@ -1,7 +1,8 @@
 """The base model in the method (Figure 1, left): what the black box is asked, and how its answer is read.
 
 It sees LaMP's input and nothing else: no function in this module takes a profile, so none can leak. The answer that
-comes out is the generic answer. Left out: prompts with history items, which are baselines (`study/baselines.py`).
+comes out is the generic answer; `reading` takes it out of a chatty reply. Left out: prompts with history items, which
+are baselines (`study/baselines.py`).
 
     base_conversation("What is the score … review: The lid leaks.")     # [{"role": "user", "content": "What is …"}]
     read_answer(get_task("LaMP-3"), "I would give it a 4.")             # '4'
@@ -9,17 +10,33 @@ comes out is the generic answer. Left out: prompts with history items, which are
 
 from __future__ import annotations
 
-import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import Task
-from rpo_kit.models.chat import Chat, Completion, Conversation
-from rpo_kit.text import replace_surrogates
+from rpo_kit.models.chat import Chat, Completion, Conversation, WindowedChat
+from rpo_kit.rewriting.reading import read
+from rpo_kit.text import break_special_tokens, replace_surrogates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def base_conversation(input: str) -> Conversation:
-    """What the base model is sent: LaMP's whole input as the only message."""
-    return [{"role": "user", "content": replace_surrogates(input)}]
+def base_conversation(input: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Conversation:
+    """What the base model is sent: LaMP's whole input as the only message.
+
+    With the tokenizer of a model in this process, nothing in it becomes a special token; an endpoint sees to that.
+    """
+    text = replace_surrogates(input)
+    return [{"role": "user", "content": break_special_tokens(text, tokenizer) if tokenizer else text}]
+
+
+def base_conversations(base: Chat, inputs: Sequence[str]) -> list[Conversation]:
+    """`base_conversation` of each input, for this model."""
+    tokenizer = base.tokenizer if isinstance(base, WindowedChat) else None
+    return [base_conversation(input, tokenizer) for input in inputs]
 
 
 def answer_tokens(task: Task, tokens: int) -> int:
@@ -33,7 +50,7 @@ def base_answers(base: Chat, task: Task, inputs: list[str], tokens: int) -> list
     Raises:
         KitError: an answer is missing; the message holds the first reason.
     """
-    conversations = [base_conversation(input) for input in inputs]
+    conversations = base_conversations(base, inputs)
     answers = base.complete(conversations, max_new_tokens=answer_tokens(task, tokens))
     failures = [answer.failure for answer in answers if answer.failure]
     if failures:
@@ -45,14 +62,33 @@ def base_answers(base: Chat, task: Task, inputs: list[str], tokens: int) -> list
 
 
 def read_answer(task: Task, text: str) -> str:
-    """The answer inside a chatty reply: the first label that it names; for generation tasks the first line. (ours)"""
-    if task.kind == "generation":
-        first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-        # small models repeat the word of the instruction, and put quotes around a title
-        return first.removeprefix("Title:").removeprefix("Headline:").strip().strip('"').strip()
-    mentions = []  # the first label wins, and of two that begin together the longer one
-    for label in task.labels or ("1", "2", "3", "4", "5"):
-        match = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text, re.IGNORECASE)
-        if match:
-            mentions.append((match.start(), -len(label), label))
-    return min(mentions)[2] if mentions else text.strip()
+    """The answer inside a chatty reply (see `reading`)."""
+    return read(task, text).text
+
+
+def generic_record(task: Task, id: str, answer: Completion) -> dict[str, object]:
+    """The line of `generic.jsonl` for an answer: what was read, what the model wrote, and what was odd about it."""
+    reading = read(task, answer.text)
+    record: dict[str, object] = {"id": id, "text": reading.text, "raw": answer.text}
+    if not answer.finished:
+        record["finished"] = False
+    if reading.removed:
+        record["removed"] = list(reading.removed)
+    if reading.refusal:
+        record["refusal"] = True
+    return record
+
+
+def describe_oddities(records: Sequence[Mapping[str, Any]], tokens: int) -> str:
+    """One line on preambles, thoughts, refusals and answers longer than `tokens`, the limit; "" if there are none."""
+    removed = Counter(what for record in records for what in record.get("removed", []))
+    counts = {
+        "had a preamble, which was removed": removed["preamble"],
+        "had thoughts, which were removed": removed["thoughts"],
+        "are refusals, which stay as the answer": sum(record.get("refusal", False) for record in records),
+        f"are longer than the {tokens} tokens asked for and are cut where a prompt has no room": sum(
+            len(record["text"].split()) > tokens for record in records
+        ),
+    }
+    told = "; ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"of {len(records)} generic answers {told}" if told else ""

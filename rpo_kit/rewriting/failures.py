@@ -3,8 +3,7 @@
 A stage continues without them while they are few (`endpoint.tolerate`); if they are more, it stops with an error after
 everything else is stored. `failed.jsonl` in the stage's folder lists exactly the items that are missing now.
 
-    reopen(run, "prepare")                           # a finished stage with failed items is run again
-    with stage(run, "prepare", ...) as stage_dir:
+    with stage(run, "prepare", retry=remain(run, "prepare"), ...) as stage_dir:      # a finished one is taken up again
         forget(stage_dir)                            # they count as missing again
         note(stage_dir, {"310": "status 500: no"})
         conclude(stage_dir, total=90, tolerate=0.02)     # 1 of 90: printed; 2 of 90: KitError
@@ -22,12 +21,14 @@ from rpo_kit.runs import Run, append_records, read_records
 FAILED = "failed.jsonl"
 
 
-def reopen(run: Run, stage: str) -> None:
-    """Make a finished stage unfinished if some of its items failed."""
-    manifest, failed = run.stage(stage) / "manifest.json", read_records(run.stage(stage) / FAILED)
-    if failed and manifest.exists() and is_main():
-        manifest.unlink()
+def remain(run: Run, stage: str) -> bool:
+    """Whether items of a finished stage failed; prints that they are asked again."""
+    failed = read_records(run.stage(stage) / FAILED)
+    if not failed or not (run.stage(stage) / "manifest.json").exists():
+        return False
+    if is_main():
         print(f"{stage}: {len(failed)} items failed last time and are asked again")
+    return True
 
 
 def forget(stage_dir: Path) -> None:

@@ -31,7 +31,8 @@ from rpo_kit.models.open import open_chat_for
 from rpo_kit.rewriting.base import base_answers, read_answer
 from rpo_kit.rewriting.reflection import fitting_messages, load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import Trajectory, rewrite_or_generic
-from rpo_kit.runs import Run, require
+from rpo_kit.runs import Run
+from rpo_kit.stages import require
 from rpo_kit.text import replace_surrogates
 
 Pair = tuple[str, Sequence[Item]]  # a query (LaMP's whole input) and the user's profile
@@ -153,8 +154,8 @@ class Personalizer:
             text, parsed = rewrite_or_generic(completion.text, generic)
             tokens = {"base": (answer.prompt_tokens, answer.new_tokens)}
             tokens["reflection"] = (completion.prompt_tokens, completion.new_tokens)
-            trajectory, error = parsed.trajectory, parsed.error
-            rewrites.append(Rewrite(text, generic, items[n], trajectory, error, dict(timings), tokens, shortened[n]))
+            how = (parsed.trajectory, parsed.error, dict(timings), tokens, shortened[n])
+            rewrites.append(Rewrite(text, generic, items[n], *how))
         return rewrites
 
     def _example(self, query: str, profile: Sequence[Item]) -> Example:

@@ -24,14 +24,15 @@ from rpo_kit.lamp.data import excluded_outputs
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.leaks import check_belong_together
 from rpo_kit.lamp.leave_one_out import asking_field
-from rpo_kit.lamp.source import SPLITS, Profile, read_source, source_files, source_folder
+from rpo_kit.lamp.source import SPLITS, Profile, read_source, save_split, source_files, source_folder
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.chat import Chat, reporting_cost, stream_completions
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import current, inputs_of
 from rpo_kit.rewriting import failures
-from rpo_kit.rewriting.base import answer_tokens, base_conversation, read_answer
-from rpo_kit.runs import Run, append_records, made_from, read_records, require, sort_records, stage
+from rpo_kit.rewriting.base import answer_tokens, base_conversations, describe_oddities, generic_record
+from rpo_kit.runs import Run, append_records, read_records, sort_records
+from rpo_kit.stages import made_from, require, stage
 
 _CHUNK = 64  # ours: generic answers stored at a time, from a model that does not stream
 
@@ -41,31 +42,36 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     preset = run.preset
     if preset.data.leave_one_out:
         asking_field(get_task(preset.data.task))  # reject an unfit task before an earlier result is moved away
-    failures.reopen(run, "prepare")
-    with stage(run, "prepare", **inputs_of(run, "prepare") | source_files(preset.data)) as stage_dir:
+    inputs, retry = inputs_of(run, "prepare") | source_files(preset.data), failures.remain(run, "prepare")
+    with stage(run, "prepare", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:
             return
         if preset.data.separation != "user" and preset.data.source != "official":
             print(f"prepare: data.separation={preset.data.separation} is for --data official and changes nothing here.")
         for split in SPLITS:
-            if not (stage_dir / split / "dataset_info.json").exists():
-                read_source(preset.data, split, stage_dir).save_to_disk(str(stage_dir / split))
+            if not (stage_dir / split).exists():
+                save_split(read_source(preset.data, split, stage_dir), stage_dir / split)
         train, dev = (load_from_disk(str(stage_dir / split)) for split in SPLITS)
         check_belong_together(train, dev, source_folder(preset.data, stage_dir))
         rows = [row for part in (train, dev) for row in part.select_columns(["id", "input"]).to_list()]
-        inputs: dict[str, str] = {row["id"]: row["input"] for row in rows}
+        queries: dict[str, str] = {row["id"]: row["input"] for row in rows}
         done = {record["id"] for record in read_records(stage_dir / "generic.jsonl")}
-        missing = {id_: input for id_, input in inputs.items() if id_ not in done}
+        missing = {id_: input for id_, input in queries.items() if id_ not in done}
         if missing:
             base = open_base(preset.base) if open_base else open_chat_for(run, preset.base)
             _write_generic_answers(run, base, missing, stage_dir)
-        failures.conclude(stage_dir, len(inputs), preset.endpoint.tolerate)
-        sort_records(stage_dir / "generic.jsonl", list(inputs))
+        failures.conclude(stage_dir, len(queries), preset.endpoint.tolerate)
+        sort_records(stage_dir / "generic.jsonl", list(queries))
         records = read_records(stage_dir / "generic.jsonl")
         cut = sum(not record.get("finished", True) for record in records)
+        limit = answer_tokens(get_task(preset.data.task), preset.base_max_new_tokens)
+        if odd := describe_oddities(records, limit):
+            print(odd)
         if cut:
-            limit = answer_tokens(get_task(preset.data.task), preset.base_max_new_tokens)
-            print(f"{cut} of {len(records)} generic answers were cut off at {limit} tokens")
+            print(
+                f"prepare: {cut} of {len(records)} generic answers were cut off at {limit} tokens; to allow more, run "
+                f"`python -m rpo_kit prepare --run {run.name} --set base_max_new_tokens={2 * limit}`"
+            )
 
 
 def _write_generic_answers(run: Run, base: Chat, inputs: dict[str, str], stage_dir: Path) -> None:
@@ -73,7 +79,7 @@ def _write_generic_answers(run: Run, base: Chat, inputs: dict[str, str], stage_d
     failures.forget(stage_dir)
     task, ids = get_task(run.preset.data.task), list(inputs)
     limit = answer_tokens(task, run.preset.base_max_new_tokens)
-    conversations = [base_conversation(input) for input in inputs.values()]
+    conversations = base_conversations(base, list(inputs.values()))
     bar = tqdm(total=len(ids), desc=f"{base.name} answers without seeing the user", unit="query")
     with bar, reporting_cost(base, conversations, limit):
         for batch in stream_completions(base, conversations, max_new_tokens=limit, chunk=_CHUNK):
@@ -83,9 +89,7 @@ def _write_generic_answers(run: Run, base: Chat, inputs: dict[str, str], stage_d
                 if answer.failure:
                     failed[ids[index]] = answer.failure
                     continue
-                records.append({"id": ids[index], "text": read_answer(task, answer.text), "raw": answer.text})
-                if not answer.finished:
-                    records[-1]["finished"] = False
+                records.append(generic_record(task, ids[index], answer))
             append_records(stage_dir / "generic.jsonl", records)
             failures.note(stage_dir, failed)
             bar.update(len(batch))

@@ -18,19 +18,27 @@ from typing import TYPE_CHECKING
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
+from rpo_kit.lamp.item import read_item
+from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.models.chat import Completion, Conversation
 from rpo_kit.models.local import LoadedModel, generate, load_model, prompt_tokens
 from rpo_kit.presets import ModelSettings
 from rpo_kit.rewriting.prompts import escape_tags, fill, load, prompt_fingerprints
 from rpo_kit.runs import Run
+from rpo_kit.text import break_special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _WORD_LIMITS = (None, 200, 100, 50, 25, 12, 6)  # ours: words per field of an item, tried in turn until the prompt fits
+_GENERIC_LIMITS = (400, 200, 100, 50, 25, 12, 6)  # ours: words of the generic answer, if the shortest items do not do
 _WORD_LENGTH = 20  # ours: characters kept of a word in an item that has to be shortened
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
+
+
+class DoesNotFitError(KitError):
+    """The query of one example is too long for the module's window; the other examples are not concerned."""
 
 
 def reflection_messages(
@@ -42,7 +50,8 @@ def reflection_messages(
     """
     lines = []
     for number, item in enumerate(items, first):
-        short = item | {name: _shorten(item[name], words) for name in task.fields}
+        texts = read_item(task, item, f"History item {number}")
+        short = texts | {name: _shorten(texts[name], words) for name in task.fields}
         lines.append(f"[{number}] {escape_tags(task.item_line(short))}")
     user = fill(
         "reflection_user",
@@ -57,20 +66,40 @@ def reflection_messages(
 def fitting_messages(
     tokenizer: PreTrainedTokenizerBase, limit: int, task: Task, example: Example, items: Sequence[Item], first: int = 1
 ) -> tuple[Conversation, bool]:
-    """`reflection_messages` in at most `limit` tokens, and whether the items had to be shortened for that.
+    """`reflection_messages` in at most `limit` tokens, and whether something had to be shortened for that.
+
+    The items give way first, then the generic answer. Nothing becomes one of the tokenizer's special tokens.
 
     Raises:
-        KitError: it does not fit with the shortest items; the query itself is never cut.
+        DoesNotFitError: it does not fit however they are cut; the query itself is never cut.
     """
     query, generic = example["input"], example["generic"]
-    for words in _WORD_LIMITS:
-        messages = reflection_messages(task, query, generic, items, first, words)
+    cuts = [(words, generic) for words in _WORD_LIMITS]
+    cuts += [(_WORD_LIMITS[-1], _shorten(generic, words)) for words in _GENERIC_LIMITS]
+    for words, text in dict.fromkeys(cuts):
+        messages = [
+            message | {"content": break_special_tokens(message["content"], tokenizer)}
+            for message in reflection_messages(task, query, text, items, first, words)
+        ]
         if prompt_tokens(tokenizer, messages) <= limit:
             return messages, words is not None
-    raise KitError(
+    raise DoesNotFitError(
         f"The query of example {example['id']} ({len(query):,} characters) does not fit into {limit} tokens together "
         f"with {len(items)} history items: raise reflection.max_seq_length, or remove this example from the data."
     )
+
+
+def unfitting(
+    tokenizer: PreTrainedTokenizerBase, limit: int, task: Task, examples: Sequence[Example], shots: int
+) -> dict[str, str]:
+    """{example id: reason} for those whose query leaves no room for `shots` items in `limit` tokens, however short."""
+    reasons = {}
+    for example in examples:
+        try:
+            fitting_messages(tokenizer, limit, task, example, top_k(example, example["ranking"], shots))
+        except DoesNotFitError as error:
+            reasons[example["id"]] = str(error)
+    return reasons
 
 
 def _shorten(text: str, words: int | None) -> str:
@@ -89,16 +118,14 @@ def load_reflection(settings: ModelSettings, adapter: Path | None = None) -> Loa
     """The reflection module: the small model with the LoRA adapter in the folder `adapter`, or untrained without one.
 
     Raises:
-        KitError: there is no adapter in that folder.
+        KitError: there is no adapter in that folder, it is damaged, or it belongs to another model.
     """
-    if adapter is not None and not (adapter / "adapter_config.json").exists():
-        raise KitError(f"{adapter} holds no LoRA adapter (adapter_config.json is missing); train that stage first.")
     loaded = load_model(settings)
     if adapter is None:
         return loaded
-    from peft import PeftModel  # takes seconds to import
+    from rpo_kit.models.lora import load_lora  # peft takes seconds to import
 
-    return LoadedModel(PeftModel.from_pretrained(loaded.model, adapter), loaded.tokenizer, loaded.max_seq_length)
+    return LoadedModel(load_lora(loaded.model, adapter), loaded.tokenizer, loaded.max_seq_length)
 
 
 def reflect(
@@ -108,15 +135,31 @@ def reflect(
     items: Sequence[Sequence[Item]],
     max_new_tokens: int,
     batch_size: int = 32,
+    *,
+    skip_unfitting: bool = False,
 ) -> tuple[list[Completion], list[bool]]:
-    """The module's greedy completion for each example with its items, and whether these had to be shortened."""
+    """The module's greedy completion for each example with its items, and whether its prompt had to be shortened.
+
+    With `skip_unfitting` an example whose query does not fit gets a completion with `failure`, and the others go on.
+
+    Raises:
+        DoesNotFitError: a query does not fit, and `skip_unfitting` is not set.
+    """
     limit = module.max_seq_length - max_new_tokens
-    prompts, shortened = [], []
-    for example, own_items in zip(examples, items, strict=True):
-        messages, cut = fitting_messages(module.tokenizer, limit, task, example, own_items)
+    prompts, shortened, failures = [], [], {}
+    for number, (example, own_items) in enumerate(zip(examples, items, strict=True)):
+        try:
+            messages, cut = fitting_messages(module.tokenizer, limit, task, example, own_items)
+        except DoesNotFitError as error:
+            if not skip_unfitting:
+                raise
+            failures[number] = Completion("", True, 0, 0, str(error))
+            shortened.append(False)
+            continue
         prompts.append(messages)
         shortened.append(cut)
-    return generate(module, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size), shortened
+    completions = iter(generate(module, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size))
+    return [failures[n] if n in failures else next(completions) for n in range(len(examples))], shortened
 
 
 def module_inputs(run: Run) -> dict[str, object]:

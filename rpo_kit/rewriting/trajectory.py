@@ -25,6 +25,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rpo_kit.errors import KitError
+from rpo_kit.rewriting.prompts import escape_tags, restore_tags
+from rpo_kit.rewriting.reading import without_thoughts
 
 SECTIONS = ("observe", "plan", "rewrite")
 # Possessive (`+`): a text of nothing but "<" and spaces would otherwise take time quadratic in its length.
@@ -57,7 +59,7 @@ class Parsed:
 
 def parse(text: str) -> Parsed:
     """Read a completion. Never raises: a text that does not fit the grammar gives an `error` in words."""
-    tags = [re.sub(r"\s+", "", tag).lower() for tag in _ANY_TAG.findall(text)]
+    tags = _tags(text)
     expected = [tag for name in SECTIONS for tag in (f"<{name}>", f"</{name}>")]
     if not tags:
         return Parsed(None, "no tags")
@@ -72,14 +74,39 @@ def parse(text: str) -> Parsed:
     return Parsed(None, f"empty {empty[0]}") if empty else Parsed(Trajectory(**parts))
 
 
+def _tags(text: str) -> list[str]:
+    """All tags of the grammar, in small letters and without blanks."""
+    # Behind the last ">" no tag can end, but each "<observe " there would be followed to the end of the text.
+    return [re.sub(r"\s+", "", tag).lower() for tag in _ANY_TAG.findall(text, 0, text.rfind(">") + 1)]
+
+
+def parse_teachers(text: str) -> Parsed:
+    """Read a teacher's text: as `parse`, but thoughts, code fences and preambles around the three parts do not matter.
+
+    A teacher is not trained to write exactly the form, and asking again costs money. What stands between the parts, or
+    a part too many, is still an error.
+    """
+    strict = parse(text)
+    if strict.trajectory:
+        return strict
+    first, last = f"<{SECTIONS[0]}>", f"</{SECTIONS[-1]}>"
+    for candidate in (without_thoughts(text), text):
+        start, end = candidate.find(first), candidate.rfind(last) + len(last)
+        if 0 <= start < end and not _tags(candidate[:start]) and not _tags(candidate[end:]):
+            parsed = parse(candidate[start:end])
+            if parsed.trajectory:
+                return parsed
+    return strict
+
+
 def rewrite_or_generic(text: str, generic: str) -> tuple[str, Parsed]:
-    """The rewrite in a completion; without a trajectory, the generic answer stands."""
+    """The rewrite in a completion, as the user would read it; without a trajectory, the generic answer stands."""
     parsed = parse(text)
-    return (parsed.trajectory.rewrite if parsed.trajectory else generic), parsed
+    return (restore_tags(parsed.trajectory.rewrite) if parsed.trajectory else generic), parsed
 
 
 def render(trajectory: Trajectory) -> str:
-    """The text of a trajectory.
+    """The text of a trajectory, to train on: what a tokenizer might read as a special token is written harmlessly.
 
     Raises:
         KitError: a part would not survive being parsed again.
@@ -87,7 +114,7 @@ def render(trajectory: Trajectory) -> str:
     if not is_writable(trajectory):
         error = parse(_text_of(trajectory)).error or "outer spaces"
         raise KitError(f"This trajectory cannot be written as text ({error}): {trajectory}")
-    return _text_of(trajectory)
+    return _text_of(Trajectory(*(escape_tags(getattr(trajectory, name)) for name in SECTIONS)))
 
 
 def is_writable(trajectory: Trajectory) -> bool:

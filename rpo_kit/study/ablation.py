@@ -1,13 +1,13 @@
-"""Stage 6, `sweep`: Figure 3. Does growing the history from 2 to 6 items beat a fixed number of them?
+"""Stage 6, `sweep`: Figure 3. Does growing the history from 2 to 6 items beat a fixed number of items?
 
-One cell is one arm (a curriculum) with one seed: RL from the same SFT adapter, for the same number of steps, on the
-same prompts; then the dev users with k items for each k of `sweep.eval_shots`. Cells are stages: a killed sweep goes on
-with the cell it was in, and a new arm or seed runs only what is new.
+A cell is one arm (a curriculum) with one seed: RL from the same SFT adapter, for the same number of steps, on the same
+prompts; then the dev users are scored with k items, for each k of `sweep.eval_shots`. Each cell is a stage of its own:
+an interrupted sweep resumes in the cell it was in, and adding an arm or a seed runs only the new cells.
 
     sweep/progressive-seed0/{adapter, log.csv, scores/scores.csv}
-    sweep/bars.csv      arm, shots, score, low, high, users, seeds      (mean over seeds, intervals over users)
+    sweep/bars.csv          arm, shots, score, low, high, users, seeds  (mean over seeds, intervals over users)
     sweep/differences.csv   arm, minus, shots, score, low, high, users  (paired on the same users)
-    sweep/curves.csv    arm, seed, step, reward, shots
+    sweep/curves.csv        arm, seed, step, reward, shots
     sweep/provenance.json
 """
 
@@ -27,11 +27,12 @@ from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import WEIGHTS, current
-from rpo_kit.presets import as_dict
-from rpo_kit.processes import full_disk_told, is_main
+from rpo_kit.presets import RLSettings, as_dict
+from rpo_kit.processes import disk_errors_told, is_main
 from rpo_kit.rewriting.prepare import load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
-from rpo_kit.runs import Run, require, stage, write_json, write_text
+from rpo_kit.runs import Run, write_json, write_text
+from rpo_kit.stages import require, stage
 from rpo_kit.study.evaluation import rewrite
 from rpo_kit.study.statistics import bootstrap_interval, references
 from rpo_kit.training.progress import OnLog
@@ -50,24 +51,27 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
     score_cell(run, "sft", (current(run, "sft") / WEIGHTS).parent)
     for number, (arm, seed) in enumerate(cells, 1):
         print(f"cell {number} of {len(cells)}: {arm}, seed {seed}, {settings.steps} steps")
-        rl = dataclasses.replace(run.preset.rl, **arm_settings(run, arm, seed))
-        train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=rl)
+        train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=cell_settings(run, arm, seed))
         score_cell(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
     if is_main():
-        with full_disk_told(run.folder):
+        with disk_errors_told(run.folder):
             write_tables(run, cells)
 
 
-def arm_settings(run: Run, arm: str, seed: int) -> dict[str, Any]:
-    """What of the RL settings an arm of the sweep has as its own."""
-    settings, rl = run.preset.sweep, run.preset.rl
-    found: dict[str, Any] = {"curriculum": arm, "seed": seed, "steps": settings.steps}
-    found |= {"prompts_per_step": settings.prompts_per_step}
-    return found | {"micro_batch": min(rl.micro_batch, settings.prompts_per_step * rl.group_size)}
+def cell_settings(run: Run, arm: str, seed: int) -> RLSettings:
+    """The run's RL settings with the curriculum, seed, steps and batch of one cell."""
+    settings = run.preset.sweep
+    return dataclasses.replace(
+        run.preset.rl,
+        curriculum=arm,
+        seed=seed,
+        steps=settings.steps,
+        prompts_per_step=settings.prompts_per_step,
+    )
 
 
 def write_tables(run: Run, cells: Cells) -> None:
-    """The numbers behind Figure 3, from those of all cells."""
+    """Write the numbers behind Figure 3 from the scores and logs of all cells."""
     folder = run.stage("sweep")
     write_text(folder / "bars.csv", bars(run, cells).to_csv(index=False))
     write_text(folder / "differences.csv", differences(run, cells).to_csv(index=False))
@@ -76,36 +80,37 @@ def write_tables(run: Run, cells: Cells) -> None:
 
 
 def score_cell(run: Run, cell: str, adapter: Path) -> None:
-    """Score one adapter on the dev users at each k; one row an example and k in `scores.csv`."""
-    settings = run.preset.sweep
+    """Score one adapter on the dev users at each k: `scores.csv` has one row per example and k."""
+    settings, evaluation = run.preset.sweep, run.preset.evaluation
     inputs: dict[str, Any] = {"shots": settings.eval_shots, "users": settings.dev_users}
-    evaluation = run.preset.evaluation
     inputs |= {"tokens": evaluation.max_new_tokens, "batch": evaluation.batch_size}
     inputs |= prepared_inputs(run) | module_inputs(run) | {"adapter": adapter / "adapter_model.safetensors"}
-    with stage(run, f"sweep/{cell}/scores", **inputs) as work:
-        if work is None:
+    with stage(run, f"sweep/{cell}/scores", **inputs) as stage_dir:
+        if stage_dir is None:
             return
         loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run)
         task = get_task(run.preset.data.task)
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
         for shots in settings.eval_shots:
             records = rewrite(loaded, task, examples, shots, evaluation.max_new_tokens, evaluation.batch_size)
-            values = example_scores(task, [e["output"] for e in examples], [r["prediction"] for r in records])
-            rows += _score_rows(examples, shots, values)
-        write_text(work / "scores.csv", pd.DataFrame(rows).to_csv(index=False))
+            pairs = zip(records, examples, strict=True)
+            predictions = [record.get("prediction", example["generic"]) for record, example in pairs]
+            scores = example_scores(task, [example["output"] for example in examples], predictions)
+            rows += _score_rows(examples, shots, scores)
+        write_text(stage_dir / "scores.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
 def dev_examples(run: Run) -> list[Example]:
     """The examples of the first `sweep.dev_users` dev users."""
     examples = load_prepared(run, "dev")
-    users = list(dict.fromkeys(example["user_id"] for example in examples))[: run.preset.sweep.dev_users]
-    return [example for example in examples if example["user_id"] in set(users)]
+    users = set(list(dict.fromkeys(example["user_id"] for example in examples))[: run.preset.sweep.dev_users])
+    return [example for example in examples if example["user_id"] in users]
 
 
 def bars(run: Run, cells: Cells) -> pd.DataFrame:
-    """Mean score of each arm at each k; an example's score is averaged over the seeds before users are resampled."""
+    """Mean score of each arm at each k; each example's score is averaged over seeds before users are resampled."""
     rows = []
-    for arm, names in by_arm(cells).items():
+    for arm, names in folders_by_arm(cells).items():
         for shots, chosen in arm_scores(run, names).groupby("shots"):
             rows.append(_bar(run, arm, int(str(shots)), chosen) | {"seeds": len(names)})
     task, examples = get_task(run.preset.data.task), dev_examples(run)
@@ -117,34 +122,35 @@ def bars(run: Run, cells: Cells) -> pd.DataFrame:
 
 def differences(run: Run, cells: Cells) -> pd.DataFrame:
     """Each arm minus SFT only, and progressive minus each other arm, with intervals paired over the same users."""
-    found = {arm: arm_scores(run, names).set_index(_KEYS)["score"] for arm, names in by_arm(cells).items()}
-    arms = [arm for arm in found if arm != SFT_ONLY]
+    scores = {arm: arm_scores(run, names).set_index(_KEYS)["score"] for arm, names in folders_by_arm(cells).items()}
+    arms = [arm for arm in scores if arm != SFT_ONLY]
     pairs = [(arm, SFT_ONLY) for arm in arms]
     pairs += [("progressive", arm) for arm in arms if arm != "progressive" and "progressive" in arms]
     rows = []
     for arm, other in pairs:
-        for shots, chosen in (found[arm] - found[other]).reset_index().groupby("shots"):
+        for shots, chosen in (scores[arm] - scores[other]).reset_index().groupby("shots"):
             rows.append({"arm": arm, "minus": other} | _bar(run, arm, int(str(shots)), chosen))
     return pd.DataFrame(rows)
 
 
-def by_arm(cells: Cells) -> dict[str, list[str]]:
-    """The folders of each arm's cells, one a seed; SFT, from which all start, comes first."""
-    found = {SFT_ONLY: ["sft"]}
+def folders_by_arm(cells: Cells) -> dict[str, list[str]]:
+    """The cell folders of each arm, one per seed; first SFT, from which all arms start."""
+    folders = {SFT_ONLY: ["sft"]}
     for arm, seed in cells:
-        found.setdefault(arm, []).append(f"{arm}-seed{seed}")
-    return found
+        folders.setdefault(arm, []).append(f"{arm}-seed{seed}")
+    return folders
 
 
 def arm_scores(run: Run, names: list[str]) -> pd.DataFrame:
-    """`id`, `user`, `shots` and the mean `score` over these cells."""
+    """The mean score over these cells: columns `id`, `user`, `shots`, `score`."""
     files = [run.stage(f"sweep/{name}") / "scores/scores.csv" for name in names]
-    scores = pd.concat([pd.read_csv(file, dtype={"id": str, "user": str}) for file in files])
+    text = {"id": str, "user": str}  # a user may be called "NA" or "null"
+    scores = pd.concat([pd.read_csv(file, dtype=text, keep_default_na=False) for file in files])
     return scores.groupby(_KEYS, as_index=False)["score"].mean()
 
 
 def curves(run: Run, cells: Cells) -> pd.DataFrame:
-    """Reward and shots at each step of each cell, from the training logs."""
+    """Reward and k at each step of each cell, from the training logs."""
     logs = []
     for arm, seed in cells:
         log = pd.read_csv(run.stage(f"sweep/{arm}-seed{seed}") / "log.csv")
@@ -152,18 +158,22 @@ def curves(run: Run, cells: Cells) -> pd.DataFrame:
     return pd.concat(logs)[["arm", "seed", "step", "reward", "shots"]]
 
 
-def provenance(run: Run, cells: Cells) -> dict[str, Any]:
-    """Where the numbers come from: settings, and what the cells were scored with; all commits, where there are more."""
-    names = [name for names in by_arm(cells).values() for name in names]
+def provenance(run: Run, cells: Cells) -> dict[str, object]:
+    """Settings, machine and packages behind the numbers, with every commit that scored one of the cells."""
+    names = [name for names in folders_by_arm(cells).values() for name in names]
     files = [run.stage(f"sweep/{name}/scores") / "manifest.json" for name in names]
-    made = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    commits = ", ".join(dict.fromkeys(cell["commit"] for cell in made))
-    last = {key: made[-1][key] for key in ("machine", "packages")}
+    manifests = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    commits = ", ".join(dict.fromkeys(manifest["commit"] for manifest in manifests))
+    last = {key: manifests[-1][key] for key in ("machine", "packages")}
     return {"preset": as_dict(run.preset), "commit": commits} | last
 
 
 def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
-    """Copy the sweep's numbers to `folder/<name>_*` (CSV_FILES), to be kept with the code."""
+    """Copy the numbers of a sweep to `folder/<name>_*` (CSV_FILES), to be committed with the code.
+
+    Raises:
+        KitError: the sweep is not finished.
+    """
     if not all((run.stage("sweep") / file).exists() for file in CSV_FILES):
         raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,26 +181,30 @@ def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
 
 
 def export_results(run: Run, folder: Path, name: str) -> list[Path]:
-    """Copy a run's evaluation and training logs to `folder/<name>_*`, to be kept with the code; beside them goes with
-    which settings, packages and commit it was evaluated.
+    """Copy a run's evaluation and training logs to `folder/<name>_*`, to be committed with the code.
+
+    `<name>_run.json` says with which settings, packages and commit the run was evaluated.
+
+    Raises:
+        KitError: the evaluation is not finished.
     """
-    work = require(run, "evaluate")
+    stage_dir = require(run, "evaluate")
     logs = {f"{name}_log.csv": run.stage(name) / "log.csv" for name in ("sft", "rl")}
-    files = {name: work / name for name in ("metrics.csv", "paired.csv")}
+    files = {name: stage_dir / name for name in ("metrics.csv", "paired.csv")}
     files |= {kind: path for kind, path in logs.items() if path.exists()}
-    manifest = json.loads((work / "manifest.json").read_text(encoding="utf-8"))
-    made = {key: manifest[key] for key in ("preset", "packages", "commit", "machine") if key in manifest}
-    write_json(folder / f"{name}_run.json", {"name": run.name, "preset": as_dict(run.preset)} | made)
+    manifest = json.loads((stage_dir / "manifest.json").read_text(encoding="utf-8"))
+    stored = {key: manifest[key] for key in ("preset", "packages", "commit", "machine") if key in manifest}
+    write_json(folder / f"{name}_run.json", {"name": run.name, "preset": as_dict(run.preset)} | stored)
     return [Path(shutil.copyfile(path, folder / f"{name}_{kind}")) for kind, path in files.items()]
 
 
-def _score_rows(examples: list[Example], shots: int, values: np.ndarray) -> list[dict[str, Any]]:
-    pairs = zip(examples, values, strict=True)
-    return [{"id": e["id"], "user": e["user_id"], "shots": shots, "score": float(value)} for e, value in pairs]
+def _score_rows(examples: list[Example], shots: int, scores: np.ndarray) -> list[dict[str, object]]:
+    pairs = zip(examples, scores, strict=True)
+    return [{"id": e["id"], "user": e["user_id"], "shots": shots, "score": float(score)} for e, score in pairs]
 
 
-def _bar(run: Run, arm: str, shots: int, scores: pd.DataFrame) -> dict[str, Any]:
+def _bar(run: Run, arm: str, shots: int, scores: pd.DataFrame) -> dict[str, object]:
     settings, users = run.preset.evaluation, scores["user"].astype(str).tolist()
     low, high = bootstrap_interval(scores["score"].to_numpy(), users, settings.bootstrap, settings.seed)
-    found = {"arm": arm, "shots": shots, "score": float(scores["score"].mean()), "low": low, "high": high}
-    return found | {"users": len(set(users))}
+    bar = {"arm": arm, "shots": shots, "score": float(scores["score"].mean()), "low": low, "high": high}
+    return bar | {"users": len(set(users))}

@@ -1,13 +1,12 @@
-"""`demo`: the whole method by executing the notebooks themselves, so that what a reader sees is what was run.
+"""`demo`: run the whole method by executing the notebooks, so that what a reader sees is what was run.
 
-Each notebook runs in a kernel of its own (SFT and RL must not share a process, facts) with the run's settings as
-parameters; the executed copy lies in the run folder. One that is finished is skipped, one that was interrupted goes on:
-its stages skip what is done.
+Each notebook runs in a kernel of its own, because the libraries of SFT patch transformers for their whole process. The
+run's settings are the notebook's parameters, and the executed copy goes to `<run>/notebooks/`. A finished notebook is
+skipped; an interrupted one is executed again, and its stages resume.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from pathlib import Path
@@ -16,34 +15,45 @@ from typing import Any
 import pandas as pd
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.source import source_files
 from rpo_kit.pipeline import STAGES
-from rpo_kit.presets import PRESETS
+from rpo_kit.presets import PRESETS, flat
 from rpo_kit.provenance import fingerprint
-from rpo_kit.runs import Run, write_json
+from rpo_kit.rewriting.failures import FAILED
+from rpo_kit.runs import Run, read_json, read_records, write_json
+from rpo_kit.stages import result_state
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS = ("00_start_here", *dict.fromkeys(stage.notebook for stage in STAGES.values()))
 
 
 def demo(run: Run) -> None:
-    """Execute notebooks 00 to 06 and print what came out."""
+    """Execute all notebooks in order and print the result table."""
     start = time.perf_counter()
-    for place in ("RPO_RUNS", "RPO_DATA", "RPO_CACHE"):  # the kernels work in another folder
-        if os.environ.get(place):
-            os.environ[place] = str(Path(os.environ[place]).resolve())
+    for variable in ("RPO_RUNS", "RPO_DATA", "RPO_CACHE"):  # a relative path means another folder in the kernels
+        if os.environ.get(variable):
+            os.environ[variable] = str(Path(os.environ[variable]).resolve())
     for number, chapter in enumerate(CHAPTERS, 1):
-        began = time.perf_counter()
+        chapter_start = time.perf_counter()
         done = execute(run, chapter)
-        took = "done before" if done else f"{time.perf_counter() - began:.0f} s"
-        print(f"[{number}/{len(CHAPTERS)}] {chapter}: {took}", flush=True)
+        duration = "done before" if done else f"{time.perf_counter() - chapter_start:.0f} s"
+        print(f"[{number}/{len(CHAPTERS)}] {chapter}: {duration}", flush=True)
     print(f"\n{summary(run)}\n\nThis call took {(time.perf_counter() - start) / 60:.1f} minutes.")
 
 
 def execute(run: Run, chapter: str) -> bool:
-    """Execute one notebook into `<run>/notebooks/`; True where that was done before with the same text and settings."""
+    """Execute one notebook into `<run>/notebooks/`. Returns True if that was done before and still holds.
+
+    It holds if notebook, settings, LaMP's files and the results of all stages up to this one are what they were, and no
+    item of its own stages waits to be asked again.
+
+    Raises:
+        KitError: a cell of the notebook failed.
+    """
     source, folder = NOTEBOOKS / f"{chapter}.ipynb", run.folder / "notebooks"
-    mark, wanted = folder / f"{chapter}.json", {"notebook": fingerprint(source), "preset": fingerprint(run.preset)}
-    if mark.exists() and pd.read_json(mark, typ="series").to_dict() == wanted:
+    executed, marker = folder / f"{chapter}.ipynb", folder / f"{chapter}.json"
+    failed = any(read_records(run.stage(row.name) / FAILED) for row in STAGES.values() if row.notebook == chapter)
+    if not failed and read_json(marker) == _state(run, chapter):
         return True
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -52,47 +62,56 @@ def execute(run: Run, chapter: str) -> bool:
     parameters = {"run_name": run.name, "preset": run.preset.name, "overrides": overrides(run)}
     try:
         papermill.execute_notebook(
-            source,
-            folder / f"{chapter}.ipynb",
+            _literal(source),
+            _literal(executed),
             parameters,
             kernel_name="python3",
             cwd=NOTEBOOKS,
-            extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it speaks TCP with its own machine
+            extra_arguments=[
+                "--log-level=CRITICAL"
+            ],  # else each kernel warns of TCP at its start, and of zmq after Ctrl-C
         )
     except PapermillExecutionError as error:
-        where = folder / f"{chapter}.ipynb"
         raise KitError(
-            f"Notebook {chapter} stopped: {error.ename}: {error.evalue} The whole story is in {where}."
+            f"Notebook {chapter} stopped: {error.ename}: {error.evalue} The cell and its traceback are in {executed}."
         ) from error
-    write_json(mark, wanted)
+    write_json(marker, _state(run, chapter))
     return False
 
 
-def overrides(run: Run) -> dict[str, Any]:
-    """What makes this run's settings differ from its preset, as dotted keys."""
-    changed: dict[str, Any] = {}
-    _collect(run.preset, PRESETS[run.preset.name], "", changed)
-    return changed
+def _state(run: Run, chapter: str) -> dict[str, Any]:
+    """What decides what the executed notebook shows."""
+    chapters = CHAPTERS[: CHAPTERS.index(chapter) + 1] if chapter in CHAPTERS else CHAPTERS
+    stages = [row.name for row in STAGES.values() if row.notebook in chapters]
+    files = source_files(run.preset.data) if stages else {}
+    return {
+        "notebook": fingerprint(NOTEBOOKS / f"{chapter}.ipynb"),
+        "preset": fingerprint(run.preset),
+        "data": {name: fingerprint(path) for name, path in files.items()},
+        "stages": {name: result_state(run.stage(name)) for name in stages},
+    }
 
 
-def _collect(node: Any, default: Any, prefix: str, changed: dict[str, Any]) -> None:
-    for field in dataclasses.fields(node):
-        value, usual = getattr(node, field.name), getattr(default, field.name)
-        if dataclasses.is_dataclass(value):
-            _collect(value, usual, f"{prefix}{field.name}.", changed)
-        elif value != usual:
-            changed[prefix + field.name] = list(value) if isinstance(value, tuple) else value
+def _literal(path: Path) -> str:
+    """papermill fills parameters into paths: braces in one are doubled, so that they stay what they are."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def overrides(run: Run) -> dict[str, object]:
+    """The settings in which this run differs from its preset, with dotted keys."""
+    usual = flat(PRESETS[run.preset.name])
+    return {key: value for key, value in flat(run.preset).items() if value != usual[key]}
 
 
 def summary(run: Run) -> str:
-    """The result table, and where everything is."""
+    """The result table, and where to find the numbers, figures and notebooks."""
     metrics = pd.read_csv(run.stage("evaluate") / "metrics.csv")
-    shown = metrics.drop(columns=["task", "shots", "examples"]).round(3).fillna("")
+    table = metrics.drop(columns=["task", "shots", "examples"]).round(3).fillna("")
     about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, {metrics['shots'][0]} history items"
     return "\n".join(
         [
-            f"Result ({about}; score is 0 to 1, higher is better, with its 95 % interval):",
-            shown.to_string(index=False),
+            f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):",
+            table.to_string(index=False),
             "",
             f"numbers    {run.stage('evaluate')}/metrics.csv, paired.csv",
             f"figures    {run.folder}/figures/",

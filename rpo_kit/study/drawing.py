@@ -1,9 +1,9 @@
 """Figure 1 (inference) and Figure 2 (the two training stages) of the method, in our own drawing.
 
-Boxes and arrows are placed in inches on one canvas, so that a line of text has the same size everywhere. The bars of
-Figure 2 are computed by the formula which they illustrate. Left out: anything measured; see `figures.py` for that.
+Boxes and arrows are placed in inches on one canvas, so that text has the same size everywhere. The bars of Figure 2 are
+computed by the formula that they illustrate. Left out: anything measured; for that see `figures.py`.
 
-    in:  nothing      out: a matplotlib Figure, never touched by pyplot
+    save(figure1(), Path("figures"), "figure1")
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def figure1() -> Figure:
     _arrow(ax, (5.85, 1.32), (6.25, 1.9), ORANGE)
     _arrow(ax, (1.05, 3.05), (2.85, 1.75), GREY, dashed=True)
     ax.text(1.42, 2.42, "what to look for", color=GREY, fontsize=8.5, ha="right")
-    _wall(ax)
+    # The line that no profile text crosses: the base model is above it.
+    ax.plot([2.95, 5.9], [2.62, 2.62], color=RED, lw=1.4, ls=(0, (4, 3)))
+    ax.text(4.42, 2.72, "the base model never sees the user", color=RED, fontsize=9, ha="center", va="bottom")
     return figure
 
 
@@ -63,14 +65,8 @@ def _reflection(ax: Axes) -> None:
             _arrow(ax, (7.3, (2.72, 1.75)[row - 1]), (7.3, y + height), BLUE)
 
 
-def _wall(ax: Axes) -> None:
-    """The line which no profile text crosses on its way to the base model."""
-    ax.plot([2.95, 5.9], [2.62, 2.62], color=RED, lw=1.4, ls=(0, (4, 3)))
-    ax.text(4.42, 2.72, "the base model never sees the user", color=RED, fontsize=9, ha="center", va="bottom")
-
-
 def figure2() -> Figure:
-    """Training: supervised fine-tuning on a teacher's trajectories, then RL with 2 to 6 items."""
+    """Training: supervised fine-tuning on a teacher's trajectories, then RL with 2 to 6 history items."""
     figure, ax = _canvas(10, 6.9)
     for y, height, text in (
         (4.05, 2.75, "Stage 1\nsupervised fine-tuning"),
@@ -84,7 +80,7 @@ def figure2() -> Figure:
     _arrow(ax, (2.52, 3.975), (2.52, 3.2), BLUE)
     ax.text(2.6, 3.6, "starts as the\nSFT adapter", fontsize=8.5, color=BLUE, va="center")
     ax.text(9.85, 3.78, "REINFORCE++ with baseline", fontsize=9, color=GREY, va="top", ha="right")
-    _curriculum(figure, ax)
+    _curriculum(ax)
     return figure
 
 
@@ -92,7 +88,7 @@ def _stage1(ax: Axes) -> None:
     inputs = [
         ("query, generic answer", PALE, INK),
         ("one history item", PALE_ORANGE, ORANGE),
-        ("the user's true output", PALE_GREEN, GREEN),
+        ("gold answer $y$", PALE_GREEN, GREEN),
     ]
     for row, (text, fill, edge) in enumerate(inputs):
         y = 5.6 - row * 0.55
@@ -101,7 +97,7 @@ def _stage1(ax: Axes) -> None:
     _box(ax, 2.35, 4.85, 1.15, 0.85, "teacher", "an LLM, or rules", fill=INK, ink="white")
     lines = "observe  [1] reads 2, gave 1: harsh\nplan       reads 3, harsh: give 2\nrewrite   2"
     _box(ax, 3.9, 4.75, 2.3, 1.05, "trajectory", lines, edge=BLUE, left=True)
-    _box(ax, 6.6, 4.75, 1.35, 1.05, "filter", "parses · cites\nwhat exists · ends\nin the true output", small=True)
+    _box(ax, 6.6, 4.75, 1.35, 1.05, "filter", "parses · cites\nwhat exists · ends\nin the gold", small=True)
     _box(
         ax,
         8.35,
@@ -156,8 +152,8 @@ def _stage2(ax: Axes) -> None:
     ax.text(5.8, 1.5, "update $\\theta$, next step", fontsize=8.5, color=BLUE, ha="center", va="top")
 
 
-def _curriculum(figure: Figure, ax: Axes) -> None:
-    """The stairs of k under stage 2: one card for each history item in the prompt."""
+def _curriculum(ax: Axes) -> None:
+    """The stairs of k under stage 2: one card per history item in the prompt."""
     ax.text(0.2, 1.12, "history items $k$\ngrow from 2 to 6", fontsize=9, color=INK, va="top")
     for stair, k in enumerate(range(2, 7)):
         x = 1.75 + stair * 1.62
@@ -193,9 +189,9 @@ def _box(
         return
     ax.text(x + width / 2, y + height - 0.1, title, ha="center", va="top", fontsize=10, weight="bold", color=ink)
     middle = y + (height - 0.25) / 2
-    place = (x + 0.12, "left") if left else (x + width / 2, "center")
+    anchor, align = (x + 0.12, "left") if left else (x + width / 2, "center")
     size = 16 if big else 8.2 if small else 8.8
-    ax.text(place[0], middle, text, ha=place[1], va="center", fontsize=size, color=ink, linespacing=1.35)
+    ax.text(anchor, middle, text, ha=align, va="center", fontsize=size, color=ink, linespacing=1.35)
 
 
 def _arrow(ax: Axes, start: Point, end: Point, color: str = INK, dashed: bool = False) -> None:
@@ -207,10 +203,10 @@ def _arrow(ax: Axes, start: Point, end: Point, color: str = INK, dashed: bool = 
 
 
 def _cards(ax: Axes, corner: Point, width: float, rows: Sequence[tuple[str, str]], numbered: bool = False) -> None:
-    for place, (text, value) in enumerate(rows):
-        y = corner[1] + 0.07 + (len(rows) - 1 - place) * 0.35
+    for index, (text, value) in enumerate(rows):
+        y = corner[1] + 0.07 + (len(rows) - 1 - index) * 0.35
         ax.add_patch(Rectangle((corner[0], y), width, 0.29, facecolor="white", edgecolor=ORANGE, lw=0.8))
-        label = f"[{place + 1}] {text}" if numbered else text
+        label = f"[{index + 1}] {text}" if numbered else text
         ax.text(corner[0] + 0.06, y + 0.14, label, fontsize=7.8, va="center", color=INK)
         ax.text(
             corner[0] + width - 0.06, y + 0.14, value, fontsize=8.5, va="center", ha="right", weight="bold", color=INK
@@ -220,12 +216,12 @@ def _cards(ax: Axes, corner: Point, width: float, rows: Sequence[tuple[str, str]
 def _bars(
     ax: Axes, origin: Point, width: float, values: np.ndarray, scale: float, title: str, mean: float | None = None
 ) -> None:
-    """Bars of `values` on a zero line at `origin`; those above the mean (or zero) are green, the others red."""
+    """Bars of `values` on a zero line at `origin`, green above the mean (or zero), red below it."""
     x, y = origin
     step = width / len(values)
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         color = GREEN if value > (mean or 0) else RED
-        ax.add_patch(Rectangle((x + place * step + 0.03, y), step - 0.06, value * scale, facecolor=color, alpha=0.85))
+        ax.add_patch(Rectangle((x + index * step + 0.03, y), step - 0.06, value * scale, facecolor=color, alpha=0.85))
     ax.plot([x, x + width], [y, y], color=INK, lw=1)
     if mean is not None:
         ax.plot([x, x + width], [y + mean * scale] * 2, color=INK, lw=1, ls=(0, (3, 2)))

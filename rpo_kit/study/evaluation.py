@@ -6,20 +6,21 @@
     sft         base → the reflection module after SFT
     rl          base → the reflection module after SFT and RL
 
-Further baselines (`context-K`, `pag-K`, `majority`, `copy-nearest`) are in `baselines`. Which systems run is a setting.
-Two references frame them where the embedded benchmark is used, because its hidden habits are known: `any habit` is
-the expected score of a reader who understands every text but does not know the user; `oracle` counts the habits which
-the same k items show and follows the majority. Intervals are 95 % percentile bootstraps over users. A completion that
-does not parse leaves the generic answer standing; it is counted in `unparsed`. A question that the base model left
-unanswered in `context` or `pag` is listed in `failed.jsonl` and asked again by the next call; while any is missing, the
-tables count the questions that every system answered, for they compare systems question by question.
+More baselines (`context-K`, `pag-K`, `majority`, `copy-nearest`) are in `baselines`; a setting chooses the systems. On
+the embedded benchmark, whose hidden habits are known, two references frame them: `any habit` is the expected score of a
+reader who understands every text but does not know the user; `oracle` counts the habits that the same k items show and
+follows the majority. Intervals are 95 % percentile bootstraps over users.
+
+Where the reflection module's completion does not parse, the generic answer stands, and `unparsed` counts it. What the
+base model left unanswered in `context` or `pag` is listed in `failed.jsonl` and asked again by the next call. Until
+then the tables count only the examples that every system answered, because they compare systems example by example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm.auto import tqdm
 
@@ -36,8 +37,10 @@ from rpo_kit.rewriting.prepare import load_excluded, load_prepared
 from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import rewrite_or_generic
-from rpo_kit.runs import Run, append_records, read_records, sort_records, stage, write_text
+from rpo_kit.runs import Run, append_records, read_records, sort_records, write_text
+from rpo_kit.stages import stage
 from rpo_kit.study.baselines import (
+    Record,
     answer_with_summary,
     copy_nearest,
     inject_context,
@@ -46,41 +49,46 @@ from rpo_kit.study.baselines import (
     shots_of,
     without_model,
 )
-from rpo_kit.study.statistics import SYSTEMS, Record, metrics_table, paired_table, scorable
+from rpo_kit.study.statistics import SYSTEMS, metrics_table, paired_table, scorable
 
-Answers = Callable[[list[Example]], Iterator[list[Record]]]  # records as they are ready
-_CHUNK = 64
+Answers = Callable[[list[Example]], Iterator[list[Record]]]  # yields records as they are ready
+_CHUNK = 64  # ours: examples between two writes to disk; a kill loses at most so many answers of our own models
 
 
 def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
-    """Write `evaluate/{metrics,paired}.csv`, `predictions/<system>.json` (LaMP's format) and every raw completion."""
+    """Write `evaluate/{metrics,paired}.csv`, `predictions/<system>.json` (LaMP's format) and every raw completion.
+
+    Raises:
+        KitError: a system is unknown, a stage before this one is missing or stale, or too many answers failed.
+    """
     preset, systems = run.preset, chosen_systems(run, systems or run.preset.evaluation.systems)
     inputs = evaluate_inputs(run, systems)
-    adapters = {name: inputs[name].parent for name in systems if name in ("sft", "rl")}
-    failures.reopen(run, "evaluate")
-    with stage(run, "evaluate", **inputs) as work:
-        if work is None:
+    adapters = {name: run.stage(name) / "adapter" for name in ("sft", "rl")}
+    retry = failures.remain(run, "evaluate")
+    with stage(run, "evaluate", retry=retry, **inputs) as stage_dir:
+        if stage_dir is None:
             return
         task, examples = get_task(preset.data.task), load_prepared(run, "dev")
         short = sum(len(example["profile"]) < preset.evaluation.shots for example in examples)
         if short:
             print(f"evaluate: {short} of {len(examples)} profiles have fewer than {preset.evaluation.shots} items")
-        excluded = without_prediction(run)
-        failures.forget(work)
-        found = {name: predict(run, name, examples, work, adapters.get(name)) for name in systems}
-        failures.conclude(work, len(examples) * sum(map(asks_base, systems)), preset.endpoint.tolerate)
-        for name, records in found.items():
-            predictions = {record["id"]: scorable(task, record["prediction"]) for record in records} | excluded
-            path = work / "predictions" / f"{name}.json"
+        excluded = excluded_predictions(run)
+        failures.forget(stage_dir)
+        records = {name: predict(run, name, examples, stage_dir, adapters.get(name)) for name in systems}
+        asked = sum(asks_base(name) or name in adapters or name == "untrained" for name in systems)
+        failures.conclude(stage_dir, len(examples) * asked, preset.endpoint.tolerate)
+        for name, answers in records.items():
+            predictions = {answer["id"]: scorable(task, answer["prediction"]) for answer in answers} | excluded
+            path = stage_dir / "predictions" / f"{name}.json"
             write_predictions(path, task, list(predictions), list(predictions.values()))
-        tell_cuts(found)
-        examples, found = answered_by_all(examples, found)
-        write_text(work / "metrics.csv", metrics_table(run, task, examples, found).to_csv(index=False))
-        write_text(work / "paired.csv", paired_table(run, task, examples, found).to_csv(index=False))
+        report_cuts(records)
+        examples, records = answered_by_all(examples, records)
+        write_text(stage_dir / "metrics.csv", metrics_table(run, task, examples, records).to_csv(index=False))
+        write_text(stage_dir / "paired.csv", paired_table(run, task, examples, records).to_csv(index=False))
 
 
 def evaluate_inputs(run: Run, systems: Sequence[str]) -> dict[str, Any]:
-    """What decides the numbers of these systems; besides the stage's own inputs, their module, adapters and prompts."""
+    """What decides the numbers of these systems: the stage's own inputs, and their module, adapters and prompts."""
     inputs = inputs_of(run, "evaluate") | {"systems": list(systems)}
     if any(name.startswith("pag") for name in systems):
         inputs["pag"] = prompt_fingerprints("pag_summary", "pag_answer")
@@ -90,26 +98,30 @@ def evaluate_inputs(run: Run, systems: Sequence[str]) -> dict[str, Any]:
 
 
 def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
-    """Those that the task allows, checked before the first model is loaded; what is left out is said."""
+    """The systems that are defined for the task; prints which are left out.
+
+    Raises:
+        KitError: there is no such system; raised before the first model is loaded.
+    """
     task = get_task(run.preset.data.task)
     for name in systems:
         if name.partition("-")[0] in ("context", "pag"):
             shots_of(name, run.preset.evaluation.shots)
         elif name not in (*SYSTEMS, "majority", "copy-nearest"):
             known = (*SYSTEMS, "context-K", "pag-K", "majority", "copy-nearest")
-            raise KitError(f"There is no system {name!r} to evaluate; there are {', '.join(known)}.")
+            raise KitError(f"There is no system {name!r} to evaluate: choose from {', '.join(known)}.")
     left_out = [name for name in systems if not is_defined(name, task)]
     if left_out:
-        print(f"evaluate: without {', '.join(left_out)}: items of {task.name} have no label.")
+        print(f"evaluate: {', '.join(left_out)} left out, because items of {task.name} have no label.")
     return [name for name in systems if name not in left_out]
 
 
-def without_prediction(run: Run) -> dict[str, str]:
-    """{id: ""} of the questions that were excluded from the data; predictions must have them, as LaMP's golds do."""
+def excluded_predictions(run: Run) -> dict[str, str]:
+    """{id: ""} for the questions excluded from the data: LaMP's golds have them, so the predictions must."""
     ids = list(load_excluded(run, "dev"))
     if ids:
-        shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
-        print(f"evaluate: {len(ids)} excluded questions ({shown}) stand in the predictions with an empty output.")
+        listed = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+        print(f"evaluate: {len(ids)} excluded questions ({listed}) get an empty output in the prediction files.")
     return dict.fromkeys(ids, "")
 
 
@@ -117,43 +129,48 @@ def without_prediction(run: Run) -> dict[str, str]:
 
 
 def asks_base(system: str) -> bool:
-    """Whether it sends the base model a prompt of its own."""
+    """Whether the system sends the base model prompts of its own."""
     return system.partition("-")[0] in ("context", "pag")
 
 
-def predict(run: Run, system: str, examples: list[Example], work: Path, adapter: Path | None) -> list[Record]:
-    """The system's records, in the order of the examples; goes on with the missing ones after an interruption.
+def predict(run: Run, system: str, examples: list[Example], stage_dir: Path, adapter: Path | None) -> list[Record]:
+    """The system's records, in the order of the examples. After an interruption only the missing ones are made.
 
-    Without the questions that the base model left unanswered: these are noted in `work`.
+    Examples that the base model left unanswered have no record; they are listed in `failed.jsonl` of `stage_dir`.
     """
-    path = work / "records" / f"{system}.jsonl"
+    path = stage_dir / "records" / f"{system}.jsonl"
     done = {record["id"] for record in read_records(path)}
     missing = [example for example in examples if example["id"] not in done]
     if missing:
-        answers = _answerer(run, system, adapter, work)
-        with tqdm(total=len(missing), desc=f"evaluating {system}", unit="question") as bar:
+        answers = _answerer(run, system, adapter, stage_dir)
+        with tqdm(total=len(missing), desc=f"evaluating {system}", unit="example") as bar:
             for batch in answers(missing):
-                append_records(path, [record for record in batch if "failure" not in record])
-                failures.note(work, {f"{system}/{r['id']}": r["failure"] for r in batch if "failure" in r})
+                append_records(path, [dict(record) for record in batch if "failure" not in record])
+                failures.note(stage_dir, {f"{system}/{r['id']}": r["failure"] for r in batch if "failure" in r})
                 bar.update(len(batch))
     sort_records(path, [example["id"] for example in examples])
-    return read_records(path)
+    return cast("list[Record]", read_records(path))
 
 
 def answered_by_all(
-    examples: list[Example], found: dict[str, list[Record]]
+    examples: list[Example], records: dict[str, list[Record]]
 ) -> tuple[list[Example], dict[str, list[Record]]]:
-    """The examples that every system answered, and their records; where that leaves out any, it is said."""
-    ids = {example["id"] for example in examples}.intersection(*({r["id"] for r in rs} for rs in found.values()))
+    """The examples that every system answered, with their records; prints how many if some are left out.
+
+    Raises:
+        KitError: no example was answered by every system.
+    """
+    ids = {example["id"] for example in examples}.intersection(*({r["id"] for r in rs} for rs in records.values()))
     if not ids:
-        raise KitError("There is no question that every system answered; run again, or leave a system out.")
+        raise KitError("No example was answered by every system: run the stage again, or leave a system out.")
     if len(ids) < len(examples):
-        print(f"evaluate: the tables count the {len(ids)} of {len(examples)} questions that every system answered")
-    both = {name: [record for record in records if record["id"] in ids] for name, records in found.items()}
-    return [example for example in examples if example["id"] in ids], both
+        print(f"evaluate: the tables count the {len(ids)} of {len(examples)} examples that every system answered")
+    common = {name: [record for record in answers if record["id"] in ids] for name, answers in records.items()}
+    return [example for example in examples if example["id"] in ids], common
 
 
-def _answerer(run: Run, system: str, adapter: Path | None, work: Path) -> Answers:
+def _answerer(run: Run, system: str, adapter: Path | None, stage_dir: Path) -> Answers:
+    """What answers for the system, with its model loaded or its endpoint opened."""
     task, settings = get_task(run.preset.data.task), run.preset.evaluation
     ready: dict[str, Callable[[Task, Example], str]] = {
         "base": lambda task, example: str(example["generic"]),
@@ -167,8 +184,8 @@ def _answerer(run: Run, system: str, adapter: Path | None, work: Path) -> Answer
         base, tokens = open_chat_for(run, run.preset.base), run.preset.base_max_new_tokens
         if system.startswith("context"):
             return lambda missing: inject_context(base, task, missing, shots, tokens)
-        kept = work / "records" / "summaries.jsonl"
-        return lambda missing: answer_with_summary(base, task, missing, shots, tokens, kept)
+        summaries = stage_dir / "records" / "summaries.jsonl"
+        return lambda missing: answer_with_summary(base, task, missing, shots, tokens, summaries)
     loaded = load_reflection(run.preset.reflection, adapter)
     return _in_chunks(lambda chunk: rewrite(loaded, task, chunk, shots, settings.max_new_tokens, settings.batch_size))
 
@@ -180,24 +197,35 @@ def _in_chunks(answer: Callable[[list[Example]], list[Record]]) -> Answers:
 def rewrite(
     loaded: LoadedModel, task: Task, examples: list[Example], shots: int, max_new_tokens: int, batch_size: int = 32
 ) -> list[Record]:
-    """The reflection module's rewrites with `shots` items each; greedy."""
-    shown = [top_k(example, example["ranking"], shots) for example in examples]
-    records = []
-    for example, completion, cut in zip(
-        examples, *reflect(loaded, task, examples, shown, max_new_tokens, batch_size), strict=True
-    ):
+    """The reflection module's greedy rewrites, from the first `shots` items of each ranking."""
+    items = [top_k(example, example["ranking"], shots) for example in examples]
+    completions, shortened = reflect(loaded, task, examples, items, max_new_tokens, batch_size, skip_unfitting=True)
+    records: list[Record] = []
+    for example, completion, cut in zip(examples, completions, shortened, strict=True):
+        if completion.failure:
+            records.append({"id": example["id"], "failure": completion.failure})
+            continue
         prediction, parsed = rewrite_or_generic(completion.text, example["generic"])
-        record = {"id": example["id"], "prediction": prediction, "raw": completion.text, "complaint": parsed.error}
-        records.append(record | {"tokens": completion.new_tokens, "finished": completion.finished, "shortened": cut})
+        records.append(
+            {
+                "id": example["id"],
+                "prediction": prediction,
+                "raw": completion.text,
+                "complaint": parsed.error,
+                "tokens": completion.new_tokens,
+                "finished": completion.finished,
+                "shortened": cut,
+            }
+        )
     return records
 
 
-def tell_cuts(found: dict[str, list[Record]]) -> None:
-    """Say for each system how many prompts and how many of its texts are not whole."""
-    for name, records in found.items():
-        shortened = sum(record.get("shortened", False) for record in records)
-        unfinished = sum(not record.get("finished", True) for record in records)
+def report_cuts(records: dict[str, list[Record]]) -> None:
+    """Print for each system how many prompts were shortened and how many texts were cut off."""
+    for name, answers in records.items():
+        shortened = sum(record.get("shortened", False) for record in answers)
+        unfinished = sum(not record.get("finished", True) for record in answers)
         if shortened:
-            print(f"evaluate: {name}: {shortened} of {len(records)} prompts had their history items shortened to fit")
+            print(f"evaluate: {name}: {shortened} of {len(answers)} prompts had their history items shortened to fit")
         if unfinished:
-            print(f"evaluate: {name}: {unfinished} of {len(records)} texts were cut off at the token limit")
+            print(f"evaluate: {name}: {unfinished} of {len(answers)} texts were cut off at the token limit")

@@ -1,11 +1,11 @@
-"""Every figure of the kit from stored numbers: nothing is trained, loaded or measured here.
+"""Every figure of the kit, drawn from stored numbers: nothing is trained, loaded or measured here.
 
-Each function takes a table (rows of a log, a metrics.csv, the CSVs of a sweep) and gives a `matplotlib.figure.Figure`;
-pyplot is never used, because its state breaks in notebook callbacks (facts). `save` writes PNG and SVG which are the
-same bytes each time. Figures 1 and 2 are drawings, in `drawing.py`.
+Each function takes a table (rows of a log, a metrics.csv, the CSVs of a sweep) and returns a matplotlib
+`Figure`. pyplot is never used, because its global state breaks in notebook callbacks. `save` writes PNG
+and SVG; the same numbers give the same bytes. Figures 1 and 2 are drawings, in `drawing.py`.
 
-    figure3("figures/data/long_LaMP-7_")   reads …bars.csv, …curves.csv, …provenance.json
-    save(figure3(…), Path("figures"), "figure3")   ->  [figures/figure3.png, figures/figure3.svg]
+    figure3("figures/data/long_LaMP-7_")              # reads …bars.csv, …curves.csv, …provenance.json
+    save(figure3(…), Path("figures"), "figure3")      # [figures/figure3.png, figures/figure3.svg]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -28,6 +28,9 @@ from matplotlib.ticker import MaxNLocator
 from rpo_kit.errors import KitError
 from rpo_kit.runs import write_bytes, write_text
 from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, SKY, figure1, figure2
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 __all__ = [
     "curriculum_figure", "figure1", "figure2", "figure3", "oracle_figure", "png", "results_figure", "save",
@@ -48,7 +51,7 @@ SYSTEM_NAMES = {
     "sft": "reflection after SFT",
     "rl": "reflection after SFT + RL",
 }
-_STYLE: dict[Any, Any] = {
+_STYLE: dict[RcKeyType, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.grid": True,
     "grid.color": "#e6e6e6", "axes.axisbelow": True, "legend.frameon": False, "xtick.color": INK, "ytick.color": INK,
@@ -59,7 +62,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
-    """Write `name`.png (150 dpi) and `name`.svg, each whole or not at all, equal bytes for equal numbers."""
+    """Write `name`.png (150 dpi) and `name`.svg, each whole or not at all; the same numbers give the same bytes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     svg = io.StringIO()
@@ -71,7 +74,7 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure as PNG, without the name and version of the program that drew it."""
+    """The figure as PNG, without metadata about the program that drew it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
@@ -81,12 +84,16 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 
 
 def figure3(prefix: str) -> Figure:
-    """Fixed against growing k, from `<prefix>bars.csv`, `<prefix>curves.csv` and `<prefix>provenance.json`."""
+    """Fixed against growing k, from `<prefix>bars.csv`, `<prefix>curves.csv` and `<prefix>provenance.json`.
+
+    Raises:
+        KitError: one of the files is missing.
+    """
     for name in ("bars.csv", "curves.csv", "provenance.json"):
         if not Path(prefix + name).exists():
             raise KitError(f"{prefix}{name} is missing: finish a sweep first (`python -m rpo_kit sweep`).")
     bars, curves = pd.read_csv(f"{prefix}bars.csv"), pd.read_csv(f"{prefix}curves.csv")
-    about = json.loads(Path(f"{prefix}provenance.json").read_text(encoding="utf-8"))
+    preset = json.loads(Path(f"{prefix}provenance.json").read_text(encoding="utf-8"))["preset"]
     window = max(1, int(curves["step"].max()) // 10)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 5.1), facecolor="white")
@@ -100,24 +107,26 @@ def figure3(prefix: str) -> Figure:
         lines = {line.get_label(): line for ax in figure.axes for line in ax.get_legend_handles_labels()[0]}
         arms = [arm for arm in bars["arm"].unique() if arm in lines]
         figure.legend([lines[arm] for arm in arms], arms, loc="upper center", ncols=len(arms), fontsize=9.5)
-        figure.text(0.012, 0.012, _caption(bars, curves, about, window), fontsize=8.5, color=GREY, va="bottom")
+        caption = _caption(bars, curves, preset, window)
+        # parse_math: a dollar in a folder's name is a dollar
+        figure.text(0.012, 0.012, caption, fontsize=8.5, color=GREY, va="bottom", parse_math=False)
     return figure
 
 
 def _draw_curves(reward: Axes, shots: Axes, curves: pd.DataFrame, window: int) -> None:
     """Mean reward over the seeds, a centred running mean over `window` steps; below it the k of each arm."""
     arms = list(curves["arm"].unique())
-    for place, arm in enumerate(arms):
+    for index, arm in enumerate(arms):
         mean = curves[curves["arm"] == arm].groupby("step")[["reward", "shots"]].mean()
-        look = _look(arm)
         smooth = mean["reward"].rolling(window, center=True, min_periods=1).mean()
+        color, marker = _look(arm)
+        marker = marker if len(mean) < 6 else ""  # few points need one to be seen
         if window > 1:
-            reward.plot(mean.index, mean["reward"], color=look["color"], alpha=0.18, lw=0.8)
-        reward.plot(smooth.index, smooth, color=look["color"], lw=2.6 if arm == "progressive" else 1.7,
-                    marker=look["marker"] if len(mean) < 6 else None, ms=5)  # fmt: skip
-        nudge = (place - (len(arms) - 1) / 2) * 0.06  # lines of equal k lie side by side
-        shots.step(mean.index, mean["shots"] + nudge, where="mid", color=look["color"], lw=1.2, alpha=0.55,
-                   marker=look["marker"] if len(mean) < 6 else None, ms=4)  # fmt: skip
+            reward.plot(mean.index, mean["reward"], color=color, alpha=0.18, lw=0.8)
+        reward.plot(smooth.index, smooth, color=color, lw=2.6 if arm == "progressive" else 1.7, marker=marker, ms=5)
+        offset = (index - (len(arms) - 1) / 2) * 0.06  # else lines of equal k would hide each other
+        k = mean["shots"] + offset
+        shots.step(mean.index, k, where="mid", color=color, lw=1.2, alpha=0.55, marker=marker, ms=4)
     reward.set(title="training reward", xlim=_steps(curves))
     reward.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     reward.tick_params(labelbottom=False)
@@ -131,15 +140,16 @@ def _steps(curves: pd.DataFrame) -> tuple[float, float]:
 
 
 def _draw_bars(ax: Axes, bars: pd.DataFrame) -> None:
-    """Score with its 95 % interval for each arm, grouped by k; references as lines across their group."""
+    """Score with 95 % interval of each arm, grouped by k; the references are lines across their group."""
     arms = [arm for arm in bars["arm"].unique() if arm not in REFERENCE_STYLES]
     groups = sorted(bars["shots"].unique())
     width = 0.8 / len(arms)
-    for place, arm in enumerate(arms):
+    for index, arm in enumerate(arms):
         rows = bars[bars["arm"] == arm]
-        x = [groups.index(k) + (place - (len(arms) - 1) / 2) * width for k in rows["shots"]]
-        error = np.array([rows["score"] - rows["low"], rows["high"] - rows["score"]])
-        ax.errorbar(x, rows["score"], yerr=error.clip(0), label=arm, ls="none", ms=6.5, elinewidth=1.6, **_look(arm))
+        x = [groups.index(k) + (index - (len(arms) - 1) / 2) * width for k in rows["shots"]]
+        error = np.array([rows["score"] - rows["low"], rows["high"] - rows["score"]]).clip(0)
+        color, marker = _look(arm)
+        ax.errorbar(x, rows["score"], error, label=arm, ls="none", color=color, marker=marker, ms=6.5, elinewidth=1.6)
     for name, style in REFERENCE_STYLES.items():
         for row in bars[bars["arm"] == name].itertuples():
             at = groups.index(row.shots)
@@ -152,19 +162,19 @@ def _draw_bars(ax: Axes, bars: pd.DataFrame) -> None:
     ax.grid(axis="x", visible=False)
 
 
-def _look(arm: str) -> dict[str, Any]:
-    return {"color": ARM_COLORS.get(arm, ORANGE), "marker": ARM_MARKERS.get(arm, "v")}
+def _look(arm: str) -> tuple[str, str]:
+    """Colour and marker of an arm."""
+    return ARM_COLORS.get(arm, ORANGE), ARM_MARKERS.get(arm, "v")
 
 
-def _caption(bars: pd.DataFrame, curves: pd.DataFrame, about: Mapping[str, Any], window: int) -> str:
-    preset = about["preset"]
+def _caption(bars: pd.DataFrame, curves: pd.DataFrame, preset: Mapping[str, Any], window: int) -> str:
     seeds = ", ".join(str(seed) for seed in sorted(curves["seed"].unique()))
-    smooth = f"Reward: mean of the seeds, running mean over {window} steps. " if window > 1 else ""
+    smoothing = f"Reward: mean over seeds, running mean over {window} steps. " if window > 1 else ""
     data, model, steps = preset["data"], preset["reflection"]["name"], curves["step"].max()
     text = (
-        f"{data['task']} ({data['source']}), {bars['users'].max()} dev users; {model}; each arm {steps} RL steps "
-        f"from the same SFT adapter; seeds: {seeds}. {smooth}Intervals: bootstrap over users. any habit: a reader who "
-        "does not know the user. oracle: follows what most of the same k items show."
+        f"{data['task']} ({data['source']}), {bars['users'].max()} dev users; {model}; each arm {steps} RL steps from "
+        f"the same SFT adapter; seeds: {seeds}. {smoothing}Intervals: bootstrap over users. any habit: understands "
+        "every text, does not know the user. oracle: follows the majority habit of the same k items."
     )
     return textwrap.fill(text, 152)
 
@@ -177,11 +187,11 @@ _TITLES = {
     "grad_norm": "gradient norm",
     "reward": "reward",
     "kl": "KL to the SFT adapter",
-    "parsed": "share that parses",
+    "parsed": "completions that parse",
     "shots": "history items $k$",
     "frac_reward_zero_std": "groups without variance",
     "completions/clipped_ratio": "truncated completions",
-    "completions/mean_length": "tokens a completion",
+    "completions/mean_length": "tokens per completion",
     "same_answer": "most frequent label",
     "copied_history": "copies of a history item",
     "copied_generic": "copies of the generic answer",
@@ -191,7 +201,11 @@ _SHARES |= {"same_answer", "copied_history", "copied_generic"}
 
 
 def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Figure:
-    """One small panel for each column of a training log; the reward with the spread inside its groups."""
+    """One small panel per column of a training log; the reward with the spread inside its groups.
+
+    Raises:
+        KitError: the log has none of the columns.
+    """
     log = pd.DataFrame(rows)
     known = [column for column in columns if column in log]
     if not known:
@@ -201,12 +215,12 @@ def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str])
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10 if wide > 1 else 6.5, 2.5 * high + 0.2), facecolor="white", layout="constrained")
         steps = log["step"] if "step" in log else log.index + 1
-        for place, column in enumerate(known):
-            _draw_log(figure.add_subplot(high, wide, place + 1), steps, log, column)
+        for number, column in enumerate(known, 1):
+            _draw_log(figure.add_subplot(high, wide, number), steps, log, column)
     return figure
 
 
-def _draw_log(ax: Axes, steps: Any, log: pd.DataFrame, column: str) -> None:
+def _draw_log(ax: Axes, steps: pd.Series | pd.Index, log: pd.DataFrame, column: str) -> None:
     values = log[column].astype(float)
     if column == "reward" and "reward_std" in log:
         spread = log["reward_std"].astype(float)
@@ -221,7 +235,7 @@ def _draw_log(ax: Axes, steps: Any, log: pd.DataFrame, column: str) -> None:
 
 
 def _system_name(name: str) -> str:
-    """In words; "context-4" is context injection with 4 items."""
+    """The name in words: "context injection, k = 4" for "context-4"."""
     kind, dash, items = name.partition("-")
     if dash and kind in ("context", "pag"):
         return f"{SYSTEM_NAMES[kind]}, k = {items}"
@@ -229,7 +243,7 @@ def _system_name(name: str) -> str:
 
 
 def results_figure(metrics: pd.DataFrame) -> Figure:
-    """Score of each system as a point with its 95 % interval; the references as lines from top to bottom."""
+    """Score of each system as a point with its 95 % interval; the references are vertical lines."""
     references = metrics[metrics["system"].isin(REFERENCE_STYLES)]
     systems = metrics[~metrics["system"].isin(REFERENCE_STYLES)].reset_index(drop=True)
     with matplotlib.rc_context(_STYLE):
@@ -247,38 +261,33 @@ def results_figure(metrics: pd.DataFrame) -> Figure:
                         textcoords="offset points", ha="center", va="bottom", fontsize=9)  # fmt: skip
         ax.set_yticks(range(len(systems)), [_system_name(name) for name in systems["system"]])
         ax.set_ylim(len(systems) - 0.5, -0.6)
-        ax.set_xlabel(_results_label(metrics))
+        about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, k = {metrics['shots'][0]}"
+        ax.set_xlabel(f"score (0 to 1, higher is better) with 95 % interval · {about}")
         ax.grid(axis="y", visible=False)
     return figure
 
 
-def _results_label(metrics: pd.DataFrame) -> str:
-    row = metrics.iloc[0]
-    about = f"{row['task']}, {row['examples']} dev examples, k = {row['shots']}"
-    return f"score (0 to 1, higher is better) with 95 % interval · {about}"
-
-
-def oracle_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Score of the model-free oracle by k, one panel a task; `rows` as `personas.oracle.oracle_table` gives them."""
+def oracle_figure(rows: Sequence[Mapping[str, str | float]]) -> Figure:
+    """Score of the model-free oracle by k, one panel per task; `rows` are those of `personas.oracle.oracle_table`."""
     table = pd.DataFrame(rows)
     tasks, lowest = list(table["task"].unique()), float(table["score"].min())
     wide = min(3, len(tasks))
     high = math.ceil(len(tasks) / wide)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10 if wide > 1 else 6, 2.7 * high + 0.2), facecolor="white", layout="constrained")
-        for place, task in enumerate(tasks):
-            ax, part = figure.add_subplot(high, wide, place + 1), table[table["task"] == task]
-            ax.axhline(part["ceiling"].iloc[0], color=INK, lw=1.2, ls=REFERENCE_STYLES["oracle"])
+        for number, task in enumerate(tasks, 1):
+            ax, part = figure.add_subplot(high, wide, number), table[table["task"] == task]
+            top = part["ceiling"].iloc[0]
+            ax.axhline(top, color=INK, lw=1.2, ls=REFERENCE_STYLES["oracle"])
             ax.plot(part["k"], part["score"], color=GREEN, marker="o", ms=5, lw=1.8)
             ax.set(title=task, xlabel="history items $k$", ylabel="score", xticks=part["k"])
-            top = part["ceiling"].iloc[0]
             ax.annotate("true habit known", (part["k"].iloc[0], top), (0, 3), textcoords="offset points", fontsize=9)
             ax.set_ylim(lowest - 0.03, float(table["ceiling"].max()) + 0.05)  # one scale for all tasks
     return figure
 
 
 def curriculum_figure(plans: Mapping[str, Sequence[int]]) -> Figure:
-    """How k moves with the RL step under each plan, one small panel a plan."""
+    """k at each RL step under each plan, one small panel per plan."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 2.4), facecolor="white", layout="constrained")
         axes = figure.subplots(1, len(plans), sharey=True, squeeze=False)[0]

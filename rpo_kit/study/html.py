@@ -1,8 +1,8 @@
 """Pages and tables for notebooks: plain values in, HTML or a DataFrame out; no widget, no model, no state.
 
-What a user has written is escaped: it is shown, never interpreted. `widgets.py` puts controls around these pages.
+User text is escaped, so it is shown and never interpreted. `widgets.py` puts controls around these pages.
 
-    page(retrieved_html(task, example, ["bm25", "recency"], k=4))      two columns of history items, side by side
+    page(retrieved_html(task, example, ["bm25", "recency"], k=4))      # two columns of history items, side by side
     show_table(comparison_table(task, examples, {"sft": […], "rl": […]}))
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import pandas as pd
 from IPython.display import HTML
@@ -23,6 +24,9 @@ from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.presets import PRESETS
 from rpo_kit.rewriting.trajectory import Trajectory
 
+if TYPE_CHECKING:  # its module imports torch, which a page does not need
+    from rpo_kit.training.rollouts import Rollout
+
 LABEL = "opacity:0.65;font-size:90%"
 _BOX = "border:1px solid currentColor;border-radius:6px;padding:8px 12px;margin:6px 0;max-width:60em"
 _CELL = (
@@ -30,17 +34,33 @@ _CELL = (
 )
 
 
+class TrajectoryRecord(TypedDict):
+    """A line of `synthesize/trajectories.jsonl` (with the three parts) or `rejected.jsonl` (with text and reason)."""
+
+    id: str
+    example: str  # id of the train example
+    first: int  # rank of the first item
+    items: list[str]  # ids of the items that the teacher saw
+    observe: NotRequired[str]
+    plan: NotRequired[str]
+    rewrite: NotRequired[str]
+    wrote: NotRequired[str]  # the teacher's own rewrite, where the gold took its place
+    text: NotRequired[str]  # what the teacher wrote
+    reason: NotRequired[str]  # why it was rejected
+    complaint: NotRequired[str]  # what was wrong with the first attempt, where this is the second
+
+
 def page(*parts: str) -> HTML:
+    """The parts as one page of a notebook."""
     return HTML("".join(parts))
 
 
 def item_lines(task: Task, items: Sequence[Item], first: int = 1, marked: Sequence[str] = ()) -> str:
-    """Numbered history items; those whose id is in `marked` in bold."""
+    """History items, numbered from `first` on; those whose id is in `marked` are bold."""
     lines = []
     for number, item in enumerate(items, first):
-        text = f"[{number}] {html.escape(task.item_line(item))}".replace(
-            "-&gt; ", "-&#8288;&gt;&nbsp;"
-        )  # no line break
+        text = f"[{number}] {html.escape(task.item_line(item))}"
+        text = text.replace("-&gt; ", "-&#8288;&gt;&nbsp;")  # no line break inside or after the arrow
         lines.append(f"<div style='margin:3px 0'>{f'<b>{text}</b>' if item['id'] in marked else text}</div>")
     return "".join(lines) or "<i>no items</i>"
 
@@ -50,68 +70,122 @@ def box(label: str, body: str) -> str:
     return f"<div style='{_BOX}'><div style='{LABEL}'>{html.escape(label)}</div>{body}</div>"
 
 
-def trajectory_html(task: Task, record: Mapping[str, Any], example: Example) -> str:
-    """One accepted or rejected trajectory beside what the teacher was shown, and the habit which it was not."""
+def trajectory_of(record: TrajectoryRecord) -> Trajectory:
+    """The trajectory in a record of an accepted one."""
+    return Trajectory(record["observe"], record["plan"], record["rewrite"])
+
+
+def trajectory_html(task: Task, record: TrajectoryRecord, example: Example) -> str:
+    """One accepted or rejected trajectory, with the items that the teacher saw and the habit that it did not see."""
     items = {item["id"]: item for item in example["profile"]}
-    shown = [items[item_id] for item_id in record["items"]]
     if "reason" in record:
         verdict, text = f"rejected: {record['reason']}", record["text"] or "(the teacher wrote nothing)"
     else:
-        verdict, text = "accepted", "\n".join(f"{part:8} {record[part]}" for part in ("observe", "plan", "rewrite"))
-    query = html.escape(task.query_text(example["input"]))
-    asked = f"{query}<br>generic answer: <b>{html.escape(example['generic'])}</b>"
-    asked += f" &nbsp; the user's own: <b>{html.escape(example['output'])}</b>"
+        verdict = "accepted"
+        text = "\n".join(f"{part:8} {words}" for part, words in asdict(trajectory_of(record)).items())
     if "complaint" in record:
-        verdict += f" at the second attempt (the first one: {record['complaint']})"
+        verdict += f" on the second attempt (first attempt: {record['complaint']})"
     if "wrote" in record:
         verdict += f"; the teacher wrote {record['wrote']!r}"
+    query = (
+        f"{html.escape(task.query_text(example['input']))}<br>generic answer: <b>{html.escape(example['generic'])}</b>"
+        f" &nbsp; gold: <b>{html.escape(example['output'])}</b>"
+    )
     return (
-        box("query", asked)
-        + box("history shown to the teacher", item_lines(task, shown, record["first"]))
+        box("query", query)
+        + box("items that the teacher saw", item_lines(task, [items[id_] for id_ in record["items"]], record["first"]))
         + box(f"trajectory, {verdict}", f"<pre style='white-space:pre-wrap;margin:0'>{html.escape(text)}</pre>")
-        + f"<div style='{LABEL}'>hidden habit of this user: {html.escape(hidden_habit(example))}</div>"
+        + _habit_line(example)
     )
 
 
 def hidden_habit(example: Example) -> str:
-    """The habit that `personas` stored beside the data; real LaMP users have no label."""
+    """The habit that `personas` stored beside the data; for real LaMP users it is unknown."""
     facts = example.get("facts") or {}
     return str(facts["habit"]["name"]) if facts else "unknown (no personas)"
 
 
+def _habit_line(example: Example) -> str:
+    return f"<div style='{LABEL}'>hidden habit of this user: {html.escape(hidden_habit(example))}</div>"
+
+
 def retrieved_html(task: Task, example: Example, methods: Sequence[str], k: int) -> str:
-    """The first k items of each retrieval method, side by side; what all of them found is bold."""
-    found = {method: top_k(example, rank(task, [example], method)[0], k) for method in methods}
-    common = set.intersection(*({item["id"] for item in items} for items in found.values()))
+    """The first k items of each retrieval method, side by side; items that all methods found are bold."""
+    items_of = {method: top_k(example, rank(task, [example], method)[0], k) for method in methods}
+    common = set.intersection(*({item["id"] for item in items} for items in items_of.values()))
     columns = [
         f"<div style='flex:1 1 13em;min-width:13em'>{box(method, item_lines(task, items, marked=sorted(common)))}</div>"
-        for method, items in found.items()
+        for method, items in items_of.items()
     ]
-    asked = html.escape(task.query_text(example["input"]))
+    query, gold = html.escape(task.query_text(example["input"])), html.escape(example["output"])
     return (
-        box(
-            f"user {example['user_id']} asks",
-            f"{asked}<br>the user's own answer: <b>{html.escape(example['output'])}</b>",
-        )
+        box(f"query of user {example['user_id']}", f"{query}<br>gold: <b>{gold}</b>")
         + f"<div style='display:flex;gap:12px;flex-wrap:wrap'>{''.join(columns)}</div>"
-        + f"<div style='{LABEL}'>hidden habit of this user: {html.escape(hidden_habit(example))}</div>"
+        + _habit_line(example)
     )
 
 
-def tokens_html(grey: str, counted: str) -> str:
-    """A prompt in grey and, highlighted, the completion: the part that counts in the loss."""
+def overlap_table(task: Task, examples: Sequence[Example], methods: Sequence[str], k: int) -> pd.DataFrame:
+    """How alike retrieval methods are: of the first method's first k items, the share that each method also has there.
+
+    One row, one column per method, pooled over the examples.
+    """
+    first_k = {method: [set(order[:k]) for order in rank(task, examples, method)] for method in methods}
+    reference = first_k[methods[0]]
+    total = sum(len(items) for items in reference)
+    common = {method: sum(len(a & b) for a, b in zip(reference, sets, strict=True)) for method, sets in first_k.items()}
+    return pd.DataFrame([{method: count / total for method, count in common.items()}])
+
+
+def tokens_html(prompt: str, completion: str) -> str:
+    """A prompt in grey and, marked, the completion: the part that counts in the loss."""
     style = "white-space:pre-wrap;max-width:60em;margin:0"
     return box(
         "grey: the prompt, not in the loss; marked: the completion, in the loss",
-        f"<pre style='{style}'><span style='opacity:0.55'>{html.escape(grey)}</span>"
-        f"<span style='background:#56b4e955'>{html.escape(counted)}</span></pre>",
+        f"<pre style='{style}'><span style='opacity:0.55'>{html.escape(prompt)}</span>"
+        f"<span style='background:#56b4e955'>{html.escape(completion)}</span></pre>",
+    )
+
+
+def rollouts_html(task: Task, group: Sequence[Rollout], example: Example) -> str:
+    """One prompt's rewrites in one step, side by side: reward and its parts, advantage, cited items, parse error.
+
+    A frame is blue where the advantage is above 0 and orange where it is below.
+    """
+    k = group[0]["k"]
+    answers = (
+        f"{html.escape(task.query_text(example['input']))}<br>generic answer: <b>{html.escape(example['generic'])}</b>"
+        f" &nbsp; gold: <b>{html.escape(example['output'])}</b>"
+    )
+    items = item_lines(task, top_k(example, example["ranking"], k))
+    shown = f"<details><summary style='{LABEL}'>the {k} items that the module read</summary>{items}</details>"
+    columns = "".join(_rollout_html(rollout) for rollout in group)
+    return box("query", answers + shown) + f"<div style='display:flex;gap:8px;flex-wrap:wrap'>{columns}</div>"
+
+
+def _rollout_html(rollout: Rollout) -> str:
+    advantage = rollout["advantage"]
+    colour = "#0072b2" if advantage > 0 else "#d55e00" if advantage < 0 else "currentColor"
+    lines = [
+        f"<b>reward {rollout['reward']:.3f}</b>, advantage {advantage:+.2f}",
+        f"score {rollout['score']:.3f}, form {rollout['format']:.0f}",
+        f"cites {', '.join(f'[{number}]' for number in rollout['cited']) or 'nothing'}",
+        f"{rollout['tokens']} tokens{'' if rollout['ended'] else ', cut off'}",
+    ]
+    if rollout["parse_error"]:
+        lines.append(f"<b>does not parse:</b> {html.escape(rollout['parse_error'])}")
+    text = html.escape(rollout["text"]) or "(nothing)"
+    return (
+        f"<div style='flex:1 1 15em;min-width:15em;max-width:26em;border:2px solid {colour};border-radius:6px;"
+        f"padding:6px 10px'><div style='{LABEL}'>{'<br>'.join(lines)}</div>"
+        f"<pre style='white-space:pre-wrap;overflow-wrap:break-word;margin:6px 0 0'>{text}</pre></div>"
     )
 
 
 def comparison_table(task: Task, examples: Sequence[Example], predictions: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """One row an example: query, generic answer, the predictions of each system with their scores, the true output."""
+    """One row per example: query, gold, generic answer, and each system's prediction with its score."""
     golds = [example["output"] for example in examples]
-    table = pd.DataFrame({"query": [task.query_text(e["input"]) for e in examples], "true": golds})
+    table = pd.DataFrame({"query": [task.query_text(e["input"]) for e in examples], "gold": golds})
     table["generic"] = [example["generic"] for example in examples]
     for name, texts in predictions.items():
         table[name] = list(texts)
@@ -119,46 +193,48 @@ def comparison_table(task: Task, examples: Sequence[Example], predictions: Mappi
     return table
 
 
-def habit_check(task: Task, records: Sequence[Mapping[str, Any]], examples: Mapping[str, Example]) -> pd.DataFrame:
-    """How many trajectories rest on items that show the user's habit (rows), and how many were kept (columns)."""
-    counts = {(shows, kept): 0 for shows in ("yes", "no") for kept in ("yes", "no")}
+def habit_check(task: Task, records: Sequence[TrajectoryRecord], examples: Mapping[str, Example]) -> pd.DataFrame:
+    """How many trajectories rest on items that show the user's habit (rows), and how many were accepted (columns)."""
+    counts = {(shows, outcome): 0 for shows in ("yes", "no") for outcome in ("accepted", "rejected")}
     for record in records:
         facts = examples[record["example"]]["facts"]
         items = {item["id"]: item for item in examples[record["example"]]["profile"]}
         if facts:  # known for personas only
             rules = persona(task.name)
-            seen = {rules.shown_habit(items[key], facts["items"][key]) for key in record["items"]}
-            shows = "yes" if seen == {facts["habit"]["name"]} else "no"
-            counts[shows, "no" if "reason" in record else "yes"] += 1
-    rows = [[counts[shows, kept] for kept in ("yes", "no")] for shows in ("yes", "no")]
-    table = pd.DataFrame(rows, columns=["kept", "rejected"])
-    table.insert(0, "the items show the user's habit", ["yes", "no"])
-    return table
+            habits = {rules.shown_habit(items[id_], facts["items"][id_]) for id_ in record["items"]}
+            shows = "yes" if habits == {facts["habit"]["name"]} else "no"
+            counts[shows, "rejected" if "reason" in record else "accepted"] += 1
+    rows = [[shows, counts[shows, "accepted"], counts[shows, "rejected"]] for shows in ("yes", "no")]
+    return pd.DataFrame(rows, columns=["the items show the user's habit", "accepted", "rejected"])
 
 
-def acceptance_table(accepted: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """How many trajectories were accepted, at once or when they were asked for again, and why the others were not."""
-    outcomes = ["accepted at the second attempt" if "complaint" in r else "accepted" for r in accepted]
+def acceptance_table(accepted: Sequence[TrajectoryRecord], rejected: Sequence[TrajectoryRecord]) -> pd.DataFrame:
+    """How many trajectories were accepted, on which attempt, and why the others were rejected."""
+    outcomes = ["accepted on the second attempt" if "complaint" in record else "accepted" for record in accepted]
     counts = pd.Series(outcomes + [record["reason"] for record in rejected], dtype=object).value_counts()
     table = counts.rename_axis("outcome").reset_index(name="count")
     return table.assign(share=table["count"] / max(1, table["count"].sum()))
 
 
-def trajectory_table(accepted: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def trajectory_table(accepted: Sequence[TrajectoryRecord]) -> pd.DataFrame:
     """Words in each part, and how many items are cited: smallest, median and largest."""
-    parts = {part: [len(record[part].split()) for record in accepted] for part in ("observe", "plan", "rewrite")}
-    columns = {f"words in {part}": counts for part, counts in parts.items()}
-    columns["items cited"] = [len(Trajectory(r["observe"], r["plan"], r["rewrite"]).cited) for r in accepted]
+    trajectories = [trajectory_of(record) for record in accepted]
+    columns = {
+        "words in observe": [len(trajectory.observe.split()) for trajectory in trajectories],
+        "words in plan": [len(trajectory.plan.split()) for trajectory in trajectories],
+        "words in rewrite": [len(trajectory.rewrite.split()) for trajectory in trajectories],
+        "items cited": [len(trajectory.cited) for trajectory in trajectories],
+    }
     rows = pd.DataFrame(columns, dtype=float).agg(["min", "median", "max"]).T
     return rows.set_axis(["smallest", "median", "largest"], axis=1).rename_axis("").reset_index()
 
 
 def preset_table() -> pd.DataFrame:
-    """The presets, and the three numbers that time goes with: sequences in SFT, completions in RL, the model."""
+    """One row per preset, with what decides its running time: the model, SFT sequences and RL completions."""
     rows = []
     for preset in PRESETS.values():
         sft, rl = preset.sft, preset.rl
-        row: dict[str, Any] = {"preset": preset.name, "for": preset.about}
+        row: dict[str, object] = {"preset": preset.name, "for": preset.about}
         row |= {"reflection model": preset.reflection.name, "4-bit": preset.reflection.load_in_4bit}
         row["SFT sequences"] = sft.steps * sft.batch_size * sft.accumulate
         row["RL completions"] = rl.steps * rl.prompts_per_step * rl.group_size
@@ -169,13 +245,13 @@ def preset_table() -> pd.DataFrame:
 def show_table(table: pd.DataFrame, caption: str = "") -> HTML:
     """A small table with whole texts, left-aligned, numbers to three places."""
     head = "".join(f"<th style='{_CELL}'>{html.escape(str(name))}</th>" for name in table.columns)
-    rows = ["".join(f"<td style='{_CELL}'>{_shown(value)}</td>" for value in row) for row in table.to_numpy(object)]
+    rows = ["".join(f"<td style='{_CELL}'>{_cell(value)}</td>" for value in row) for row in table.to_numpy(object)]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     label = f"<div style='{LABEL}'>{html.escape(caption)}</div>" if caption else ""
-    return HTML(f"{label}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return page(f"{label}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
-def _shown(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, float):
         return "" if pd.isna(value) else f"{value:.3f}"
     return html.escape("yes" if value is True else "no" if value is False else str(value))

@@ -1,7 +1,8 @@
-"""What moves in the notebooks: a live plot, and two browsers to click through.
+"""The interactive parts of the notebooks: a live plot and three browsers.
 
-Thin classes around the pure functions of `pages.py` and `figures.py`. Nothing here trains, loads a model or
-uses pyplot. Without a screen (papermill, the tests) all works the same: set `.value`, `.click()`, read `.page.value`.
+Thin classes around the pure functions of `html.py` and `figures.py`. Nothing here trains, loads a model or uses pyplot.
+Without a screen (papermill, the tests) everything works the same: set `.value`, call `.click()`, read `.page.value`.
+Where a stored notebook is read without its widgets, a browser shows its first page.
 
     train_sft(run, live := live_plot(lambda rows: training_figure(rows, ["loss"])))
     user_browser(load_prepared(run, "dev"), get_task("LaMP-3"))
@@ -15,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ipywidgets as w
 from IPython.display import DisplayHandle, Image, display
@@ -23,66 +24,68 @@ from matplotlib.figure import Figure
 
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.tasks import Task
+from rpo_kit.machine import describe_machine
 from rpo_kit.provenance import package_versions
 from rpo_kit.runs import Run
 from rpo_kit.study.figures import png, save
-from rpo_kit.study.html import LABEL, retrieved_html, trajectory_html
+from rpo_kit.study.html import LABEL, TrajectoryRecord, retrieved_html, rollouts_html, trajectory_html
+from rpo_kit.study.kernel import explain_errors
+
+if TYPE_CHECKING:
+    from rpo_kit.training.rollouts import Rollout
 
 RETRIEVERS = ("bm25", "recency", "random")
-Rows = list[dict[str, float]]
-_DRAWING_SHARE = 0.05  # ours: at most this part of the time goes into drawing
+_DRAWING_SHARE = 0.05  # ours: drawing takes at most this share of the time
+
+explain_errors()  # already here: a notebook opens its run, which may fail, before it calls anything of this module
 
 
-# ---- a run's opening lines, and pictures ----------------------------------------------------------------------------
+# ---- the opening lines of a notebook, and pictures ------------------------------------------------------------------
 
 
 def introduce(run: Run, minutes: Mapping[str, str]) -> None:
-    """Print versions, machine, preset and what this notebook will take; `minutes` by preset, measured or unknown."""
-    versions = package_versions()
-    shown = "  ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl", "peft", "unsloth"))
+    """Print versions, machine, preset and the minutes that this notebook takes with each measured preset."""
+    import torch  # noqa: F401  describe_machine sees the GPU once torch is imported
+
+    installed = package_versions()
+    versions = "  ".join(f"{name} {installed[name]}" for name in ("torch", "transformers", "trl", "peft", "unsloth"))
     preset = run.preset
-    print(f"versions  Python {platform.python_version()}  {shown}")
-    print(f"machine   {machine()}")
+    print(f"versions  Python {platform.python_version()}  {versions}")
+    print(f"machine   {describe_machine()}")
     print(f"preset    {preset.name}: {preset.about}")
     print(f"run       {run.name}: {preset.data.task} from {preset.data.source}, in {os.path.relpath(run.folder)}")
-    print(f"minutes   {minutes.get(preset.name, 'not measured for this preset')} (less where a stage is done already)")
-
-
-def machine() -> str:
-    """Cores, memory, and the GPU if there is one."""
-    import psutil
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GB of memory, {gpu}, {platform.system()}"
+    print(f"minutes   {minutes.get(preset.name, 'not measured for this preset')} (less if a stage is done already)")
 
 
 def show(figure: Figure, keep_as: Path | None = None) -> Image:
-    """The figure as a picture of the page; `keep_as` also saves it, as `keep_as`.png and .svg."""
+    """The figure as a picture in the notebook; `keep_as` also saves it, as `keep_as`.png and .svg."""
     if keep_as is not None:
         save(figure, keep_as.parent, keep_as.name)
-    return Image(png(figure, dpi=150), width=round(figure.get_figwidth() * 85))
+    width = round(figure.get_figwidth() * 85)
+    return Image(png(figure, dpi=150), width=width)
 
 
 class LivePlot:
-    """A picture on the page which follows a log; drawn anew only as often as `_DRAWING_SHARE` allows."""
+    """A picture in the notebook that follows a training log; redrawn only as often as `_DRAWING_SHARE` allows."""
 
-    def __init__(self, draw: Callable[[Rows], Figure], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, draw: Callable[[list[dict[str, float]]], Figure], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.draw, self.clock = draw, clock
-        self.frames, self.next_at = 0, 0.0
-        self.rows: Rows = []
-        self.behind = False
+        self.frames, self.next_frame = 0, 0.0
+        self.rows: list[dict[str, float]] = []
+        self.stale = False
         self.handle: DisplayHandle | None = None
 
-    def __call__(self, rows: Rows) -> None:
-        self.rows, self.behind = list(rows), True
-        if self.clock() >= self.next_at:
+    def __call__(self, rows: list[dict[str, float]]) -> None:
+        """Take the rows of the log so far (`training.progress.OnLog`)."""
+        self.rows, self.stale = list(rows), True
+        if self.clock() >= self.next_frame:
             self._frame()
 
     def finish(self) -> None:
-        """Draw the last rows, if the throttle kept them back."""
-        if self.behind:
+        """Draw the last rows, if they are not drawn yet."""
+        if self.stale:
             self._frame()
 
     def _frame(self) -> None:
@@ -92,43 +95,50 @@ class LivePlot:
             self.handle = display(picture, display_id=True)
         else:
             self.handle.update(picture)
-        self.frames, self.behind = self.frames + 1, False
-        self.next_at = self.clock() + (self.clock() - start) / _DRAWING_SHARE
+        self.frames, self.stale = self.frames + 1, False
+        self.next_frame = self.clock() + (self.clock() - start) / _DRAWING_SHARE
 
 
-def live_plot(draw: Callable[[Rows], Figure]) -> LivePlot:
-    """An `OnLog` that keeps one picture up to date while training runs; call `.finish()` when it is over."""
+def live_plot(draw: Callable[[list[dict[str, float]]], Figure]) -> LivePlot:
+    """An `OnLog` that keeps one picture up to date while training runs; call `.finish()` after it."""
     return LivePlot(draw)
 
 
 # ---- browsers -----------------------------------------------------------------------------------------------------
 
 
+def _bundle(widget: w.Widget, page: w.HTML) -> dict[str, object]:
+    """What a notebook stores of a browser: the widget, and its present page for readers that show no widgets."""
+    bundle: dict[str, object] = dict(widget._repr_mimebundle_())
+    return bundle | {"text/html": page.value, "text/plain": "(a page to browse: open this notebook in JupyterLab)"}
+
+
 class TrajectoryBrowser:
-    """Page through trajectories: `which` chooses accepted ones or one reason of rejection, `number` the page."""
+    """Page through trajectories: `group` chooses accepted ones or a reason for rejection, `number` the page."""
 
     def __init__(
-        self, task: Task, accepted: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]],
+        self, task: Task, accepted: Sequence[TrajectoryRecord], rejected: Sequence[TrajectoryRecord],
         examples: Sequence[Example],
     ) -> None:  # fmt: skip
         self.task, self.examples = task, {example["id"]: example for example in examples}
         self.groups = {f"accepted ({len(accepted)})": list(accepted)} if accepted else {}
         for reason, count in Counter(record["reason"] for record in rejected).most_common():
             self.groups[f"rejected: {reason} ({count})"] = [r for r in rejected if r["reason"] == reason]
-        self.which = w.Dropdown(options=list(self.groups), layout=w.Layout(width="auto"))
+        self.group = w.Dropdown(options=list(self.groups), layout=w.Layout(width="auto"))
         self.number = w.BoundedIntText(1, 1, max(1, len(self.records)), layout=w.Layout(width="7em"))
-        self.back, self.on = w.Button(description="previous"), w.Button(description="next", button_style="primary")
+        self.previous = w.Button(description="previous")
+        self.next = w.Button(description="next", button_style="primary")
         self.page = w.HTML()
-        self.which.observe(lambda _: self._choose(), "value")
+        self.group.observe(lambda _: self._choose(), "value")
         self.number.observe(lambda _: self._draw(), "value")
-        self.back.on_click(lambda _: self._move(-1))
-        self.on.on_click(lambda _: self._move(1))
-        self.widget = w.VBox([w.HBox([self.which, self.number, self.back, self.on]), self.page])
+        self.previous.on_click(lambda _: self._move(-1))
+        self.next.on_click(lambda _: self._move(1))
+        self.widget = w.VBox([w.HBox([self.group, self.number, self.previous, self.next]), self.page])
         self._draw()
 
     @property
-    def records(self) -> list[dict[str, Any]]:
-        return self.groups.get(self.which.value, [])
+    def records(self) -> list[TrajectoryRecord]:
+        return self.groups.get(self.group.value, [])
 
     def _choose(self) -> None:
         self.number.max = max(1, len(self.records))
@@ -146,24 +156,27 @@ class TrajectoryBrowser:
         count = f"<div style='{LABEL}'>{self.number.value} of {len(self.records)}</div>"
         self.page.value = count + trajectory_html(self.task, record, self.examples[record["example"]])
 
-    def _ipython_display_(self) -> None:
-        display(self.widget)
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        return _bundle(self.widget, self.page)
 
 
 def trajectory_browser(
-    task: Task, accepted: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]], examples: Sequence[Example]
+    task: Task,
+    accepted: Sequence[TrajectoryRecord],
+    rejected: Sequence[TrajectoryRecord],
+    examples: Sequence[Example],
 ) -> TrajectoryBrowser:
-    """Accepted and rejected trajectories with the items they rest on; `examples` are those of the train split."""
+    """Accepted and rejected trajectories with the items that they rest on; `examples` are the train split."""
     return TrajectoryBrowser(task, accepted, rejected, examples)
 
 
 class UserBrowser:
-    """Look at a user's history as retrieval finds it: choose `user`, `methods` (one or more) and `k`."""
+    """See which items of a user's history retrieval finds: choose `user`, `methods` (one or more) and `k`."""
 
     def __init__(self, examples: Sequence[Example], task: Task, k: int = 4) -> None:
         self.examples, self.task = list(examples), task
         long = {"description_width": "auto"}
-        users = [(f"{e['user_id']} (question {e['id']})", place) for place, e in enumerate(self.examples)]
+        users = [(f"{e['user_id']} (example {e['id']})", index) for index, e in enumerate(self.examples)]
         self.user = w.Dropdown(options=users, description="user", style=long, layout=w.Layout(width="auto"))
         self.methods = w.SelectMultiple(options=RETRIEVERS, value=RETRIEVERS[:2], rows=3, description="retrieval")
         longest = max((len(example["profile"]) for example in self.examples), default=1)
@@ -181,10 +194,57 @@ class UserBrowser:
         chosen = self.examples[self.user.value]
         self.page.value = retrieved_html(self.task, chosen, self.methods.value, self.k.value)
 
-    def _ipython_display_(self) -> None:
-        display(self.widget)
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        return _bundle(self.widget, self.page)
 
 
 def user_browser(examples: Sequence[Example], task: Task, k: int = 4) -> UserBrowser:
     """Pick a user, one or more retrieval methods and k; see the items side by side."""
     return UserBrowser(examples, task, k)
+
+
+class RolloutBrowser:
+    """See what RL sampled: choose `step` and `prompt` (its number in the step); its rewrites stand side by side."""
+
+    def __init__(self, rollouts: Sequence[Rollout], examples: Sequence[Example], task: Task) -> None:
+        self.task, self.examples = task, {example["id"]: example for example in examples}
+        self.steps: dict[int, list[list[Rollout]]] = {}
+        for rollout in rollouts:  # in the order of training; the completions of a prompt are numbered from 0
+            groups = self.steps.setdefault(rollout["step"], [])
+            if rollout["completion"] == 0 or not groups:
+                groups.append([])
+            groups[-1].append(rollout)
+        numbers = list(self.steps) or [0]
+        self.step = w.SelectionSlider(options=numbers, value=numbers[0], description="step")
+        self.prompt = w.BoundedIntText(
+            1, 1, max(1, len(self.groups)), description="prompt", layout=w.Layout(width="11em")
+        )
+        self.page = w.HTML()
+        self.step.observe(lambda _: self._choose(), "value")
+        self.prompt.observe(lambda _: self._draw(), "value")
+        self.widget = w.VBox([w.HBox([self.step, self.prompt]), self.page])
+        self._draw()
+
+    @property
+    def groups(self) -> list[list[Rollout]]:
+        return self.steps.get(self.step.value, [])
+
+    def _choose(self) -> None:
+        self.prompt.max = max(1, len(self.groups))  # this lowers the value where it is larger
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self.groups:
+            self.page.value = "<i>there are no rollouts yet</i>"
+            return
+        group = self.groups[self.prompt.value - 1]
+        count = f"<div style='{LABEL}'>step {self.step.value}, prompt {self.prompt.value} of {len(self.groups)}</div>"
+        self.page.value = count + rollouts_html(self.task, group, self.examples[group[0]["example"]])
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        return _bundle(self.widget, self.page)
+
+
+def rollout_browser(rollouts: Sequence[Rollout], examples: Sequence[Example], task: Task) -> RolloutBrowser:
+    """Page through the lines of `rl/rollouts.jsonl`; `examples` are the train split."""
+    return RolloutBrowser(rollouts, examples, task)

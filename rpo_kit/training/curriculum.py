@@ -14,14 +14,14 @@ from collections.abc import Sequence
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
-from rpo_kit.presets import CURRICULA
+from rpo_kit.setting_rules import CURRICULA
 
 
 def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int = 0) -> list[int]:
     """k for each of `steps` steps. Progressive: k(t) = first + floor(t (last - first + 1) / steps)."""
     if not 1 <= first <= last:
         raise KitError(
-            f"rl.shots_from={first} and rl.shots_to={last}: the number of shots must be at least 1 and not shrink."
+            f"rl.shots_from={first} and rl.shots_to={last}: the first must be at least 1 and at most the second."
         )
     growing = [first + t * (last - first + 1) // steps for t in range(steps)]
     if plan == "progressive":
@@ -35,7 +35,7 @@ def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int =
         return [stages[t * len(stages) // steps] for t in range(steps)]
     if plan.startswith("fixed-") and plan[6:].isdecimal() and int(plan[6:]) > 0:
         return [int(plan[6:])] * steps
-    raise KitError(f"There is no curriculum {plan!r}; there are {CURRICULA}.")
+    raise KitError(f"There is no curriculum {plan!r}: choose {CURRICULA}.")
 
 
 def prompt_order(examples: Sequence[Example], count: int, seed: int = 0) -> list[Example]:

@@ -1,7 +1,7 @@
 """What a training log says about the health of an RL run, in sentences with a remedy (Figure 2, right).
 
-The reward alone does not tell: it can rise because the policy copies the history, and stand still because no group has
-any variance. Input: the rows of `rl/log.csv`; the thresholds are ours. Left out: what only a held-out metric shows.
+The reward alone is not enough: it can rise because the policy copies the history, or stall because no group has any
+variance. Input: the rows of `rl/log.csv`; the thresholds are ours. Left out: what only a held-out metric shows.
 
     >>> diagnose([{"step": n, "reward": 0.1 * n, "kl": 0.0, "frac_reward_zero_std": 0.9} for n in range(1, 9)])
     {'frac_reward_zero_std': '90 % of the groups of the last 5 steps had no variance, so their prompts taught nothing: \
@@ -10,12 +10,14 @@ raise rl.group_size or rl.temperature, or train SFT for fewer steps.'}
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from tqdm.auto import tqdm
 
+from rpo_kit.training.progress import OnLog
+
 Rows = Sequence[Mapping[str, float]]
-OnLog = Callable[[list[dict[str, float]]], None]
 
 WINDOW = 5  # ours: steps averaged before a warning
 
@@ -34,11 +36,11 @@ _ABOVE = {
     "unparsed": (
         0.3,
         "{share} of the rewrites of the last {window} steps did not parse: train SFT for more steps, or lower "
-        "rl.learning_rate if it was less at the start.",
+        "rl.learning_rate if this share was lower at the start.",
     ),
     "kl": (
         0.5,
-        "The KL to the SFT adapter is {value:.2f} per token: the policy has left what SFT taught; lower "
+        "The KL to the SFT adapter is {value:.2f} per token: the policy has drifted far from the SFT adapter; lower "
         "rl.learning_rate or raise rl.beta.",
     ),
     "same_answer": (
@@ -49,7 +51,7 @@ _ABOVE = {
     "copied_history": (
         0.3,
         "{share} of the rewrites of the last {window} steps are a history item word for word: the reward is being "
-        "hacked or the items resemble the outputs too much; look at samples, raise rl.beta.",
+        "hacked or the items resemble the golds too much; look at samples, raise rl.beta.",
     ),
     "copied_generic": (
         0.9,
@@ -61,10 +63,13 @@ _DRIFT = 1.6  # ours: by what factor the length of completions may change
 
 
 def diagnose(rows: Rows) -> dict[str, str]:
-    """What is wrong, one sentence per column; {} for a healthy run and for the first few steps."""
-    if len(rows) < WINDOW:
-        return {}
-    warnings = {}
+    """What is wrong, one sentence per column; {} for a healthy run.
+
+    In the first few steps only NaN and infinity are reported.
+    """
+    warnings = _not_finite(rows)
+    if len(rows) < WINDOW or warnings:
+        return warnings
     for column, (limit, sentence) in _ABOVE.items():
         value = _mean(rows[-WINDOW:], column)
         if value is not None and value > limit:
@@ -87,13 +92,26 @@ def warn_on_log(on_log: OnLog | None = None) -> OnLog:
     return listen
 
 
+def _not_finite(rows: Rows) -> dict[str, str]:
+    """Columns that hold NaN or infinity, with the first step at which they do; no other warning means anything then."""
+    warnings: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        for column, value in row.items():
+            if isinstance(value, int | float) and not math.isfinite(value) and column not in warnings:
+                warnings[column] = (
+                    f"{column} is not a number since step {row.get('step', number):.0f} ({value}): training has failed "
+                    "there; lower rl.learning_rate, raise rl.beta, or look at the reward of that step's rollouts."
+                )
+    return warnings
+
+
 def _drift(rows: Rows) -> dict[str, str]:
     column = "completions/mean_length"
     first, last = _mean(rows[:WINDOW], column), _mean(rows[-WINDOW:], column)
     if not first or not last or 1 / _DRIFT <= last / first <= _DRIFT:
         return {}
     return {
-        column: f"Completions have gone from {first:.0f} to {last:.0f} tokens: reward and length are tied; look at "
+        column: f"Completions have gone from {first:.0f} to {last:.0f} tokens: reward may depend on length; look at "
         "samples, and check that the task's metric does not pay for length alone."
     }
 

@@ -8,8 +8,8 @@
     not be a copy                    "copies a history item" (texts only)
 
 A rewrite that matches the gold closely but not word for word is replaced by the gold: the teacher was asked for it word
-for word, and a slip of the teacher is nothing to learn. The rule-based teacher must match word for word (`RULES`): if
-it is nearly right, it followed the wrong habit.
+for word, and the module should not learn the teacher's slips. The rule-based teacher must match word for word
+(`RULES`): if it is nearly right, it followed the wrong habit.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from math import ceil
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import Item, Task
+from rpo_kit.rewriting.prompts import restore_tags
 from rpo_kit.rewriting.trajectory import Trajectory, trajectory_error
 
 _LEAKED_SHARE = 0.6  # ours: consecutive words of the gold, as a share of all, that `observe` must not contain
@@ -50,7 +51,7 @@ def rejection_reason(
     error = trajectory_error(trajectory, dict(items))
     if error:
         return error
-    if not matches(task, example["output"], trajectory.rewrite, filters.match_text):
+    if not matches(task, example["output"], restore_tags(trajectory.rewrite), filters.match_text):
         return "does not end in the gold"
     shown = [item for _, item in items]
     if leaks_gold(task, example, shown, trajectory.observe):

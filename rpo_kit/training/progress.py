@@ -1,68 +1,178 @@
-"""What both training stages share: the log that survives a kill, the callback that a live plot hangs on, the resume.
+"""What both training stages share: the log and its live plot, the finished adapter, and SFT's trainer arguments.
 
-`log.csv` is rewritten whole at every logged step from the trainer's own state, which a checkpoint carries; so after a
-resume it holds each step once.
+`log.csv` is rewritten whole at every logged step from rows that a checkpoint carries; so after a resume it holds each
+step once.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import psutil
 from tqdm.auto import tqdm
 
-from rpo_kit.presets import RLSettings, SFTSettings
+from rpo_kit.errors import KitError
+from rpo_kit.models.local import compute_dtype
+from rpo_kit.presets import SFTSettings
 from rpo_kit.processes import is_main
 from rpo_kit.runs import write_text
+from rpo_kit.training.checkpoints import newest_whole, seal
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
 OnLog = Callable[[list[dict[str, float]]], None]
 
 
-def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Any:
-    """A trainer callback: a progress bar with the value `shown`, the log in `path` (CSV), all its rows to `on_log`; of
-    several ranks on the main one.
+class ProgressLog:
+    """A progress bar with the column `shown`, the log in `path` (CSV), all its rows to `on_log`. Of several ranks, the
+    main one's.
     """
+
+    def __init__(self, path: Path, shown: str, steps: int, done: int, on_log: OnLog | None = None) -> None:
+        self.path, self.shown, self.on_log, self.is_main = path, shown, on_log, is_main()
+        self.bar = tqdm(total=steps, initial=done, desc="training", unit="step", disable=not self.is_main)
+
+    def __enter__(self) -> ProgressLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, rows: list[dict[str, float]]) -> None:
+        """One more step is done; `rows` are those of all steps so far."""
+        self.bar.update(1)
+        self.write(rows)
+
+    def write(self, rows: list[dict[str, float]]) -> None:
+        if not self.is_main or not rows:
+            return
+        write_text(self.path, pd.DataFrame(rows).to_csv(index=False))
+        self.bar.set_postfix({self.shown: f"{rows[-1][self.shown]:.3f}"})
+        if self.on_log:
+            self.on_log(rows)
+
+
+# ---- the finished adapter -----------------------------------------------------------------------------------------
+
+
+def is_trained(stage_dir: Path) -> bool:
+    """Whether training ended here before the process was killed; then only the stage's manifest is missing."""
+    if not (stage_dir / "adapter").exists():  # it is put in place whole, see finish_training
+        return False
+    if is_main():
+        shutil.rmtree(stage_dir / "checkpoints", ignore_errors=True)
+    return True
+
+
+def finish_training(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stage_dir: Path) -> None:
+    """Keep the adapter (safetensors) and drop the checkpoints, whose optimiser states nobody needs any more. All ranks
+    have the same adapter; the main one writes.
+
+    Raises:
+        KitError: the adapter holds NaN or infinity.
+    """
+    refuse_non_finite_adapter(model)
+    if not is_main():
+        return
+    temporary = stage_dir / "adapter.part"
+    model.save_pretrained(temporary, selected_adapters=["default"])
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(stage_dir / "adapter", ignore_errors=True)
+    os.replace(temporary, stage_dir / "adapter")
+    shutil.rmtree(stage_dir / "checkpoints", ignore_errors=True)
+
+
+def refuse_non_finite_adapter(model: Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not bool(parameter.isfinite().all()):
+            raise KitError(
+                f"The weights of {name} have become NaN or infinite. Training stops, and the last good checkpoint is "
+                "kept: lower the learning rate and run again."
+            )
+
+
+def release_memory(usual: int) -> int:
+    """Hand freed memory back to the system once the process holds half as much again as `usual` bytes (0: not known
+    yet); what it usually holds. glibc keeps freed memory in pieces that the next step's tensors, each of another
+    length, do not fit into (measured: four RL steps held 5.5 GB, of which 4 GB were free; left alone it goes on). Not
+    at every step: fetching the pages anew takes 5 % of it (measured).
+    """
+    held = int(psutil.Process().memory_info().rss)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have no such call
+    if trim and usual and held > 1.5 * usual:
+        trim(0)
+    return usual or held
+
+
+# ---- SFT's trainer (transformers) ---------------------------------------------------------------------------------
+
+
+def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> TrainerCallback:
+    """A trainer callback: progress bar, log and `on_log`; checkpoints get checksums; NaN ends the training."""
     from transformers import TrainerCallback
 
     class KeepLog(TrainerCallback):
-        bar = tqdm(disable=True)
+        progress: ProgressLog | None = None
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            done, total = state.global_step, state.max_steps
-            self.bar = tqdm(total=total, initial=done, desc="training", unit="step", disable=not is_main())
+        def on_train_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+        ) -> None:
+            self.progress = ProgressLog(path, shown, state.max_steps, state.global_step, on_log)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.bar.update(1)
+        def on_step_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+        ) -> None:
+            if self.progress:
+                self.progress.bar.update(1)
 
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if not is_main():
-                return
+        def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
             rows = [row for row in state.log_history if "loss" in row]
-            write_text(path, pd.DataFrame(rows).to_csv(index=False))
-            if rows:
-                self.bar.set_postfix({shown: f"{rows[-1][shown]:.3f}"})
-            if on_log:
-                on_log(rows)
+            for name in ("loss", "grad_norm"):
+                if rows and not math.isfinite(rows[-1].get(name, 0.0)):
+                    raise KitError(
+                        f"Step {rows[-1]['step']}: {name} is not a number (NaN or infinite). Training stops; the last "
+                        "checkpoint is kept. Lower sft.learning_rate."
+                    )
+            (self.progress or ProgressLog(path, shown, 0, 0, on_log)).write(rows)
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.bar.close()
+        def on_save(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Module
+        ) -> None:
+            if is_main():
+                refuse_non_finite_adapter(others["model"])
+                seal(Path(args.output_dir or "") / f"checkpoint-{state.global_step}")
+
+        def on_train_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+        ) -> None:
+            if self.progress:
+                self.progress.bar.close()
 
     return KeepLog()
 
 
-def common_arguments(settings: SFTSettings | RLSettings, work: Path) -> dict[str, Any]:
-    """The trainer fields that both stages share. The bar is ours: the trainer's table of losses, near 0 by construction
-    in RL, would mislead.
-    """
+def common_arguments(settings: SFTSettings, stage_dir: Path) -> dict[str, Any]:
+    """Trainer fields that are not SFT's own. The bar is ours, so the trainer's table of losses is off."""
     return {
-        "output_dir": str(work / "checkpoints"),
+        "output_dir": str(stage_dir / "checkpoints"),
         "max_steps": settings.steps,
         "learning_rate": settings.learning_rate,
         "weight_decay": 0.0,
@@ -75,76 +185,36 @@ def common_arguments(settings: SFTSettings | RLSettings, work: Path) -> dict[str
         "data_seed": settings.seed,
         "gradient_checkpointing": False,
         "dataloader_pin_memory": False,
+        "logging_nan_inf_filter": False,  # else a NaN would be logged as the loss before it
         **precision(),
     }
 
 
-def only_our_progress(trainer: Any) -> None:
+def precision() -> dict[str, bool]:
+    """Which type autocast computes in while SFT trains; both false: fp32."""
+    import torch
+
+    dtype = compute_dtype()
+    return {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
+
+
+def remove_printer_callback(trainer: Trainer) -> None:
     """Take out the callback that prints every log line."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written whole, or None."""
-    whole = [path for path in folder.glob("checkpoint-*") if _is_json(path / "trainer_state.json")]
-    newest = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-    if newest:
-        print(f"going on from {newest.name}")
-    return str(newest) if newest else None
-
-
-def _is_json(path: Path) -> bool:
-    """Whether the file is there and whole. The trainer writes trainer_state.json last, and not atomically."""
-    try:
-        json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return True
-
-
-def is_trained(work: Path) -> bool:
-    """Whether training ended here before the process was killed; then only the stage's manifest is missing."""
-    if not (work / "adapter").exists():  # it is put in place whole, see finish_training
-        return False
-    if is_main():
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
-    return True
-
-
-def finish_training(model: Any, tokenizer: Any, work: Path) -> None:
-    """Keep the adapter (safetensors) and drop the checkpoints, whose optimiser states nobody needs any more. All ranks
-    have the same adapter; the main one writes.
-    """
-    if not is_main():
-        return
-    temporary = work / "adapter.part"
-    model.save_pretrained(temporary, selected_adapters=["default"])
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(work / "adapter", ignore_errors=True)
-    os.replace(temporary, work / "adapter")
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
-
-
-def precision() -> dict[str, Any]:
-    """bf16 where the hardware computes in it, fp16 on older GPUs such as a T4, full precision on older CPUs."""
-    import torch
-
-    if torch.cuda.is_available():
-        bf16 = torch.cuda.get_device_capability()[0] >= 8
-        return {"bf16": bf16, "fp16": not bf16}
-    return {"bf16": _cpu_has_bf16(), "fp16": False}
-
-
-def train(trainer: Any, work: Path) -> None:
-    """Train from the last whole checkpoint in `work` on."""
-    with autocast_casts(trainer.model):
-        trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+def run_trainer(trainer: Trainer, stage_dir: Path) -> None:
+    """Train from the last whole checkpoint in `stage_dir` on."""
+    checkpoint = newest_whole(stage_dir / "checkpoints", "a new adapter")
+    assert trainer.model is not None
+    with skip_peft_input_cast(trainer.model):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 @contextmanager
-def autocast_casts(model: Any) -> Iterator[None]:
+def skip_peft_input_cast(model: Module) -> Iterator[None]:
     """Leave the casting of LoRA inputs to autocast, where it is on: PEFT would cast them to fp32 first, and autocast
     back again (measured: a fifth of an SFT step on a CPU with all seven LoRA targets).
     """
@@ -153,17 +223,3 @@ def autocast_casts(model: Any) -> Iterator[None]:
     arguments = precision()
     with disable_input_dtype_casting(model, arguments["bf16"] or arguments["fp16"]):
         yield
-
-
-def give_back_memory() -> None:
-    """Hand freed memory back to the system. glibc keeps it in pieces that the next step's tensors, each of another
-    length, do not fit into (measured: four RL steps held 5.5 GB, of which 4 GB were free; left alone it goes on).
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have no such call
-    if trim:
-        trim(0)
-
-
-def _cpu_has_bf16() -> bool:
-    cpu = Path("/proc/cpuinfo")
-    return cpu.exists() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))

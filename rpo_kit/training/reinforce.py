@@ -6,145 +6,229 @@ included) and all sums over the *global* batch of the step (arXiv 2501.03262; Op
     c_i = r_i - mean of r over the G completions of the same prompt
     mu  = sum L_i c_i / sum L_i            var = sum L_i (c_i - mu)^2 / sum L_i
     A_i = (c_i - mu) / sqrt(max(var, 1e-8))           the same for every token of completion i
-    loss = sum_i sum_t -min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i) / sum L_i  +  beta KL(policy || SFT adapter)
 
-mu is not zero where length and reward correlate. TRL's GRPOTrainer does everything but the advantage, which is ours:
-its own normalisations differ (its 'batch' divides by the spread of the raw rewards, between prompts included). For the
-ablation `rl.algorithm` takes the advantage of REINFORCE++ without baseline, GRPO or RLOO; the loss stays the same.
+    rho  = p(token) / p_old(token)                    p: the policy now; p_old: as it was when it sampled
+    loss = ( sum_i sum_t -min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i)  +  beta (log p - log p_sft)^2 / 2 ) / sum L_i
+
+One batch of rollouts is one update here, so rho = 1 and the clip never acts; what counts is the gradient, A_i times
+that of log p. The last term is the KL to the SFT adapter ("k2", arXiv 2510.01555), taken from a frozen copy of that
+adapter on the same model. mu is not zero where length and reward correlate. For the ablation `rl.algorithm` takes the
+advantage of REINFORCE++ without baseline, GRPO or RLOO; the loss stays the same. Left out: several updates per batch, a
+value model, learning-rate schedules.
+
+    train_rl(run)       # reads sft/adapter; writes rl/adapter, rl/log.csv and rl/rollouts.jsonl
 """
 
 from __future__ import annotations
 
-import os
-from itertools import chain
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
-from rpo_kit.models.local import LoadedModel, load_trainable
-from rpo_kit.models.sampling import sample_groups, shares_prefix, until_end
+from rpo_kit.models.local import LoadedModel, end_tokens, load_trainable, prompt_ids, sample
+from rpo_kit.models.lora import copy_adapter, using_adapter
+from rpo_kit.models.sampling import causal_lm
 from rpo_kit.pipeline import inputs_of
-from rpo_kit.presets import ALGORITHMS, RLSettings
+from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.reflection import fitting_messages
-from rpo_kit.runs import Run, stage
+from rpo_kit.rewriting.reflection import fitting_messages, unfitting
+from rpo_kit.runs import Run
+from rpo_kit.setting_rules import ALGORITHMS
+from rpo_kit.stages import stage
+from rpo_kit.training import checkpoints, ranks, rollouts
 from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.diagnostics import warn_on_log
-from rpo_kit.training.progress import (
-    OnLog,
-    common_arguments,
-    finish_training,
-    give_back_memory,
-    is_trained,
-    log_callback,
-    only_our_progress,
-    train,
-)
-from rpo_kit.training.rewards import reward_function
-from rpo_kit.training.shared_prefix import score_groups
+from rpo_kit.training.progress import OnLog, ProgressLog, finish_training, is_trained, release_memory
+from rpo_kit.training.rewards import judge
+from rpo_kit.training.rollouts import Prompt, Rollout
+from rpo_kit.training.shared_prefix import Group, micro_batches, score, scoring, why_not_shared_prefix
 
 
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
-    """Refine the SFT adapter; after an interruption it goes on with the same prompts, k and trained weights."""
+    """Refine the SFT adapter; after an interruption training resumes with the same prompts, k, draws and weights."""
     settings = settings or run.preset.rl
     inputs = inputs_of(run, "rl") | {"settings": settings}
-    with stage(run, stage_name, every_rank=True, **inputs) as work:
-        if work is None or is_trained(work):
+    with stage(run, stage_name, every_rank=True, **inputs) as stage_dir:
+        if stage_dir is None or is_trained(stage_dir):
             return
+        ranks.start()
         loaded = load_trainable(run.preset.reflection, inputs["sft"].parent, settings.seed)
-        trainer = make_trainer(
-            loaded, get_task(run.preset.data.task), rl_dataset(run, loaded, settings), settings, work, on_log
-        )
-        reason = scores_apart(trainer.model, trainer.accelerator.num_processes)
+        prompts = training_prompts(run, loaded, settings)
+        reason = why_not_shared_prefix(loaded.model)
         print(f"a group's prompt is {f'read for each rewrite: {reason}' if reason else 'read once'}")
-        train(trainer, work)
-        finish_training(trainer.model, loaded.tokenizer, work)
+        with memory_error_explained(run, settings):
+            train(loaded, prompts, get_task(run.preset.data.task), settings, stage_dir, on_log)
+        finish_training(loaded.model, loaded.tokenizer, stage_dir)
 
 
-def rl_dataset(run: Run, loaded: LoadedModel, settings: RLSettings) -> Dataset:
-    """One row a prompt, in training order: `prompt`, `gold`, `k` (items shown). The curriculum lies in the order."""
-    task, limit = get_task(run.preset.data.task), loaded.max_seq_length - settings.max_new_tokens
-    plan = shots_plan(settings.curriculum, settings.steps, settings.shots_from, settings.shots_to, settings.seed)
-    examples = prompt_order(load_prepared(run, "train"), settings.steps * settings.prompts_per_step, settings.seed)
-    rows, shortened, fewer = [], 0, 0
-    for slot, example in enumerate(examples):
-        shots = plan[slot // settings.prompts_per_step]
-        items = top_k(example, example["ranking"], shots)
-        prompt, cut = fitting_messages(loaded.tokenizer, limit, task, example, items)
-        row = {"prompt": prompt, "gold": example["output"], "k": len(items), "generic": example["generic"]}
-        rows.append(row | {"history": [item[task.gold_field] for item in items]})
-        shortened += cut
-        fewer += len(items) < shots
-    if fewer:
-        print(f"{fewer} of {len(rows)} prompts show fewer items than planned: the profiles have no more")
-    if shortened:
-        print(f"{shortened} of {len(rows)} prompts were longer than {limit} tokens: their history items were shortened")
-    return Dataset.from_list(rows)
-
-
-def make_trainer(
-    loaded: LoadedModel, task: Task, rows: Dataset, settings: RLSettings, work: Path, on_log: OnLog | None
-) -> Any:
-    trainer = trainer_class(settings.algorithm)(
-        model=loaded.model,
-        reward_funcs=[reward_function(task, settings.format_weight)],
-        args=trainer_config(settings, work),
-        train_dataset=rows,
-        processing_class=loaded.tokenizer,
-        callbacks=[log_callback(work / "log.csv", "reward", warn_on_log(on_log))],
-    )
-    ensure_reference(trainer.model, settings.beta)
-    only_our_progress(trainer)
-    return trainer
-
-
-def trainer_config(settings: RLSettings, work: Path) -> Any:
-    """Every field that decides something is set: Unsloth's defaults differ from TRL's."""
-    from trl import GRPOConfig
-
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch and torchrun
-    sequences, at_once = settings.prompts_per_step * settings.group_size, settings.micro_batch * processes
-    if sequences % at_once or settings.micro_batch % settings.group_size:
+@contextmanager
+def memory_error_explained(run: Run, settings: RLSettings) -> Iterator[None]:
+    """Turn "out of memory" on a GPU into the settings that halve what is needed."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        checkpointing = "" if settings.gradient_checkpointing else "rl.gradient_checkpointing=true, or "
         raise KitError(
-            f"rl.micro_batch={settings.micro_batch} must be a multiple of rl.group_size={settings.group_size} and, on "
-            f"{processes} process(es), divide the {sequences} sequences of a step."
+            f"The GPU has not enough memory for an RL step. Set {checkpointing}"
+            f"rl.micro_batch_tokens={settings.micro_batch_tokens // 2}, or a lower reflection.max_seq_length (now "
+            f"{run.preset.reflection.max_seq_length}), and run again; it goes on from the last checkpoint."
+        ) from error
+
+
+def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> list[Prompt]:
+    """One prompt per slot, in training order. The curriculum lies in the order.
+
+    Raises:
+        KitError: a prompt does not fit into the context window beside its completion.
+    """
+    task, limit = get_task(run.preset.data.task), loaded.max_seq_length - settings.max_new_tokens
+    if limit < 1:
+        raise KitError(
+            f"rl.max_new_tokens={settings.max_new_tokens} leaves no room for a prompt in {loaded.max_seq_length} "
+            "tokens: lower it, or raise reflection.max_seq_length."
         )
-    return GRPOConfig(
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=sequences // at_once,
-        steps_per_generation=sequences // at_once,  # one rollout batch, one update: rho = 1, on-policy
-        num_generations=settings.group_size,
-        num_iterations=1,
-        max_completion_length=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_p=1.0,
-        top_k=0,
-        scale_rewards="none",  # TRL's log then keeps r - group mean; the advantage is ours
-        loss_type="dapo",  # token sum over the global token count
-        importance_sampling_level="token",
-        epsilon=settings.clip,
-        epsilon_high=settings.clip,
-        beta=settings.beta,
-        use_bias_correction_kl=True,  # makes TRL's KL gradient the k2 one (facts)
-        mask_truncated_completions=False,
-        shuffle_dataset=False,  # the curriculum lies in the order of the rows
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        max_grad_norm=1.0,
-        logging_steps=1,
-        use_vllm=False,
-        **common_arguments(settings, work),
+    plan = shots_plan(settings.curriculum, settings.steps, settings.shots_from, settings.shots_to, settings.seed)
+    pool = load_prepared(run, "train")
+    too_long = unfitting(loaded.tokenizer, limit, task, pool, max(plan))
+    if too_long:
+        print(
+            f"{len(too_long)} of {len(pool)} examples are left out, the first because: {next(iter(too_long.values()))}"
+        )
+    pool = [example for example in pool if example["id"] not in too_long]
+    examples = prompt_order(pool, settings.steps * settings.prompts_per_step, settings.seed)
+    prompts, shortened, fewer = [], 0, 0
+    for slot, example in enumerate(examples):
+        items = top_k(example, example["ranking"], plan[slot // settings.prompts_per_step])
+        messages, cut = fitting_messages(loaded.tokenizer, limit, task, example, items)
+        ids, history = prompt_ids(loaded.tokenizer, messages), [item[task.gold_field] for item in items]
+        prompts.append(Prompt(example["id"], messages, ids, example["output"], example["generic"], history))
+        shortened += cut
+        fewer += len(items) < plan[slot // settings.prompts_per_step]
+    if fewer:
+        print(f"{fewer} of {len(prompts)} prompts show fewer items than planned: the profiles have no more")
+    if shortened:
+        print(
+            f"{shortened} of {len(prompts)} prompts were longer than {limit} tokens: their history items were shortened"
+        )
+    return prompts
+
+
+# ---- the loop -----------------------------------------------------------------------------------------------------
+
+
+def train(
+    loaded: LoadedModel, prompts: Sequence[Prompt], task: Task, settings: RLSettings, folder: Path, on_log: OnLog | None
+) -> None:
+    """All steps from the last whole checkpoint in `folder` on."""
+    training = start_training(loaded, settings)
+    checkpoints.restore(folder / "checkpoints", training, "the SFT adapter")
+    progress = ProgressLog(folder / "log.csv", "reward", settings.steps, training.step, warn_on_log(on_log))
+    if progress.is_main:
+        rollouts.cut_after(folder, training.step)
+    with progress:
+        while training.step < settings.steps:
+            first = training.step * settings.prompts_per_step
+            row, sampled = rl_step(loaded, training, prompts[first : first + settings.prompts_per_step], task, settings)
+            if progress.is_main:
+                row["rollouts_left_out"] = rollouts.append(folder, sampled, settings.rollouts_mb)
+            training.log.append(row)
+            progress.update(training.log)
+            if progress.is_main and training.step % settings.save_every == 0 and training.step < settings.steps:
+                checkpoints.save(folder / "checkpoints", training)
+    left_out = sum(row.get("rollouts_left_out", 0) for row in training.log)
+    if left_out:
+        print(
+            f"{left_out:.0f} rollouts are not in {rollouts.FILE}: it has reached rl.rollouts_mb={settings.rollouts_mb}"
+        )
+
+
+def start_training(loaded: LoadedModel, settings: RLSettings) -> checkpoints.Training:
+    """The optimiser over the LoRA that is open, and the frozen copy `ref` of it to which the KL is taken."""
+    model = loaded.model
+    if settings.beta and "ref" not in model.peft_config:
+        copy_adapter(model, "ref")
+    if settings.gradient_checkpointing:
+        causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
+    # fp16 has too few exponents for gradients: the loss is scaled up, and a step whose gradient overflows is left out
+    scaler = torch.amp.GradScaler(model.device.type, enabled=causal_lm(model).dtype == torch.float16)
+    return checkpoints.Training(parameters, optimizer, scaler, [])
+
+
+def rl_step(
+    loaded: LoadedModel, training: checkpoints.Training, prompts: Sequence[Prompt], task: Task, settings: RLSettings
+) -> tuple[dict[str, float], list[Rollout]]:
+    """One step on the step's prompts of all ranks: its row of the log, and its rollouts."""
+    step, began = training.step + 1, time.perf_counter()
+    first, mine = ranks.share_of(prompts)
+
+    # 1. Sample G completions of each prompt.
+    groups = sample_completions(loaded, mine, settings, step, first)
+    sampled = time.perf_counter()
+
+    # 2. Parse and reward each.
+    texts = [loaded.tokenizer.batch_decode(completions, skip_special_tokens=True) for _, completions in groups]
+    judged = [
+        judge(task, text, prompt.gold, prompt.shots, settings.format_weight)
+        for prompt, own in zip(mine, texts, strict=True)
+        for text in own
+    ]
+
+    # 3. Advantages, from the rewards and lengths of all ranks.
+    rewards = torch.tensor(ranks.gather([one.reward for one in judged]))
+    lengths = torch.tensor(ranks.gather([float(len(tokens)) for _, completions in groups for tokens in completions]))
+    refuse_non_finite(rewards, "reward", step)
+    whole_batch = advantages(rewards, lengths, settings.group_size, settings.algorithm)
+    own_advantages = whole_batch[first * settings.group_size :][: len(judged)]
+
+    # 4. Log-probabilities, loss and gradient, in micro-batches that hold whole groups; 5. the update.
+    loss, kl = accumulate_gradients(loaded, groups, own_advantages, float(lengths.sum()), settings, training, step)
+    grad_norm = update(training, step)
+    training.step, training.memory = step, release_memory(training.memory)
+
+    records = ranks.gather(
+        rollouts.records(step, mine, groups, texts, judged, own_advantages.tolist(), end_tokens(loaded))
     )
+    row = {"step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": settings.learning_rate}
+    row |= {"kl": kl} if settings.beta else {}
+    row |= rollouts.summary(records, prompts, task)
+    row |= {"seconds_sampling": sampled - began, "seconds_scoring": time.perf_counter() - sampled}
+    return row, records
+
+
+def sample_completions(
+    loaded: LoadedModel, prompts: Sequence[Prompt], settings: RLSettings, step: int, first: int = 0
+) -> list[Group]:
+    """The prompts' tokens with G completions each. What is drawn follows from seed, step and slot in the step alone, so
+    that a resumed training, and one on several ranks, draws the same; `first` is the slot of the first prompt.
+    """
+    uniforms = []
+    for slot in range(first, first + len(prompts)):
+        seed = random.Random(f"rollouts/{settings.seed}/{step}/{slot}").getrandbits(63)
+        generator = torch.Generator().manual_seed(seed)
+        uniforms.append(torch.rand(settings.group_size, settings.max_new_tokens, generator=generator))
+    if not prompts:
+        return []
+    ids = [prompt.ids for prompt in prompts]
+    with torch.no_grad(), using_adapter(loaded.model):
+        completions = sample(
+            loaded, ids, settings.group_size, settings.max_new_tokens, settings.temperature, torch.stack(uniforms)
+        )
+    return list(zip(ids, completions, strict=True))
 
 
 def advantages(rewards: Tensor, lengths: Tensor, group: int, algorithm: str = "reinforce++-baseline") -> Tensor:
-    """One advantage a completion from the rewards and lengths (in tokens) of the global batch; shapes (sequences,).
+    """One advantage per completion from the rewards and lengths (in tokens) of the global batch; shapes (sequences,).
 
     Completions of one prompt stand together, `group` of them.
     """
@@ -154,9 +238,9 @@ def advantages(rewards: Tensor, lengths: Tensor, group: int, algorithm: str = "r
         return whiten(centred, lengths)
     if algorithm == "reinforce++":  # no baseline: a hard prompt's attempts are all below the mean
         return whiten(rewards, lengths)
-    if algorithm == "rloo":  # baseline: the mean of the *other* attempts
+    if algorithm == "rloo":  # arXiv 2402.14740; baseline: the mean of the *other* attempts
         return centred * group / (group - 1)
-    if algorithm == "grpo":  # TRL's constants: Bessel's correction, 1e-4
+    if algorithm == "grpo":  # arXiv 2402.03300, with TRL's constants: Bessel's correction, 1e-4
         return centred / (groups.std(1).repeat_interleave(group) + 1e-4)
     raise KitError(f"There is no rl.algorithm={algorithm!r}; there are {', '.join(ALGORITHMS)}.")
 
@@ -168,119 +252,73 @@ def whiten(values: Tensor, lengths: Tensor) -> Tensor:
     return (values - mu) * var.clamp(min=1e-8).rsqrt()
 
 
-def trainer_class(algorithm: str = "reinforce++-baseline") -> Any:
-    """The trainer. Made in a function, because it must derive from whatever Unsloth has put in TRL's place by now."""
-    from trl import GRPOTrainer
+def accumulate_gradients(
+    loaded: LoadedModel,
+    groups: Sequence[Group],
+    advantage: Tensor,
+    all_tokens: float,
+    settings: RLSettings,
+    training: checkpoints.Training,
+    step: int,
+) -> tuple[float, float]:
+    """Add this rank's part of the gradient to the parameters; loss and KL per token, of all ranks."""
+    model, device = loaded.model, loaded.model.device
+    shared = why_not_shared_prefix(model) is None
+    loss_sum = kl_sum = 0.0
+    for batch in micro_batches(groups, settings.micro_batch_tokens, shared):
+        part = [groups[n] for n in batch]
+        own = torch.stack([advantage[n * settings.group_size + i] for n in batch for i in range(settings.group_size)])
+        lengths = torch.tensor([len(tokens) for _, completions in part for tokens in completions])
+        per_token = own.repeat_interleave(lengths).to(device)
+        reference = None
+        if settings.beta:
+            with torch.no_grad(), scoring(model, "ref"):
+                reference = score(model, part, settings.temperature)
+        with scoring(model):
+            logprobs = score(model, part, settings.temperature)
+            refuse_non_finite(logprobs, "log-probability", step)
+            loss, kl = policy_loss(logprobs, logprobs.detach(), reference, per_token, settings.clip, settings.beta)
+            refuse_non_finite(loss, "loss", step)
+            training.scaler.scale(loss / all_tokens).backward()
+        loss_sum, kl_sum = loss_sum + float(loss.detach()), kl_sum + float(kl)
+    sums = ranks.gather([(loss_sum, kl_sum)])
+    return sum(one for one, _ in sums) / all_tokens, sum(one for _, one in sums) / all_tokens
 
-    if torch.cuda.is_available() and "Unsloth" not in GRPOTrainer.__name__:
+
+def policy_loss(
+    logprobs: Tensor, old: Tensor, reference: Tensor | None, advantage: Tensor, clip: float, beta: float
+) -> tuple[Tensor, Tensor]:
+    """The loss, summed over tokens; and, for the log, the KL to the reference, summed too. All inputs are (tokens,)."""
+    ratio = (logprobs - old).exp()
+    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).sum()
+    if reference is None:
+        return loss, torch.zeros(())
+    distance = logprobs - reference
+    with torch.no_grad():
+        kl = ((-distance).exp() - 1 + distance).sum()  # "k3": never negative, and right on average
+    return loss + beta * (distance**2 / 2).sum(), kl
+
+
+def update(training: checkpoints.Training, step: int) -> float:
+    """Clip the gradient of all ranks to norm 1 and take AdamW's step; the norm before clipping."""
+    parameters, scaler = list(training.parameters.values()), training.scaler
+    ranks.sum_gradients(parameters)
+    scaler.unscale_(training.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    if (
+        not scaler.is_enabled() or scaler.get_scale() < 1
+    ):  # else an overflow of the scaled gradient: the scaler lowers it
+        refuse_non_finite(norm, "gradient", step)
+    scaler.step(training.optimizer)
+    scaler.update()
+    training.optimizer.zero_grad()
+    return float(norm)
+
+
+def refuse_non_finite(values: Tensor, what: str, step: int) -> None:
+    """KitError where NaN or infinity has come up: nothing that is computed from it means anything."""
+    if not bool(values.isfinite().all()):
         raise KitError(
-            "Unsloth did not patch TRL's trainer: check that the pinned versions of unsloth and trl are installed."
+            f"Step {step}: a {what} is not a number (NaN or infinite). Training stops; the last checkpoint is kept. "
+            "Lower rl.learning_rate or raise rl.beta, and look at the last steps in log.csv and rollouts.jsonl."
         )
-
-    class RewritingTrainer(GRPOTrainer):  # type: ignore[misc]
-        def _generate_and_score_completions(self, inputs: Any) -> Any:
-            give_back_memory()
-            out = super()._generate_and_score_completions(inputs)
-            model: Any = self.model
-            group: Any = self.num_generations
-            if model.training:
-                lengths = self.accelerator.gather(out["completion_mask"].sum(1).float())
-                found = advantages(self.gathered_rewards, lengths, group, algorithm)
-                out["advantages"] = found.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
-            return out
-
-        def _prepare_inputs(self, generation_batch: Any) -> Any:
-            before, inputs = self._buffered_inputs, super()._prepare_inputs(generation_batch)
-            if self._buffered_inputs is before:
-                return inputs
-            self._buffered_inputs = group_by_prompt(self._buffered_inputs)
-            return self._buffered_inputs[self._step % len(self._buffered_inputs)]
-
-        def _calculate_rewards(self, *args: Any) -> Any:
-            """One column for our one reward, of all processes; TRL goes on with it for its log."""
-            rewards = super()._calculate_rewards(*args)
-            self.gathered_rewards = rewards[:, 0]
-            return rewards
-
-        def _get_per_token_logps_and_entropies(
-            self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **rest: Any
-        ) -> Any:
-            if scores_apart(model, self.accelerator.num_processes):
-                return super()._get_per_token_logps_and_entropies(
-                    model, input_ids, attention_mask, logits_to_keep, *args, **rest
-                )
-            inner = self.accelerator.unwrap_model(model)
-            with self.accelerator.autocast():
-                return *score_groups(inner, input_ids, attention_mask, logits_to_keep, self.temperature), None
-
-        def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
-            model: Any = self.accelerator.unwrap_model(self.model)
-            group: Any = self.num_generations
-            distinct = prompt_ids[::group]
-            if not shares_prefix(model) or prompt_ids != [ids for ids in distinct for _ in range(group)]:
-                return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-            with self.accelerator.autocast():
-                return sample_together(self, model, distinct), None
-
-        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            """Load the policy too: where a `ref` adapter exists, transformers loads only that one (facts, trap 1)."""
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            policy: Any = self.model
-            policy.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
-            policy.set_adapter("default")
-
-    return RewritingTrainer
-
-
-def sample_together(trainer: Any, model: Any, prompts: list[list[int]]) -> list[list[int]]:
-    """The trainer's G completions of each prompt, as token ids up to their end; G stand together."""
-    from trl.trainer.utils import pad
-
-    rows = [torch.tensor(ids, device=model.device) for ids in prompts]
-    ids = pad(rows, padding_value=trainer._tokenizer.pad_token_id, padding_side="left")
-    mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left")
-    group, limit, ends = trainer.num_generations, trainer.args.max_completion_length, trainer.eos_token_ids
-    out = sample_groups(model, ids, mask, group, limit, trainer.temperature, ends)
-    return [until_end(row, ends) for row in out.flatten(0, 1).tolist()]
-
-
-def group_by_prompt(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A step's micro-batches, dealt anew so that the rewrites of a prompt stand in one of them and can share it: TRL
-    shuffles them over all. The step's gradient, a sum over all, stays the same.
-    """
-    from trl.trainer.utils import split_tensor_dict
-
-    _, prompt = torch.unique(torch.cat([batch["prompt_ids"] for batch in batches]), dim=0, return_inverse=True)
-    order = prompt.argsort(stable=True)
-
-    def rows(name: str) -> Any:
-        parts = [batch[name] for batch in batches]
-        if isinstance(parts[0], Tensor) and parts[0].ndim:
-            return torch.cat(parts)[order]
-        if isinstance(parts[0], list):
-            return [list(chain(*parts))[n] for n in order.tolist()]
-        return parts[0]  # one number for all, or nothing
-
-    dealt: list[dict[str, Any]] = split_tensor_dict({name: rows(name) for name in batches[0]}, len(batches))
-    return dealt
-
-
-def scores_apart(model: Any, processes: int = 1) -> str | None:
-    """Why each rewrite is scored with a prompt of its own, or None where a group shares it."""
-    if processes > 1:
-        return "several processes exchange their gradients in the model's own forward pass"
-    if torch.cuda.is_available():
-        return "Unsloth's GPU trainer groups prefixes itself"
-    return None if shares_prefix(model) else f"the attention of this {model.config.model_type} model is not known here"
-
-
-def ensure_reference(model: Any, beta: float) -> None:
-    """A frozen copy of the SFT adapter named `ref`, to which the KL is taken. TRL adds it, Unsloth leaves it out."""
-    if beta == 0.0 or "ref" in model.peft_config:
-        return
-    model.add_adapter("ref", model.peft_config["default"])
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
-        if ".default." in name:
-            parameters[name.replace(".default.", ".ref.")].data.copy_(parameter.data)
-    model.set_adapter("default")

@@ -13,52 +13,68 @@ from typing import Any
 
 from datasets import Dataset
 
+from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
+from rpo_kit.lamp.item import items_by_id
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.models.local import LoadedModel, load_trainable
+from rpo_kit.models.local import LoadedModel, load_unsloth_trainable
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import SFTSettings
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.reflection import fitting_messages
+from rpo_kit.rewriting.reflection import DoesNotFitError, fitting_messages
 from rpo_kit.rewriting.trajectory import Trajectory, render
-from rpo_kit.runs import Run, read_records, stage
+from rpo_kit.runs import Run, read_records
+from rpo_kit.stages import stage
 from rpo_kit.training.progress import (
     OnLog,
     common_arguments,
     finish_training,
     is_trained,
     log_callback,
-    only_our_progress,
-    train,
+    remove_printer_callback,
+    run_trainer,
 )
 
 
 def train_sft(run: Run, on_log: OnLog | None = None) -> None:
-    """Train the adapter; goes on from the last checkpoint after an interruption."""
+    """Train the adapter; after an interruption, resume from the last checkpoint."""
     settings = run.preset.sft
     with stage(run, "sft", every_rank=True, **inputs_of(run, "sft")) as work:
         if work is None or is_trained(work):
             return
-        loaded = load_trainable(run.preset.reflection, adapter=None, seed=settings.seed)
+        loaded = load_unsloth_trainable(run.preset.reflection, settings.seed)
         trainer = make_trainer(loaded, sft_dataset(run, loaded), settings, work, on_log)
-        train(trainer, work)
+        run_trainer(trainer, work)
         finish_training(trainer.model, loaded.tokenizer, work)
 
 
 def sft_dataset(run: Run, loaded: LoadedModel) -> Dataset:
-    """One row a trajectory: `prompt` and `completion` as conversations."""
+    """One row per trajectory: `prompt` and `completion` as conversations.
+
+    What is too long is shortened or left out, and counted.
+    """
     examples = {example["id"]: example for example in load_prepared(run, "train")}
     records = read_records(run.stage("synthesize") / "trajectories.jsonl")
-    made = [_row(run, loaded, examples[record["example"]], record) for record in records]
-    shortened = sum(cut for _, cut in made)
+    rows, shortened, left_out = [], 0, []
+    for record in records:
+        try:
+            row, cut = _row(run, loaded, examples[record["example"]], record)
+        except DoesNotFitError as error:
+            left_out.append(str(error))
+            continue
+        rows.append(row)
+        shortened += cut
     if shortened:
-        most = loaded.max_seq_length
-        print(f"{shortened} of {len(made)} rows were longer than {most} tokens: their history items were shortened")
-    return Dataset.from_list([row for row, _ in made])
+        print(f"{shortened} of {len(records)} prompts were shortened to fit {loaded.max_seq_length} tokens")
+    if left_out:
+        print(f"{len(left_out)} of {len(records)} trajectories are left out, the first because: {left_out[0]}")
+    if not rows:
+        raise KitError("No trajectory fits the window of the module: raise reflection.max_seq_length.")
+    return Dataset.from_list(rows)
 
 
 def _row(run: Run, loaded: LoadedModel, example: Example, record: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    profile = {item["id"]: item for item in example["profile"]}
+    profile = items_by_id(example["profile"], example["id"])
     items = [profile[item_id] for item_id in record["items"]]
     text = render(Trajectory(record["observe"], record["plan"], record["rewrite"]))
     limit = loaded.max_seq_length - len(loaded.tokenizer(text)["input_ids"]) - 8
@@ -68,7 +84,7 @@ def _row(run: Run, loaded: LoadedModel, example: Example, record: dict[str, Any]
 
 
 def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work: Path, on_log: OnLog | None) -> Any:
-    """TRL's trainer with every field that decides something set, because Unsloth changes the defaults."""
+    """TRL's trainer. Every field that decides something is set, because Unsloth changes the defaults."""
     from trl import SFTConfig, SFTTrainer  # after Unsloth, which `loaded` has imported
 
     config = SFTConfig(
@@ -89,5 +105,5 @@ def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work
         processing_class=loaded.tokenizer,
         callbacks=[log_callback(work / "log.csv", "loss", on_log)],
     )
-    only_our_progress(trainer)
+    remove_printer_callback(trainer)
     return trainer

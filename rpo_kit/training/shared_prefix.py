@@ -1,179 +1,278 @@
 """Score the G completions of one prompt in a single pass, so that the long prompt is read once instead of G times.
 
-In RL a group of rewrites shares its prompt: query, generic answer and up to six history items. Here all tokens of a
-batch lie in one row without padding, each prompt once; positions of a completion go on from its prompt's end. Only
-attention needs to know what belongs together, so it is ours (registered with transformers): a prompt looks at itself, a
-completion at its prompt and at itself. Log-probabilities and gradients equal those of G separate rows. Used by the RL
-trainer on the plain Hugging Face path; Unsloth's GPU trainer groups prefixes itself, so there this module stands aside.
+In RL a group of rewrites shares its prompt: query, generic answer and up to six history items. Here all tokens of some
+groups lie in one row without padding ("packed"), each prompt once; positions of a completion go on from its prompt's
+end. Only attention needs to know what belongs together, so it is ours (registered with transformers): a prompt looks at
+itself, a completion at its prompt and at itself. Log-probabilities and gradients equal those of G separate rows. Models
+whose attention is not known here are scored in separate rows, through the same head.
 
-    tokens       p p p p q q a a b b b c     two prompts (p, q); completions a and b of p, c of q
-    positions    0 1 2 3 0 1 4 5 4 5 6 2
-    prompts      [[0 1 2 3] [. . 4 5]]                        where each prompt's tokens stand, left-padded
-    completions  [[[6 7 .] [8 9 10]] [[11 . .] [. . .]]]      where each completion's tokens stand, right-padded
+    tokens       p p p p a a b b b q q c     two prompts (p, q); completions a and b of p, c of q
+    positions    0 1 2 3 4 5 4 5 6 0 1 2
+    a looks at   x x x x x x . . . . . .     each token of a only up to itself
+    b looks at   x x x x . . x x x . . .
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from rpo_kit.errors import KitError
-from rpo_kit.models.sampling import attention
+from rpo_kit.models.lora import using_adapter
+from rpo_kit.models.sampling import attention, causal_lm, shares_prefix
 
-_CHUNK = 64  # ours: tokens whose logits (vocabulary wide, fp32) stand in memory at a time: 13 MB for SmolLM2
+_BLOCK = 128  # ours: tokens of a prompt whose scores stand in memory at a time
+_CHUNK = 128  # ours: tokens whose logits (vocabulary wide, fp32) stand in memory at a time: 25 MB for SmolLM2
+Group = tuple[list[int], list[list[int]]]  # a prompt's tokens and those of each of its completions
+
+
+def micro_batches(groups: Sequence[Group], budget: int, shared: bool = True) -> Iterator[list[int]]:
+    """Deal groups, by number, into batches of at most `budget` tokens; a larger group is a batch of its own.
+
+    `shared`: a prompt counts once per group, else once per completion.
+    """
+    batch: list[int] = []
+    used = 0
+    for number, (prompt, completions) in enumerate(groups):
+        size = len(prompt) * (1 if shared else len(completions)) + sum(map(len, completions))
+        if batch and used + size > budget:
+            yield batch
+            batch, used = [], 0
+        batch.append(number)
+        used += size
+    if batch:
+        yield batch
+
+
+@contextmanager
+def scoring(model: PreTrainedModel, adapter: str = "default") -> Iterator[None]:
+    """Around `score` and the backward pass that follows: what adapter scores, and by which attention. (Under gradient
+    checkpointing the backward pass runs the layers again.)
+    """
+    lm = causal_lm(model)
+    name = "rpo_groups" if shares_prefix(model) else lm.config._attn_implementation
+    with using_adapter(lm, adapter), attention(lm, name):
+        yield
+
+
+def score(model: PreTrainedModel, groups: Sequence[Group], temperature: float) -> Tensor:
+    """Log-probability of each completion token, (M,): completion after completion, without padding.
+
+    Raises:
+        KitError: the output layer is trained, for which there is no gradient here.
+    """
+    lm = causal_lm(model)
+    if any(parameter.requires_grad for parameter in lm.get_output_embeddings().parameters()):
+        raise KitError("The output layer is trained here, for which scoring has no gradient: freeze it.")
+    if shares_prefix(model):
+        packed = pack_groups(groups, model.device)
+        with attention(lm, "rpo_groups"):
+            output = lm.base_model(
+                input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, groups=packed
+            )
+        hidden, targets = output.last_hidden_state[0, packed.predictor], packed.targets
+    else:
+        ids, mask, predictor, targets = _rows(groups, model.device)
+        output = lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        hidden = output.last_hidden_state.flatten(0, 1)[predictor]
+    return token_logps(hidden, lm.get_output_embeddings().weight, targets, temperature)
+
+
+def why_not_shared_prefix(model: PreTrainedModel) -> str | None:
+    """Why each rewrite is scored with a prompt of its own, or None where a group shares it."""
+    if shares_prefix(model):
+        return None
+    return f"the attention of this {model.config.model_type} model is not known here"
+
+
+# ---- layout -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Groups:
-    """N tokens in one row, and where each of R prompts (up to P tokens) and its G completions (up to L) stand in it."""
+class Block:
+    """Tokens that attend together: each of `own` to those of `prefix`, to those of `own` before it and to itself."""
+
+    own: slice
+    prefix: slice  # of the prompt; for a block of the prompt, what stands before it
+
+
+@dataclass(frozen=True)
+class PackedGroups:
+    """N tokens in one row: each prompt, followed by its completions."""
 
     tokens: Tensor  # (1, N)
     positions: Tensor  # (1, N)
-    prompts: Tensor  # (R, P); N where there is no token
-    completions: Tensor  # (R, G, L); the same
     predictor: Tensor  # (M,) which token predicts each of the M completion tokens
-    at: tuple[Tensor, ...]  # where these M stand in the (B, L) completions that were given
-
-    @property
-    def slots(self) -> Tensor:
-        """Both grids in one row: (R P + R G L,)."""
-        return torch.cat([self.prompts.flatten(), self.completions.flatten()])
-
-    @property
-    def places(self) -> Tensor:
-        """In which slot each of the N tokens stands: the inverse of `slots`."""
-        return self.slots.argsort()[: self.tokens.shape[1]]
+    targets: Tensor  # (M,) these tokens
+    blocks: tuple[Block, ...]  # every token is in one
 
 
-def lay_out(prompts: Tensor, prompt_mask: Tensor, completions: Tensor, completion_mask: Tensor) -> Groups:
-    """Put equal prompts down once, then all completions. Inputs are (B, length), prompts left-padded, completions
-    right-padded, masks 0 or 1.
+def pack_groups(groups: Sequence[Group], device: torch.device | str = "cpu") -> PackedGroups:
+    """Lay groups out one after the other."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    predictor: list[int] = []
+    targets: list[int] = []
+    blocks: list[Block] = []
+    for prompt, completions in groups:
+        start, end = len(tokens), len(tokens) + len(prompt)
+        tokens += prompt
+        positions += range(len(prompt))
+        blocks += [Block(slice(n, min(n + _BLOCK, end)), slice(start, n)) for n in range(start, end, _BLOCK)]
+        for completion in completions:
+            first, last = len(tokens), len(tokens) + len(completion)
+            # the prompt's last token predicts the first one of each completion
+            predictor += [end - 1, *range(first, last - 1)]
+            targets += completion
+            tokens += completion
+            positions += range(len(prompt), len(prompt) + len(completion))
+            blocks.append(Block(slice(first, last), slice(start, end)))
+    ids, at = (torch.tensor([numbers]).to(device) for numbers in (tokens, positions))
+    predicting, predicted = (torch.tensor(numbers).to(device) for numbers in (predictor, targets))
+    return PackedGroups(ids, at, predicting, predicted, tuple(blocks))
+
+
+def _rows(groups: Sequence[Group], device: torch.device | str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each completion in a row after a copy of its prompt, right-padded: ids and mask (B, T), and of each completion
+    token the flat index of the token that predicts it, and itself, (M,).
     """
-    _, group = torch.unique(prompts.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
-    same = group[:, None] == group
-    first, group = torch.unique(same.long().argmax(1), return_inverse=True)  # groups in the order of the batch
-    member = same.tril(-1).sum(1)  # how many of its group stand before it
-    prompts, held, real = prompts[first], prompt_mask[first].bool(), completion_mask.bool()
-    lengths, count = held.sum(1), int(held.sum() + real.sum())
-    prompt_at = torch.full_like(prompts, count).masked_scatter(held, torch.arange(count, device=held.device))
-    rest = torch.arange(int(lengths.sum()), count, device=held.device)
-    completion_at = torch.full_like(completions, count).masked_scatter(real, rest)
-    grid = completion_at.new_full((len(first), int(member.max()) + 1, completions.shape[1]), count)
-    grid[group, member] = completion_at
-    before = torch.cat([prompt_at[group, -1:], completion_at[:, :-1]], 1)  # a prompt's last token predicts the first
-    positions = lengths[group, None] + torch.arange(completions.shape[1], device=held.device)
-    return Groups(
-        torch.cat([prompts[held], completions[real]])[None],
-        torch.cat([(held.cumsum(1) - 1)[held], positions[real]])[None],
-        prompt_at,
-        grid,
-        before[real],
-        torch.nonzero(real, as_tuple=True),
-    )
+    rows = [(prompt, completion) for prompt, completions in groups for completion in completions]
+    length = max(len(prompt) + len(completion) for prompt, completion in rows)
+    ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
+    predictor: list[int] = []
+    for row, (prompt, completion) in enumerate(rows):
+        ids[row, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
+        mask[row, : len(prompt) + len(completion)] = 1
+        first = row * length + len(prompt) - 1
+        predictor += range(first, first + len(completion))
+    targets = torch.tensor([token for _, completion in rows for token in completion])
+    return ids.to(device), mask.to(device), torch.tensor(predictor).to(device), targets.to(device)
 
 
-def score_groups(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, completion_length: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of each completion token; both (B, completion_length), zero where masked."""
-    cut = input_ids.shape[1] - completion_length
-    groups = lay_out(input_ids[:, :cut], attention_mask[:, :cut], input_ids[:, cut:], attention_mask[:, cut:])
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if any(parameter.requires_grad for parameter in causal_lm.lm_head.parameters()):
-        raise KitError("The output layer is trained here, for which shared-prefix scoring has no gradient: freeze it.")
-    with attention(causal_lm, "rpo_groups"):
-        hidden = causal_lm.model(
-            input_ids=groups.tokens, position_ids=groups.positions, use_cache=False, groups=groups
-        ).last_hidden_state[0, groups.predictor]
-    targets = input_ids[:, cut:][groups.at]
-    with torch.autocast(input_ids.device.type, enabled=False):  # the types in there are chosen
-        logps, entropy = TokenLogps.apply(hidden, causal_lm.lm_head.weight, targets, temperature)
-    empty = torch.zeros(input_ids.shape[0], completion_length, device=input_ids.device)
-    return empty.index_put(groups.at, logps), empty.index_put(groups.at, entropy)
+# ---- the head -----------------------------------------------------------------------------------------------------
+
+
+class Context(Protocol):
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    blocks: tuple[Block, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class TokenLogps(torch.autograd.Function):
-    """log softmax(W h / T)[target] of M hidden states (M, hidden), and the entropy (without gradient); both (M,).
+    """log softmax(W h / T)[target] of M hidden states (M, hidden); (M,).
 
     The gradient to h, (W[target] - sum_v p_v W[v]) / T for each token, is worked out on the way, chunk by chunk: the
-    logits, 200 kB a token with SmolLM2's vocabulary, are neither kept nor computed twice.
+    logits, 200 kB per token with SmolLM2's vocabulary, are neither kept nor computed twice.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logps, entropy, slopes = [], [], []
-        for h, target in zip(hidden.to(weight.dtype).split(_CHUNK), targets.split(_CHUNK), strict=True):
-            each = torch.log_softmax((h @ weight.T).float() / temperature, -1)
-            chances = each.exp()
-            logps.append(each.gather(-1, target[:, None])[:, 0])
-            entropy.append(-torch.linalg.vecdot(chances, each))
+    def forward(ctx: Context, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        logprobs, gradients = [], []
+        hidden = (hidden / temperature).to(weight.dtype)  # M x H numbers; dividing the logits would touch M x V
+        for h, target in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True):
+            logits = h @ weight.T
+            probs = logits.softmax(-1, dtype=torch.float32)
+            # log p of the target by way of the likeliest token, whose p is 1 / sum exp(logit - max): never log of 0
+            logits_of_both = torch.stack([logits.gather(-1, target[:, None])[:, 0], logits.amax(-1)]).float()
+            logprobs.append(logits_of_both[0] - logits_of_both[1] + probs.amax(-1).log())
             if ctx.needs_input_grad[0]:
-                slopes.append((weight[target] - chances.to(weight.dtype) @ weight) / temperature)
-        ctx.save_for_backward(*([torch.cat(slopes)] if slopes else []))
-        entropies = torch.cat(entropy)
-        ctx.mark_non_differentiable(entropies)
-        return torch.cat(logps), entropies
+                gradients.append((weight[target] - probs.to(weight.dtype) @ weight) / temperature)
+        ctx.save_for_backward(*([torch.cat(gradients)] if gradients else []))
+        return torch.cat(logprobs)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return slope[:, None] * ctx.saved_tensors[0], None, None, None
+    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return (grad_output[:, None] * ctx.saved_tensors[0]), None, None, None
 
 
-class Move(torch.autograd.Function):
-    """Rows of x (n, features) at `index`, zeros where it says n. No row is taken twice, so `back` undoes it."""
+token_logps: Callable[..., Tensor] = TokenLogps.apply
+
+
+# ---- attention ----------------------------------------------------------------------------------------------------
+
+
+class BlockAttention(torch.autograd.Function):
+    """Attention block by block: scaled queries (K, N, S, D), keys and values (K, N, D); the result is (K, N, S, D).
+
+    S query heads read one key head, as S rows of the same matrix product: keys are never copied for them. A block's
+    scores fit into the processor's cache and are done with there; what comes after a token is not computed, except in
+    its own block. Gradients are written out, because autograd would go through the scores three more times.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(back)
-        return torch.cat([x, x.new_zeros(1, x.shape[1])])[index]
+    def forward(ctx: Context, q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+        out, all_probs = torch.empty_like(q), []
+        for block in blocks:
+            queries, keys, values = q[:, block.own].flatten(1, 2), _seen(k, block), _seen(v, block)
+            scores = torch.bmm(queries, keys.mT)
+            own = block.own.stop - block.own.start
+            by_token = scores.view(len(q), own, q.shape[2], -1)[..., -own:]
+            by_token.masked_fill_(_later(own, q.device)[:, None], torch.finfo(q.dtype).min)
+            probs = scores.softmax(-1)
+            out[:, block.own] = torch.bmm(probs, values).view(len(q), own, *q.shape[2:])
+            all_probs.append(probs)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(q, k, v, *all_probs)
+            ctx.blocks = blocks
+        return out
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.cat([slope, slope.new_zeros(1, slope.shape[1])])[ctx.saved_tensors[0]], None, None
+    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *all_probs = ctx.saved_tensors
+        grad_q = torch.empty_like(q)
+        # many blocks add to the same prompt: in fp32, or small terms would be rounded away
+        grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+        for block, probs in zip(ctx.blocks, all_probs, strict=True):
+            queries, grad = q[:, block.own].flatten(1, 2), grad_output[:, block.own].flatten(1, 2)
+            grad_probs = torch.bmm(grad, _seen(v, block).mT)
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+            grad_q[:, block.own] = torch.bmm(grad_scores, _seen(k, block)).view_as(q[:, block.own])
+            for total, part in ((grad_k, torch.bmm(grad_scores.mT, queries)), (grad_v, torch.bmm(probs.mT, grad))):
+                prefix = block.prefix.stop - block.prefix.start
+                total[:, block.prefix] += part[:, :prefix]
+                total[:, block.own] += part[:, prefix:]
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
+
+
+block_attention: Callable[..., Tensor] = BlockAttention.apply
+
+
+def _seen(x: Tensor, block: Block) -> Tensor:
+    """Keys or values (K, …, D) that a block looks at: its prefix, then its own tokens."""
+    if block.prefix.stop == block.own.start:
+        return x[:, block.prefix.start : block.own.stop]  # they stand one after the other
+    return torch.cat([x[:, block.prefix], x[:, block.own]], 1)
 
 
 def attend_in_groups(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, scaling: float, groups: Groups, **_: Any
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float,
+    groups: PackedGroups,
+    **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention among N tokens laid out as `groups`: query (1, H, N, D), key and value (1, K, N, D) to (1, N, H, D).
-
-    H / K query heads read one key head, as more rows of the same matrix product: keys are never copied.
-    """
-    (rows, most), (size, longest) = groups.prompts.shape, groups.completions.shape[1:]
-    heads, shared, width = key.shape[1], query.shape[1] // key.shape[1], query.shape[-1]
-    tokens = torch.cat([query * scaling, key, value], 1)[0].transpose(0, 1).flatten(1)
-    moved = Move.apply(tokens, groups.slots, groups.places).view(len(groups.slots), -1, width)
-    parts = [heads * shared, heads, heads]
-    q, k, v = (x.view(rows, most, heads, -1, width) for x in moved[: rows * most].split(parts, 1))
-    own_q, own_k, own_v = (x.view(rows, size, longest, heads, -1, width) for x in moved[rows * most :].split(parts, 1))
-    q, k, v = q.permute(0, 2, 3, 1, 4), k[:, :, :, 0].transpose(1, 2), v[:, :, :, 0].transpose(1, 2)
-    own_q = own_q.permute(0, 3, 1, 4, 2, 5)
-    own_k, own_v = (x[..., 0, :].permute(0, 3, 1, 2, 4) for x in (own_k, own_v))
-
-    never = torch.finfo(q.dtype).min
-    absent = (groups.prompts == len(groups.places))[:, None, None, None]  # (R, 1, 1, 1, P)
-    scores = (q.flatten(2, 3) @ k.mT).view(rows, heads, shared, most, most)
-    chances = scores.masked_fill_(absent | _later(most, q), never).softmax(-1)
-    read = (chances.flatten(2, 3) @ v).view(rows, heads, shared, most, width).permute(0, 3, 1, 2, 4)
-
-    back = (own_q.flatten(2, 4) @ k.mT).view(*own_q.shape[:-1], most).masked_fill_(absent[:, :, None], never)
-    own = (own_q.flatten(3, 4) @ own_k.mT).view(*own_q.shape[:-1], longest).masked_fill_(_later(longest, q), never)
-    chances = torch.cat([back, own], -1).softmax(-1)
-    own_read = (chances[..., :most].flatten(2, 4) @ v).view(own_q.shape)
-    own_read = own_read + (chances[..., most:].flatten(3, 4) @ own_v).view(own_q.shape)
-    own_read = own_read.permute(0, 2, 4, 1, 3, 5)  # (R, G, L, K, H / K, D)
-
-    answers = torch.cat([read.reshape(rows * most, -1), own_read.reshape(rows * size * longest, -1)])
-    return Move.apply(answers, groups.places, groups.slots).view(1, -1, heads * shared, width), None
+    """Attention among N tokens laid out as `groups`: query (1, H, N, D), key and value (1, K, N, D) to (1, N, H, D)."""
+    heads, (count, width) = key.shape[1], query.shape[2:]
+    q = (query.view(heads, -1, count, width).transpose(1, 2) * scaling).contiguous()
+    out = block_attention(q, key[0], value[0], groups.blocks)
+    return out.permute(1, 0, 2, 3).reshape(1, count, -1, width), None
 
 
-def _later(length: int, like: Tensor) -> Tensor:
+def _later(length: int, device: torch.device) -> Tensor:
     """(length, length), True where the second token comes after the first."""
-    return torch.ones(length, length, dtype=torch.bool, device=like.device).triu(1)
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
 
 
 AttentionInterface.register("rpo_groups", attend_in_groups)

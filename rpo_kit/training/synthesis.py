@@ -26,24 +26,31 @@ from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse
-from rpo_kit.runs import Run, append_records, read_records, sort_records, stage
+from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse_teachers
+from rpo_kit.runs import Run, append_records, read_records, sort_records
+from rpo_kit.stages import stage
 from rpo_kit.training.filters import RULES, Filters, rejection_reason
+from rpo_kit.training.limits import report_lengths
 from rpo_kit.training.teachers import ChatTeacher, Draft, Request, Rules, RuleTeacher, Teacher, persona_teacher
 
-_CHUNK = 64  # ours: requests per chunk, and so at most lost by a kill
+_CHUNK = 64  # ours: requests per chunk; a kill loses at most one chunk
 
 
 def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
     """Write `synthesize/trajectories.jsonl` and `synthesize/rejected.jsonl`, one line per request."""
     preset = run.preset
     inputs = inputs_of(run, "synthesize")
-    failures.reopen(run, "synthesize")
-    with stage(run, "synthesize", **inputs) as folder:
+    retry = failures.remain(run, "synthesize")
+    with stage(run, "synthesize", retry=retry, **inputs) as folder:
         if folder is None:
             return
         task = get_task(preset.data.task)
         requests = list(make_requests(load_prepared(run, "train"), preset.synthesis.shots, preset.synthesis.per_query))
+        if not requests:
+            raise KitError(
+                "There is nothing to write trajectories on: no train example has history items. If the data folder has "
+                "no train files, set data.dev_share=0.2 and prepare again."
+            )
         done = {record["id"] for name in ("trajectories", "rejected") for record in _records(folder, name)}
         missing = [request for request in requests if request.id not in done]
         if missing:
@@ -57,6 +64,7 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
         if not _records(folder, "trajectories"):
             raise KitError(f"The teacher wrote no usable trajectory; the reasons are in {folder / 'rejected.jsonl'}.")
         print(describe(folder))
+        report_lengths(run, _records(folder, "trajectories"))
 
 
 def make_requests(examples: Sequence[Example], shots: int, per_query: int) -> Iterator[Request]:
@@ -92,7 +100,7 @@ def describe(folder: Path) -> str:
 
 def examine(task: Task, request: Request, text: str, filters: Filters) -> tuple[Trajectory | None, str | None]:
     """The trajectory in a teacher's text, or None, and the reason to reject it, or None."""
-    parsed = parse(text)
+    parsed = parse_teachers(text)
     if parsed.trajectory is None:
         return None, parsed.error
     return parsed.trajectory, rejection_reason(task, request.example, request.numbered, parsed.trajectory, filters)

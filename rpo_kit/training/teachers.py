@@ -3,7 +3,7 @@
 A teacher sees the query, the generic answer, one or more history items and, if it is a chat model, the gold, and makes
 explicit how one gets from the generic answer to the gold. There are two kinds:
 
-`ChatTeacher` is any chat model. A text that cannot be used is returned once, with the reason. Texts are handed out as
+`ChatTeacher` is any chat model. A text that cannot be used is sent back once, with the reason. Texts are handed out as
 they arrive, so a kill loses nothing; a request that an endpoint does not answer fails alone.
 
 `persona_teacher` is a set of rules for the embedded benchmark. It reads the hidden facts that `personas` stores beside

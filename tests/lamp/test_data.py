@@ -1,5 +1,6 @@
 """Official files become a dataset; what is wrong with a file is reported on load, with file, id and remedy."""
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -7,9 +8,15 @@ from typing import Any
 
 import pytest
 from datasets import load_from_disk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.data import read_lamp, split_summary, write_lamp
+from rpo_kit.lamp.files import read_outputs
+from rpo_kit.lamp.item import items_by_id, read_gold
+from rpo_kit.lamp.leave_one_out import examples_from_items
+from rpo_kit.lamp.metrics import score_files, write_predictions
 from rpo_kit.lamp.tasks import TASKS, Task, get_task
 
 RATINGS, MOVIES = get_task("LaMP-3"), get_task("LaMP-2")
@@ -20,7 +27,7 @@ def question(number: int, items: int = 2, **more: Any) -> dict[str, Any]:
     return {"id": f"31{number}", "input": RATINGS.make_input(text=f"Review {number}."), "profile": profile} | more
 
 
-def write_split(folder: Path, questions: object, outputs: dict[str, Any] | None = None, task: str = "LaMP_3") -> Path:
+def write_split(folder: Path, questions: object, outputs: dict[Any, Any] | None = None, task: str = "LaMP_3") -> Path:
     """The two files of a dev split, as a user may have them on disk; by default "5" is everyone's output."""
     if outputs is None:
         assert isinstance(questions, list)
@@ -102,12 +109,114 @@ def test_numbers_are_read_as_text_like_in_lamps_evaluator(tmp_path: Path) -> Non
     assert dataset[0]["output"] == "4"
 
 
+@pytest.mark.parametrize("gold", ["4", "4.0", 4, 4.0, " 4\n", "4e0"])
+def test_a_rating_is_read_as_lamp_writes_it(gold: object, tmp_path: Path) -> None:
+    assert read_lamp(write_split(tmp_path, [question(0)], {"310": gold}), RATINGS, "dev")[0]["output"].strip() == "4"
+
+
+NEWS, HEADLINES, CITATIONS = (get_task(name) for name in ("LaMP-2-news", "LaMP-4", "LaMP-1"))
+
+
+@pytest.mark.parametrize(
+    ("task", "gold", "said"),
+    [
+        (MOVIES, "Sci-Fi", "is 'Sci-Fi', and LaMP compares labels letter by letter: write it as 'sci-fi'"),
+        (
+            MOVIES,
+            "horror",
+            r"is 'horror', which is not a label of LaMP-2 \(Movie tagging\): correct it to one of sci-fi",
+        ),
+        (MOVIES, "politics", "not a label of LaMP-2 .* Or give --task LaMP-2-news"),
+        (NEWS, "Style & Beauty", "write it as 'style & beauty'"),
+        (NEWS, "comedy", "Or give --task LaMP-2"),
+        (CITATIONS, "1", r"is '1', which is not a label of LaMP-1 .* one of \[1\], \[2\]"),
+        (CITATIONS, 1, "is '1', which is not a label"),
+        (RATINGS, "4.5", "which is not a rating from 1 to 5"),
+        (RATINGS, "0", "which is not a rating from 1 to 5"),
+        (RATINGS, 9, "which is not a rating from 1 to 5"),
+        (RATINGS, float("nan"), "is nan, as pandas writes a missing value"),
+        (RATINGS, "9" * 300, "is '9999.*…', which is not a rating from 1 to 5"),
+        (HEADLINES, float("nan"), "is nan, as pandas writes a missing value"),
+        (HEADLINES, None, "is 'None', which is not text"),
+        (HEADLINES, 1984, "is the number '1984', where a text belongs: write it in quotes"),
+        (HEADLINES, ["a"], "is a list of 1, which is not text"),
+        (HEADLINES, True, "is 'True', which is not text"),
+    ],
+)
+def test_a_gold_that_is_none_of_the_tasks_stops_at_the_door(
+    task: Task, gold: object, said: str, tmp_path: Path
+) -> None:
+    """LaMP's evaluator gives both such a gold and junk the index -1, and so takes them for equal."""
+    row = {"id": "310", "input": a_question(task), "profile": []}
+    with pytest.raises(KitError, match=rf"The output of '310' in .*dev_outputs.json .*{said}"):
+        read_lamp(write_split(tmp_path, [row], {"310": gold}, task.official_name), task, "dev")
+
+
+def a_question(task: Task) -> str:
+    return task.make_input(**dict.fromkeys(task.parts, "Rain fell."))
+
+
+@given(st.text(st.characters(codec="utf-8")), st.sampled_from([name for name in TASKS if TASKS[name].labels]))
+def test_no_gold_but_a_label_passes(gold: str, name: str) -> None:
+    task = TASKS[name]
+    with contextlib.suppress(KitError):
+        assert read_gold(task, gold, "it").strip() in task.labels
+
+
+@pytest.mark.parametrize("name", ["NA", "None", "null", "nan", "NaN", "N/A", "0", "True", "-"])
+def test_users_and_ids_may_be_called_what_pandas_takes_for_missing(name: str, tmp_path: Path) -> None:
+    item = {"id": name, "text": name, "score": "1"}
+    dataset = read_lamp(write_split(tmp_path, [question(0, id=name, user_id=name, profile=[item])]), RATINGS, "dev")
+    assert (dataset[0]["id"], dataset[0]["user_id"], dataset[0]["profile"]) == (name, name, [item])
+
+
+ITEM = {"id": "1", "text": "x", "score": "1"}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (question(0, id=""), r'"id" of row 0 of the question file .*dev_questions.json is empty'),
+        (question(0, id=None), r'"id" of row 0 .* is \'None\''),
+        (question(0, user_id=" "), "Question '310' in .*: user_id is empty: give it a name of its own"),
+        (question(0, user_id=float("nan")), "user_id is nan, as pandas writes a missing value"),
+        (question(0, input=5), "input is the number '5', where a text belongs"),
+        (question(0, profile=[ITEM | {"text": float("nan")}]), "profile item 0: text is nan, as pandas"),
+        (question(0, profile=[ITEM | {"text": 1984}]), "profile item 0: text is the number '1984', where a text"),
+        (question(0, profile=[ITEM | {"text": {"a": 1}}]), "text is a JSON object of 1, which is not text"),
+        (question(0, profile=[ITEM | {"id": ""}]), "profile item 0: id is empty"),
+        (question(0, profile=[ITEM | {"score": 7}]), "score is '7', which is not a rating from 1 to 5"),
+        (question(0, profile=[ITEM | {"date": float("nan")}]), "date is nan, as pandas writes a missing value"),
+        (question(0, profile=[ITEM, ITEM | {"text": "y"}]), "has two profile items of the id '1': give each an id"),
+        (question(0, profile=[ITEM, ITEM | {"id": 1}]), "has two profile items of the id '1'"),
+        (question(0, profile=["I liked it."]), r"lacks id, text, score: items of LaMP-3 .* as in {\"id\": "),
+    ],
+)
+def test_what_is_missing_or_no_text_is_named_with_file_id_and_remedy(
+    row: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(KitError, match=said):
+        read_lamp(write_split(tmp_path, [row], {"310": "5"}), RATINGS, "dev")
+
+
+def test_items_with_a_foreign_label_are_shown_counted_and_never_asked_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    films = [{"id": str(n), "description": f"Film {n}.", "tag": tag} for n, tag in enumerate(("comedy", "horror"))]
+    row = {"id": "110", "input": MOVIES.make_input(text="A ship."), "profile": films}
+    dataset = read_lamp(write_split(tmp_path, [row], {"110": "comedy"}, "LaMP_2"), MOVIES, "dev")
+    assert dataset[0]["profile"] == [{"id": f["id"], "description": f["description"], "tag": f["tag"]} for f in films]
+    assert "1 profile items have a label that is none of the task's" in caplog.text
+    asked = [example["input"] for example, _ in examples_from_items(MOVIES, dataset, {}, 2, 0)]
+    assert asked == [MOVIES.make_input(text="Film 0.")]
+
+
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 def test_what_is_written_is_read_back(task: Task, tmp_path: Path) -> None:
     text = 'Tabs\t, "quotes", {braces}, <rewrite>tags</rewrite>, naïve 日本 \U0001f600 \n'
     parts = {"title": text, "ref1": "a", "ref2": "b"} if task.name == "LaMP-1" else {"text": text}
     profile = [{"id": f"{n}"} | {field: text + str(n) for field in task.fields} for n in range(3)]
-    output = "4" if task.kind == "regression" else text
+    output = task.labels[-1] if task.labels else text
     if task.kind == "regression":
         profile = [item | {"score": "5.0"} for item in profile]
     row = {"id": "1", "user_id": "u", "input": task.make_input(**parts), "output": output, "profile": profile}
@@ -236,6 +345,76 @@ def test_withheld_test_outputs_are_empty_with_a_warning(tmp_path: Path, caplog: 
 
 # --- bad files ---
 
+
+@pytest.mark.parametrize("name", ["dev_questions.json", "dev_outputs.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"a":' * 100_000, "nested too deeply"),
+        ('[{"id": ' + "9" * 5000 + "}]", "cannot be read: Exceeds the limit"),
+        ('[{"id": "1", "input": "x", "id": "2"}]', r"an object, id '2', has the key 'id' twice"),
+        ('{"task": "LaMP_3", "task": "LaMP_4", "golds": []}', r"(has the key 'task' twice|JSON list of questions)"),
+    ],
+    ids=range(4),
+)
+def test_json_that_no_one_can_mean_is_a_sentence(name: str, content: str, message: str, tmp_path: Path) -> None:
+    write_split(tmp_path, [question(0)])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(KitError, match=message) as caught:
+        read_lamp(tmp_path, RATINGS, "dev")
+    assert name in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+DEEP = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.integers(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["id", "a"]), inner, max_size=2),
+)
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_whatever_json_stands_in_a_row_the_reader_answers_with_a_dataset_or_a_sentence(
+    data: Any, tmp_path: Path
+) -> None:
+    row = question(0) | data.draw(st.dictionaries(st.sampled_from(["id", "input", "profile", "user_id"]), DEEP))
+    row["profile"] = data.draw(st.just(row["profile"]) | st.lists(DEEP, max_size=2))
+    write_split(tmp_path, [row], {"310": data.draw(DEEP | st.just("5"))})
+    with contextlib.suppress(KitError):
+        read_lamp(tmp_path, RATINGS, "dev")
+
+
+def test_a_message_names_the_files_role_and_the_users_own_prediction_is_never_downloaded(tmp_path: Path) -> None:
+    write_split(tmp_path, [question(0)])
+    golds, predictions = tmp_path / "dev_outputs.json", tmp_path / "mine.json"
+    for content in ("", "<html>", "[", "[]", '{"task": "LaMP_3", "golds": [{"id": "310"}]}', "[" * 200_000):
+        predictions.write_text(content)
+        with pytest.raises(KitError, match=r"[Tt]he prediction file .*mine.json") as caught:
+            score_files(golds, predictions)
+        assert "download" not in str(caught.value)
+    with pytest.raises(KitError, match=r"The prediction file is missing: there is no file .*nowhere"):
+        score_files(golds, tmp_path / "nowhere")
+    write_predictions(predictions, RATINGS, ["311"], ["5"])
+    with pytest.raises(
+        KitError, match=r"The prediction file .*mine.json does not fit the gold file .*dev_outputs.json"
+    ):
+        score_files(golds, predictions)
+    predictions.write_text('{"task": "LaMP_3", "golds": [{"id": "310", "output": null}]}')
+    with pytest.raises(KitError, match=r"of id '310' in the prediction file .* is 'None', .* write it again") as caught:
+        score_files(golds, predictions)
+    golds.write_text("[")
+    with pytest.raises(KitError, match=r"The gold file .* is not complete JSON.*download it again"):
+        score_files(golds, predictions)
+    with pytest.raises(KitError, match=r"The outputs file .*: make it again"):
+        read_outputs(golds)
+
+
+def test_items_are_found_by_an_id_that_only_one_of_them_has() -> None:
+    assert items_by_id([ITEM, UNDATED], "q") == {"1": ITEM, "2": UNDATED}
+    with pytest.raises(KitError, match="Two profile items of example 'q' have the id '1'"):
+        items_by_id([ITEM, ITEM | {"text": "y"}], "q")
+
+
 HTML = "\n<!DOCTYPE html>\n<html><body>LaMP</body></html>"
 
 
@@ -274,13 +453,22 @@ def test_a_missing_file_or_folder_is_named_with_what_the_folder_has(tmp_path: Pa
 
 def test_the_folder_of_another_task_is_recognised(tmp_path: Path) -> None:
     write_split(tmp_path, [question(0)])
-    with pytest.raises(KitError, match=r"dev_outputs.json says it is of LaMP_3 and not of LaMP_2"):
+    with pytest.raises(
+        KitError, match=r"dev_outputs.json says it is of LaMP_3 and not of LaMP_2.*, or --task LaMP-3\."
+    ):
         read_lamp(tmp_path, MOVIES, "dev")
+    write_split(tmp_path, [question(0)], task="LaMP_2")
+    with pytest.raises(KitError, match=r"says it is of LaMP_2 and not of LaMP_3.*, or --task LaMP-2 or LaMP-2-news\."):
+        read_lamp(tmp_path, RATINGS, "dev")
+    films = {"id": "110", "input": MOVIES.make_input(text="x"), "profile": []}
+    write_split(tmp_path, [films], {"110": "5"}, task="LaMP_3")
+    with pytest.raises(KitError, match=r"is a question of LaMP-3, .* or give --task LaMP-2, which they are of\."):
+        read_lamp(tmp_path, RATINGS, "dev")
     news = {"id": "110", "input": "Which category does", "profile": [{"id": "1", "text": "x", "category": "travel"}]}
-    write_split(tmp_path, [news], task="LaMP_2")
+    write_split(tmp_path, [news], {"110": "comedy"}, task="LaMP_2")
     with pytest.raises(KitError, match=r"'110' .*item 0 lacks description, tag: items of LaMP-2 \(Movie tagging\)"):
         read_lamp(tmp_path, MOVIES, "dev")
-    write_split(tmp_path, [news | {"profile": []}], task="LaMP_2")
+    write_split(tmp_path, [news | {"profile": []}], {"110": "comedy"}, task="LaMP_2")
     with pytest.raises(KitError, match=r"No question in .* is a question of LaMP-2"):
         read_lamp(tmp_path, MOVIES, "dev")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fakes import Endpoint, Reply, completion, error
+from transformers import AutoModelForCausalLM
 
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import EndpointSpec, parse_spec
@@ -248,7 +249,7 @@ def test_a_hub_id_that_cannot_be_loaded_is_reported(monkeypatch):
     def from_pretrained(path: str, **_: Any) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files.")
 
-    monkeypatch.setattr(local, "_unsloth", lambda: SimpleNamespace(from_pretrained=from_pretrained))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(
         KitError, match=r"The model no/such cannot be loaded \(We couldn't .* to load the files\.\): look"
     ):

@@ -1,47 +1,127 @@
-"""Completions sampled from one row of the cache are what the plain model would write, each for itself."""
+"""Completions sampled from one row of the buffers are what the plain model would write, each for itself."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
-from random_models import KINDS, random_model
+from random_models import KINDS, random_model, random_policy
+from transformers import PreTrainedModel
 
+from rpo_kit.models import sampling
+from rpo_kit.models.local import sample
+from rpo_kit.models.lora import using_adapter
 from rpo_kit.models.sampling import draw, sample_groups, until_end
 
 
-def test_greedy_groups_write_what_separate_prompts_write(llama):
+def prompts_of_two_lengths() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
-    prompts, prompt_mask = torch.randint(1, 53, (2, 9)), torch.ones(2, 9, dtype=torch.long)
-    prompt_mask[1, :4] = 0
-    expected = llama.generate(
-        input_ids=prompts,
-        attention_mask=prompt_mask,
-        max_new_tokens=6,
-        do_sample=False,
-        pad_token_id=0,
-        eos_token_id=None,
-    )[:, prompts.shape[1] :]
-    written = sample_groups(llama, prompts, prompt_mask, 3, new_tokens=6, temperature=0.0, ends=[])
-    assert written.tolist() == [[row] * 3 for row in expected.tolist()]
+    prompts, mask = torch.randint(1, 53, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    return prompts, mask
 
 
-def check_that_the_plain_model_draws_the_same(model: Any, vocabulary: int) -> None:
-    """Sampled completions differ; what the shared cache predicts next for each is what the plain model predicts."""
+def written_by_generate(model: PreTrainedModel, prompts: torch.Tensor, mask: torch.Tensor, new: int) -> list[list[int]]:
+    """transformers' own way, with a cache that grows."""
+    settings = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "use_cache": True}
+    return model.generate(input_ids=prompts, attention_mask=mask, **settings)[:, prompts.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_groups_write_what_separate_prompts_write(kind):
+    model, (prompts, mask) = random_model(kind, heads=2, shared=2, seed=0).eval(), prompts_of_two_lengths()
+    expected = written_by_generate(model, prompts, mask, 6)
+    written = sample_groups(model, prompts, mask, 3, new_tokens=6, temperature=0.0, ends=[])
+    assert written.tolist() == [[row] * 3 for row in expected]
+    with using_adapter(model):
+        again = sample_groups(model, prompts, mask, 3, new_tokens=6, temperature=0.0, ends=[])
+    assert again.tolist() == written.tolist(), "with LoRA in one piece too"
+
+
+def as_it_is(model: PreTrainedModel) -> None:
+    pass
+
+
+def without_a_cache_in_the_settings(model: PreTrainedModel) -> None:
+    model.config.use_cache = False
+
+
+def under_gradient_checkpointing(model: PreTrainedModel) -> None:
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+
+
+@pytest.mark.parametrize("spoil", [as_it_is, without_a_cache_in_the_settings, under_gradient_checkpointing])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_trainer_has_set_does_not_change_what_is_written(tiny_llama, kind, spoil):
+    loaded = random_policy(kind, tiny_llama, ends=[2])
+    prompts = [[5, 6, 7, 8, 9], [10, 11, 12]]
+    expected = [
+        written_by_generate(loaded.model.eval(), torch.tensor([ids]), torch.ones(1, len(ids)), 7)[0] for ids in prompts
+    ]
+    spoil(loaded.model)
+    training = loaded.model.training
+    completions = sample(loaded, prompts, 2, 7, temperature=0.0)
+    assert completions == [[until_end(ids, [2])] * 2 for ids in expected]
+    assert loaded.model.training == training
+
+
+def test_a_model_with_attention_that_is_not_known_here_writes_through_its_own_generate(tiny_llama, monkeypatch):
+    loaded = random_policy("llama", tiny_llama, ends=[2])
+    loaded.model.generation_config.update(top_k=1, top_p=0.1, repetition_penalty=3.0)  # would change what is drawn
+    expected = sample(loaded, [[5, 6, 7], [8, 9]], 2, 6, temperature=0.0)
+    monkeypatch.setattr(sampling, "shares_prefix", lambda model: False)
+    assert sample(loaded, [[5, 6, 7], [8, 9]], 2, 6, temperature=0.0) == expected
+    uniforms = torch.rand(1, 8, 6)
+    drawn = sample(loaded, [[5, 6, 7]], 8, 6, 1.5, uniforms)
+    assert drawn == sample(loaded, [[5, 6, 7]], 8, 6, 1.5, uniforms), "the numbers decide here too"
+    assert len({tuple(row) for row in drawn[0]}) > 1
+
+
+def check_that_the_plain_model_draws_the_same(model: PreTrainedModel, vocabulary: int) -> None:
+    """Sampled completions differ; what the buffers predict next for each is what the plain model predicts."""
     torch.manual_seed(0)
     prompt, ones = torch.randint(1, vocabulary, (1, 4)), torch.ones(1, 4, dtype=torch.long)
-    sampled = sample_groups(model, prompt, ones, 4, new_tokens=5, temperature=1.5, ends=[])[0]
+    uniforms = torch.rand(1, 4, 5)
+    sampled = sample_groups(model, prompt, ones, 4, 5, 1.5, [], uniforms)[0]
     assert len({tuple(row) for row in sampled.tolist()}) == 4
-    torch.manual_seed(0)
-    prompt = torch.randint(1, vocabulary, (1, 4))
     for step in range(5):  # the same draws, from the plain model's distributions
         logits = model(input_ids=torch.cat([prompt.expand(4, -1), sampled[:, :step]], 1)).logits[:, -1]
-        assert draw(logits[None], 1.5).flatten().tolist() == sampled[:, step].tolist()
+        assert draw(logits[None], 1.5, uniforms[..., step]).flatten().tolist() == sampled[:, step].tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shared", [1, 3])
 def test_each_sampled_completion_reads_its_own_tokens_and_no_others(kind, shared):
     check_that_the_plain_model_draws_the_same(random_model(kind, heads=2, shared=shared, seed=0), 53)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_prompts_beside_it(kind):
+    model, (prompts, mask) = random_model(kind, heads=2, shared=2, seed=0), prompts_of_two_lengths()
+    uniforms = torch.rand(2, 3, 6)
+    together = sample_groups(model, prompts, mask, 3, 6, 1.0, [], uniforms)
+    alone = sample_groups(model, prompts[1:, 4:], mask[1:, 4:], 3, 6, 1.0, [], uniforms[1:])
+    assert together[1].tolist() == alone[0].tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_keeps_its_tensors_in_place_so_that_a_graph_can_replay_it(kind):
+    """What a CUDA graph needs, checked where there is none: full buffers, no tensor replaced, the same tokens."""
+    model, (prompts, mask) = random_model(kind, heads=2, shared=2, seed=0), prompts_of_two_lengths()
+    uniforms = torch.rand(2, 3, 6)
+    expected = sample_groups(model, prompts, mask, 3, 6, 1.0, [], uniforms, graph=False)
+    decoder = sampling.Decoder(model, prompts, mask, uniforms, 1.0, [])
+    decoder.cache.length = decoder.cache.capacity
+    state = [decoder.cache.slots, decoder.positions, decoder.now, decoder.bias, decoder.tokens, decoder.written]
+    state += [decoder.ended, *(tensor for pair in decoder.cache.layers.values() for tensor in pair)]
+    places = [tensor.data_ptr() for tensor in state]
+    with torch.no_grad(), sampling.attention(decoder.model, "rpo_cache"):
+        for _ in range(5):
+            decoder.step()
+    assert decoder.written.tolist() == expected.tolist()
+    assert [tensor.data_ptr() for tensor in state] == places
 
 
 @pytest.mark.slow
@@ -60,15 +140,36 @@ def test_a_token_is_drawn_as_often_as_its_probability_says():
     """20,000 draws: a share is then within 0.014 of its probability in all but one case in 10,000 (four deviations)."""
     torch.manual_seed(0)
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, float("-inf")])
-    drawn = draw(logits.expand(1, 20_000, -1), 0.8)
+    drawn = draw(logits.expand(1, 20_000, -1), 0.8, torch.rand(1, 20_000))
     shares = torch.bincount(drawn.flatten(), minlength=5) / 20_000
     torch.testing.assert_close(shares, (logits / 0.8).softmax(-1), atol=0.014, rtol=0)
     assert shares[4] == 0
 
 
+def test_the_largest_and_the_smallest_number_draw_tokens_that_can_be_drawn():
+    logits = torch.tensor([float("-inf"), 1.0, 0.0, float("-inf")])
+    drawn = draw(logits.expand(2, -1), 1.0, torch.tensor([0.0, 1 - 2**-24]))
+    assert drawn.tolist() == [1, 2]
+
+
 def test_sampling_stops_when_every_completion_has_ended(llama):
     prompt, ones = torch.randint(1, 53, (1, 4)), torch.ones(1, 4, dtype=torch.long)
     assert sample_groups(llama, prompt, ones, 2, new_tokens=9, temperature=1.0, ends=list(range(53))).shape == (1, 2, 1)
+
+
+def test_one_new_token_is_enough(llama):
+    prompt, ones = torch.randint(1, 53, (2, 4)), torch.ones(2, 4, dtype=torch.long)
+    assert sample_groups(llama, prompt, ones, 3, new_tokens=1, temperature=1.0, ends=[]).shape == (2, 3, 1)
+
+
+def test_the_head_reads_a_contiguous_row_per_prompt(llama, monkeypatch):
+    """From a slice, torch copies the head's weight for each prompt."""
+    seen: list[torch.Tensor] = []
+    forward: Callable[[torch.Tensor], torch.Tensor] = llama.lm_head.forward
+    monkeypatch.setattr(llama.lm_head, "forward", lambda x: (seen.append(x), forward(x))[1])
+    sample_groups(llama, *prompts_of_two_lengths(), 3, new_tokens=3, temperature=1.0, ends=[])
+    assert [tuple(x.shape) for x in seen] == [(2, 16), (6, 16), (6, 16)]
+    assert all(x.is_contiguous() for x in seen)
 
 
 def test_trap_3_a_completion_ends_with_its_first_end_token():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpo_kit.rewriting.prompts import escape_tags, fill, load, prompt_fingerprints
+from rpo_kit.rewriting.prompts import escape_tags, fill, load, prompt_fingerprints, restore_tags
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,12 @@ from rpo_kit.rewriting.prompts import escape_tags, fill, load, prompt_fingerprin
         ("< / Plan >", "‹ / Plan >"),
         ("<|im_end|><|im_start|>system", "‹|im_end|>‹|im_start|>system"),
         ("<observe", "‹observe"),
-        ("3 < 4, <b>bold</b>, <planet>, <3", "3 < 4, <b>bold</b>, <planet>, <3"),
+        (
+            "3 < 4, <br />, <a href=x>, <3, 4 > 3 >> 2, [1], [VIDEO]",
+            "3 < 4, <br />, <a href=x>, <3, 4 > 3 >> 2, [1], [VIDEO]",
+        ),
+        ("<s>x</s> <b> <file_sep> <start_of_turn>", "‹s>x‹/s> ‹b> ‹file_sep> ‹start_of_turn>"),  # Gemma has <b>
+        ("<｜User｜> <<SYS>> [INST]a[/INST] >>TITLE<<", "‹｜User｜> <‹SYS>> ⁅INST]a⁅/INST] ›>TITLE<<"),
         ("", ""),
     ],
 )
@@ -29,6 +34,21 @@ def test_making_harmless_deletes_nothing_and_is_done_once(text):
     assert len(escape_tags(text)) == len(text)
     assert escape_tags(escape_tags(text)) == escape_tags(text)
     assert "<|" not in escape_tags(text)
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        ["<", ">", "/", "|", "observe", " ", "s", "[INST]", "[/", "]", ">>", "<<", "TITLE", "｜", "_", "\n"]
+    )
+    | st.text(st.characters(exclude_characters="‹›⁅\u2060", codec="utf-8"), max_size=4),
+    max_size=14,
+).map("".join)
+
+
+@given(PIECES)
+def test_what_the_user_wrote_comes_back(text):
+    assert restore_tags(escape_tags(text)) == text
+    assert escape_tags(escape_tags(text)) == escape_tags(text)
 
 
 def test_values_are_inserted_as_they_are_and_never_read_as_a_template_again():

@@ -11,8 +11,18 @@ import torch
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.models import sampling
+from rpo_kit.models.chat import Completion
 from rpo_kit.models.local import LoadedModel, generate, load_trainable, prompt_tokens
-from rpo_kit.rewriting.reflection import _shorten, fitting_messages, load_reflection, reflection_messages
+from rpo_kit.rewriting import reflection
+from rpo_kit.rewriting.reflection import (
+    DoesNotFitError,
+    _shorten,
+    fitting_messages,
+    load_reflection,
+    reflect,
+    reflection_messages,
+    unfitting,
+)
 
 TASK = get_task("LaMP-3")
 QUERY = TASK.make_input(text="The lid leaks.")
@@ -111,6 +121,70 @@ def test_a_query_that_does_not_fit_is_reported_and_never_cut(untrained):
         KitError, match=r"The query of example 410 \(18,\d\d\d characters\) does not fit into 2000 tokens"
     ):
         fitting_messages(untrained.tokenizer, 2000, TASK, EXAMPLE | {"input": query}, ITEMS)
+
+
+@pytest.mark.parametrize("generic", ["word " * 20_000, "x" * 90_000, "one line\n" * 3000], ids=range(3))
+def test_an_endless_generic_answer_is_cut_after_the_items_and_the_query_stays(untrained, generic):
+    messages, cut = fitting_messages(untrained.tokenizer, 700, TASK, EXAMPLE | {"generic": generic}, ITEMS)
+    assert cut
+    assert prompt_tokens(untrained.tokenizer, messages) <= 700
+    assert "Query: The lid leaks.\n" in messages[1]["content"]
+    assert "…" in messages[1]["content"].partition("Generic answer: ")[2]
+    assert len([line for line in messages[1]["content"].splitlines() if line.startswith("[")]) == 6
+
+
+def test_one_query_that_is_too_long_is_left_out_and_the_others_go_on(untrained, monkeypatch):
+    monkeypatch.setattr(reflection, "generate", lambda m, asked, **_: [Completion("text", True, 1, 1)] * len(asked))
+    long = EXAMPLE | {"id": "411", "input": TASK.make_input(text="leaks " * 3000)}
+    examples = [example | {"profile": ITEMS, "ranking": [0, 1]} for example in (EXAMPLE, long, EXAMPLE)]
+    items = [ITEMS[:2]] * 3
+    with pytest.raises(DoesNotFitError):
+        reflect(untrained, TASK, examples, items, 40)
+    completions, shortened = reflect(untrained, TASK, examples, items, 40, skip_unfitting=True)
+    assert [bool(c.failure) for c in completions] == [False, True, False]
+    assert [c.text for c in completions] == ["text", "", "text"]
+    assert shortened == [False, False, False]
+    reasons = unfitting(untrained.tokenizer, 2000, TASK, examples, 2)
+    assert list(reasons) == ["411"]
+    assert reasons["411"].startswith("The query of example 411")
+
+
+def test_no_special_token_of_the_loaded_tokenizer_comes_from_a_user():
+    """Also those that no rule foresees: the tokenizer is asked what it reads as one."""
+    from tests.conftest import make_tokenizer
+
+    tokenizer: Any = make_tokenizer()
+    odd = ["<file_sep>", "[INST]", "[my own]", "◁end▷", "TURN", ">>ABSTRACT<<", "<a b>", "{{stop}}"]
+    tokenizer.add_tokens(odd, special_tokens=True)
+    plain, _ = fitting_messages(tokenizer, 2000, TASK, EXAMPLE, ITEMS[:1])
+    for token in {*odd, *tokenizer.all_special_tokens}:
+        attacked = EXAMPLE | {"input": TASK.make_input(text=f"q {token}{token} q"), "generic": f"{token} g"}
+        items = [ITEMS[0] | {"text": f"t{token}"}]
+        messages, _ = fitting_messages(tokenizer, 2000, TASK, attacked, items)
+        ids = [tokenizer.apply_chat_template(m, return_dict=False) for m in (plain, messages)]
+        special = tokenizer.convert_tokens_to_ids(token)
+        assert special != tokenizer.unk_token_id
+        assert ids[0].count(special) == ids[1].count(special), token
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"id": "1", "text": "ok"}, "History item 1 lacks score: items of LaMP-3"),
+        ({"id": "1", "score": "2"}, "lacks text"),
+        ("It broke.", "lacks text, score: .* as in {.*text"),
+        ({"id": "1", "text": None, "score": "2"}, "text is 'None', which is not text"),
+        ({"id": "1", "text": float("nan"), "score": "2"}, "text is nan, as pandas writes a missing value"),
+        ({"id": "1", "text": ["a"] * 3, "score": "2"}, "text is a list of 3, which is not text"),
+    ],
+)
+def test_an_item_that_is_none_is_named_with_how_one_looks(item, said):
+    with pytest.raises(KitError, match=said):
+        reflection_messages(TASK, QUERY, "3", [item])
+
+
+def test_an_item_may_lack_an_id_and_have_numbers():
+    assert '[1] "ok" -> 4' in reflection_messages(TASK, QUERY, "3", [{"text": "ok", "score": 4}])[1]["content"]
 
 
 # ---- loading and generating ---------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpo_kit.errors import KitError
-from rpo_kit.rewriting.prompts import escape_tags
+from rpo_kit.rewriting.prompts import escape_tags, restore_tags
 from rpo_kit.rewriting.trajectory import (
     Trajectory,
     count_parse_errors,
     parse,
+    parse_teachers,
     render,
     rewrite_or_generic,
     trajectory_error,
@@ -70,7 +71,7 @@ def test_what_does_not_fit_is_no_rewrite_and_says_why(text, error):
 def test_without_a_trajectory_the_generic_answer_stands(text, generic):
     answer, parsed = rewrite_or_generic(text, generic)
     assert parsed == parse(text)
-    assert answer == (parsed.trajectory.rewrite if parsed.trajectory else generic)
+    assert answer == (restore_tags(parsed.trajectory.rewrite) if parsed.trajectory else generic)
     assert rewrite_or_generic(GOOD, generic)[0] == "2"
 
 
@@ -80,10 +81,18 @@ def test_parsing_never_raises_and_gives_either_a_trajectory_or_an_error(text):
     assert (parsed.trajectory is None) == bool(parsed.error)
 
 
-@pytest.mark.parametrize("text", ["<" + " " * 10**6, "< " * 10**5, "<plan" * 10**3, "<observe " + "x" * 10**6])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("<" + " " * 10**6, "< " * 10**5, "<plan" * 10**3, "<observe " + "x" * 10**6, "<observe " * 10**5),
+        *("<observe " * 10**5 + ">", "<observe>" + "<plan " * 10**5 + "</rewrite>" + "<observe " * 10**5),
+    ],
+    ids=range(7),
+)
 def test_a_huge_text_of_half_tags_is_read_at_once(text):
     """Backtracking would take hours for the first one."""
     assert parse(text).trajectory is None
+    assert parse_teachers(text).trajectory is None
     assert len(escape_tags(text)) == len(text)
 
 
@@ -93,7 +102,8 @@ def test_what_is_taken_as_the_rewrite_stands_between_the_only_rewrite_tags(text)
     if trajectory:
         assert text.count("<rewrite>") == text.count("</rewrite>") == 1
         assert trajectory.rewrite == text.split("<rewrite>")[1].split("</rewrite>")[0].strip()
-        assert parse(render(trajectory)).trajectory == trajectory
+        written = Trajectory(*map(escape_tags, (trajectory.observe, trajectory.plan, trajectory.rewrite)))
+        assert parse(render(trajectory)).trajectory == written, "but for what a tokenizer might read as its own"
 
 
 @given(SECTION, SECTION, SECTION)
@@ -173,3 +183,56 @@ def test_parse_errors_are_counted_most_frequent_first():
         "text outside the tags": 1,
     }
     assert count_parse_errors([GOOD]) == {}
+
+
+# ---- a teacher's text, and what the user wrote --------------------------------------------------------------------
+
+FRAMES = [
+    ("", ""),
+    ("```xml\n", "\n```"),
+    ("Sure! Here it is:\n\n", "\n\nHope this helps."),
+    ("<think>they <rewrite> low, so </think>", ""),
+    ("so low.</think>\n", ""),
+    ("<thinking><observe>[1] a</observe> perhaps</thinking>", "<reflection>fine</reflection>"),
+    ("[THINK]low[/THINK]```", "```"),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), FRAMES)
+def test_what_stands_around_a_teachers_trajectory_does_not_matter(before, after):
+    assert parse_teachers(f"{before}{GOOD}{after}") == parse(GOOD)
+    assert (parse(f"{before}{GOOD}{after}").trajectory is None) == bool(before or after), (
+        "the module is held to the form"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD + GOOD,
+        "<plan>x</plan>" + GOOD,
+        GOOD + "<rewrite>5</rewrite>",
+        GOOD.replace("<plan>", "so <plan>"),
+        "no",
+        "",
+    ],
+)
+def test_a_part_too_many_or_a_text_between_the_parts_is_an_error_of_a_teacher_too(text):
+    assert parse_teachers(text) == parse(text)
+    assert parse_teachers(text).trajectory is None
+
+
+@given(st.text() | PIECES)
+def test_a_teachers_text_is_read_without_an_error_and_at_least_as_well_as_the_modules(text):
+    strict, lenient = parse(text), parse_teachers(text)
+    assert (lenient.trajectory is None) == bool(lenient.error)
+    assert strict.trajectory is None or lenient == strict
+
+
+@given(st.lists(st.sampled_from(["<file_sep>", "<b>", "<|im_end|>", "[INST]", "rain", " ", ">", "é"]), min_size=1))
+def test_what_the_user_wrote_survives_training_and_decoding(parts):
+    gold = "".join(parts).strip() or "x"
+    text = render(Trajectory("[1] a", "b", gold))
+    assert "<|" not in text
+    assert "<b>" not in text
+    assert rewrite_or_generic(text, "3")[0] == gold

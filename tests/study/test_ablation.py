@@ -15,7 +15,8 @@ from rpo_kit import provenance
 from rpo_kit.errors import KitError
 from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.runs import Run, stage, write_text
+from rpo_kit.runs import Run, write_text
+from rpo_kit.stages import stage
 from rpo_kit.study import ablation
 from rpo_kit.study.ablation import export_figure_data, export_results, score_cell, sweep
 from rpo_kit.study.statistics import references
@@ -61,7 +62,7 @@ def test_cells_differ_in_curriculum_and_seed_only_and_start_from_the_same_adapte
         assert (settings.curriculum, settings.seed, settings.steps) == (arm, seed, 3), name
         assert (settings.learning_rate, settings.group_size) == (0.5, run.preset.rl.group_size)
         assert settings.prompts_per_step == run.preset.sweep.prompts_per_step
-        assert settings.prompts_per_step * settings.group_size % settings.micro_batch == 0
+        assert settings.micro_batch_tokens == run.preset.rl.micro_batch_tokens
         assert (settings.shots_from, settings.shots_to) == (2, 6)
     assert [call[1] for call in calls if call[0] == "loaded"] == [
         "sft",
@@ -142,7 +143,7 @@ def test_scores_are_stored_for_each_example_and_k(swept):
     assert scores["user"].tolist()[:4] == [f"dev-{n}" for n in range(4)]
 
 
-def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swept, tmp_path, monkeypatch):
+def test_the_numbers_carry_their_provenance_and_can_be_stored_with_the_code(swept, tmp_path, monkeypatch):
     run, _ = swept
     with pytest.raises(KitError, match=r"no finished sweep: run `python -m rpo_kit sweep --run r` first"):
         export_figure_data(run, tmp_path / "data", "long")
@@ -160,7 +161,7 @@ def test_the_numbers_say_where_they_come_from_and_can_be_kept_with_the_code(swep
     assert told["commit"] == before, "every cell was skipped"
 
 
-def test_before_sft_it_says_what_to_run_first(prepared):
+def test_before_sft_the_error_names_the_command_to_run_first(prepared):
     with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize --run r`"):
         sweep(prepared())
 
@@ -172,7 +173,7 @@ def test_what_changes_the_prompts_of_a_cell_is_among_the_inputs_of_its_scores(sw
     assert inputs.keys() >= {"data", "generic", "model", "prompts", "adapter", "shots", "users"}
 
 
-def test_an_evaluation_without_training_is_kept_without_logs(new_run, tmp_path):
+def test_an_evaluation_without_training_is_stored_without_logs(new_run, tmp_path):
     run = new_run()
     with stage(run, "evaluate") as work:
         for name in ("metrics.csv", "paired.csv"):
@@ -185,7 +186,7 @@ def test_an_evaluation_without_training_is_kept_without_logs(new_run, tmp_path):
     ]
 
 
-def test_an_evaluation_is_kept_with_its_logs_and_where_it_comes_from(new_run, tmp_path):
+def test_an_evaluation_is_stored_with_its_logs_and_its_provenance(new_run, tmp_path):
     run = new_run()
     with pytest.raises(KitError, match="'evaluate' of run 'r' is not finished"):
         export_results(run, tmp_path / "kept", "long_LaMP-3")

@@ -29,14 +29,14 @@ def test_the_median_rating_may_lie_between_two_and_an_empty_history_leaves_the_g
     assert majority(RATINGS, rated()) == copy_nearest(RATINGS, rated()) == "3"
 
 
-def test_of_equally_frequent_labels_the_better_ranked_one_counts() -> None:
+def test_in_a_tie_the_label_of_the_better_ranked_item_wins() -> None:
     profile = [{"id": str(n), "description": "x", "tag": tag} for n, tag in enumerate(["comedy", "classic", "comedy"])]
     example = {"profile": profile, "ranking": [1, 0, 2], "generic": "action"}
     assert majority(MOVIES, example) == "comedy"
     assert majority(MOVIES, example | {"ranking": [1, 0]}) == "classic"
 
 
-def test_copying_takes_the_output_of_the_item_ranked_first() -> None:
+def test_copying_takes_the_gold_of_the_item_ranked_first() -> None:
     assert copy_nearest(RATINGS, rated("5", "1", "4", ranking=[2, 0, 1])) == "4"
     profile = [{"id": "1", "text": "a", "title": "Rain"}]
     assert copy_nearest(HEADLINES, {"profile": profile, "ranking": [0]}) == "Rain"
@@ -45,7 +45,7 @@ def test_copying_takes_the_output_of_the_item_ranked_first() -> None:
 @pytest.mark.parametrize(
     ("item", "label"), [("On sails and masts", "[1]"), ("Knots of Ropes", "[2]"), ("Algebra", "[1]")]
 )
-def test_a_citation_is_the_reference_that_is_nearer_to_the_item_ranked_first(item: str, label: str) -> None:
+def test_for_citations_copying_takes_the_reference_nearer_to_the_item_ranked_first(item: str, label: str) -> None:
     task = get_task("LaMP-1")
     input = task.make_input(title="Ships", ref1="Masts and sails", ref2="Ropes and more knots")
     profile = [{"id": "1", "title": item, "abstract": "-"}]
@@ -58,7 +58,7 @@ def test_a_majority_needs_labels_in_the_history() -> None:
     assert all(is_defined(system, get_task("LaMP-1")) for system in ("base", "copy-nearest", "pag-0"))
 
 
-def test_the_number_of_items_stands_in_the_name() -> None:
+def test_the_number_of_items_is_part_of_the_name() -> None:
     assert [shots_of(name, 6) for name in ("context", "context-1", "pag-0")] == [6, 1, 0]
     with pytest.raises(KitError, match="no system 'pag-': write pag-K"):
         shots_of("pag-", 6)
@@ -116,7 +116,7 @@ class Small(LocalChat):
 @pytest.mark.parametrize("shots", [0, 1, 6])
 @pytest.mark.parametrize("text", ["a long story " * 500, "x" * 5000, "長い話" * 2000, "short"])
 @pytest.mark.parametrize("window", [400, 600, 2000])
-def test_no_prompt_of_pag_passes_the_window(
+def test_no_prompt_of_pag_exceeds_the_window(
     tiny_llama: Any, tmp_path: Path, text: str, shots: int, window: int
 ) -> None:
     base = Small(tiny_llama, window, "Likes lids, and says so at length. " * 3)
@@ -132,12 +132,14 @@ def test_no_prompt_of_pag_passes_the_window(
         assert base.prompts[1].count("is the score for") == shots
 
 
-def test_what_fits_no_window_is_said_with_the_setting(tiny_llama: Any, tmp_path: Path) -> None:
+def test_what_does_not_fit_the_window_is_an_error_that_names_the_setting(tiny_llama: Any, tmp_path: Path) -> None:
     kept = tmp_path / "summaries.jsonl"
-    with pytest.raises(KitError, match=r"history of question 7 cannot be summarised .*raise that setting"):
+    with pytest.raises(KitError, match=r"history of example 7 cannot be summarised .*Raise that setting"):
         list(answer_with_summary(Small(tiny_llama, 150), RATINGS, [rated(*"12345")], 1, 12, kept))
     example = rated("5") | {"input": RATINGS.make_input(text="a long question " * 200)}
-    with pytest.raises(KitError, match=r"Question 7 and its summary pass the window .*raise reflection.max_seq_length"):
+    with pytest.raises(
+        KitError, match=r"Example 7 with its summary is \d+ tokens too long .*raise reflection.max_seq_length"
+    ):
         list(answer_with_summary(Small(tiny_llama, 600), RATINGS, [example], 1, 12, kept))
 
 

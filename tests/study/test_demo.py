@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp import personas
 from rpo_kit.presets import PRESETS, get_preset
-from rpo_kit.runs import open_run, write_text
+from rpo_kit.runs import append_records, open_run, write_text
 from rpo_kit.study import demo as demo_module
 from rpo_kit.study.demo import CHAPTERS, demo, execute, overrides, summary
 
@@ -61,14 +63,14 @@ def test_all_chapters_run_in_order_with_the_runs_settings(tmp_path, executed, ca
     assert "make lab" in said
 
 
-def test_folders_that_are_named_by_variables_are_whole_paths_for_the_kernels(tmp_path, executed, monkeypatch):
+def test_folders_in_environment_variables_become_absolute_paths_for_the_kernels(tmp_path, executed, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RPO_RUNS", "out")
     demo(finished_run(tmp_path / "out"))
     assert os.environ["RPO_RUNS"] == str(tmp_path / "out")
 
 
-def test_what_is_done_is_skipped_and_what_changed_is_executed_again(tmp_path, executed):
+def test_a_finished_notebook_is_skipped_and_a_changed_one_is_executed_again(tmp_path, executed):
     run = finished_run(tmp_path)
     assert execute(run, CHAPTERS[0]) is False
     assert execute(run, CHAPTERS[0]) is True
@@ -91,7 +93,7 @@ def test_an_interrupted_notebook_is_executed_again(tmp_path, executed, monkeypat
     assert execute(run, CHAPTERS[0]) is False
 
 
-def test_a_notebook_that_stops_is_named_with_its_error_and_where_to_look(tmp_path, executed, monkeypatch):
+def test_a_notebook_that_fails_is_named_with_its_error_and_its_path(tmp_path, executed, monkeypatch):
     def failed(*_: Any, **__: Any) -> None:
         raise PapermillExecutionError(0, 1, "stage", "KitError", "The data are missing.", [])
 
@@ -101,7 +103,7 @@ def test_a_notebook_that_stops_is_named_with_its_error_and_where_to_look(tmp_pat
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_overrides_turn_the_preset_into_the_runs_settings(tmp_path, preset):
+def test_preset_and_overrides_together_give_the_runs_settings(tmp_path, preset):
     settings = {"rl.steps": 3, "data.task": "LaMP-5", "base": "openai:m", "sweep.seeds": [4, 5], "sft.warmup": 0.5}
     run = open_run("r", preset, settings, root=tmp_path)
     found = overrides(run)
@@ -110,10 +112,67 @@ def test_the_overrides_turn_the_preset_into_the_runs_settings(tmp_path, preset):
     assert overrides(open_run("r", preset, root=tmp_path)) == {}
 
 
-def test_the_summary_shows_the_table_and_where_everything_is(tmp_path):
+def test_the_summary_shows_the_table_and_where_to_find_the_rest(tmp_path):
     run = finished_run(tmp_path)
     text = summary(run)
     assert "LaMP-3, 6 dev examples, 6 history items" in text
     assert "0.712" in text
     for place in ("metrics.csv", "figures/", "notebooks/"):
         assert place in text
+
+
+# ---- an old notebook is not shown as new ---------------------------------------------------------------------------
+
+
+def run_all(run):
+    return [chapter for chapter in CHAPTERS if not execute(run, chapter)]
+
+
+def after(chapter_number: int) -> list[str]:
+    return [chapter for chapter in CHAPTERS if int(chapter[:2]) >= chapter_number]
+
+
+@pytest.mark.parametrize(
+    ("harm", "first"),
+    [
+        (lambda run: (run.stage("prepare") / "generic.jsonl").unlink(), 1),
+        (lambda run: shutil.rmtree(run.stage("prepare") / "train"), 1),
+        (lambda run: (run.stage("synthesize") / "manifest.json").unlink(), 2),
+        (lambda run: (run.stage("sft") / "adapter" / "adapter_model.safetensors").write_text("other"), 3),
+        (lambda run: shutil.rmtree(run.stage("rl")), 4),
+        (lambda run: write_text(run.stage("sweep") / "bars.csv", "arm,score"), 6),
+    ],
+)
+def test_notebooks_whose_stages_are_not_what_they_were_are_executed_again(trained, executed, harm, first):
+    run = trained()
+    assert run_all(run) == list(CHAPTERS)
+    assert run_all(run) == []
+    harm(run)
+    assert run_all(run) == after(first)
+
+
+def test_a_notebook_whose_items_failed_asks_for_them_again(trained, executed):
+    run = trained()
+    run_all(run)
+    append_records(run.stage("prepare") / "failed.jsonl", [{"id": "1", "reason": "no"}])
+    assert run_all(run) == [CHAPTERS[1]]
+
+
+def test_files_of_lamp_that_changed_make_every_notebook_old_that_read_them(new_run, executed, tmp_path):
+    folder = tmp_path / "lamp"
+    personas.write(folder, "LaMP-3", {"train": 3, "dev": 2})
+    run = new_run({"data.source": str(folder)})
+    assert run_all(run) == list(CHAPTERS)
+    golds = json.loads((folder / "dev_outputs.json").read_text())
+    golds["golds"][0]["output"] = "5" if golds["golds"][0]["output"] != "5" else "1"
+    (folder / "dev_outputs.json").write_text(json.dumps(golds))
+    assert run_all(run) == after(1)
+
+
+def test_braces_in_a_path_reach_papermill_as_braces(tmp_path, executed, monkeypatch):
+    root = tmp_path / "{0} {x}"
+    run = finished_run(root)
+    seen = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *paths, **_: seen.extend(paths[:2]))
+    execute(run, CHAPTERS[0])
+    assert Path(seen[1].format(x="wrong")) == run.folder / "notebooks" / f"{CHAPTERS[0]}.ipynb"

@@ -17,7 +17,8 @@ from rpo_kit.models.chat import Completion
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting import prompts, reflection
 from rpo_kit.rewriting.prepare import load_prepared, prepare
-from rpo_kit.runs import read_records, require, write_text
+from rpo_kit.runs import read_records, write_text
+from rpo_kit.stages import require
 from rpo_kit.study import demo, evaluation
 from rpo_kit.study.evaluation import chosen_systems, evaluate, evaluate_inputs, predict, rewrite
 from rpo_kit.study.statistics import bootstrap_interval, compared, copy_rate, metrics_table, paired_table, references
@@ -46,12 +47,12 @@ def test_the_interval_resamples_whole_users():
     assert bootstrap_interval(values, users) == (0.0, 1.0)
 
 
-def test_users_of_different_size_weigh_by_their_queries():
+def test_users_are_weighted_by_their_number_of_queries():
     # every resample of one user is that user: the mean over queries, 2/3
     assert bootstrap_interval(np.array([1.0, 1.0, 0.0]), ["a"] * 3) == pytest.approx((2 / 3, 2 / 3))
 
 
-def test_the_interval_of_many_single_queries_is_the_usual_one():
+def test_with_one_query_per_user_the_interval_is_the_usual_one():
     # 400 users, half of them right: sd 0.5, standard error 0.025, interval 0.5 +- 1.96 * 0.025
     values = np.array([0.0, 1.0] * 200)
     low, high = bootstrap_interval(values, [str(n) for n in range(400)], resamples=5000)
@@ -83,7 +84,7 @@ def examples(golds: list[str], users: list[str], generic: str = "3") -> list[dic
     ]
 
 
-def test_the_table_holds_scores_lamps_metrics_and_what_went_wrong(new_run):
+def test_the_table_has_scores_lamps_metrics_and_what_went_wrong(new_run):
     rows = examples(["1", "5", "3", "2"], ["a", "a", "b", "c"])
     found = {
         "base": [record("3")] * 4,
@@ -105,7 +106,7 @@ def test_the_table_holds_scores_lamps_metrics_and_what_went_wrong(new_run):
     assert list(table.index) == ["base", "sft"], "no references where the habits are not known"
 
 
-def test_a_rating_that_lamps_evaluator_refuses_counts_as_the_worst_end_and_stops_nothing(new_run):
+def test_a_rating_that_lamps_evaluator_rejects_counts_as_the_worst_one(new_run):
     table = metrics_table(new_run(), RATINGS, examples(["1"], ["a"]), {"rl": [record("nan")]})
     assert table["MAE"].item() == 4.0
 
@@ -133,11 +134,11 @@ def test_the_best_of_the_method_is_compared_with_every_other_baseline():
     assert compared(["majority", "copy-nearest"]) == [("copy-nearest", "majority")]
 
 
-def test_systems_are_a_setting_and_a_wrong_one_is_said_before_anything_runs(new_run, capsys):
+def test_systems_are_a_setting_and_an_unknown_one_is_an_error_before_anything_runs(new_run, capsys):
     tweets = new_run({"data.task": "LaMP-7", "evaluation.systems": '["base", "majority", "pag-1", "context-2"]'})
     assert chosen_systems(tweets, tweets.preset.evaluation.systems) == ["base", "pag-1", "context-2"]
-    assert "without majority: items of LaMP-7 have no label" in capsys.readouterr().out
-    with pytest.raises(KitError, match=r"no system 'gpt' to evaluate; there are base, .*pag-K, majority"):
+    assert "majority left out, because items of LaMP-7 have no label" in capsys.readouterr().out
+    with pytest.raises(KitError, match=r"no system 'gpt' to evaluate: choose from base, .*pag-K, majority"):
         evaluate(new_run(), ["gpt"])
     with pytest.raises(KitError, match="no system 'context-many': write context-K"):
         evaluate(new_run(), ["context-many"])
@@ -147,7 +148,7 @@ def test_a_single_system_has_nothing_to_be_compared_with(new_run):
     assert paired_table(new_run(), RATINGS, examples(["1"], ["a"]), {"base": [record("3")]}).empty
 
 
-def test_copied_outputs_are_counted_among_the_shown_items_of_generation_tasks():
+def test_copies_of_shown_items_are_counted_for_generation_tasks():
     task = get_task("LaMP-4")
     profile = [{"id": str(n), "text": "long", "title": title} for n, title in enumerate(["Rain", "Sun "])]
     rows = [{"profile": profile, "ranking": [1, 0]}] * 4
@@ -174,7 +175,7 @@ def test_the_references_are_a_guess_and_the_majority_of_the_shown_items():
 # ---- predictions --------------------------------------------------------------------------------------------------
 
 
-def test_a_completion_without_trajectory_leaves_the_generic_answer_and_is_kept(monkeypatch, tiny_llama):
+def test_without_a_trajectory_the_generic_answer_stands_and_the_completion_is_stored(monkeypatch, tiny_llama):
     from transformers import AutoTokenizer
 
     written = iter([Completion(trajectory("1"), True, 9, 5), Completion("1", False, 9, 24)])
@@ -186,7 +187,7 @@ def test_a_completion_without_trajectory_leaves_the_generic_answer_and_is_kept(m
     assert second["finished"] is False
 
 
-def test_what_was_cut_is_counted_and_shown(monkeypatch, tiny_llama, capsys):
+def test_cuts_are_counted_and_reported(monkeypatch, tiny_llama, capsys):
     from transformers import AutoTokenizer
 
     texts = iter([Completion(trajectory("1"), True, 9, 5), Completion(trajectory("2"), False, 9, 24)])
@@ -196,7 +197,7 @@ def test_what_was_cut_is_counted_and_shown(monkeypatch, tiny_llama, capsys):
     loaded = evaluation.LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 2048)
     records = rewrite(loaded, RATINGS, rows, shots=6, max_new_tokens=24)
     assert [record["shortened"] for record in records] == [True, False]
-    evaluation.tell_cuts({"base": [record("3")] * 2, "rl": records})
+    evaluation.report_cuts({"base": [record("3")] * 2, "rl": records})
     assert capsys.readouterr().out == (
         "evaluate: rl: 1 of 2 prompts had their history items shortened to fit\n"
         "evaluate: rl: 1 of 2 texts were cut off at the token limit\n"
@@ -239,7 +240,7 @@ def test_a_killed_evaluation_asks_only_for_what_is_missing_and_keeps_the_order(p
         ("pag-3", 3, True),
     ],
 )
-def test_a_system_asks_the_base_model_with_what_its_name_says(
+def test_a_system_asks_the_base_model_for_what_its_name_says(
     prepared, recording_chat, tmp_path, monkeypatch, system, items, summary
 ):
     run = prepared({"evaluation.shots": 2})
@@ -263,7 +264,7 @@ def test_a_system_asks_the_base_model_with_what_its_name_says(
 # ---- the stage ----------------------------------------------------------------------------------------------------
 
 
-def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(trained, tmp_path, monkeypatch):
+def test_the_stage_writes_tables_and_predictions_that_lamps_evaluator_reads(trained, tmp_path, monkeypatch):
     run = trained()
     opened = []
 
@@ -286,16 +287,14 @@ def test_the_stage_writes_tables_and_predictions_which_lamps_evaluator_reads(tra
     found = score_files(tmp_path / "golds.json", work / "predictions" / "base.json")
     assert found["MAE"] == pytest.approx(metrics.loc["base", "MAE"])
     paired = pd.read_csv(work / "paired.csv")
-    assert len(paired) == 6 + 3 + 2  # against base, three more against the one before, RL against two baselines
+    assert len(paired) == 6 + 3 + 3  # against base, three more against the one before, RL against three baselines
     assert {"majority", "copy-nearest"} < set(paired[paired["system"] == "rl"]["minus"])
     opened.clear()
     evaluate(run)
     assert opened == [], "done already"
 
 
-def test_a_question_without_instruction_stands_in_the_predictions_so_that_lamps_golds_fit(
-    new_run, recording_chat, tmp_path, capsys
-):
+def test_an_excluded_question_is_in_the_predictions_so_that_lamps_golds_fit(new_run, recording_chat, tmp_path, capsys):
     task = get_task("LaMP-2")
     for number, split in enumerate(("train", "dev")):
         rows = [{"id": f"{number}1{n}", "input": task.make_input(text=f"Film {n}."), "profile": []} for n in range(3)]
@@ -313,7 +312,7 @@ def test_a_question_without_instruction_stands_in_the_predictions_so_that_lamps_
     outputs = [[row["output"] for row in json.loads(path.read_text())["golds"]] for path in predictions]
     assert outputs == [["comedy", "comedy", ""], ["comedy"]], "one user of the split cannot be scored there anyway"
     assert score_files(tmp_path / "lamp" / "dev_outputs.json", predictions[0])["accuracy"] == pytest.approx(2 / 3)
-    assert capsys.readouterr().out.count("1 excluded questions (110) stand in the predictions with an empty") == 1
+    assert capsys.readouterr().out.count("1 excluded questions (110) get an empty output") == 1
 
 
 @pytest.fixture
@@ -334,7 +333,7 @@ def refusing(prepared, endpoint):
     return run, first["id"], second["id"], refused
 
 
-def test_what_the_base_model_refuses_is_left_out_shown_and_alone_asked_again(refusing, endpoint, capsys):
+def test_what_the_base_model_refuses_is_left_out_reported_and_asked_again_alone(refusing, endpoint, capsys):
     run, first, second, refused = refusing
     evaluate(run, ["base", "context", "pag-1"])
     work = run.stage("evaluate")
@@ -344,7 +343,7 @@ def test_what_the_base_model_refuses_is_left_out_shown_and_alone_asked_again(ref
     assert len(endpoint.requests) == 6 + 6 + 5, "no question without its summary"
     told = capsys.readouterr().out
     assert "2 of 12 items failed" in told
-    assert "the tables count the 4 of 6 questions that every system answered" in told
+    assert "the tables count the 4 of 6 examples that every system answered" in told
     assert told.index("estimate ") < told.index("spent ")
     metrics = pd.read_csv(work / "metrics.csv").set_index("system")
     assert set(metrics["examples"]) == {4}
@@ -359,7 +358,7 @@ def test_what_the_base_model_refuses_is_left_out_shown_and_alone_asked_again(ref
     assert [record["id"] for record in read_records(work / "records" / "pag-1.jsonl")] == ids, "in the data's order"
 
 
-def test_where_too_many_fail_it_says_so_after_the_rest_is_stored(refusing, endpoint, prepared):
+def test_too_many_failures_are_an_error_after_the_rest_is_stored(refusing, endpoint, prepared):
     run, *_ = refusing
     strict = prepared(demo.overrides(run) | {"endpoint.tolerate": 0.1})
     with pytest.raises(
@@ -375,12 +374,12 @@ def test_profiles_that_have_fewer_items_than_k_are_counted(prepared, capsys):
     assert "evaluate: 6 of 6 profiles have fewer than 6 items" in capsys.readouterr().out
 
 
-def test_without_the_trained_stages_it_says_what_to_run_first(prepared):
+def test_without_the_trained_stages_the_error_names_the_command_to_run_first(prepared):
     with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize --run r`"):
         evaluate(prepared())
 
 
-def test_an_evaluation_is_not_done_when_what_it_read_was_made_with_other_settings(trained, new_run, monkeypatch):
+def test_an_evaluation_is_refused_when_its_inputs_were_made_with_other_settings(trained, new_run, monkeypatch):
     monkeypatch.setattr(
         evaluation, "_answerer", lambda *_: lambda rows: [[{"id": e["id"], "prediction": "3"} for e in rows]]
     )
@@ -394,7 +393,7 @@ def test_an_evaluation_is_not_done_when_what_it_read_was_made_with_other_setting
         evaluate(new_run({"reflection.max_seq_length": 1000}))
 
 
-def test_more_dev_users_are_evaluated_and_nothing_is_trained_anew(trained, prepared):
+def test_more_dev_users_are_evaluated_without_training_again(trained, prepared):
     before = evaluate_inputs(trained(), ["base", "rl"])
     run = prepared({"data.dev_users": 9})
     after = evaluate_inputs(run, ["base", "rl"])
@@ -404,7 +403,7 @@ def test_more_dev_users_are_evaluated_and_nothing_is_trained_anew(trained, prepa
         evaluate_inputs(prepared({"data.train_users": 11}), ["rl"])
 
 
-def test_a_prompt_that_was_edited_makes_what_used_it_stale(trained, monkeypatch):
+def test_an_edited_prompt_makes_stale_what_used_it(trained, monkeypatch):
     run = trained()
     monkeypatch.setattr(prompts, "load", lambda name: f"another {name}")
     assert require(run, "synthesize", **inputs_of(run, "synthesize")), "rules ask nobody"

@@ -42,6 +42,15 @@ def test_figure_3_says_task_users_seeds_and_steps(tmp_path, steps, seeds, shots)
         assert said in caption
 
 
+@pytest.mark.parametrize("source", ["/srv/set_$1_$/lamp", "$", r"\\alpha $x", "a_b^c", "ümlaut 表"])
+def test_figure_3_shows_a_folder_with_dollars_as_it_is(tmp_path, source):
+    prefix = sweep_files(tmp_path, 2, 1, (2,))
+    preset = {"data": {"task": "LaMP-3", "source": source}, "reflection": {"name": "$smollm2$"}}
+    (tmp_path / "x_provenance.json").write_text(json.dumps({"preset": preset}))
+    figures.save(figures.figure3(prefix), tmp_path, "figure")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
 def test_figure_3_names_every_arm_once_and_the_references_at_their_lines(tmp_path):
     figure = figures.figure3(sweep_files(tmp_path, 5, 1, (2, 6)))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SFT only", *ARMS]
@@ -70,7 +79,7 @@ def test_figure_3_shows_scores_with_their_intervals(tmp_path):
     ]
 
 
-def test_figure_3_without_its_numbers_says_what_to_do(tmp_path):
+def test_figure_3_without_its_numbers_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(KitError, match="finish a sweep first"):
         figures.figure3(f"{tmp_path}/none_")
 
@@ -112,7 +121,7 @@ def test_results_show_each_system_from_top_to_bottom_and_references_as_lines():
     assert labels == ["context injection, k = 4", "profile summary (PAG), k = 0", "user's majority label"]
 
 
-def test_the_oracle_has_a_panel_a_task_with_its_ceiling():
+def test_the_oracle_has_one_panel_per_task_with_its_ceiling():
     rows = [{"task": t, "k": k, "score": k / 10, "ceiling": 1.0} for t in ("LaMP-3", "LaMP-7") for k in (1, 2, 4)]
     panels = figures.oracle_figure(rows).axes
     assert [panel.get_title(loc="left") for panel in panels] == ["LaMP-3", "LaMP-7"]

@@ -67,25 +67,25 @@ def test_the_command_line_scores_a_run_by_its_name(prepared, tmp_path, monkeypat
     assert capsys.readouterr().out == scores_of_run(run) + "\n"
 
 
-def test_what_has_no_prediction_is_counted(prepared):
+def test_questions_without_a_prediction_are_counted(prepared):
     run = prepared()
     evaluate(run, ["base"])
     path = run.stage("evaluate") / "predictions" / "base.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"golds": content["golds"][2:]}))
-    assert scores_of_run(run).endswith("\nbase: 2 of them have no prediction and count nowhere")
+    assert scores_of_run(run).endswith("\nbase: 2 of them have no prediction and are not scored")
 
 
-def test_a_run_that_is_not_evaluated_or_has_changed_since_is_told_what_to_do(prepared, tmp_path):
+def test_for_a_run_that_is_not_evaluated_or_has_changed_the_error_says_what_to_do(prepared, tmp_path):
     run = prepared()
     with pytest.raises(KitError, match="first run `python -m rpo_kit evaluate --run r`"):
         scores_of_run(run)
     evaluate(run, ["base"])
     with pytest.raises(
-        KitError, match=r"base.json does not fit .*LaMP-4 \(it is of LaMP_3\): give `python -m rpo_kit eval"
+        KitError, match=r"base.json does not belong to .*LaMP-4 \(its task is LaMP_3\): run `python -m rpo_kit eval"
     ):
         scores_of_run(open_run("r", "tiny", {"data.task": "LaMP-4"}, root=tmp_path))
     path = run.stage("evaluate") / "predictions" / "base.json"
     path.write_text(json.dumps({"task": "LaMP_3", "golds": [{"id": "x", "output": "3"}]}))
-    with pytest.raises(KitError, match=r"base.json does not fit .*\(1 of its ids are not in the dev split\)"):
+    with pytest.raises(KitError, match=r"base.json does not belong to .*\(1 of its ids are not in the dev split\)"):
         scores_of_run(run)

@@ -4,16 +4,12 @@ import os
 import sys
 from pathlib import Path
 
-from rpo_kit.models import local
 from rpo_kit.runs import existing_run
-from rpo_kit.training import progress
 from rpo_kit.training.reinforce import train_rl
 from rpo_kit.training.sft import train_sft
 
 
 def main(root: Path) -> None:
-    local._unsloth()
-    progress.precision = lambda: {"bf16": False, "fp16": False}
     run, seen = existing_run("r", root), []
     train_sft(run, seen.append)
     train_rl(run, seen.append)

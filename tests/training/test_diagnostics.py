@@ -78,3 +78,14 @@ def test_each_complaint_is_printed_once_and_every_row_is_passed_on(capsys):
         listen(rows[:steps])
     assert capsys.readouterr().out.count("The KL to the SFT adapter") == 1
     assert seen == [38, 39, 40]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("column", ["kl", "grad_norm", "loss", "reward", "completions/mean_length"])
+def test_nan_and_infinity_are_said_with_the_first_step_also_in_the_first_few(column, value):
+    rows = log(40)
+    rows[2] = rows[2] | {column: value}
+    found = diagnose(rows)
+    assert list(found) == [column]
+    assert f"{column} is not a number since step 3 ({value})" in found[column]
+    assert diagnose(rows[:3]) == found

@@ -3,7 +3,7 @@
 import pytest
 
 from rpo_kit.lamp.tasks import TASKS, get_task
-from rpo_kit.training.rewards import reward, reward_function, shares
+from rpo_kit.training.rewards import judge, reward, shares
 
 
 def written(rewrite: str, observe: str = "[1] reads 2, gave 1: harsh") -> str:
@@ -73,24 +73,26 @@ def test_the_format_weight_shares_out_the_reward():
     assert reward(task, written("2"), "1", items=1, format_weight=0.0) == pytest.approx(0.75)
 
 
-def test_the_trainer_gets_one_float_a_completion_and_the_log_what_is_worth_watching():
-    logged = {}
-    texts = [written("2"), "no tags", written("2", "[3] x")]
-    rewards = reward_function(get_task("LaMP-3"), 0.1)(
-        completions=[[{"role": "assistant", "content": text}] for text in texts],
-        gold=["1", "1", "2"],
-        k=[2, 2, 5],
-        generic=["3"] * 3,
-        history=[["2"]] * 3,
-        log_metric=lambda name, value: logged.update({name: value}),
-        prompts=["what TRL passes beside"],
-    )
-    assert rewards == pytest.approx([0.775, 0.0, 1.0])
-    assert all(type(value) is float for value in rewards), "None or numpy values would be turned into numbers later"
-    assert logged == {"shots": 3.0, "parsed": pytest.approx(2 / 3), "same_answer": pytest.approx(2 / 3)}
+def test_a_completion_is_judged_with_its_parts():
+    task = get_task("LaMP-3")
+    right = judge(task, written("2"), "1", items=2)
+    assert (right.reward, right.score, right.format) == pytest.approx((0.775, 0.75, 1.0))
+    assert (right.rewrite, right.cited, right.parse_error) == ("2", (1,), None)
+    wrong = judge(task, written("2", "[3] x and [1]"), "2", items=2)
+    assert (wrong.reward, wrong.score, wrong.format) == pytest.approx((0.9, 1.0, 0.0))
+    assert wrong.cited == (3, 1)
+    torn = judge(task, "no tags", "2", items=2)
+    assert (torn.reward, torn.score, torn.format, torn.rewrite, torn.cited) == (0.0, 0.0, 0.0, None, ())
+    assert torn.parse_error == "no tags"
+    assert all(type(one.reward) is float for one in (right, wrong, torn)), "no numpy numbers, never None"
+
+
+def test_of_labels_the_share_of_the_most_frequent_one_is_logged():
+    result = shares(get_task("LaMP-3"), ["2", None, "2"], ["3"] * 3, [["2"]] * 3)
+    assert result == {"parsed": pytest.approx(2 / 3), "same_answer": pytest.approx(2 / 3)}
 
 
 def test_copies_of_the_history_and_of_the_generic_answer_are_counted_among_all_completions():
-    texts = [written("lol the bus left"), written("I missed it."), written("my own"), "no tags"]
-    found = shares(get_task("LaMP-7"), texts, ["I missed it. "] * 4, [["lol the bus left", "ok"]] * 4)
-    assert found == {"parsed": 0.75, "copied_history": 0.25, "copied_generic": 0.25}
+    rewrites = ["lol the bus left", "I missed it.", "my own", None]
+    result = shares(get_task("LaMP-7"), rewrites, ["I missed it. "] * 4, [["lol the bus left", "ok"]] * 4)
+    assert result == {"parsed": 0.75, "copied_history": 0.25, "copied_generic": 0.25}

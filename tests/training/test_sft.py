@@ -14,7 +14,7 @@ from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models import local
-from rpo_kit.models.local import load_trainable
+from rpo_kit.models.local import LoadedModel, load_unsloth_trainable
 from rpo_kit.presets import ModelSettings, SFTSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import reflection_messages
@@ -42,7 +42,7 @@ def synthesized(prepared: Callable[..., Run]) -> Callable[..., Run]:
 
 def test_a_row_asks_with_one_history_item_and_answers_with_the_trajectory(synthesized):
     run = synthesized({"synthesis.per_query": 3})
-    loaded = load_trainable(run.preset.reflection, None, 0)
+    loaded = load_unsloth_trainable(run.preset.reflection, 0)
     rows, records = sft_dataset(run, loaded), read_records(run.stage("synthesize") / "trajectories.jsonl")
     examples = {example["id"]: example for example in load_prepared(run, "train")}
     assert len(rows) == len(records) > 12
@@ -59,7 +59,7 @@ def test_a_row_asks_with_one_history_item_and_answers_with_the_trajectory(synthe
 
 def test_the_loss_counts_the_completion_with_its_end_token_and_nothing_of_the_prompt(synthesized, tmp_path):
     run = synthesized()
-    loaded = load_trainable(run.preset.reflection, None, 0)
+    loaded = load_unsloth_trainable(run.preset.reflection, 0)
     rows = sft_dataset(run, loaded)
     trainer = make_trainer(loaded, rows, SFTSettings(steps=1, batch_size=2), tmp_path, None)
     batch = trainer.data_collator([trainer.train_dataset[n] for n in range(2)])
@@ -73,7 +73,7 @@ def test_the_loss_counts_the_completion_with_its_end_token_and_nothing_of_the_pr
 
 def test_a_history_item_that_is_too_long_is_shortened_and_counted_and_the_trajectory_is_not(synthesized, capsys):
     run = synthesized()
-    loaded = load_trainable(run.preset.reflection, None, 0)
+    loaded = load_unsloth_trainable(run.preset.reflection, 0)
     full = sft_dataset(run, loaded)
     tokens = [
         len(loaded.tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False)) for row in full
@@ -126,11 +126,47 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_ends(synt
     assert logs[0]["loss"].tolist() == logs[1]["loss"].tolist()
 
 
+@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "adapter_model.safetensors", "trainer_state.json"])
+def test_a_damaged_newest_checkpoint_is_passed_over(synthesized, capsys, file):
+    run = synthesized({"sft.steps": 4, "sft.learning_rate": 0.05})
+
+    def kill_in_step_4(rows: list[dict[str, float]]) -> None:
+        if len(rows) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(run, kill_in_step_4)
+    newest = run.stage("sft") / "checkpoints" / "checkpoint-3" / file
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    capsys.readouterr()
+    train_sft(run)
+    said = capsys.readouterr().out
+    assert f"checkpoint-3 is damaged ({file}: cut, changed or missing) and passed over" in said
+    assert "going on from checkpoint-2" in said
+    assert pd.read_csv(run.stage("sft") / "log.csv")["step"].tolist() == [1, 2, 3, 4]
+
+
+def test_a_loss_of_nan_ends_the_training_without_a_finished_adapter(synthesized, monkeypatch):
+    run = synthesized({"sft.steps": 4})
+    load = sft.load_unsloth_trainable
+
+    def spoiled(*arguments: object) -> LoadedModel:
+        loaded = load(*arguments)
+        loaded.model.get_input_embeddings().weight.data[5:] = float("nan")
+        return loaded
+
+    monkeypatch.setattr(sft, "load_unsloth_trainable", spoiled)
+    with pytest.raises(KitError, match=r"Step 1: loss is not a number .* Lower sft\.learning_rate"):
+        train_sft(run)
+    assert not (run.stage("sft") / "adapter").exists()
+    assert not (run.stage("sft") / "manifest.json").exists()
+
+
 def test_a_kill_after_the_adapter_was_put_in_place_does_not_train_again(synthesized, monkeypatch):
     run = synthesized()
     train_sft(run)
     (run.stage("sft") / "manifest.json").unlink()
-    monkeypatch.setattr(sft, "load_trainable", lambda *_, **__: pytest.fail("all steps are done"))
+    monkeypatch.setattr(sft, "load_unsloth_trainable", lambda *_, **__: pytest.fail("all steps are done"))
     train_sft(run)
     assert (run.stage("sft") / "manifest.json").exists()
 
@@ -148,7 +184,7 @@ def test_4_bit_training_works_on_a_cpu_for_real(prepared, tmp_path):
     settings = ModelSettings("smollm2", load_in_4bit=True, lora_rank=4, lora_alpha=8)
     run = prepared({"data.train_users": 4})
     synthesize(run)
-    loaded = load_trainable(settings, adapter=None, seed=0)
+    loaded = load_unsloth_trainable(settings, seed=0)
     linear = [m for m in loaded.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     assert len(linear) == 30 * 7, "all linear layers of the 30 blocks"
     assert linear[0].weight.dtype == torch.uint8

@@ -1,4 +1,6 @@
-"""One row for a whole group gives what G separate rows give: log-probabilities, entropies and gradients."""
+"""One row for a whole group gives what G separate rows give: log-probabilities and gradients."""
+
+from __future__ import annotations
 
 import pytest
 import torch
@@ -6,141 +8,156 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from random_models import KINDS, random_model
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from rpo_kit.errors import KitError
-from rpo_kit.training.shared_prefix import lay_out, score_groups
+from rpo_kit.models import sampling
+from rpo_kit.training import shared_prefix
+from rpo_kit.training.shared_prefix import Group, micro_batches, pack_groups, score, scoring, why_not_shared_prefix
+
+GROUPS: list[Group] = [
+    ([7, 3, 9, 30, 2, 8, 41, 12, 5], [[5, 6, 7, 8, 9], [11, 12], [13]]),
+    ([3, 9, 30, 2, 8], [[21, 22, 23, 24], [25, 26, 27], [5, 6, 7, 8, 9]]),
+]
 
 
-def batch_of_groups(group_size: int = 3) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Two prompts of unequal length (left-padded), completions of unequal length (right-padded), groups interleaved."""
-    torch.manual_seed(1)
-    prompts, masks = torch.randint(1, 53, (2, 9)), torch.ones(2, 9, dtype=torch.long)
-    masks[1, :4] = 0
-    order = [0, 1] * group_size
-    completions = torch.randint(1, 53, (2 * group_size, 5))
-    completion_mask = (torch.arange(5)[None] < torch.tensor([5, 2, 1, 4, 3, 5])[:, None]).long()
-    return (
-        torch.cat([prompts[order] * masks[order], completions], 1),
-        torch.cat([masks[order], completion_mask], 1),
-        5,
-    )
+def separately(model: PreTrainedModel, groups: list[Group], temperature: float) -> torch.Tensor:
+    """The definition: each completion alone after its prompt, without padding."""
+    logps = []
+    for prompt, completions in groups:
+        for completion in completions:
+            logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / temperature
+            logps.append(logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0])
+    return torch.cat(logps)
 
 
-def separately(model: LlamaForCausalLM, ids: torch.Tensor, mask: torch.Tensor, length: int, temperature: float):
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -length - 1 : -1] / temperature
-    logps = logits.log_softmax(-1).gather(-1, ids[:, -length:, None])[..., 0]
-    entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
-    return logps * mask[:, -length:], entropy * mask[:, -length:]
+def in_one_row(model: PreTrainedModel, groups: list[Group], temperature: float) -> torch.Tensor:
+    with scoring(model):
+        return score(model, groups, temperature)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_and_entropies_equal_those_of_separate_rows(llama, temperature):
-    ids, mask, length = batch_of_groups()
-    expected, expected_entropy = separately(llama, ids, mask, length, temperature)
-    logps, entropy = score_groups(llama, ids, mask, length, temperature)
-    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(entropy, expected_entropy.detach(), atol=1e-5, rtol=1e-4)
+def test_log_probabilities_equal_those_of_separate_rows(llama, temperature):
+    expected = separately(llama, GROUPS, temperature)
+    torch.testing.assert_close(in_one_row(llama, GROUPS, temperature), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_gradients_flow_through_the_shared_prompt(llama):
-    ids, mask, length = batch_of_groups()
-    weights = torch.linspace(-1, 1, 30).reshape(6, 5)
+    weights = torch.linspace(-1, 1, 20)
 
     def gradients(logps: torch.Tensor) -> list[torch.Tensor]:
         llama.zero_grad()
         (logps * weights).sum().backward()
         return [p.grad.clone() for p in llama.parameters() if p.requires_grad]
 
-    expected = gradients(separately(llama, ids, mask, length, 1.0)[0])
-    for got, want in zip(gradients(score_groups(llama, ids, mask, length, 1.0)[0]), expected, strict=True):
+    expected = gradients(separately(llama, GROUPS, 1.0))
+    for got, want in zip(gradients(score(llama, GROUPS, 1.0)), expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-3)
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Up to three prompts with one to four completions each, all lengths unequal, groups in mixed order."""
-    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
-    prompts = [draw(st.lists(st.integers(1, 52), min_size=1, max_size=8)) for _ in sizes]
-    order = draw(st.permutations([n for n, size in enumerate(sizes) for _ in range(size)]))
-    completions = [draw(st.lists(st.integers(1, 52), min_size=1, max_size=6)) for _ in order]
-    before, after = max(map(len, prompts)), max(map(len, completions))
-    rows = [
-        [0] * (before - len(prompts[n])) + prompts[n] + own + [0] * (after - len(own))
-        for n, own in zip(order, completions, strict=True)
-    ]
-    return torch.tensor(rows), (torch.tensor(rows) > 0).long(), after
+def some_groups(draw: st.DrawFn) -> list[Group]:
+    """Up to three prompts with one to four completions each, all lengths unequal."""
+    tokens = st.integers(1, 52)
+    group = st.tuples(
+        st.lists(tokens, min_size=1, max_size=8),
+        st.lists(st.lists(tokens, min_size=1, max_size=6), min_size=1, max_size=4),
+    )
+    return draw(st.lists(group, min_size=1, max_size=3))
 
 
+@pytest.mark.parametrize("how", ["one row", "one row, checkpointing", "rows"])
 @pytest.mark.parametrize("kind", KINDS)
-@examples(max_examples=15, deadline=None)
-@given(batches(), st.integers(1, 2), st.integers(1, 3), st.sampled_from([0.7, 1.0]))
+@examples(max_examples=12, deadline=None)
+@given(some_groups(), st.integers(1, 2), st.integers(1, 3), st.sampled_from([0.7, 1.0]), st.integers(1, 9))
 def test_on_any_shape_log_probabilities_loss_and_lora_gradients_are_the_plain_ones(
-    kind, batch, heads, shared, temperature
+    kind, how, groups, heads, shared, temperature, block
 ):
-    """To 1e-4 in fp32; the loss is the policy gradient's, with an arbitrary advantage a sequence."""
-    ids, mask, length = batch
-    model, found = random_model(kind, heads, shared, seed=len(ids)), []
-    advantages = torch.linspace(-1, 0.3, len(ids))[:, None]
-    for score in (separately, score_groups):
-        model.zero_grad()
-        logps, entropy = score(model, ids, mask, length, temperature)
-        loss = -(logps * advantages).sum() / mask[:, -length:].sum()
-        loss.backward()
-        gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
-        found.append([logps.detach(), entropy.detach(), loss.detach(), *gradients])
-    for plain, ours in zip(*found, strict=True):
+    """To 1e-4 in fp32; the loss is the policy gradient's, with an arbitrary advantage per sequence."""
+    model, results = random_model(kind, heads, shared, seed=len(groups)), []
+    lengths = torch.tensor([len(completion) for _, completions in groups for completion in completions])
+    advantages = torch.linspace(-1, 0.3, len(lengths)).repeat_interleave(lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_prefix, "_BLOCK", block)
+        if how == "rows":
+            patch.setattr(shared_prefix, "shares_prefix", lambda model: False)
+        for scored in (separately, in_one_row):
+            if scored is in_one_row and "checkpointing" in how:
+                model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
+            model.zero_grad()
+            with scoring(model) if scored is in_one_row else torch.enable_grad():
+                logps = (
+                    score(model, groups, temperature) if scored is in_one_row else scored(model, groups, temperature)
+                )
+                loss = -(logps * advantages).sum() / lengths.sum()
+                loss.backward()
+            gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+            results.append([logps.detach(), loss.detach(), *gradients])
+    for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
-    assert max(gradient.abs().max() for gradient in found[0][3:]) > 0
+    assert max(gradient.abs().max() for gradient in results[0][2:]) > 0
 
 
 def test_a_prompt_is_laid_out_once_and_positions_go_on_from_its_end():
-    """The example in the module's docstring, with the members of the groups given in mixed order."""
-    prompts, mask = torch.tensor([[1, 2, 3, 4], [0, 0, 5, 6], [1, 2, 3, 4]]), torch.ones(3, 4, dtype=torch.long)
-    mask[1, :2] = 0
-    completions = torch.tensor([[11, 12, 0], [14, 0, 0], [21, 22, 23]])
-    groups = lay_out(prompts, mask, completions, (completions > 0).long())
-    assert groups.tokens.tolist() == [[1, 2, 3, 4, 5, 6, 11, 12, 14, 21, 22, 23]]
-    assert groups.positions.tolist() == [[0, 1, 2, 3, 0, 1, 4, 5, 2, 4, 5, 6]]
-    assert groups.prompts.tolist() == [[0, 1, 2, 3], [12, 12, 4, 5]], "12 tokens, so 12 says that there is none"
-    assert groups.completions.tolist() == [[[6, 7, 12], [9, 10, 11]], [[8, 12, 12], [12, 12, 12]]]
-    assert groups.predictor.tolist() == [3, 6, 5, 3, 9, 10], "the prompt's last token predicts the first of each"
+    """The example in the module's docstring."""
+    packed = pack_groups([([1, 2, 3, 4], [[11, 12], [21, 22, 23]]), ([5, 6], [[14]])])
+    assert packed.tokens.tolist() == [[1, 2, 3, 4, 11, 12, 21, 22, 23, 5, 6, 14]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5, 6, 0, 1, 2]]
+    assert packed.predictor.tolist() == [3, 4, 3, 6, 7, 10], "the prompt's last token predicts the first of each"
+    assert packed.targets.tolist() == [11, 12, 21, 22, 23, 14]
+    spans = [((b.prefix.start, b.prefix.stop), (b.own.start, b.own.stop)) for b in packed.blocks]
+    assert spans == [((0, 0), (0, 4)), ((0, 4), (4, 6)), ((0, 4), (6, 9)), ((9, 9), (9, 11)), ((9, 11), (11, 12))]
+
+
+def test_a_long_prompt_attends_in_several_blocks(monkeypatch):
+    monkeypatch.setattr(shared_prefix, "_BLOCK", 2)
+    packed = pack_groups([([1, 2, 3, 4, 5], [[6]])])
+    spans = [((b.prefix.start, b.prefix.stop), (b.own.start, b.own.stop)) for b in packed.blocks]
+    assert spans == [((0, 0), (0, 2)), ((0, 2), (2, 4)), ((0, 4), (4, 5)), ((0, 5), (5, 6))]
 
 
 def test_a_completion_is_not_changed_by_what_stands_beside_it(llama):
     """Neither the other completions of its group nor other groups; checked by changing all of them."""
-    ids, mask, length = batch_of_groups()
-    before = score_groups(llama, ids, mask, length, 1.0)[0]
-    changed = ids.clone()
-    changed[1:, -length:] = 1 + (changed[1:, -length:] + 7) % 52
-    changed[1::2, :-length] = 1 + (changed[1::2, :-length] + 5) % 52
-    after = score_groups(llama, changed, mask, length, 1.0)[0]
-    torch.testing.assert_close(after[0], before[0])
-    assert not torch.allclose(after[1:], before[1:])
+    before = score(llama, GROUPS, 1.0)
+    (prompt, (first, *others)), (_, second) = GROUPS
+    other = [[1 + (token + 7) % 52 for token in completion] for completion in others]
+    after = score(llama, [(prompt, [first, *other]), ([4, 4, 4, 4, 4], second)], 1.0)
+    torch.testing.assert_close(after[:5], before[:5])
+    assert not torch.allclose(after[5:], before[5:])
 
 
 def test_a_trained_output_layer_is_refused_because_its_gradient_would_be_missing(llama):
-    ids, mask, length = batch_of_groups()
     llama.lm_head.weight.requires_grad_()
     with pytest.raises(KitError, match="freeze it"):
-        score_groups(llama, ids, mask, length, 1.0)
+        score(llama, GROUPS, 1.0)
 
 
-@pytest.fixture(scope="module")
-def real_batch() -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Two prompts of 40 and 31 tokens with three completions each, of up to 12, in SmolLM2's vocabulary."""
-    torch.manual_seed(3)
-    ids, mask = torch.randint(3, 49_000, (6, 52)), torch.ones(6, 52, dtype=torch.long)
-    ids[:3, :40], ids[3:, :40] = ids[0, :40].clone(), ids[3, :40].clone()
-    mask[3:, :9] = 0
-    mask[:, 40:] = torch.arange(12)[None] < torch.tensor([12, 5, 1, 7, 12, 3])[:, None]
-    return ids * mask, mask, 12
+def test_micro_batches_hold_whole_groups_within_the_budget():
+    """Sizes laid out: 4 + 6, 2 + 3, 9 + 9, 1 + 1 tokens."""
+    groups = [([1] * 4, [[2] * 3] * 2), ([1] * 2, [[2] * 3]), ([1] * 9, [[2] * 9]), ([1], [[2]])]
+    assert list(micro_batches(groups, 15)) == [[0, 1], [2], [3]], "a group larger than the budget stands alone"
+    assert list(micro_batches(groups, 14)) == [[0], [1], [2], [3]]
+    assert list(micro_batches(groups, 100)) == [[0, 1, 2, 3]]
+    assert list(micro_batches(groups, 15, shared=False)) == [[0], [1], [2], [3]], "14 + 5: the prompt counts twice"
+    assert list(micro_batches([], 15)) == []
+
+
+def test_a_model_with_sliding_windows_keeps_its_own_attention():
+    """Qwen's config decides it per layer: those from max_window_layers on."""
+    whole = random_model("qwen2", 1, 1, seed=0)
+    partly = random_model("qwen2", 1, 1, seed=0, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    assert sampling.shares_prefix(whole)
+    assert why_not_shared_prefix(whole) is None
+    assert not sampling.shares_prefix(partly)
+    assert "this qwen2 model is not known" in str(why_not_shared_prefix(partly))
+    torch.testing.assert_close(in_one_row(partly, GROUPS, 1.0), separately(partly, GROUPS, 1.0), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(in_one_row(partly, GROUPS, 1.0), in_one_row(whole, GROUPS, 1.0), atol=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("in_4_bit", [False, True])
-def test_on_the_bundled_model_they_are_the_plain_ones_too(real_batch, in_4_bit):
+def test_on_the_bundled_model_they_are_the_plain_ones_too(in_4_bit):
     """SmolLM2-135M in fp32, and quantised to 4 bits by bitsandbytes, with a LoRA on all its projections: to 1e-4."""
     from rpo_kit.models.local import load_trainable
     from rpo_kit.presets import ModelSettings
@@ -152,13 +169,17 @@ def test_on_the_bundled_model_they_are_the_plain_ones_too(real_batch, in_4_bit):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.data += 0.02 * torch.randn_like(parameter)  # B begins as zeros: A would have no gradient
-    (ids, mask, length), found = real_batch, []
-    advantages = torch.linspace(-1, 0.3, len(ids))[:, None]
-    for score in (separately, score_groups):
+    prompts = torch.randint(3, 49_000, (2, 40)).tolist()
+    groups = [
+        (prompt[:length], [torch.randint(3, 49_000, (n,)).tolist() for n in lengths])
+        for prompt, length, lengths in zip(prompts, (40, 31), ((12, 5, 1), (7, 12, 3)), strict=True)
+    ]
+    results, advantages = [], torch.linspace(-1, 0.3, 40)
+    for scored in (separately, in_one_row):
         model.zero_grad()
-        logps, _ = score(model, ids, mask, length, 1.0)
-        loss = -(logps * advantages).sum() / mask[:, -length:].sum()
+        logps = scored(model, groups, 1.0)
+        loss = -(logps * advantages).sum() / 40
         loss.backward()
-        found.append([logps.detach(), loss.detach(), *(parameter.grad.clone() for parameter in trained)])
-    for plain, ours in zip(*found, strict=True):
+        results.append([logps.detach(), loss.detach(), *(parameter.grad.clone() for parameter in trained)])
+    for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)

@@ -1,5 +1,7 @@
 """Stage 2: trajectories rest on one history item, end in the true output, and none is lost or written twice."""
 
+from dataclasses import replace
+
 import pytest
 from fakes import completion, last
 
@@ -9,8 +11,11 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import read_records
 from rpo_kit.training import synthesis
-from rpo_kit.training.synthesis import describe, make_requests, open_teacher, synthesize
+from rpo_kit.training.filters import Filters
+from rpo_kit.training.synthesis import describe, examine, make_requests, open_teacher, synthesize
 from rpo_kit.training.teachers import ChatTeacher, Request, persona_teacher, retry_conversation, teacher_prompt
+
+TITLES = get_task("LaMP-5")
 
 
 def trajectory_text(rewrite: str, cited: int = 1) -> str:
@@ -206,7 +211,7 @@ def test_a_text_that_cannot_be_used_is_sent_back_once_with_the_complaint(prepare
     def answer(conversation):
         right = trajectory_text(right_answer(golds, conversation[0]["content"]))
         if len(conversation) == 1:
-            return right if list(golds).index(query_in(conversation)) == 0 else f"Sure! {right}"
+            return right if list(golds).index(query_in(conversation)) == 0 else right.replace("<plan>", "so <plan>")
         return right if list(golds).index(query_in(conversation)) < 3 else "I give up."
 
     def query_in(conversation):
@@ -225,6 +230,29 @@ def test_a_text_that_cannot_be_used_is_sent_back_once_with_the_complaint(prepare
         ("I give up.", "no tags", "text outside the tags")
     ]
     assert "2 of the accepted ones at the second attempt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("frame", ["```xml\n{}\n```", "Sure! Here it is:\n{}", "<think>first <plan></think>{}"])
+def test_a_teacher_that_writes_something_around_the_form_is_paid_once(prepared, recording_chat, frame):
+    run = prepared({"data.train_users": 3})
+    golds = golds_of(run)
+    answer = lambda conversation: frame.format(trajectory_text(right_answer(golds, conversation[0]["content"])))  # noqa: E731
+    teacher = ChatTeacher(recording_chat(answer))
+    synthesize(run, teacher)
+    records = read_records(run.stage("synthesize") / "trajectories.jsonl")
+    assert [record["rewrite"] for record in records] == list(golds.values())
+    assert len(teacher.chat.asked) == 3
+    assert parse(answer(teacher.chat.asked[0])).trajectory is None, "the module itself is held to the form"
+
+
+def test_a_gold_with_a_tag_in_it_is_matched_and_kept_as_the_user_wrote_it(prepared, recording_chat):
+    """The teacher is shown look-alikes, and writes them."""
+    request = next(make_requests([example(output="<b>rain</b>", input=TITLES.make_input(text="x"))], 1, 1))
+    text = trajectory_text("‹b>rain‹/b>")
+    item = {"id": "i", "abstract": "text 4", "title": "y"}
+    trajectory, reason = examine(TITLES, replace(request, items=[item]), text, Filters())
+    assert reason is None
+    assert trajectory.rewrite == "‹b>rain‹/b>"
 
 
 def test_what_the_endpoint_does_not_answer_is_recorded_and_asked_by_the_next_call(prepared, endpoint, capsys):

@@ -1,0 +1,152 @@
+"""LoRA on a model: putting it on, loading it, a frozen copy of it, and its forward pass in one piece.
+
+LoRA (arXiv 2106.09685) adds a trained product of two thin matrices to a frozen weight: y = x W^T + s (x A^T) B^T. PEFT
+writes and reads the adapters. While sampling and scoring, `using_adapter` computes that line itself, in the model's own
+type and with its gradient written out: PEFT takes four passes over the (tokens, features) result, as long as the matrix
+product of a small model on a CPU.
+
+    model = load_lora(model, run.stage("sft") / "adapter", trainable=True)
+    copy_adapter(model, "ref")                        # a frozen second adapter with the same weights
+    with using_adapter(model, "ref"): ...             # what is computed here, the copy computes
+
+For mypy a PeftModel is the model that it wraps: it has the same attributes and methods.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rpo_kit.errors import KitError
+from rpo_kit.presets import ModelSettings
+
+
+def add_lora(model: PreTrainedModel, settings: ModelSettings) -> PreTrainedModel:
+    """The model with a new trainable LoRA; torch's random generator decides its first weights."""
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=list(settings.lora_targets),
+        task_type="CAUSAL_LM",
+    )
+    return cast(PreTrainedModel, get_peft_model(model, config))
+
+
+def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PreTrainedModel:
+    """The model with the adapter stored in `folder`.
+
+    Raises:
+        KitError: there is no adapter, its file is damaged, or it belongs to another model.
+    """
+    if not (folder / "adapter_config.json").exists():
+        raise KitError(f"{folder} holds no LoRA adapter (adapter_config.json is missing); train that stage first.")
+    try:
+        shapes = _stored_shapes(folder / "adapter_model.safetensors")
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        # without is_trainable the optimiser would be empty and nothing would change (huggingface/trl#6700)
+        loaded = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise KitError(f"The adapter in {folder} is damaged ({error}): train that stage again.") from error
+    except (RuntimeError, ValueError):
+        loaded = None
+    own = {} if loaded is None else get_peft_model_state_dict(loaded)
+    if loaded is None or {name: tuple(value.shape) for name, value in own.items()} != shapes:
+        name = getattr(model.config, "_name_or_path", "this model")
+        raise KitError(
+            f"The adapter in {folder} was trained on another model ({base}) and does not fit {name}: name that model "
+            "in reflection.name, or train the adapter again."
+        )
+    return cast(PreTrainedModel, loaded)
+
+
+def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(file, framework="pt") as tensors:
+        names = tensors.keys()
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+
+
+def copy_adapter(model: PreTrainedModel, name: str) -> None:
+    """Add a frozen copy of the adapter "default" under another name."""
+    assert isinstance(model, PeftModel)
+    model.add_adapter(name, model.peft_config["default"])
+    parameters = dict(model.named_parameters())
+    for key, parameter in parameters.items():
+        if ".default." in key:
+            parameters[key.replace(".default.", f".{name}.")].data.copy_(parameter.data)
+    model.set_adapter("default")
+
+
+@contextmanager
+def using_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[None]:
+    """All LoRA layers compute with adapter `name`, in one piece and in the model's own type; a model without LoRA is
+    left alone. Gradients reach A and B of that adapter if they are open, and the layer's input.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer) and name in layer.lora_A]
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)  # embeddings, never 4-bit
+    for layer in layers:
+        # A and B are fp32 while they are trained; they are cast here, once for all passes inside
+        a, b = (cast(Tensor, part[name].weight).to(dtype) for part in (layer.lora_A, layer.lora_B))
+        layer.forward = partial(_forward, layer, a, b, layer.scaling[name])
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _forward(layer: LoraLayer, a: Tensor, b: Tensor, scaling: float, x: Tensor) -> Tensor:
+    return lora_linear(x.flatten(0, -2), layer.base_layer, a, b, scaling).view(*x.shape[:-1], -1)
+
+
+class Context(Protocol):
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    layer: torch.nn.Module
+    scaling: float
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class LoraLinear(torch.autograd.Function):
+    """y = x W^T + bias + s (x A^T) B^T of rows x (N, in) with A (rank, in) and B (out, rank); W and bias are frozen."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, layer: torch.nn.Module, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        thin = x @ a.T
+        y = torch.nn.functional.linear(x, frozen_weight(layer, x.dtype), cast("Tensor | None", layer.bias))
+        ctx.save_for_backward(x, thin, a, b)
+        ctx.layer, ctx.scaling = layer, scaling
+        return y.addmm_(thin, b.T, alpha=scaling)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, thin, a, b = ctx.saved_tensors
+        grad_thin = (grad @ b).mul_(ctx.scaling)
+        grad_x = (grad @ frozen_weight(ctx.layer, x.dtype)).addmm_(grad_thin, a) if ctx.needs_input_grad[0] else None
+        return grad_x, None, grad_thin.T @ x, (grad.T @ thin).mul_(ctx.scaling), None
+
+
+lora_linear: Callable[..., Tensor] = LoraLinear.apply
+
+
+def frozen_weight(layer: torch.nn.Module, dtype: torch.dtype) -> Tensor:
+    """The layer's weight (out, in) as `dtype`; a 4-bit one is unpacked anew each time, to take no more memory."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if hasattr(weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight.data, weight.quant_state)
+    return weight.to(dtype)

@@ -1,0 +1,232 @@
+"""A training stage in a process of its own, followed from a notebook: how each of them runs on a GPU.
+
+Unsloth patches transformers for the whole process in which SFT runs, and only a process that ends gives back all of
+its GPU memory. The child does what `python -m rpo_kit STAGE --run NAME` does. What it prints is printed here, the rows
+of its log.csv reach the live plot, and an interrupted cell stops it, as does the end of this process. On a CPU the
+stage runs in this process. Left out: several GPUs, which the command line serves (torchrun).
+
+    live = live_plot(lambda rows: training_figure(rows, ["loss"]))
+    run_stage(run, "sft", live)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from rpo_kit.errors import KitError
+from rpo_kit.pipeline import stage_function
+from rpo_kit.runs import Run, existing_run
+
+Rows = list[dict[str, float]]
+OnLog = Callable[[Rows], None]
+
+_POLL = 0.5  # seconds between two looks at the child
+_PATIENCE = 20.0  # seconds that an interrupted child has to end by itself
+_SENTENCE = "rpo_kit: "  # what the command line writes before a KitError
+
+
+def run_stage(run: Run, stage: str, on_log: OnLog | None = None) -> None:
+    """Run "sft", "rl" or "sweep"; `on_log` gets all rows of the log whenever there are new ones.
+
+    In a process of its own where torch sees a GPU, else in this one; $RPO_OWN_PROCESS (1 or 0) decides otherwise.
+    """
+    if own_process_wanted():
+        in_own_process(run, stage, on_log)
+    else:
+        cast(Callable[[Run, OnLog | None], None], stage_function(stage))(run, on_log)
+
+
+def own_process_wanted() -> bool:
+    wanted = os.environ.get("RPO_OWN_PROCESS", "").strip().lower()
+    if wanted:
+        return wanted not in ("0", "false", "no", "off")
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def in_own_process(run: Run, stage: str, on_log: OnLog | None = None) -> None:
+    """Run a stage in a child process and follow it.
+
+    Raises:
+        KitError: the stage failed, with its own last sentence; or the settings on the disk are not those of `run`.
+    """
+    if existing_run(run.name, run.folder.parent).preset != run.preset:
+        raise KitError(
+            f"The settings of run {run.name!r} have changed since this notebook opened it: run the notebook again "
+            "from its first cell."
+        )
+    _release_gpu_memory()
+    command = [sys.executable, "-m", "rpo_kit.own_process", stage, "--run", run.name]
+    with tempfile.TemporaryFile() as file, _bar(run, stage) as bar:
+        output, log = _Output(file), _Log(run.stage(stage), bar, on_log)
+        child = subprocess.Popen(
+            command,
+            env=_environment(run),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # else Ctrl-C would reach it twice
+        )
+        try:
+            while child.poll() is None:
+                time.sleep(_POLL)
+                output.print_new()
+                log.pass_on_new()
+        except KeyboardInterrupt:
+            print(f"{stage} is being stopped; run this again to resume", flush=True)
+            raise
+        finally:
+            _stop(child)
+        output.print_new(last=True)
+        log.pass_on_new()
+    if child.returncode:
+        raise KitError(_why_it_failed(stage, child.returncode, output))
+
+
+def _release_gpu_memory() -> None:
+    """Give back what this process has freed: the models of earlier cells."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _environment(run: Run) -> dict[str, str]:
+    """The child finds this copy of the kit and this run from any folder."""
+    kit = str(Path(__file__).resolve().parents[1])
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [kit, os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "RPO_PARENT": str(os.getpid()),
+        "RPO_RUNS": str(run.folder.parent),
+    }
+
+
+def _bar(run: Run, stage: str) -> tqdm[object]:
+    return tqdm(total=getattr(run.preset, stage).steps, desc=f"{stage}, in a process of its own", unit="step")
+
+
+class _Output:
+    """What the child has written to a file, printed line by line; the sentence of a KitError is kept for later."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.read, self.rest, self.last = file, 0, b"", ""
+
+    def print_new(self, last: bool = False) -> None:
+        """Print the lines that have come; with `last` also one without an end."""
+        new = os.pread(self.file.fileno(), 1 << 24, self.read)  # leaves the child's own position in the file alone
+        self.read += len(new)
+        *lines, self.rest = (self.rest + new).replace(b"\r\n", b"\n").split(b"\n")
+        self.rest = self.rest[max(0, self.rest.rfind(b"\r", 0, -1)) :]
+        if last:
+            lines, self.rest = [*lines, self.rest], b""
+        for raw in lines:
+            line = raw.rpartition(b"\r")[2].decode(errors="replace").rstrip()  # before it: bars, since drawn over
+            if not line:
+                continue
+            if not self.last.startswith(_SENTENCE):  # libraries may say something after it, at the exit
+                self.last = line
+            if not line.startswith(_SENTENCE):
+                print(line, flush=True)
+
+
+class _Log:
+    """The log.csv that the child is writing: a stage's own, or that of the sweep's present cell."""
+
+    def __init__(self, folder: Path, bar: tqdm[object], on_log: OnLog | None) -> None:
+        self.folder, self.bar, self.on_log = folder, bar, on_log
+        self.seen = self._written()  # rows of an earlier call are not new
+
+    def pass_on_new(self) -> None:
+        written = self._written()
+        new = [path for path, at in written.items() if self.seen.get(path) != at]
+        self.seen = written
+        rows = _rows(max(new, key=lambda path: written[path])) if new else []
+        if not rows:
+            return
+        if rows[-1]["step"] < self.bar.n:  # the next cell of a sweep
+            self.bar.reset()
+        self.bar.update(int(rows[-1]["step"]) - self.bar.n)
+        if self.on_log:
+            self.on_log(rows)
+
+    def _written(self) -> dict[Path, int]:
+        """When each log was last written."""
+        times = {}
+        for path in [self.folder / "log.csv", *self.folder.glob("*/log.csv")]:
+            with contextlib.suppress(FileNotFoundError):  # moved aside just now
+                times[path] = path.stat().st_mtime_ns
+        return times
+
+
+def _rows(path: Path) -> Rows:
+    """The log's rows as the training made them: a column that a row lacks is empty in the file."""
+    try:
+        table = pd.read_csv(path)
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return []
+    return [{name: value for name, value in row.items() if pd.notna(value)} for row in table.to_dict("records")]
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Interrupt a child that still works, as Ctrl-C does; if that is not enough, kill it and what it has started."""
+    if child.poll() is not None:
+        return
+    child.send_signal(signal.SIGINT)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_PATIENCE)
+    finally:  # a second interrupt does not wait
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _why_it_failed(stage: str, code: int, output: _Output) -> str:
+    if output.last.startswith(_SENTENCE):
+        return output.last.removeprefix(_SENTENCE)
+    if code == -signal.SIGKILL:
+        return (
+            f"The process of the stage {stage!r} was killed from outside, most likely because memory ran out. What is "
+            "finished is kept: make room and run this again; it resumes."
+        )
+    return f"The stage {stage!r} stopped with an error that the kit does not know ({output.last or f'code {code}'})."
+
+
+# ---- the child ----------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Do as the command line does, until the process that started this one ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hands down "ignore"
+    parent = int(os.environ["RPO_PARENT"])
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    from rpo_kit.__main__ import main as command_line
+
+    return command_line(sys.argv[1:])
+
+
+def _end_with(parent: int) -> None:
+    """A restarted notebook kernel is killed, and nobody would stop this process."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""What settings can be meant: ranges, names and combinations, checked before anything is stored or computed.
+
+One table per kind of rule, by dotted key. A rule belongs here if a value against it would only fail, or mean nothing,
+several stages later.
+
+    check({"rl.temperature": 0.0, …})      # KitError: rl.temperature=0.0 must be above 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import le
+from typing import Any
+
+from rpo_kit.errors import KitError
+from rpo_kit.model_spec import parse_spec
+
+ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
+CURRICULA = (
+    "progressive, reversed, random, fixed-K such as fixed-4, or a list such as 2,2,3,6, each of whose values is used "
+    "for an equal share of the steps"
+)
+RETRIEVERS = "bm25, bm25-lamp, recency, random, or dense:ENCODER as in dense:facebook/contriever"
+SYSTEMS = "base, context, context-K, pag-K, majority, copy-nearest, untrained, sft, rl"
+ALL_USERS = 10**9  # as many as LaMP's files hold
+
+_AT_LEAST = {
+    1: "data.train_users data.dev_users data.items_per_user base_max_new_tokens reflection.lora_rank "
+    "reflection.lora_alpha synthesis.shots synthesis.per_query synthesis.max_words sft.steps sft.batch_size "
+    "sft.accumulate sft.save_every rl.steps rl.prompts_per_step rl.micro_batch_tokens rl.max_new_tokens rl.shots_from "
+    "rl.save_every evaluation.max_new_tokens evaluation.batch_size evaluation.bootstrap sweep.steps "
+    "sweep.prompts_per_step sweep.dev_users endpoint.concurrency endpoint.tries",
+    0: "data.leave_one_out rl.beta rl.clip rl.rollouts_mb evaluation.shots endpoint.backoff endpoint.thinking_tokens "
+    "endpoint.max_requests endpoint.max_tokens endpoint.max_cost",
+    64: "reflection.max_seq_length",
+}
+_ABOVE_ZERO = "sft.learning_rate rl.learning_rate rl.temperature endpoint.timeout"
+_SHARES = "synthesis.match_text sft.warmup rl.format_weight endpoint.tolerate"
+_LISTS = "reflection.lora_targets evaluation.systems sweep.arms sweep.seeds sweep.eval_shots"
+_CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)+")
+_RETRIEVER = re.compile(r"bm25|bm25-lamp|recency|random|dense:.+")
+_SYSTEM = re.compile(r"base|untrained|sft|rl|majority|copy-nearest|context(-\d+)?|pag-\d+")
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raise KitError for the first setting, by its dotted key, that cannot be meant."""
+    for least, keys in _AT_LEAST.items():
+        for key in keys.split():
+            _require(settings, key, partial(le, least), f"at least {least}")
+    for key in _ABOVE_ZERO.split():
+        _require(settings, key, lambda value: value > 0, "above 0")
+    for key in _SHARES.split():
+        _require(settings, key, lambda value: 0 <= value <= 1, "a share between 0 and 1")
+    for key in _LISTS.split():
+        _require(settings, key, bool, "a list of at least one value")
+        _require(settings, key, lambda value: len(set(value)) == len(value), "a list without repeated values")
+    _require(settings, "data.dev_share", lambda value: 0 <= value < 1, "at least 0 and below 1: it is a share of users")
+    _require(settings, "sweep.eval_shots", lambda value: min(value) >= 0, "a list of numbers of at least 0")
+    _require(
+        settings,
+        "rl.group_size",
+        lambda value: value >= 2,
+        "at least 2: a rewrite is compared with others of its prompt",
+    )
+    _check_names(settings)
+    _check_combinations(settings)
+
+
+def _require(settings: Mapping[str, Any], key: str, fits: Callable[[Any], bool], wanted: str) -> None:
+    if not fits(settings[key]):
+        raise KitError(f"{key}={settings[key]} must be {wanted}.")
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    if settings["rl.algorithm"] not in ALGORITHMS:
+        raise KitError(f"There is no rl.algorithm={settings['rl.algorithm']!r}; there are {', '.join(ALGORITHMS)}.")
+    for plan in (settings["rl.curriculum"], *settings["sweep.arms"]):
+        if not _CURRICULUM.fullmatch(plan):
+            raise KitError(f"There is no curriculum {plan!r}: choose {CURRICULA}.")
+    if not _RETRIEVER.fullmatch(settings["data.retriever"]):
+        raise KitError(f"There is no retrieval method {settings['data.retriever']!r}; there are {RETRIEVERS}.")
+    for system in settings["evaluation.systems"]:
+        if not _SYSTEM.fullmatch(system):
+            raise KitError(f"There is no system {system!r} to evaluate; there are {SYSTEMS}.")
+    for key in ("base", "synthesis.teacher"):
+        spec = settings[key]
+        rules = "persona, " if key == "synthesis.teacher" else ""
+        local = spec.startswith("local:") and spec != "local:"
+        if not local and not (rules and spec == "persona") and parse_spec(spec) is None:
+            forms = f"{rules}local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
+            raise KitError(f"{key}={spec!r} does not name a model: write {forms}.")
+
+
+def _check_combinations(settings: Mapping[str, Any]) -> None:
+    first, last = settings["rl.shots_from"], settings["rl.shots_to"]
+    if first > last:
+        raise KitError(f"rl.shots_from={first} must not be greater than rl.shots_to={last}: the history grows.")
+    window = settings["reflection.max_seq_length"]
+    for key in ("rl.max_new_tokens", "evaluation.max_new_tokens"):
+        if settings[key] >= window:
+            raise KitError(
+                f"{key}={settings[key]} leaves no room for a prompt in reflection.max_seq_length={window}: lower the "
+                "first or raise the second."
+            )
+    if settings["data.dev_share"] and settings["data.source"] in ("personas", "official"):
+        raise KitError(
+            f"data.dev_share={settings['data.dev_share']:g} divides the users of a folder that has one split alone; "
+            f"{settings['data.source']} has both: take the setting back (data.dev_share=0), or give --data FOLDER."
+        )
+    users = (settings["data.train_users"], settings["data.dev_users"])
+    if settings["data.source"] == "personas" and ALL_USERS in users:
+        raise KitError(
+            'This preset uses all users of LaMP\'s files, but personas are generated, so "all users" is undefined: add '
+            "--data official, or set data.train_users and data.dev_users."
+        )

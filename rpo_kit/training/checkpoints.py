@@ -1,0 +1,133 @@
+"""What an interrupted training goes on from: safetensors and JSON, written whole, the last two kept.
+
+    checkpoints/checkpoint-10/adapter.safetensors      the policy's LoRA
+                              optimizer.safetensors    AdamW's two moments and step of each of its tensors
+                              state.json               step, log, gradient scaler
+                              checksums.json           sha256 of the files above, written last
+
+No random generator's state is kept: what a step draws follows from seed, step and prompt. A checkpoint whose files are
+not those that were written (cut, garbled, missing) is passed over with a sentence, and the one before it is taken.
+SFT's checkpoints are TRL's own; they get a checksums.json as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.nn import Parameter
+
+from rpo_kit.runs import write_text
+
+_KEEP = 2
+_SUMS = "checksums.json"
+Log = list[dict[str, float]]
+
+
+@dataclass
+class Training:
+    """What changes while RL trains, and so what a checkpoint holds."""
+
+    parameters: dict[str, Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    log: Log
+    step: int = 0
+    memory: int = 0  # bytes held after the first step; of this process, so in no checkpoint
+
+
+def save(folder: Path, training: Training) -> None:
+    """Write checkpoint-STEP in `folder`, all of it or nothing, and drop the older ones but for the last."""
+    path = folder / f"checkpoint-{training.step}"
+    part = path.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    moments = training.optimizer.state_dict()["state"]
+    names = list(training.parameters)
+    save_file(
+        {name: tensor.detach().cpu() for name, tensor in training.parameters.items()}, part / "adapter.safetensors"
+    )
+    optimizer = {f"{key}/{names[n]}": value.cpu() for n, state in moments.items() for key, value in state.items()}
+    save_file(optimizer, part / "optimizer.safetensors")
+    state = {"step": training.step, "log": training.log, "scaler": training.scaler.state_dict()}
+    write_text(part / "state.json", json.dumps(state))
+    seal(part)
+    shutil.rmtree(path, ignore_errors=True)  # a damaged one of an earlier call
+    os.replace(part, path)
+    for old in numbered(folder)[:-_KEEP]:
+        shutil.rmtree(old)
+
+
+def restore(folder: Path, training: Training, start: str) -> None:
+    """Put the newest whole checkpoint into `training`, in place; says where training goes on. `start` names what it
+    begins from where there are checkpoints and none is whole.
+    """
+    path = newest_whole(folder, start)
+    if path is None:
+        return
+    stored = load_file(path / "adapter.safetensors")
+    for name, parameter in training.parameters.items():
+        parameter.data.copy_(stored[name])
+    moments: dict[int, dict[str, Tensor]] = {}
+    numbers = {name: n for n, name in enumerate(training.parameters)}
+    for key, value in load_file(path / "optimizer.safetensors").items():
+        kind, _, name = key.partition("/")
+        moments.setdefault(numbers[name], {})[kind] = value
+    groups = training.optimizer.state_dict()["param_groups"]
+    training.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    training.scaler.load_state_dict(state["scaler"])
+    training.step, training.log[:] = state["step"], state["log"]
+
+
+def newest_whole(folder: Path, start: str) -> Path | None:
+    """The newest checkpoint whose files are as they were written, or None; what is passed over is said."""
+    for path in reversed(numbered(folder)):
+        damage = damage_of(path)
+        if damage is None:
+            print(f"going on from {path.name}")
+            return path
+        print(f"{path.name} is damaged ({damage}) and passed over")
+    if numbered(folder):
+        print(f"no checkpoint is whole: training begins again from {start}")
+    return None
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first; not those that were being written when the process was killed."""
+    paths = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    return sorted(paths, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def seal(path: Path) -> None:
+    """Note the sha256 of all files in the folder, after having seen them onto the disk."""
+    write_text(path / _SUMS, json.dumps(_sums(path, flush=True), indent=1))
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a sealed folder, or None."""
+    try:
+        written = json.loads((path / _SUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{_SUMS} is missing or cannot be read"
+    now = _sums(path)
+    changed = [name for name, digest in written.items() if now.get(name) != digest]
+    return f"{', '.join(changed)}: cut, changed or missing" if changed or not written else None
+
+
+def _sums(path: Path, flush: bool = False) -> dict[str, str]:
+    sums = {}
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and file.name != _SUMS):
+        with open(file, "rb") as opened:
+            sums[file.relative_to(path).as_posix()] = hashlib.file_digest(opened, "sha256").hexdigest()
+            if flush:
+                os.fsync(opened.fileno())
+    return sums

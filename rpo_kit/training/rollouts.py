@@ -1,0 +1,137 @@
+"""What RL asks and what it gets: prompt slots, and every completion in `rl/rollouts.jsonl`, one line each.
+
+    pd.read_json(run.stage("rl") / "rollouts.jsonl", lines=True, dtype=False).query("step == 3")
+
+Append-only, in the order of training: a step's lines are written at once, after its update. A resumed training first
+cuts off the steps that it will do again. Past `rl.rollouts_mb` whole steps are left out and counted in the log's column
+`rollouts_left_out`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TypedDict
+
+from rpo_kit.lamp.tasks import Task
+from rpo_kit.models.chat import Conversation
+from rpo_kit.runs import append_records, write_bytes
+from rpo_kit.training.rewards import Judged, shares
+from rpo_kit.training.shared_prefix import Group
+
+FILE = "rollouts.jsonl"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt slot of the training: what is asked, and what the reward needs to know."""
+
+    example: str  # id
+    messages: Conversation
+    ids: list[int]  # its tokens
+    gold: str
+    generic: str
+    history: list[str]  # the gold of each history item shown
+
+    @property
+    def shots(self) -> int:
+        return len(self.history)
+
+
+class Rollout(TypedDict):
+    """One completion and what came of it."""
+
+    step: int
+    k: int  # history items shown
+    example: str  # id
+    completion: int  # its number in the group
+    text: str
+    rewrite: str | None  # null where the text does not parse
+    parse_error: str | None
+    cited: list[int]
+    reward: float
+    score: float
+    format: float
+    advantage: float
+    tokens: int  # with the end token
+    ended: bool  # false: cut off at rl.max_new_tokens
+
+
+def records(
+    step: int,
+    prompts: Sequence[Prompt],
+    groups: Sequence[Group],
+    texts: Sequence[Sequence[str]],
+    judged: Sequence[Judged],
+    advantages: Sequence[float],
+    ends: Collection[int],
+) -> list[Rollout]:
+    """A step's rollouts: group by group; `judged` and `advantages` hold one value per completion."""
+    rollouts: list[Rollout] = []
+    for prompt, (_, completions), own_texts in zip(prompts, groups, texts, strict=True):
+        for number, (tokens, text) in enumerate(zip(completions, own_texts, strict=True)):
+            one = judged[len(rollouts)]
+            rollout = Rollout(
+                step=step,
+                k=prompt.shots,
+                example=prompt.example,
+                completion=number,
+                text=text,
+                rewrite=one.rewrite,
+                parse_error=one.parse_error,
+                cited=list(one.cited),
+                reward=one.reward,
+                score=one.score,
+                format=one.format,
+                advantage=advantages[len(rollouts)],
+                tokens=len(tokens),
+                ended=bool(tokens) and tokens[-1] in ends,
+            )
+            rollouts.append(rollout)
+    return rollouts
+
+
+def summary(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], task: Task) -> dict[str, float]:
+    """What the log says of a step's rollouts; those of one prompt stand together."""
+    group = len(rollouts) // len(prompts)
+    rewards = [rollout["reward"] for rollout in rollouts]
+    spreads = [stdev(rewards[n : n + group]) for n in range(0, len(rewards), group)]
+    asked = [prompt for prompt in prompts for _ in range(group)]
+    return {
+        "reward": fmean(rewards),
+        "reward_std": fmean(spreads),  # within the groups
+        "frac_reward_zero_std": fmean(spread < 1e-8 for spread in spreads),
+        "completions/mean_length": fmean(rollout["tokens"] for rollout in rollouts),
+        "completions/clipped_ratio": fmean(not rollout["ended"] for rollout in rollouts),
+        "shots": fmean(prompt.shots for prompt in prompts),
+        **shares(
+            task,
+            [rollout["rewrite"] for rollout in rollouts],
+            [prompt.generic for prompt in asked],
+            [prompt.history for prompt in asked],
+        ),
+    }
+
+
+def append(folder: Path, rollouts: Sequence[Rollout], limit_mb: float) -> int:
+    """Append a step's rollouts; how many were left out because the file would pass the limit."""
+    path = folder / FILE
+    size = path.stat().st_size if path.exists() else 0
+    size += sum(len(json.dumps(rollout, ensure_ascii=False).encode()) + 1 for rollout in rollouts)
+    if size > limit_mb * 1e6:
+        return len(rollouts)
+    append_records(path, [dict(rollout) for rollout in rollouts])
+    return 0
+
+
+def cut_after(folder: Path, step: int) -> None:
+    """Keep the rollouts of the first `step` steps; a torn last line goes too."""
+    path = folder / FILE
+    if not path.exists():
+        return
+    whole = path.read_bytes().split(b"\n")[:-1]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    write_bytes(path, b"".join(line + b"\n" for line in kept))

@@ -1,0 +1,180 @@
+"""A manifest is not the result: what was written is checked; only a finished result replaces a finished one."""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from rpo_kit import stages
+from rpo_kit.errors import KitError
+from rpo_kit.runs import append_records, open_run, read_records, write_text
+from rpo_kit.stages import damaged, require, stage
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = open_run("r", "tiny", root=tmp_path)
+    with stage(run, "sft", seed=1) as work:
+        write_text(work / "adapter" / "weights", "0123")
+        append_records(work / "records.jsonl", [{"id": "1"}])
+    return run
+
+
+@pytest.mark.parametrize(
+    ("harm", "entry"),
+    [
+        (lambda folder: (folder / "adapter" / "weights").unlink(), "adapter"),
+        (lambda folder: (folder / "adapter" / "weights").write_text("012x"), "adapter"),
+        (lambda folder: (folder / "adapter" / "weights").write_text(""), "adapter"),
+        (lambda folder: shutil.rmtree(folder / "adapter"), "adapter"),
+        (lambda folder: (folder / "records.jsonl").unlink(), "records.jsonl"),
+    ],
+)
+def test_a_result_that_is_gone_or_changed_is_made_again_and_only_it(run, harm, entry, capsys):
+    folder = run.stage("sft")
+    harm(folder)
+    assert damaged(folder) == [entry]
+    with stage(run, "sft", seed=1) as work:
+        assert work == folder
+        assert not (work / entry).exists()
+        others = {"adapter", "records.jsonl"} - {entry}
+        assert all((work / other).exists() for other in others), "what is whole stays"
+        write_text(work / "adapter" / "weights", "0123")
+    assert f"sft: {entry} is missing or was changed after it was written" in capsys.readouterr().out
+    with stage(run, "sft", seed=1) as work:
+        assert work is None
+
+
+def test_later_stages_are_told_which_file_a_stage_lacks(run):
+    (run.stage("sft") / "adapter" / "weights").unlink()
+    with pytest.raises(KitError, match=r"'sft' of run 'r' lacks adapter/weights: first run `python -m rpo_kit sft"):
+        require(run, "sft", seed=1)
+
+
+def test_a_copy_of_a_run_with_other_times_is_whole(run, tmp_path):
+    copy = Path(shutil.copytree(run.folder, tmp_path / "copy", copy_function=shutil.copy))
+    for path in copy.rglob("*"):
+        os.utime(path, (1, 1))
+    assert damaged(copy / "sft") == []
+
+
+def test_a_record_corrected_by_hand_stays(run):
+    (run.stage("sft") / "records.jsonl").write_text('{"id": "2"}\n')
+    with stage(run, "sft", seed=1) as work:
+        assert work is None
+
+
+def test_a_stage_inside_of_a_stage_is_not_part_of_its_result(run):
+    """As the scores of a cell of the sweep, which are made after it."""
+    for seed in (1, 2):
+        with stage(run, "sft/scores", seed=seed) as work:
+            write_text(work / "scores.csv", str(seed))
+    (run.stage("sft") / "manifest.json").unlink()
+    with stage(run, "sft", seed=1):
+        pass
+    with stage(run, "sft/scores", seed=3) as work:
+        write_text(work / "scores.csv", "3")
+    assert damaged(run.stage("sft")) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"inputs": 3}', "{}"])
+def test_a_damaged_manifest_means_not_finished_and_the_work_goes_on(run, text):
+    (run.stage("sft") / "manifest.json").write_text(text)
+    with pytest.raises(KitError, match="is not finished"):
+        require(run, "sft", seed=1)
+    with stage(run, "sft", seed=1) as work:
+        assert read_records(work / "records.jsonl") == [{"id": "1"}]
+    assert require(run, "sft", seed=1)
+
+
+def test_a_manifest_of_before_that_lists_no_outputs_still_counts(run):
+    path = run.stage("sft") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["outputs"]
+    path.write_text(json.dumps(manifest))
+    with stage(run, "sft", seed=1) as work:
+        assert work is None
+
+
+# ---- failed items are asked again ---------------------------------------------------------------------------------
+
+
+def test_asking_again_in_vain_leaves_the_finished_result(run):
+    before = (run.stage("sft") / "records.jsonl").read_bytes()
+    for _ in range(2):
+        with suppress(KitError), stage(run, "sft", retry=True, seed=1) as work:
+            append_records(work / "records.jsonl", [{"id": "2"}])
+            raise KitError("The budget is spent.")
+    assert (require(run, "sft", seed=1) / "records.jsonl").read_bytes() == before
+    assert (run.stage("sft") / "adapter" / "weights").read_text() == "0123"
+
+
+def test_asking_again_goes_on_from_what_was_answered_and_replaces_the_result_when_done(run):
+    with suppress(KeyboardInterrupt), stage(run, "sft", retry=True, seed=1) as work:
+        append_records(work / "records.jsonl", [{"id": "2"}])
+        raise KeyboardInterrupt
+    with stage(run, "sft", retry=True, seed=1) as work:
+        assert [record["id"] for record in read_records(work / "records.jsonl")] == ["1", "2"]
+        append_records(work / "records.jsonl", [{"id": "3"}])
+    assert len(read_records(require(run, "sft", seed=1) / "records.jsonl")) == 3
+    assert not list(run.folder.glob("sft.retry-*"))
+    assert (run.stage("sft") / "adapter" / "weights").read_text() == "0123"
+
+
+def test_other_settings_tried_meanwhile_delete_nothing(run):
+    with stage(run, "sft", seed=2) as work:
+        write_text(work / "adapter" / "weights", "second")
+    with pytest.raises(KeyboardInterrupt), stage(run, "sft", retry=True, seed=2):
+        raise KeyboardInterrupt
+    for seed, weights in ((1, "0123"), (2, "second"), (1, "0123")):
+        with stage(run, "sft", seed=seed) as work:
+            assert work is None
+        assert (run.stage("sft") / "adapter" / "weights").read_text() == weights
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_a_kill_between_any_two_renames_loses_no_finished_result(run, monkeypatch, at):
+    """`at`: the rename before which the process dies. Then the same command, and both results are there."""
+    count, rename = [0], Path.rename
+
+    def dies(self, target):
+        count[0] += 1
+        if count[0] == at:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with stage(run, "sft", seed=2) as work:
+        write_text(work / "adapter" / "weights", "second")
+    monkeypatch.setattr(Path, "rename", dies)
+    for seed in (1, 2):
+        try:
+            with stage(run, "sft", seed=seed, retry=False) as work:
+                assert work is None
+        except KeyboardInterrupt:
+            break
+    monkeypatch.setattr(Path, "rename", rename)
+    for seed, weights in ((1, "0123"), (2, "second")):
+        with stage(run, "sft", seed=seed) as work:
+            assert work is None, f"result of seed {seed}, killed before rename {at}"
+        assert (run.stage("sft") / "adapter" / "weights").read_text() == weights
+
+
+def test_what_a_killed_call_began_to_delete_is_gone_with_the_next(run):
+    left = run.folder / ".discarded-1234"
+    left.mkdir()
+    (left / "big").write_text("x")
+    with stage(run, "sft", seed=2):
+        pass
+    assert not left.exists()
+
+
+def test_a_disk_without_links_is_copied(run, monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(stages.os, "link", refused)
+    with stage(run, "sft", retry=True, seed=1) as work:
+        assert (work / "adapter" / "weights").read_text() == "0123"
