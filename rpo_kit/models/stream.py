@@ -77,7 +77,7 @@ def event_loop() -> Iterator[asyncio.AbstractEventLoop]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread = threading.Thread(target=loop.run_forever, name="requests", daemon=True)
     thread.start()
     try:
         yield loop

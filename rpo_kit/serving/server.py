@@ -160,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
                 content = make(body)
             except (RequestError, KitError):
                 raise
-            except Exception as error:  # whatever a model can raise; the next request may succeed
+            except BaseException as error:  # whatever a model can raise, a panic in Rust too; the next may succeed
                 traceback.print_exc(file=sys.stderr)
                 name = type(error).__name__
                 raise RequestError(500, f"The personalizer failed ({name}); the server's log says more.") from None

@@ -228,6 +228,8 @@ def test_a_query_that_is_too_long_is_the_clients_fault(served):
         TimeoutError("the model took too long"),
         ConnectionResetError("a database went away"),
         ValueError("not a KitError"),
+        SystemExit(1),
+        BaseException("a panic in Rust"),
     ],
 )
 def test_a_personalizer_that_raises_is_500_and_the_next_request_is_answered(served, capfd, bug):
