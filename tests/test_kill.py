@@ -74,7 +74,7 @@ def has_records(name: str) -> Callable[[Path], bool]:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    return any(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
+    return any(folder.glob("checkpoints/checkpoint-*/checksums.json"))  # written last
 
 
 def ids(*paths: Path) -> list[str]:

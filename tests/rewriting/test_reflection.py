@@ -10,7 +10,7 @@ import torch
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import TASKS, get_task
-from rpo_kit.models import sampling
+from rpo_kit.models import attention, sampling
 from rpo_kit.models.chat import Completion
 from rpo_kit.models.local import LoadedModel, generate, load_trainable, prompt_tokens
 from rpo_kit.rewriting import reflection
@@ -201,10 +201,10 @@ def test_a_batch_of_unequal_prompts_gives_what_each_prompt_gives_alone_in_the_sa
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_an_answer_that_reaches_its_end_is_told_from_one_that_was_cut_off(untrained, monkeypatch, ours):
-    """From our sampler, and from `model.generate` where Unsloth has the decoder."""
+    """From our sampler, and from `model.generate` for models whose attention is not known here."""
     end, pad = untrained.tokenizer.eos_token_id, untrained.tokenizer.pad_token_id
     new = torch.tensor([[50, 51, end, pad], [50, 51, 52, 53]])
-    monkeypatch.setattr(sampling, "shares_prefix", lambda model: ours)
+    monkeypatch.setattr(attention, "shares_prefix", lambda model: ours)
     monkeypatch.setattr(sampling, "sample_groups", lambda *_: new[:, None])
     monkeypatch.setattr(untrained.model, "generate", lambda input_ids, **_: torch.cat([input_ids, new], 1))
     completions = generate(untrained, [[{"role": "user", "content": "a"}]] * 2, max_new_tokens=4)
