@@ -184,6 +184,10 @@ _GPU_24GB = Preset(
     sweep=SweepSettings(steps=100, prompts_per_step=8, seeds=(0, 1, 2), eval_shots=(2, 4, 6), dev_users=500),
 )
 
+RETIRED = {  # settings that run.json files of earlier versions hold
+    "rl.micro_batch": "micro-batches hold whole groups, up to rl.micro_batch_tokens tokens",
+}
+
 PRESETS: dict[str, Preset] = {
     "cpu": Preset(
         name="cpu", about="2 cores, 8 GB of memory, no GPU, no network, no key: small, but runs the whole method"
@@ -252,9 +256,8 @@ def get_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
 def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
     """The settings with these changes. Raises KitError for invalid combinations."""
     for key, value in overrides.items():
-        if key == "rl.micro_batch":  # in runs made before micro-batches were measured in tokens
-            print("rl.micro_batch is ignored: micro-batches now hold whole groups up to rl.micro_batch_tokens tokens")
-            continue
+        if key in RETIRED:
+            raise KitError(f"There is no setting {key!r} any more: {RETIRED[key]}.")
         preset = _replace(preset, key.split("."), value, key)
     for spec in (preset.base, preset.synthesis.teacher):
         refuse_secrets(spec)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rpo_kit.errors import KitError
-from rpo_kit.presets import Preset, as_dict, get_preset, override
+from rpo_kit.presets import RETIRED, Preset, as_dict, get_preset, override
 from rpo_kit.processes import disk_errors_told
 
 _FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before it
@@ -137,7 +137,7 @@ def _stored_preset(file: Path) -> Preset:
         groups = {name: value for name, value in stored.items() if isinstance(value, dict)}
         flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
         flat |= {key: value for key, value in stored.items() if key not in (*groups, "name", "about")}
-        return get_preset(stored["name"], flat)
+        return get_preset(stored["name"], {key: value for key, value in flat.items() if key not in RETIRED})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KitError(
             f"The settings in {file} cannot be read ({error}): correct the file, or add --preset to the command to "

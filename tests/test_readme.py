@@ -23,7 +23,7 @@ import yaml
 
 from rpo_kit.__main__ import main
 from rpo_kit.pipeline import STAGES
-from rpo_kit.presets import PRESETS, as_dict, get_preset
+from rpo_kit.presets import PRESETS, RETIRED, as_dict, get_preset
 from rpo_kit.rewriting import personalizer
 from rpo_kit.rewriting.reflection import load_reflection
 from rpo_kit.runs import Run
@@ -188,12 +188,9 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-RETIRED = {"rl.micro_batch"}  # settings that the history of the project still names
-
-
 @every_page
 def test_every_setting_that_is_named_exists(page: str) -> None:
-    known = set(flat(as_dict(PRESETS["cpu"]))) | RETIRED
+    known = set(flat(as_dict(PRESETS["cpu"]))) | set(RETIRED)  # the history of the project names them
     text = "\n".join([*code(page), *re.findall(r"--set[^`]*", read(page))])
     named = set(re.findall(r"--set '?([\w.]+)=", text))
     files = r"(?!py\b|json\b|jsonl\b|csv\b|md\b|bin\b)"

@@ -374,3 +374,14 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, n
     monkeypatch.setattr(runs, "write_bytes", refused)
     with pytest.raises(KitError, match=r"cannot be written \(.*\): set RPO_RUNS to a folder you may write in"):
         open_run("r", "tiny", root=tmp_path)
+
+
+def test_a_run_of_an_earlier_version_opens_without_its_retired_settings(tmp_path):
+    run = open_run("r", "tiny", root=tmp_path)
+    file = run.folder / "run.json"
+    stored = json.loads(file.read_text())
+    stored["preset"]["rl"]["micro_batch"] = 32
+    file.write_text(json.dumps(stored))
+    assert open_run("r", None, {"rl.steps": 4}, root=tmp_path).preset.rl.steps == 4
+    with pytest.raises(KitError, match=r"no setting 'rl\.micro_batch' any more: .* up to rl\.micro_batch_tokens"):
+        open_run("r", None, {"rl.micro_batch": 3}, root=tmp_path)
