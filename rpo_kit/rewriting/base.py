@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.reading import read
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.models.chat import Chat, Completion, Conversation, WindowedChat
-from rpo_kit.rewriting.reading import read
 from rpo_kit.text import break_special_tokens, replace_surrogates
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.reading import without_thoughts
 from rpo_kit.rewriting.prompts import escape_tags, restore_tags
-from rpo_kit.rewriting.reading import without_thoughts
 
 SECTIONS = ("observe", "plan", "rewrite")
 # Possessive (`+`): a text of nothing but "<" and spaces would otherwise take time quadratic in its length.

@@ -15,43 +15,8 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from rpo_kit.text import JOINER, LOOK_ALIKES, replace_surrogates
-
-_BRACKETED = (  # special tokens of Mistral, BERT, GLM and their kin; other words in brackets are left alone
-    "INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|TOOL_CALL|ARGS|CALL_ID|MODEL_SETTINGS|"
-    "IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|TRANSCRIBE|PREFIX|MIDDLE|SUFFIX|THINK|"
-    "CLS|SEP|MASK|PAD|UNK|BOS|EOS|gMASK|sMASK|sop|eop"
-)
-
-
-def _starts(angle: str, bracket: str, closing: str) -> re.Pattern[str]:
-    """Where a tag of the grammar or a special token begins, written with these three characters."""
-    return re.compile(
-        rf"{angle}(?=\s*+/?+\s*+(?:observe|plan|rewrite)\b"  # the grammar's own tags, whether they end or not
-        r"|[|｜]"  # <|im_start|>, <｜User｜>
-        r"|/?[\w▁][^\s<>‹›]{0,62}[>›])"  # <s>, </s>, <start_of_turn>, <file_sep>; Gemma even has <b>
-        rf"|{bracket}(?=/?(?:{_BRACKETED})\])"  # [INST], [/INST]
-        rf"|{closing}(?=>[A-Z_]{{2,20}}<<)",  # Falcon's >>TITLE<<
-        re.IGNORECASE,
-    )
-
-
-_POWERFUL = _starts("<", r"\[", ">")
-_HARMLESS = _starts(*LOOK_ALIKES.values())
-_ORIGINALS = {look_alike: original for original, look_alike in LOOK_ALIKES.items()}
-
-
-def escape_tags(text: str) -> str:
-    """The text as one that can open or close neither a trajectory tag nor a chat turn, and that can be encoded.
-
-    It knows the forms that special tokens have; `text.break_special_tokens` knows those of a loaded tokenizer.
-    """
-    return _POWERFUL.sub(lambda match: LOOK_ALIKES[match[0]], replace_surrogates(text))
-
-
-def restore_tags(text: str) -> str:
-    """What a model wrote, with the characters back that `escape_tags` and `break_special_tokens` replaced."""
-    return _HARMLESS.sub(lambda match: _ORIGINALS[match[0]], text).replace(JOINER, "")
+from rpo_kit.text import escape_tags as escape_tags
+from rpo_kit.text import restore_tags as restore_tags
 
 
 @cache

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rpo_kit.lamp.labels import find_label
+from rpo_kit.lamp.reading import read, without_thoughts
 from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, get_task
-from rpo_kit.rewriting.labels import find_label
-from rpo_kit.rewriting.reading import read, without_thoughts
 
 ALL = TASKS | MORE_TASKS
 RATINGS, CITATIONS, MOVIES, HEADLINES, TWEETS = (

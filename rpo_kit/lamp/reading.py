@@ -18,9 +18,9 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from rpo_kit.lamp.labels import find_label
 from rpo_kit.lamp.tasks import Task
-from rpo_kit.rewriting.labels import find_label
-from rpo_kit.rewriting.prompts import restore_tags
+from rpo_kit.text import restore_tags
 
 
 @dataclass(frozen=True)
