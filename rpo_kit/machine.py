@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from functools import cache
 from pathlib import Path
 
 
@@ -37,7 +36,6 @@ def memory_limit(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-@cache
 def _cpuinfo() -> str:
     """Linux's description of the processor; "" on other systems."""
     try:
@@ -53,8 +51,14 @@ def processor() -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor has bf16 instructions; without them bf16 is slower than fp32."""
-    return any(flag in _cpuinfo() for flag in ("avx512_bf16", "amx_bf16"))
+    """Whether the CPU multiplies in bf16: AMX or AVX512-BF16, on Arm the BF16 extension; without it bf16 is slower than
+    fp32. $UNSLOTH_CPU_BF16 (0 or 1) decides otherwise, as it does in Unsloth.
+    """
+    wanted = os.environ.get("UNSLOTH_CPU_BF16", "").strip().lower()
+    if wanted:
+        return wanted in ("1", "true", "yes", "on")
+    needed = {"bf16"} if platform.machine().lower() in ("aarch64", "arm64") else {"avx512_bf16", "amx_bf16"}
+    return bool(needed & set(_cpuinfo().lower().split()))
 
 
 def gpu() -> str | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
+from rpo_kit.machine import cpu_has_bf16
 from rpo_kit.models.chat import Completion, Conversation
 from rpo_kit.presets import ModelSettings
 
@@ -144,19 +144,6 @@ def compute_dtype() -> torch.dtype:
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies in bf16: AMX or AVX512-BF16, on Arm the BF16 extension. $UNSLOTH_CPU_BF16 (0 or 1)
-    decides otherwise, as it does for SFT.
-    """
-    wanted = os.environ.get("UNSLOTH_CPU_BF16", "").strip().lower()
-    if wanted:
-        return wanted in ("1", "true", "yes", "on")
-    cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().lower().split()) if cpuinfo.exists() else set()
-    needed = {"bf16"} if platform.machine().lower() in ("aarch64", "arm64") else {"avx512_bf16", "amx_bf16"}
-    return bool(words & needed)
 
 
 def device() -> str:

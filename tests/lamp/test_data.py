@@ -381,7 +381,9 @@ def test_whatever_json_stands_in_a_row_the_reader_answers_with_a_dataset_or_a_se
     row["profile"] = data.draw(st.just(row["profile"]) | st.lists(DEEP, max_size=2))
     write_split(tmp_path, [row], {"310": data.draw(DEEP | st.just("5"))})
     with contextlib.suppress(KitError):
-        read_lamp(tmp_path, RATINGS, "dev")
+        dataset = read_lamp(tmp_path, RATINGS, "dev")
+        assert all(isinstance(value, str) for read in dataset for value in (read["id"], read["user_id"], read["input"]))
+        assert set(dataset["output"]) <= set(RATINGS.labels)
 
 
 def test_a_message_names_the_files_role_and_the_users_own_prediction_is_never_downloaded(tmp_path: Path) -> None:

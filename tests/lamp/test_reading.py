@@ -312,4 +312,6 @@ def test_what_people_write_is_no_preamble(text):
 @pytest.mark.parametrize("piece", ["<think>", "<", "3 ", "not [1] ", "Sure! ", "here is a title ", '"', "1 to ", "{"])
 def test_a_huge_reply_is_read_at_once(piece):
     for name in ("LaMP-1", "LaMP-2", "LaMP-3", "LaMP-4"):
-        read(get_task(name), piece * 20_000)
+        reading = read(get_task(name), piece * 20_000)
+        assert isinstance(reading.text, str)
+        assert len(reading.text) <= len(piece) * 20_000, "nothing is made up"

@@ -149,7 +149,7 @@ def test_a_character_that_no_address_has_is_named(character, address):
 @given(st.text(max_size=12))
 def test_whatever_stands_in_an_address_is_a_client_or_a_sentence(host):
     with suppress(KitError):
-        open_chat(f"http://{host}/v1#m", settings=QUICK)
+        assert open_chat(f"http://{host}/v1#m", settings=QUICK).name.endswith("#m")
 
 
 # ---- certificates -------------------------------------------------------------------------------------------------

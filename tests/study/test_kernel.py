@@ -37,7 +37,9 @@ def test_other_messages_stay_as_they_are(message):
 
 def test_outside_of_a_notebook_nothing_happens(monkeypatch):
     monkeypatch.setattr(kernel, "get_ipython", lambda: None)
+    hook = sys.excepthook
     explain_errors()
+    assert sys.excepthook is hook
 
 
 @pytest.fixture

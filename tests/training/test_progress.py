@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -174,8 +175,8 @@ def test_a_cpu_trains_in_bf16_only_where_it_computes_in_it(monkeypatch, has):
 ])  # fmt: skip
 def test_a_cpu_says_itself_whether_it_has_bf16(monkeypatch, machine, words, has):
     monkeypatch.delenv("UNSLOTH_CPU_BF16", raising=False)
-    monkeypatch.setattr(local.platform, "machine", lambda: machine)
-    monkeypatch.setattr(local.Path, "read_text", lambda self: words)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: words)
     assert local.cpu_has_bf16() == has
     for value, forced in (("0", False), ("1", True)):
         monkeypatch.setenv("UNSLOTH_CPU_BF16", value)
