@@ -50,7 +50,7 @@ def load_base(name: str, max_seq_length: int = 1024) -> LoadedModel:
     return load_model(ModelSettings(name, load_in_4bit=torch.cuda.is_available(), max_seq_length=max_seq_length))
 
 
-def load_model(settings: ModelSettings, seed: int = 0) -> LoadedModel:
+def load_model(settings: ModelSettings) -> LoadedModel:
     """The model that `settings` names, without an adapter.
 
     Raises:
@@ -220,6 +220,10 @@ def generate(
     batch_size: int = 32,
 ) -> list[Completion]:
     """One completion for each conversation, in the same order; greedy at temperature 0."""
+    import torch
+
+    from rpo_kit.models.lora import merged_adapter
+
     tokenizer, ends = loaded.tokenizer, end_tokens(loaded)
     texts = [chat_text(tokenizer, conversation) for conversation in conversations]
     prompts: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -227,7 +231,8 @@ def generate(
     completions: dict[int, Completion] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        groups = sample(loaded, [prompts[n] for n in chosen], 1, max_new_tokens, temperature)
+        with torch.no_grad(), merged_adapter(loaded.model):
+            groups = sample(loaded, [prompts[n] for n in chosen], 1, max_new_tokens, temperature)
         decoded = tokenizer.batch_decode([new for (new,) in groups], skip_special_tokens=True)
         for n, (new,), text in zip(chosen, groups, decoded, strict=True):
             ended = bool(new) and new[-1] in ends

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from rpo_kit.models.attention import Block, attention, blocks_of, causal_lm
 
+_DROP = 0.25  # ours: share of ended rows at which they are dropped; each time, the buffers of the others are copied
 _LOOK = 8  # ours: replayed steps between two looks at whether all completions have ended; each look waits for the GPU
 
 
@@ -55,7 +56,9 @@ def sample_groups(
             step()
             if (not graph or done % _LOOK == 0) and bool(decoder.ended.all()):
                 break
-    return decoder.written[..., :done]
+            if not graph:
+                decoder.drop_ended_rows()
+    return decoder.all_written()[..., :done]
 
 
 class Buffers:
@@ -104,7 +107,8 @@ class Buffers:
 class Decoder:
     """The state of a decoding, in tensors that keep their places: what a CUDA graph needs, and all that `step` changes.
 
-    `written` (R, G, new_tokens) are the completions, `ended` (R, G) says which of them have met an end token.
+    `written` (R, G, new_tokens) are the completions, `ended` (R, G) says which of them have met an end token. Without a
+    graph, rows whose completions have all ended are dropped now and then; `rows` says which are left.
     """
 
     def __init__(
@@ -137,11 +141,13 @@ class Decoder:
         self.bias[..., :length].masked_fill_(mask[:, None, None], 0.0)
         self.own = (1 - torch.eye(group, dtype=keys.dtype, device=device)).mul_(neg_inf).repeat(shared, 1)
         self.positions = positions[:, -1:].repeat(1, group)
+        self.rows = torch.arange(rows, device=device)
         self.now = torch.zeros(1, dtype=torch.long, device=device)
         self.written = torch.zeros(rows, group, new_tokens, dtype=torch.long, device=device)
         logits = self._logits(hidden[0, last])[:, None].expand(-1, group, -1)
         self.tokens = draw(logits, temperature, uniforms[..., 0])
         self.written[..., 0] = self.tokens
+        self.result = torch.zeros_like(self.written)
         self.ended = torch.isin(self.tokens, self.ends)
 
     def step(self) -> None:
@@ -155,6 +161,21 @@ class Decoder:
         self.tokens.copy_(draw(logits, self.temperature, self.uniforms.index_select(2, self.now)[..., 0]))
         self.written.index_copy_(2, self.now, self.tokens[..., None])
         self.ended.logical_or_(torch.isin(self.tokens, self.ends))
+
+    def drop_ended_rows(self) -> None:
+        """Go on without the rows that have ended, once they are a quarter."""
+        left = (~self.ended.all(1)).nonzero()[:, 0]
+        if len(left) > (1 - _DROP) * len(self.rows):
+            return
+        self.result[self.rows] = self.written
+        for name in ("rows", "uniforms", "bias", "positions", "tokens", "written", "ended"):
+            setattr(self, name, getattr(self, name)[left])
+        self.cache.layers = {layer: (keys[left], values[left]) for layer, (keys, values) in self.cache.layers.items()}
+
+    def all_written(self) -> Tensor:
+        """The completions of all rows, also of those dropped."""
+        self.result[self.rows] = self.written
+        return self.result
 
     def captured(self) -> Callable[[], None]:
         """`step` as a CUDA graph: recorded once, after one run on the side in which libraries set themselves up."""

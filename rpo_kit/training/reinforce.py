@@ -306,9 +306,8 @@ def update(training: checkpoints.Training, step: int) -> float:
     ranks.sum_gradients(parameters)
     scaler.unscale_(training.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    if (
-        not scaler.is_enabled() or scaler.get_scale() < 1
-    ):  # else an overflow of the scaled gradient: the scaler lowers it
+    # in fp16 the scaled gradient may overflow now and then; the scaler then leaves the step out and scales less
+    if not scaler.is_enabled() or scaler.get_scale() < 1:
         refuse_non_finite(norm, "gradient", step)
     scaler.step(training.optimizer)
     scaler.update()

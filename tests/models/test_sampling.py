@@ -173,6 +173,23 @@ def test_sampling_stops_when_every_completion_has_ended(llama):
     assert sample_groups(llama, prompt, ones, 2, new_tokens=9, temperature=1.0, ends=list(range(53))).shape == (1, 2, 1)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_have_ended_are_dropped_and_the_others_go_on_as_they_would(kind, monkeypatch):
+    model, ends = random_model(kind, heads=2, shared=2, seed=0), list(range(0, 53, 3))
+    torch.manual_seed(1)
+    prompts, mask, uniforms = torch.randint(1, 53, (8, 6)), torch.ones(8, 6, dtype=torch.long), torch.rand(8, 2, 20)
+    alone = [
+        sample_groups(model, prompts[n : n + 1], mask[:1], 2, 20, 1.0, ends, uniforms[n : n + 1])[0] for n in range(8)
+    ]
+    left: list[int] = []
+    step = sampling.Decoder.step
+    monkeypatch.setattr(sampling.Decoder, "step", lambda self: (left.append(len(self.rows)), step(self)))
+    together = sample_groups(model, prompts, mask, 2, 20, 1.0, ends, uniforms)
+    for one, other in zip(together.tolist(), alone, strict=True):
+        assert [until_end(row, ends) for row in one] == [until_end(row, ends) for row in other.tolist()]
+    assert left[0] == 8 > left[-1], "so it was tested"
+
+
 def test_one_new_token_is_enough(llama):
     prompt, ones = torch.randint(1, 53, (2, 4)), torch.ones(2, 4, dtype=torch.long)
     assert sample_groups(llama, prompt, ones, 3, new_tokens=1, temperature=1.0, ends=[]).shape == (2, 3, 1)
