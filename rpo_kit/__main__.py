@@ -193,12 +193,12 @@ def _presets(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     if bool(options.run) == bool(options.golds) or bool(options.golds) != bool(options.predictions):
         raise KitError("score takes either --run NAME, or two files: GOLDS ({split}_outputs.json) and PREDICTIONS.")
-    from rpo_kit.study.score_report import scores_of_files, scores_of_run
+    from rpo_kit.study.score_report import report_of_files, report_of_run
 
     if options.run:
-        print(scores_of_run(existing_run(options.run)))
+        print(report_of_run(existing_run(options.run)))
     else:
-        print(scores_of_files(options.golds, options.predictions))
+        print(report_of_files(options.golds, options.predictions))
 
 
 def _figure3(options: argparse.Namespace) -> None:

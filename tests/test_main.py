@@ -113,9 +113,9 @@ def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
     ("arguments", "sentence"),
     [
         (["figure3", "--run", "nosuch"], "rpo_kit: There is no run 'nosuch' in "),
-        (["prepare", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
-        (["demo", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
-        (["prepare", "--set", "data.task=LaMP-9"], "rpo_kit: There is no task 'LaMP-9' here; the known ones are"),
+        (["prepare", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9': choose one of"),
+        (["demo", "--task", "LaMP-9", "--run", "a"], "rpo_kit: There is no task 'LaMP-9': choose one of"),
+        (["prepare", "--set", "data.task=LaMP-9"], "rpo_kit: There is no task 'LaMP-9': choose one of"),
         (["prepare", "--set", "rl.stepz=3"], "rpo_kit: There is no setting 'rl.stepz'; in rl there are steps"),
         (["prepare", "--set", "rl.steps"], "rpo_kit: --set rl.steps does not have the form KEY=VALUE"),
         (["prepare", "--set", "rl.steps=many"], "rpo_kit: rl.steps='many' is not a whole number"),
@@ -235,7 +235,7 @@ def test_score_prints_lamps_metrics_of_two_files(tmp_path, capsys):
         (tmp_path / f"{name}.json").write_text(json.dumps({"task": "LaMP_3", "golds": golds}))
     assert main(["score", str(tmp_path / "golds.json"), str(tmp_path / "predictions.json")]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "LaMP-3: Product rating, 2 questions", "MAE        0.500000", "RMSE       0.707107",
+        "LaMP-3: Product rating, 2 examples", "MAE        0.500000", "RMSE       0.707107",
     ]  # fmt: skip
 
 

@@ -1,16 +1,16 @@
 """LaMP's prompt with context, shortened to a token budget by LaMP's own rule, with any tokenizer.
 
 The baseline that the method is compared with (context injection): the k items precede the input, in one prompt. If that
-would be too long, LaMP gives each item an equal share of the room, passes on what short items leave over, and cuts only
-the item's long text, at its end; titles, tags and ratings stay whole. The input keeps up to 60 % of the room; if the
-items then do not fit, 50 %, 40 % and so on. Left out: the last cut of the whole prompt by LaMP's encoder-decoder
-tokenizer, which would cut off the query where a chat model reads it.
+is too long, LaMP gives each item an equal share of the budget, passes on what short items do not use, and truncates
+only the item's long text; titles, tags and ratings are never cut. The input keeps up to 60 % of the budget; if the
+items then do not fit, 50 %, 40 % and so on. Not reproduced: LaMP's final truncation of the full prompt by the tokenizer
+of its encoder-decoder, which for a chat model would cut off the query.
 
     lamp_prompt(get_task("LaMP-3"), input, items, tokenizer, max_length=512)
     # '1 is the score for "Broke twi" , and 5 is the score for "Does" . What is the score of the following review …'
 
-Re-implemented from the rules (Salemi et al., 2023, arXiv 2304.11406, and the code released with it). If a tokenizer
-appends an end token, it counts, as in LaMP.
+Re-implemented from the rules (Salemi et al., 2023, arXiv 2304.11406, and the code released with it). As in LaMP, a
+tokenizer's end token counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # loading transformers takes seconds
 
 log = logging.getLogger(__name__)
 
-INPUT_SHARE, STEP = 0.6, 0.1  # LaMP: the input's part of the room, and how it shrinks
+INPUT_SHARE, STEP = 0.6, 0.1  # LaMP: the input's share of the budget, and by how much it shrinks
 
 
 def lamp_prompt(
@@ -36,12 +36,12 @@ def lamp_prompt(
     items: Sequence[Item],
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int = 512,
-    name: str = "",
+    example_id: str = "",
 ) -> str:
-    """The prompt with all items, their texts cut so that it has about `max_length` tokens; whole without a tokenizer.
+    """The prompt with all items, their texts cut so that it has about `max_length` tokens; uncut without a tokenizer.
 
-    What the tokenizer would read as a special token is written harmlessly. As in LaMP, the bare input if not even empty
-    texts fit; a warning then names the example by `name`, its id.
+    Strings that the tokenizer would read as special tokens are broken up. If not even empty texts fit, the prompt is
+    the bare input, as in LaMP, and a warning names the example.
     """
     if tokenizer is None:
         return task.context_prompt(input, items)
@@ -55,19 +55,21 @@ def lamp_prompt(
         if shortened is not None:
             return task.context_prompt(input, shortened)
         share -= STEP
-    log.warning("Example %s: its %d items do not fit into %d tokens; they are left out.", name, len(items), max_length)
+    log.warning(
+        "Example %s: its %d items do not fit into %d tokens and are left out.", example_id, len(items), max_length
+    )
     return input
 
 
-def shorten(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, room: int) -> list[Item] | None:
-    """The items with their long text cut to share `room` tokens; None if one of them would get less than nothing.
+def shorten(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, budget: int) -> list[Item] | None:
+    """The items with their long texts cut to share `budget` tokens; None if the share of one would be negative.
 
-    share = (room - reserved - 2 (n - 1)) // n              two tokens for each ", and "
+    share = (budget - reserved - 2 (n - 1)) // n            two tokens for each ", and "
     text_i <= share + saved - frame_i                       frame: the item's line as LaMP measures it
-    saved += share - len(text_i) - frame_i                  what is left over goes to the items after it
+    saved += share - len(text_i) - frame_i                  what it does not use goes to the items after it
     """
     reserved = task.reserved_tokens + (_count(tokenizer, task.reserved) if task.reserved else 0)
-    share = (room - reserved - 2 * (len(items) - 1)) // len(items)
+    share = (budget - reserved - 2 * (len(items) - 1)) // len(items)
     saved, shortened, end_tokens = 0, [], _count(tokenizer, "")
     for item in items:
         frame = task.frame_tokens
@@ -76,7 +78,7 @@ def shorten(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBas
         limit = share + saved - frame
         if limit < 0:
             return None
-        # Asked for no tokens, or for fewer than it adds itself, a tokenizer would not cut anything.
+        # With a limit of 0, or below the number of tokens it adds itself, a tokenizer truncates nothing.
         fits = limit and limit >= end_tokens
         ids = tokenizer(item[task.text_field], max_length=limit, truncation=True).input_ids if fits else []
         saved += share - len(ids) - frame

@@ -1,4 +1,4 @@
-"""What every retriever searches: the texts of each profile, and the query it is searched with.
+"""What every retriever searches: the texts of each profile, and the query to search them with.
 
 next(corpora(task, dataset))     # ([texts of profile 0, texts of profile 1, …], [query 0, query 1, …])
 """
@@ -20,11 +20,11 @@ from rpo_kit.text import replace_surrogates
 
 Examples: TypeAlias = Dataset | Sequence[Row]  # with "input" and "profile"
 
-_CHUNK = 128  # examples whose texts are taken out of Arrow at a time; 20 MB for LaMP-3
+_CHUNK = 128  # examples per batch of texts taken out of Arrow; 20 MB for LaMP-3
 
 
 def corpora(task: Task, dataset: Examples) -> Iterator[tuple[list[pa.Array], list[str]]]:
-    """What LaMP indexes and what it searches with, chunk by chunk: one array of texts per profile, and the queries."""
+    """What LaMP indexes and what it searches for, batch by batch: one array of texts per profile, and the queries."""
     for start in range(0, len(dataset), _CHUNK):
         if isinstance(dataset, Dataset):
             columns = dataset.with_format("arrow")[start : start + _CHUNK]
@@ -45,11 +45,7 @@ def _texts_in_arrow(task: Task, profiles: pa.ListArray) -> list[pa.Array]:
         if literal:
             pieces.append(literal)
         if field:
-            pieces.append(_plain(items.field(field)))
+            # The kit writes plain strings; a dataset from elsewhere may have large strings and nulls.
+            pieces.append(pc.fill_null(items.field(field).cast(pa.string()), ""))
     texts = pieces[0] if len(pieces) == 1 else pc.binary_join_element_wise(*pieces, "")
     return [texts[first:last] for first, last in pairwise(bounds.tolist())]
-
-
-def _plain(texts: pa.Array) -> pa.Array:
-    """Strings without nulls. The kit writes such columns; a dataset from elsewhere may have large strings and nulls."""
-    return pc.fill_null(texts.cast(pa.string()), "")

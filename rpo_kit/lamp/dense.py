@@ -1,11 +1,11 @@
-"""Dense retrieval: history items by the meaning of their words, with any sentence encoder from the hub or a folder.
+"""Dense retrieval: history items ranked by meaning, with any sentence encoder from the hub or a folder.
 
 As LaMP uses facebook/contriever (Izacard et al., 2021): the mean of the last hidden states over a text's tokens, texts
-cut at the encoder's maximum length, and the dot product with the query's vector. What is indexed and what is searched
-for are the same as for BM25. Vectors are computed in batches of similar length and kept in
+cut at the encoder's maximum length, and the dot product with the query's vector. Indexed texts and queries are those of
+BM25. Vectors are computed in batches of similar length and kept in
 `$RPO_CACHE/dense/<encoder>.sqlite` (or ~/.cache/rpo_kit), one per distinct text, so an interrupted call resumes and a
-second ranking runs no model. Left out: prefixes that some encoders were trained with ("query: "), other poolings,
-approximate search; a profile is small.
+second ranking runs no model. Out of scope: prefixes that some encoders were trained with ("query: "), other
+poolings, and approximate search; a profile is small.
 
     rank(task, dataset, "dense:facebook/contriever")      # or dense:FOLDER, or dense:smollm2
 """
@@ -49,7 +49,7 @@ class Encoder:
 
 
 def rank_dense(task: Task, dataset: Examples, name: str, folder: Path | None = None) -> list[list[int]]:
-    """For each example the indices of its profile by falling dot product; of equal ones the earlier comes first."""
+    """For each example the indices of its profile by descending dot product; of equal ones the earlier comes first."""
     encoder = load_encoder(name)
     rankings: list[list[int]] = []
     with (
@@ -65,7 +65,7 @@ def rank_dense(task: Task, dataset: Examples, name: str, folder: Path | None = N
     return rankings
 
 
-@lru_cache(maxsize=1)  # a server asks for it with each request
+@lru_cache(maxsize=1)  # a server needs it for every request
 def load_encoder(name: str) -> Encoder:
     """The encoder from a folder or the hub. Reads safetensors only, and runs none of the encoder's own code.
 
@@ -85,8 +85,8 @@ def load_encoder(name: str) -> Encoder:
 
 
 def _load_error(name: str, reason: str) -> KitError:
-    """Tells how to convert an encoder that, like older ones, comes as pytorch_model.bin alone, which is a pickle."""
-    if "file named model.safetensors" in reason:  # transformers' words, for a folder and for the hub
+    """The reason, and how to convert an encoder that, like older ones, comes only as pytorch_model.bin (a pickle)."""
+    if "file named model.safetensors" in reason:  # transformers' wording, for a folder and for the hub
         kinds = ("AutoModel", "AutoTokenizer")
         parts = (f"{kind}.from_pretrained({name!r}).save_pretrained('encoder')" for kind in kinds)
         return KitError(

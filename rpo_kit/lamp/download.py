@@ -1,10 +1,10 @@
-"""LaMP's official files, fetched from LaMP's own server if, and only if, `--data official` asks for it.
+"""LaMP's official files, downloaded from LaMP's own server only if `--data official` is set.
 
-Prints first what comes from where and how large it is. A file grows as `<name>.part` and is renamed once it is whole:
-as long as the server said, and JSON from its first to its last character (LaMP's server answers wrong addresses with a
-web page and status 200). A broken connection resumes; a file that changed on the server meanwhile is fetched again from
-its start. `checksums.json` keeps size and SHA-256 of each download, and a file that was changed since is reported. The
-data is under CC BY-NC-SA 4.0 and the licences of its sources. Left out: mirrors, and the test outputs, which LaMP
+Addresses and sizes are printed first. A file is written to `<name>.part` and renamed once it is complete: as long as
+announced, and JSON by its first and last character (LaMP's server answers wrong addresses with a web page and status
+200). An interrupted download resumes; if the file has changed on the server meanwhile, it starts again.
+`checksums.json` keeps size and SHA-256 of each download; a file that differs from them is an error. The data is under
+CC BY-NC-SA 4.0 and the licences of its sources. Out of scope: mirrors, and the golds of the test split, which LaMP
 withholds.
 
     fetch(get_task("LaMP-3"), "user", ["dev"])      # data/lamp/LaMP-3-user, with dev_questions.json, dev_outputs.json
@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 
 OFFICIAL = "https://ciir.cs.umass.edu/downloads/LaMP"
 SEPARATIONS = ("user", "time")
-PAUSES = (1, 2, 4, 8, 16)  # seconds before each further try; a try that received something starts them again
+PAUSES = (1, 2, 4, 8, 16)  # seconds before each retry; an attempt that received data resets them
 _CHUNK, _TIMEOUT = 2**20, 60  # bytes per read; seconds without an answer
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO)
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses of a server that may answer in a moment
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses worth a retry
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class Remote:
     """One file on the server."""
 
     url: str
-    path: Path  # where it goes
+    path: Path  # its destination
     size: int | None  # bytes; None if the server does not say
     version: str  # ETag or date; "" if the server does not say
 
@@ -72,17 +72,17 @@ class Remote:
 
 
 def data_root() -> Path:
-    """Where downloads live: $RPO_DATA, else `data/lamp` in the checkout or else in the current folder."""
+    """The folder for downloads: $RPO_DATA, else `data/lamp` in the checkout or else in the current folder."""
     checkout = Path(__file__).resolve().parents[2]
     base = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
     return Path(os.environ.get("RPO_DATA") or base / "data" / "lamp").expanduser().resolve()
 
 
 def addresses(task: Task, separation: str, splits: Sequence[str], base: str = OFFICIAL) -> dict[str, str]:
-    """{file name: address}, such as …/LaMP_3/dev/dev_outputs.json, or …/time/LaMP_3/… for the time split."""
+    """{file name: URL}, such as …/LaMP_3/dev/dev_outputs.json, or …/time/LaMP_3/… for the time split."""
     if separation not in SEPARATIONS:
         raise KitError(
-            f"LaMP is split by {' or '.join(SEPARATIONS)}, not by {separation!r}: set data.separation to one."
+            f"LaMP is split by {' or '.join(SEPARATIONS)}, not by {separation!r}: set data.separation to one of them."
         )
     folder = ("time/" if separation == "time" else "") + task.official_name + task.download_subfolder
     urls = {}
@@ -103,10 +103,10 @@ def fetch(
 ) -> Path:
     """The folder with the task's files; missing ones are downloaded.
 
-    Raises: KitError that says why a file cannot be downloaded, or that one was changed since its download.
+    Raises: KitError if a file cannot be downloaded, or was changed after its download.
     """
     if task.placeholder:
-        raise KitError(f"{task.name} cannot be downloaded whole: {task.placeholder_help}")
+        raise KitError(f"{task.name} cannot be downloaded completely: {task.placeholder_help}")
     folder = (root or data_root()) / f"{task.name}-{separation}"
     checksums = _read_checksums(folder)
     names = addresses(task, separation, splits)
@@ -115,7 +115,7 @@ def fetch(
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     urls = addresses(task, separation, splits, base)
-    remotes = [_patiently(partial(_look, urls[name], folder / name), sleep) for name in missing]
+    remotes = [_with_retries(partial(_head, urls[name], folder / name), sleep) for name in missing]
     _announce(remotes, folder)
     for remote in remotes:
         _download(remote, sleep)
@@ -126,8 +126,8 @@ def fetch(
 # ---- one file -----------------------------------------------------------------------------------------------------
 
 
-def _look(url: str, path: Path) -> Remote:
-    """Length and version, without the content."""
+def _head(url: str, path: Path) -> Remote:
+    """Length and version of a file, by a HEAD request."""
     with _open(url, method="HEAD") as response:
         headers: HTTPMessage = response.headers
     if headers.get_content_type() == "text/html":
@@ -137,6 +137,7 @@ def _look(url: str, path: Path) -> Remote:
 
 
 def _announce(remotes: Sequence[Remote], folder: Path) -> None:
+    """Print addresses and sizes. Raises KitError if the disk has too little space."""
     total = sum(remote.size or 0 for remote in remotes)
     have = sum(remote.part.stat().st_size for remote in remotes if remote.part.exists())
     print(f"LaMP's official files, {_megabytes(total)} in all (CC BY-NC-SA 4.0), into {os.path.relpath(folder)}:")
@@ -145,8 +146,8 @@ def _announce(remotes: Sequence[Remote], folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < total - have:
         raise KitError(
-            f"{folder} has {_megabytes(free)} of free space for {_megabytes(total - have)}: free space, or set "
-            "RPO_DATA to a folder on a larger disk. Nothing was downloaded."
+            f"The download needs {_megabytes(total - have)}, but {folder} has only {_megabytes(free)} of free space: "
+            "free space, or set RPO_DATA to a folder on a larger disk. Nothing was downloaded."
         )
 
 
@@ -155,14 +156,14 @@ def _megabytes(size: int | None) -> str:
 
 
 def _download(remote: Remote, sleep: Callable[[float], None]) -> None:
-    """Bring `<name>.part` to its full length, resuming where an earlier call stopped."""
+    """Download `<name>.part` to its full length, resuming where an earlier call stopped."""
     version = remote.part.with_name(f"{remote.part.name}.version")
     if not (remote.version and version.exists() and version.read_text() == remote.version):
         remote.part.unlink(missing_ok=True)
     version.write_text(remote.version)
     have = _length(remote.part)
     with tqdm(total=remote.size, initial=have, unit="B", unit_scale=True, desc=remote.path.name) as bar:
-        _patiently(lambda: _receive(remote, bar), sleep, progress=lambda: _length(remote.part))
+        _with_retries(lambda: _receive(remote, bar), sleep, progress=lambda: _length(remote.part))
     version.unlink()
 
 
@@ -172,7 +173,7 @@ def _receive(remote: Remote, bar: tqdm) -> None:
         return
     headers = {"Range": f"bytes={have}-", "If-Range": remote.version} if have else {}
     with _open(remote.url, headers) as response, remote.part.open("ab") as file:
-        if response.status != 206 and have:  # the whole file after all: the server cannot resume, or the file changed
+        if response.status != 206 and have:  # the server sends the full file: it cannot resume, or the file has changed
             file.truncate(0)
             bar.reset(remote.size)
         while data := response.read(_CHUNK):
@@ -183,20 +184,20 @@ def _receive(remote: Remote, bar: tqdm) -> None:
 
 
 def _finish(remote: Remote) -> None:
-    """Check the whole file, record its checksum, and give it its name."""
+    """Check that the file is complete, record its checksum, and rename it."""
     with remote.part.open("rb") as file:
         start = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1024))
         end = file.read().rstrip()
-    whole = (start[:1], end[-1:]) in ((b"[", b"]"), (b"{", b"}"))
-    if not whole or size != (remote.size or size):
+    is_json = (start[:1], end[-1:]) in ((b"[", b"]"), (b"{", b"}"))
+    if not is_json or size != (remote.size or size):
         remote.part.unlink()
         if start[:1] == b"<":
             raise _web_page(remote.url)
         raise KitError(
-            f"{remote.url} sent {size:,} bytes that are not a whole JSON file (it announced {remote.size or size:,}); "
-            "they were deleted. Run the command again; if this happens again, LaMP's server is at fault."
+            f"{remote.url} sent {size:,} of {remote.size or size:,} bytes, which are not complete JSON; they were "
+            "deleted. Run the command again; if this happens again, LaMP's server is at fault."
         )
     checksum = Checksum(
         sha256=_sha256(remote.part),
@@ -219,7 +220,7 @@ def _read_checksums(folder: Path) -> dict[str, Checksum]:
 
 
 def _is_intact(path: Path, checksum: Checksum | None) -> bool:
-    """Whether the file exists as it was downloaded. It is read only if its modification time has changed."""
+    """Whether the file exists. Raises KitError if it was changed; it is read only if its modification time differs."""
     if checksum is None or not path.exists():
         return False
     stat = path.stat()
@@ -253,19 +254,20 @@ def _open(url: str, headers: dict[str, str] | None = None, method: str = "GET") 
         if error.code in _TRANSIENT:
             raise ConnectionError(f"the server answered {error.code} {error.reason}") from None
         raise KitError(
-            f"{url} answered {error.code} {error.reason}: look up the file's present address on LaMP's download page, "
-            "download it, and give its folder with --data."
+            f"{url} answered {error.code} {error.reason}: look up the file's current address on LaMP's download "
+            "page, download it, and give its folder with --data."
         ) from None
 
 
-def _patiently(attempt: Callable[[], T], sleep: Callable[[float], None], progress: Callable[[], int] = int) -> T:
-    """The attempt's result; retried with longer and longer pauses, which start again if `progress` has grown."""
+def _with_retries(attempt: Callable[[], T], sleep: Callable[[float], None], progress: Callable[[], int] = int) -> T:
+    """The attempt's result, retried with growing pauses, which are reset whenever `progress` has grown."""
     failures, before = 0, progress()
     while True:
         try:
             return attempt()
         except (OSError, HTTPException) as error:
-            if _is_disk_error(error):
+            # An SSLError is an OSError too, and its number 1 is not EPERM.
+            if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in _DISK_ERRORS:
                 raise KitError(
                     f"The download cannot be written ({error}); what was received is kept. Free space, or set RPO_DATA "
                     "to a folder you may write to, and run the same command again."
@@ -275,20 +277,15 @@ def _patiently(attempt: Callable[[], T], sleep: Callable[[float], None], progres
             if failures == len(PAUSES):
                 raise KitError(
                     f"LaMP's server does not answer ({error}); tried {failures + 1} times. What was received is kept: "
-                    "run the same command again to resume, or give a folder that you have with --data."
+                    "run the same command again to resume, or give a folder with the files with --data."
                 ) from None
-            log.warning("Download: %s; trying again in %d s.", error, PAUSES[failures])
+            log.warning("Download: %s; retrying in %d s.", error, PAUSES[failures])
             sleep(PAUSES[failures])
             failures += 1
-
-
-def _is_disk_error(error: Exception) -> bool:
-    """Whether writing failed; anything else comes from the network. An SSLError's number 1 is not EPERM."""
-    return isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in _DISK_ERRORS
 
 
 def _web_page(url: str) -> KitError:
     return KitError(
         f"{url} is a web page and not JSON: LaMP's server sends one with status 200 if there is no such file. Look up "
-        "its present address on LaMP's download page, download it, and give its folder with --data."
+        "its current address on LaMP's download page, download it, and give its folder with --data."
     )

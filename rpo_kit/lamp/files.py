@@ -1,7 +1,7 @@
-"""LaMP's JSON files on disk: a bad download becomes a sentence, and no crash leaves half a file.
+"""LaMP's JSON files on disk: a bad download gives a readable error, and a crash never leaves half a file.
 
-Used by `stream` (questions, which may be gigabytes), `data` and `metrics` (outputs and predictions, which have one
-shape and are small enough to be read whole). Left out: what is inside the questions.
+Used by `stream` (question files, which may be gigabytes), `data` and `metrics` (golds and predictions, which have one
+format and are small enough to be read at once). The content of question files is the subject of `data`.
 
 In: `dev_outputs.json` with `{"task": "LaMP_3", "golds": [{"id": "310", "output": "5"}]}`.
 Out of `read_outputs`: `("LaMP_3", {"310": "5"})`.
@@ -25,7 +25,7 @@ AGAIN = "download it again (--data official does that)"
 
 @dataclass(frozen=True)
 class Role:
-    """What a file is for, so that a message names it and says what helps."""
+    """What a file is for, so that a message can name it and the remedy."""
 
     name: str
     remedy: str
@@ -42,7 +42,7 @@ def read_json(path: Path, role: Role = OUTPUTS) -> object:
     """The content of a JSON file.
 
     Raises:
-        KitError: it is missing, empty, a web page, truncated, not UTF-8, nested too deeply, or names a key twice.
+        KitError: it is missing, empty, a web page, truncated, not UTF-8, nested too deeply, or repeats a key.
     """
     check_present(path, role)
     try:
@@ -52,7 +52,7 @@ def read_json(path: Path, role: Role = OUTPUTS) -> object:
     if text.lstrip().startswith("<"):
         raise web_page(path, role)
     try:
-        return json.loads(text, object_pairs_hook=no_key_twice)
+        return json.loads(text, object_pairs_hook=reject_repeated_keys)
     except json.JSONDecodeError as error:
         raise not_json(path, error.msg, error.pos, len(text), role) from error
     except ValueError as error:
@@ -61,8 +61,8 @@ def read_json(path: Path, role: Role = OUTPUTS) -> object:
         raise not_usable(path, "its brackets are nested too deeply", role) from error
 
 
-def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict; `json` itself would silently take the last of two values."""
+def reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict. Raises ValueError for a repeated key; `json` would silently keep the last value."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -73,7 +73,7 @@ def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def shown(value: object) -> str:
-    """A value for a message: its `repr`, never long, and never an error however deep the value is."""
+    """A value for a message: a short `repr`, which works however deeply the value is nested."""
     if isinstance(value, list | dict):
         return f"a {'list' if isinstance(value, list) else 'JSON object'} of {len(value)}"
     text = str(value)
@@ -92,7 +92,7 @@ def check_present(path: Path, role: Role = OUTPUTS) -> None:
 
 def not_utf8(path: Path, byte: int, role: Role = OUTPUTS) -> KitError:
     return KitError(
-        f"The {role.name} {path} is not UTF-8 text (byte {byte}): {role.remedy}, and unpack it if it is packed."
+        f"The {role.name} {path} is not UTF-8 text (byte {byte}): {role.remedy}, and decompress it if it is compressed."
     )
 
 
@@ -117,7 +117,7 @@ def web_page(path: Path, role: Role = OUTPUTS) -> KitError:
 
 
 def _listing(folder: Path) -> str:
-    """What the folder has instead, so that a wrong folder is recognised."""
+    """What the folder has instead, so that the user recognises a wrong folder."""
     if not folder.is_dir():
         return f"the folder {folder} does not exist either"
     names = sorted(entry.name for entry in folder.iterdir())
@@ -128,14 +128,14 @@ def _listing(folder: Path) -> str:
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file in one step: the old file stays until the new one is complete."""
-    write_text(path, json.dumps(content) + "\n")  # ASCII escapes: any string, even broken Unicode, is read back as is
+    write_text(path, json.dumps(content) + "\n")  # ASCII escapes: any string, even broken Unicode, survives
 
 
 def as_text(value: object, where: str, *, numbers: bool = True, remedy: str = AGAIN) -> str:
     """A field as text. LaMP's values are strings; `numbers` accepts 5 for "5", as LaMP's evaluator does.
 
     Raises:
-        KitError: it is missing (null, or the NaN that pandas writes), or something else than a text.
+        KitError: it is missing (null, or the NaN that pandas writes), or not text.
     """
     if isinstance(value, str) and value.isascii():  # gigabytes are; encoding would copy them
         return value
@@ -144,38 +144,38 @@ def as_text(value: object, where: str, *, numbers: bool = True, remedy: str = AG
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise KitError(f"{where} is {shown(value)}, which is not text: correct it, or {remedy}.")
     if not numbers and not isinstance(value, str):
-        raise KitError(f"{where} is the number {shown(value)}, where a text belongs: write it in quotes.")
+        raise KitError(f"{where} is the number {shown(value)}, where text is expected: write it in quotes.")
     text = str(value)
     try:
         text.encode()
-    except UnicodeEncodeError:  # JSON can escape it, but no table and no tokenizer can hold it
-        log.warning("%s has half a character (a lone surrogate); it is read as U+FFFD, the rest stays as it is.", where)
+    except UnicodeEncodeError:  # JSON can escape it, but neither Arrow nor a tokenizer accepts it
+        log.warning("%s has half a character (a lone surrogate); it is read as U+FFFD, the rest is unchanged.", where)
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
 def as_id(value: object, where: str, *, remedy: str = AGAIN) -> str:
-    """An id or a user as text: any text but an empty one, "NA" and "null" included."""
+    """An id or a user as text: any non-empty text, even "NA" and "null"."""
     text = as_text(value, where, remedy=remedy)
     if not text.strip():
-        raise KitError(f"{where} is empty: give it a name of its own, or {remedy}.")
+        raise KitError(f"{where} is empty: fill it in, or {remedy}.")
     return text
 
 
 def read_outputs(path: Path, role: Role = OUTPUTS) -> tuple[str, dict[str, str]]:
-    """(task name, {id: output}) of a file of golds or predictions; each row needs an id of its own."""
+    """(task name, {id: output}) of a file of golds or predictions; ids must be unique."""
     name, rows = raw_outputs(path, role)
     texts = {key: as_text(output, where, remedy=role.remedy) for key, output, where in rows}
     return name, texts
 
 
 def raw_outputs(path: Path, role: Role) -> tuple[str, Iterator[tuple[str, object, str]]]:
-    """The task's name, and (id, output as the file has it, where that is) of each row; no id comes twice."""
+    """The task's name, and (id, unconverted output, its place for messages) of each row; ids are unique."""
     content = read_json(path, role)
     if not isinstance(content, dict) or not isinstance(content.get("golds"), list) or "task" not in content:
         raise KitError(
             f'The {role.name} {path} is not a LaMP outputs file: it should be {{"task": "LaMP_3", "golds": '
-            '[{"id": …, "output": …}]}. Questions and outputs may have been swapped.'
+            '[{"id": …, "output": …}]}. Question file and outputs file may have been swapped.'
         )
     rows: dict[str, tuple[object, str]] = {}
     repeated: list[str] = []
@@ -198,6 +198,6 @@ def raw_outputs(path: Path, role: Role) -> tuple[str, Iterator[tuple[str, object
 
 
 def write_outputs(path: Path, task_name: str, outputs: dict[str, str]) -> None:
-    """Write `{id: output}` in the shape of LaMP's outputs, which is also the shape of a submission."""
+    """Write `{id: output}` in the format of LaMP's outputs files, which is also that of a submission."""
     golds = [{"id": key, "output": output} for key, output in outputs.items()]
     write_json(path, {"task": task_name, "golds": golds})

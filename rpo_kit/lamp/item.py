@@ -1,6 +1,6 @@
-"""What an item of a profile and a gold must look like: checked at the door, with the field and the remedy.
+"""Validation of profile items and golds on load: an error names the field and the remedy.
 
-`data` checks LaMP's files with it, `rewriting` the items that a program or a server hands in.
+`data` validates LaMP's files, `rewriting` the items that a program or a server passes in.
 
     read_item(task, {"id": 7, "text": "Broke twice.", "score": 1}, "Item 0")
     # {'id': '7', 'text': 'Broke twice.', 'score': '1'}
@@ -23,12 +23,12 @@ _CORRECT = f"correct it, or {AGAIN}"
 def read_item(
     task: Task, item: object, where: str, *, strict: bool = False, hint: Callable[[], str] | None = None
 ) -> Item:
-    """The item with its fields as texts. `strict`, for LaMP's files: with an id, texts in quotes, ratings on the scale.
+    """The item with its fields as strings. `strict`, for LaMP's files, requires an id, quoted texts and valid ratings.
 
-    `hint` says what else may help if fields are missing.
+    `hint` returns a further remedy for the message if fields are missing.
 
     Raises:
-        KitError: it is not a JSON object, lacks a field, or has something else than a text in one.
+        KitError: the item is not a JSON object, lacks a field, or has a field that is not text.
     """
     names = ("id", *task.fields) if strict else task.fields
     if not isinstance(item, dict) or not item.keys() >= set(names):
@@ -41,7 +41,7 @@ def read_item(
     texts = {}
     if "id" in item:
         texts["id"] = as_id(item["id"], f"{where}: id") if strict else str(item["id"])
-    numbers = task.gold_field if task.items_have_labels else ""  # the only field that may hold one
+    numbers = task.gold_field if task.items_have_labels else ""  # the only field that may be a number
     for name in task.fields:
         texts[name] = as_text(item[name], f"{where}: {name}", numbers=name == numbers or not strict)
     if "date" in item:
@@ -69,8 +69,8 @@ def read_gold(task: Task, value: object, where: str) -> str:
     """The gold as text; a rating such as 4.0 becomes "4", which is how LaMP writes it.
 
     Raises:
-        KitError: it is not a text, or none of the task's labels. LaMP's evaluator would then count any other text
-            that is not a label as equal to it.
+        KitError: it is not text, or not one of the task's labels: LaMP's evaluator would count every prediction that
+            is not a label as equal to it.
     """
     text = as_text(value, where, numbers=task.kind != "generation")
     if task.kind == "generation" or text.strip() in task.labels:
@@ -84,7 +84,7 @@ def read_gold(task: Task, value: object, where: str) -> str:
     close = [label for label in task.labels if label.casefold() == text.strip().casefold()]
     if close:
         raise KitError(
-            f"{where} is {shown(text)}, and LaMP compares labels letter by letter: write it as {close[0]!r}."
+            f"{where} is {shown(text)}, and LaMP compares labels character by character: write it as {close[0]!r}."
         )
     namesakes = [other for other in (TASKS | MORE_TASKS).values() if other.official_name == task.official_name]
     named = [other.name for other in namesakes if text.strip() in other.labels]
@@ -96,7 +96,7 @@ def read_gold(task: Task, value: object, where: str) -> str:
 
 
 def item_gold(task: Task, item: Item) -> str | None:
-    """The gold that an item holds, as `read_gold` gives it; None if it is none of the task's labels."""
+    """The item's gold, as `read_gold` returns it; None if it is not one of the task's labels."""
     try:
         return read_gold(task, item[task.gold_field], "")
     except KitError:
@@ -104,13 +104,13 @@ def item_gold(task: Task, item: Item) -> str | None:
 
 
 def task_of_input(input: object) -> Task | None:
-    """The task whose instruction this input has, whatever task was asked for; None if none has."""
+    """The task whose instruction the input has, whichever task is expected; None if there is none."""
     every = (TASKS | MORE_TASKS).values()
     return next((task for task in every if isinstance(input, str) and task.is_official(input)), None)
 
 
 def _check_rating(task: Task, text: str, where: str) -> float:
-    """Validate on load instead of failing in the metric after training."""
+    """The rating as a number. Raises KitError on load, instead of failing in the metric after training."""
     if text in task.labels:
         return float(text)
     try:

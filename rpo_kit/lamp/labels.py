@@ -1,10 +1,10 @@
-"""Which label or rating a text names: the answer itself, and not the scale beside it or the choice that is repeated.
+"""Find the label or rating that a text gives as its answer, not the scale it mentions or the options it repeats.
 
 find_label(get_task("LaMP-3"), "On a scale of 1 to 5, I would give this a 2.")       # '2'
 find_label(get_task("LaMP-1"), "Between [1] and [2], I choose [2].")                 # '[2]'
 find_label(get_task("LaMP-2"), "I would say: Sci Fi")                                # 'sci-fi'
-find_label(get_task("LaMP-3"), "4.5 out of 5")       # '4.5': LaMP's evaluator takes it as it is, and so do we
-find_label(get_task("LaMP-3"), "8/10")               # None: another scale
+find_label(get_task("LaMP-3"), "4.5 out of 5")       # '4.5': LaMP's evaluator scores it unrounded, and so do we
+find_label(get_task("LaMP-3"), "8/10")               # None: a different scale
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rpo_kit.lamp.tasks import Task
 
 
 def find_label(task: Task, text: str) -> str | None:
-    """The label or rating that the text gives as its answer; None if it names none."""
+    """The label or rating that the text gives as its answer; None if it gives none."""
     return _rating(task, text) if task.kind == "regression" else _label(task, text)
 
 
@@ -28,7 +28,7 @@ _NOT_BEFORE = re.compile(
     r"(?:\bnot|n['’]t|\brather than|\binstead of|\bnor|\bunlike)(?:\s+\w+){0,2}[\s'\"*]+$", re.IGNORECASE
 )
 _NOT_AFTER = re.compile(r"['\"*]*\s+(?:is|was|does|seems)\s*(?:not\b|n['’]t)", re.IGNORECASE)
-_NEAR = 48  # characters before a mention that say what it is
+_NEAR = 48  # characters around a mention that say what it is
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Mention:
 
 
 def _label(task: Task, text: str) -> str | None:
-    """The label that is named; None if none is, or if only its number is and that may mean anything."""
+    """The label that is the answer; None if none is named. A bare number means "[1]" only if it is all of the text."""
     pattern, labels = _mention_pattern(task.labels)
     mentions = [_Mention(m.start(), m.end(), labels[m.lastgroup or ""]) for m in pattern.finditer(text)]
     if mentions:
@@ -50,7 +50,7 @@ def _label(task: Task, text: str) -> str | None:
 
 @cache
 def _mention_pattern(labels: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
-    """One pattern for all labels, longer ones first; case, hyphens, blanks and "&" may be written otherwise."""
+    """One pattern for all labels, longer ones first; case, hyphens, blanks and "&" may vary."""
     groups, named = [], {}
     for number, label in enumerate(sorted(labels, key=len, reverse=True)):
         words = [{"&": "(?:&amp;|&|and)"}.get(word, re.escape(word)) for word in re.split(r"[\s-]+", label)]
@@ -63,14 +63,15 @@ def _mention_pattern(labels: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str
 
 
 def _chosen(task: Task, text: str, mentions: list[_Mention], strong: frozenset[int] = frozenset()) -> str:
-    """Of several labels named, the one that is the answer; labels that are only recited or denied count last.
+    """Of several labels named, the one that is the answer; labels that are only recited or denied come last.
 
-    The last one after "answer", else the first after the task's own word ("rating", "tag"), one with its scale beside
-    it (`strong`), one after a verb such as "give", or simply the first.
+    The last one after "answer", else the first after the task's own word ("rating", "tag"), the first with its scale
+    beside it (`strong`), the first after a verb such as "give", or simply the first.
     """
     mentions = _without_recitals(task, text, mentions)
-    kept = [m for m in mentions if not _is_denied(text, m)] or mentions
-    before = {m: text[max(0, m.start - _NEAR) : m.start] for m in kept}
+    before = {m: text[max(0, m.start - _NEAR) : m.start] for m in mentions}
+    denied = {m for m in mentions if _NOT_BEFORE.search(before[m]) or _NOT_AFTER.match(text, m.end, m.end + _NEAR)}
+    kept = [m for m in mentions if m not in denied] or mentions
     final, named, verb = _marker_patterns(task.answer_names)
     if answers := [m for m in kept if final.search(before[m])]:
         return answers[-1].label
@@ -84,6 +85,7 @@ def _chosen(task: Task, text: str, mentions: list[_Mention], strong: frozenset[i
 
 
 def _is_marked(task: Task, text: str, mention: _Mention) -> bool:
+    """Whether the words before the mention announce an answer: "my rating is", "I would give"."""
     before = text[max(0, mention.start - _NEAR) : mention.start]
     return any(pattern.search(before) for pattern in _marker_patterns(task.answer_names))
 
@@ -108,11 +110,6 @@ def _without_recitals(task: Task, text: str, mentions: list[_Mention]) -> list[_
     few = min(3, len(task.labels))
     kept = [m for run in runs if len({m.label for m in run}) < few for m in run]
     return kept or mentions
-
-
-def _is_denied(text: str, mention: _Mention) -> bool:
-    before = text[max(0, mention.start - _NEAR) : mention.start]
-    return bool(_NOT_BEFORE.search(before) or _NOT_AFTER.match(text, mention.end, mention.end + _NEAR))
 
 
 # ---- ratings ------------------------------------------------------------------------------------------------------
@@ -143,12 +140,12 @@ _STARS = re.compile(r"(?:★|⭐️?|🌟){1,5}")
 
 
 def _rating(task: Task, text: str) -> str | None:
-    """The rating: a number on the task's scale, "4.5" as it is (LaMP scores it so) and "4.0" as "4"; None if none is.
+    """The rating: a number on the task's scale, "4.5" unrounded (as LaMP scores it) and "4.0" as "4"; else None.
 
-    A scale named beside it is no rating, nor is "8/10", which is on another one.
+    The ends of a scale that the text mentions are not ratings, nor is "8/10", which is on another scale.
     """
     lowest, highest = float(task.labels[0]), float(task.labels[-1])
-    strong: set[int] = set()  # where a number has its scale beside it
+    strong: set[int] = set()  # starts of numbers with their scale beside them
 
     def share(match: re.Match[str]) -> str:
         if match[2].lower() not in ("5", "five"):
@@ -163,7 +160,7 @@ def _rating(task: Task, text: str) -> str | None:
     mentions = [m for m in numbers if lowest <= float(m.label) <= highest]
     spelled = [_Mention(m.start(), m.end(), _WORDS[m[0].lower()]) for m in _WORD.finditer(clean)]
     strong |= {m.start for m in mentions + spelled if _STARS_AFTER.match(clean, m.end, m.end + 12)}
-    if not mentions:  # "one" is mostly no rating
+    if not mentions:  # "one" is rarely a rating
         alone = clean.strip(" .!*\"'")
         mentions = [
             m for m in spelled if m.start in strong or alone == clean[m.start : m.end] or _is_marked(task, clean, m)

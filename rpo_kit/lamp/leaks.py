@@ -1,10 +1,10 @@
-"""Where LaMP's own files leak a gold, and what else is odd in them.
+"""Where LaMP's own files leak a gold, and what else is wrong with them.
 
-Four traps at the left edge of Figure 1. (1) The gold may be in the example's own profile. (2) In the user split of
+Four pitfalls at the left edge of Figure 1. (1) The gold may be in the example's own profile. (2) In the user split of
 LaMP-2 and LaMP-4 several examples come from one user, each with the golds of the others in its profile, but no file
-says so: users are found by their histories, so that no split cuts through one. (3) LaMP-6 as distributed holds file
+says so: users are identified by their histories, so that no split divides one. (3) LaMP-6 as distributed holds file
 names instead of e-mails. (4) A train and a dev file of different releases may hold the same examples, or users that
-LaMP keeps apart. HTML entities are counted and left alone, because LaMP scores them as they are.
+LaMP keeps apart. HTML entities are counted and kept, because LaMP scores them as they are.
 
     gold_positions(task, example)      # [3]: item 3 of the profile gives the gold away
 """
@@ -27,13 +27,13 @@ SEPARATES: tuple[Literal["user_id", "date"], ...] = (
     "user_id",
     "date",
 )  # LaMP's time split has both, its user split neither
-SHARED = 0.5  # ours: two examples are one user's if they share more than this part of the smaller history
+SHARED = 0.5  # ours: two examples are of one user if they share more than this share of the smaller history
 _NEIGHBOURS = 8
 _ENTITY = re.compile(r"&(?:amp|quot|apos|lt|gt|nbsp|#\d{1,7});")
 
 
 def gold_positions(task: Task, example: Row) -> list[int]:
-    """Indices of the profile items that give the gold away: they hold `leaking_text`.
+    """Indices of the profile items that give the gold away: those whose text is `leaking_text`.
 
     An empty gold (LaMP's test split) is in no profile.
     """
@@ -43,9 +43,9 @@ def gold_positions(task: Task, example: Row) -> list[int]:
 
 
 def leaking_text(task: Task, input: str, output: str) -> str:
-    """What gives the gold away if an item holds it; "" if nothing can.
+    """The text that gives the gold away if it is an item's; "" if none does.
 
-    For texts the gold itself, for labels and ratings the query, for LaMP-1 the reference that is the gold.
+    In generation tasks the gold itself, for labels and ratings the query, in LaMP-1 the reference that is the gold.
     """
     if task.kind == "generation":
         return output.strip()
@@ -57,12 +57,12 @@ def leaking_text(task: Task, input: str, output: str) -> str:
 
 
 def has_entity(text: str) -> bool:
-    """Whether the text has "&amp;", "&quot;" and the like."""
+    """Whether the text has HTML entities such as "&amp;" or "&quot;"."""
     return "&" in text and _ENTITY.search(text) is not None
 
 
-def check_is_text(task: Task, text: str, where: str) -> None:
-    """Raises KitError if an e-mail of LaMP-6 is only the name of a file in the collection that LaMP may not pass on."""
+def check_no_placeholder(task: Task, text: str, where: str) -> None:
+    """Raises KitError if an e-mail of LaMP-6 is only a file name in the collection that LaMP may not distribute."""
     if task.placeholder and re.fullmatch(task.placeholder, text.removeprefix(task.prefix).strip()):
         raise KitError(f"{where} is {text[-40:]!r}: {task.placeholder_help}")
 
@@ -76,14 +76,14 @@ def check_belong_together(train: Dataset, dev: Dataset, folder: Path) -> None:
     shared = sorted(set(train["id"]) & set(dev["id"]))
     if shared:
         raise KitError(
-            f"Train and dev share question ids in {folder}: {len(shared)} of the {len(dev)} of dev, such as "
+            f"Train and dev share example ids in {folder}: {len(shared)} of the {len(dev)} of dev, such as "
             f"{', '.join(shared[:3])}. Take train_questions.json and dev_questions.json from the same LaMP download."
         )
     repeated = [key for key, count in Counter(train["id"]).items() if count > 1]
-    if repeated:  # a file's own ids are unique; those of examples made from items follow the items'
+    if repeated:  # a file's own ids are unique; those of examples made from items depend on the items'
         raise KitError(
-            f"{len(repeated)} examples made from items of {folder} have an id twice, such as {repeated[0]}: it is the "
-            "question's id and the item's. Give the items other ids, or set data.leave_one_out=0."
+            f"{len(repeated)} ids of examples made from items of {folder} occur twice, such as {repeated[0]}, which "
+            "joins an example's id and an item's. Give the items other ids, or set data.leave_one_out=0."
         )
     for name in SEPARATES:
         has = [notes_of(split).get(name) for split in (train, dev)]
@@ -96,7 +96,7 @@ def check_belong_together(train: Dataset, dev: Dataset, folder: Path) -> None:
 
 
 def history_key(item: Item) -> int:
-    """Equal for items of equal content, whatever their ids; valid within one process."""
+    """A hash of the item's content, without its id; valid within one process."""
     return hash(tuple(value for field, value in item.items() if field not in ("id", "date")))
 
 
@@ -124,7 +124,7 @@ def users_by_history(ids: Sequence[str], histories: Sequence[np.ndarray]) -> lis
 def _shared_items(histories: Sequence[np.ndarray]) -> list[tuple[int, int, int]]:
     """(example, later example, number of items that both have).
 
-    Of the examples that have one item, each is paired with the next eight only: all pairs could be too many.
+    Of the examples that share an item, each is paired with the next eight only: all pairs could be too many.
     """
     if not histories:
         return []

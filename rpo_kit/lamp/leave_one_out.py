@@ -1,9 +1,8 @@
-"""Leave one out: items of a train user become queries themselves, with the other items as the profile.
+"""Leave one out: items of a train user become queries, with the other items as the profile.
 
 This turns a few hundred users into thousands of trajectories (`data.leave_one_out` items per user; 0 by default). The
-text of a chosen item is then a query like any other: the base model reads it, but neither the gold that belongs to it
-nor any other item. Not possible for citations (LaMP-1) and tweets (LaMP-7): their items hold no query, and one would
-have to be invented.
+text of a chosen item is then a query like any other: the base model sees it, but neither its gold nor any other item.
+Not possible for citations (LaMP-1) and tweets (LaMP-7): their items contain no query.
 
     in:   {"id": "410", …, "profile": [{"id": "4100", "text": "The lid leaks.", "score": "2"}, …]}
     out:  {"id": "410-4100", "input": "What is the score … review: The lid leaks.", "output": "2", "profile": […]}
@@ -24,7 +23,7 @@ def examples_from_items(
     task: Task, rows: Iterable[Example], facts: Mapping[str, UserFacts], per_user: int, seed: int
 ) -> Iterator[tuple[Example, UserFacts]]:
     """(example, its facts) for up to `per_user` items of each user, drawn with the seed from the user's first row."""
-    text_field = asking_field(task)
+    text_field = query_field(task)
     seen: set[str] = set()
     for row in rows:
         if row["user_id"] in seen:
@@ -45,8 +44,8 @@ def examples_from_items(
             yield example, _facts_without(facts.get(row["id"], {}), item["id"])
 
 
-def asking_field(task: Task) -> str:
-    """The field of an item that can be asked about. Raises KitError if the task's items hold no query."""
+def query_field(task: Task) -> str:
+    """The field of an item that can serve as a query. Raises KitError if the task's items contain no query."""
     if task.no_leave_one_out:
         raise KitError(
             f"Items of {task.name} ({task.title}) contain no query, so data.leave_one_out must be 0 there (--set "
@@ -56,7 +55,7 @@ def asking_field(task: Task) -> str:
 
 
 def _facts_without(facts: UserFacts, item_id: str) -> UserFacts:
-    """The user's facts with this item as the query; {} if less is known about the item than about a query."""
+    """The user's facts with the item as the query; {} if less is known about the item than about a query."""
     item_facts = facts.get("items", {}).get(item_id)
     if item_facts is None or not facts["query"].keys() <= item_facts.keys():
         return {}

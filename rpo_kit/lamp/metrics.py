@@ -1,12 +1,12 @@
-"""LaMP's metrics, to the letter: what its evaluation script prints, re-implemented in numpy and `rouge_score`.
+"""LaMP's metrics, exactly as its evaluation script computes them, re-implemented in numpy and `rouge_score`.
 
 The last step of Figure 1: a prediction is compared with the gold. One deliberate difference: LaMP's ROUGE (Lin, 2004)
 is the median of 1,000 unseeded bootstrap means and differs from run to run in the fourth digit; here it is the plain
-mean over examples, which that median estimates (within about 0.001 from 1,000 examples on; a test draws them).
-Confidence intervals are left to `study`.
+mean over examples, which that median estimates (within about 0.001 for 1,000 examples or more, as a test checks).
+Confidence intervals are in `study`.
 
 >>> from rpo_kit.lamp.tasks import get_task
->>> score(get_task("LaMP-3"), golds=["5", "1"], preds=["4", "no idea"])   # not a number: counts as the worst end, 5
+>>> lamp_metrics(get_task("LaMP-3"), golds=["5", "1"], preds=["4", "no idea"])   # not a number: the worst end, 5
 {'MAE': 2.5, 'RMSE': 2.9154759474226504}
 """
 
@@ -19,14 +19,14 @@ import numpy as np
 from rouge_score.tokenize import tokenize
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.files import GOLDS, PREDICTIONS, read_outputs, write_outputs
+from rpo_kit.lamp.files import GOLDS, PREDICTIONS, Role, read_outputs, write_outputs
 from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, Task, get_task
 
 
-def score(task: Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, float]:
+def lamp_metrics(task: Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, float]:
     """LaMP's metrics over all examples, ROUGE on the scale 0..1.
 
-    Raises: KitError for a rating "nan" or "inf", which LaMP's evaluator rejects too.
+    Raises: KitError for a rating "nan" or "inf", which LaMP's evaluator rejects as well.
     """
     _check_pairs(golds, preds)
     if task.kind == "classification":
@@ -43,7 +43,7 @@ def example_scores(task: Task, golds: Sequence[str], preds: Sequence[str]) -> np
     """Score of each example in 0..1, higher is better; shape (n,).
 
     Classification: right or wrong. Regression: 1 - |error| / 4, not below 0; what is not a number ("nan" included)
-    counts as the worst end of the scale, which for a gold of 3 still leaves 1/2. Generation: mean of ROUGE-1 and
+    counts as the worst end of the scale, which for a gold of 3 still scores 1/2. Generation: mean of ROUGE-1 and
     ROUGE-L.
     """
     _check_pairs(golds, preds)
@@ -68,7 +68,9 @@ def is_parseable(task: Task, pred: str) -> bool:
 
 def _check_pairs(golds: Sequence[str], preds: Sequence[str]) -> None:
     if len(golds) != len(preds):
-        raise KitError(f"{len(golds)} golds and {len(preds)} predictions cannot be paired: give one for one.")
+        raise KitError(
+            f"{len(golds)} golds and {len(preds)} predictions cannot be paired: give one prediction per gold."
+        )
     if not golds:
         raise KitError("There is nothing to score: golds and predictions are empty. Check the split and its filters.")
 
@@ -88,7 +90,7 @@ def _classification_scores(task: Task, golds: Sequence[str], preds: Sequence[str
     for label in range(len(task.labels)):
         hits = np.sum((gold == label) & (pred == label))
         named = np.sum(gold == label) + np.sum(pred == label)
-        f1.append(2 * hits / named if named else 0.0)  # an unused label counts as 0, and is averaged in
+        f1.append(2 * hits / named if named else 0.0)  # as in LaMP, an unused label counts as 0 in the average
     # LaMP: a gold and a prediction that are both not labels are both -1, hence equal, hence "correct".
     return {"accuracy": float(np.mean(gold == pred)), "f1": float(np.mean(f1))}
 
@@ -106,7 +108,7 @@ def _number(text: str) -> float | None:
 def _numbers(texts: Sequence[str]) -> np.ndarray:
     """The texts as float32, as LaMP's library stores them ("4.2" is 4.19999981); nan for what is not a number."""
     numbers = [math.nan if (number := _number(text)) is None else number for text in texts]
-    with np.errstate(over="ignore"):  # "1e99" becomes inf, and is treated as such
+    with np.errstate(over="ignore"):  # "1e99" becomes inf
         return np.array(numbers, np.float64).astype(np.float32).astype(np.float64)
 
 
@@ -118,7 +120,7 @@ def _check_gold_ratings(golds: Sequence[str], ids: Sequence[object]) -> None:
 
 
 def _check_predicted_ratings(preds: Sequence[str], ids: Sequence[object]) -> None:
-    """LaMP's evaluator stops with a traceback here; name the example instead.
+    """Reject with a message that names the example what stops LaMP's evaluator with a traceback.
 
     "nan", "inf" and "1e99" parse and cannot be scored; what does not parse counts as the worst end of the scale.
     """
@@ -145,7 +147,7 @@ def _rating_errors(golds: Sequence[str], preds: Sequence[str]) -> np.ndarray:
 def _rouge(golds: Sequence[str], preds: Sequence[str]) -> np.ndarray:
     """ROUGE-1 and ROUGE-L F-measure of each example, shape (n, 2). Words are runs of ASCII letters and digits.
 
-    `rouge_score` makes the words. Its formulas are followed to the last bit, but not its tables in plain Python.
+    `rouge_score` splits the words. The results equal its own to the last bit, without its tables in plain Python.
     """
     rows = []
     for gold, pred in zip(golds, preds, strict=True):
@@ -183,27 +185,27 @@ def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
 # --- files ---
 
 
-def score_files(golds: Path, preds: Path) -> dict[str, float]:
-    """LaMP's metrics for an outputs file and a prediction file, which must name one task and have the same ids."""
-    return score_outputs(*read_pair(golds, preds))
+def metrics_of_files(golds: Path, preds: Path) -> dict[str, float]:
+    """LaMP's metrics for a gold file and a prediction file, which must name one task and have the same ids."""
+    return metrics_of_outputs(*read_pair(golds, preds))
 
 
-def score_outputs(task: Task, golds: Mapping[str, str], preds: Mapping[str, str]) -> dict[str, float]:
+def metrics_of_outputs(task: Task, golds: Mapping[str, str], preds: Mapping[str, str]) -> dict[str, float]:
     """LaMP's metrics for {id: gold} and {id: prediction} with the same ids."""
     ids = list(golds)
     gold_texts, pred_texts = list(golds.values()), [preds[key] for key in ids]
     if task.kind == "regression":
-        # score() checks as well, but knows indices only; here the ids are at hand.
+        # lamp_metrics checks as well, but knows indices only, not ids.
         _check_gold_ratings(gold_texts, ids)
         _check_predicted_ratings(pred_texts, ids)
-    return score(task, gold_texts, pred_texts)
+    return lamp_metrics(task, gold_texts, pred_texts)
 
 
 def read_pair(golds: Path, preds: Path) -> tuple[Task, dict[str, str], dict[str, str]]:
     """The task of two files, {id: gold} and {id: prediction}. Raises KitError if they do not belong together."""
     gold_task, gold_of = read_outputs(golds, GOLDS)
     pred_task, pred_of = read_outputs(preds, PREDICTIONS)
-    if _official_name(gold_task, golds) != _official_name(pred_task, preds):
+    if _official_name(gold_task, GOLDS, golds) != _official_name(pred_task, PREDICTIONS, preds):
         raise KitError(
             f"The gold file {golds} is of {gold_task} and the prediction file {preds} of {pred_task}: give two files "
             "of one task."
@@ -211,35 +213,35 @@ def read_pair(golds: Path, preds: Path) -> tuple[Task, dict[str, str], dict[str,
     missing, extra = gold_of.keys() - pred_of.keys(), pred_of.keys() - gold_of.keys()
     if missing or extra:
         raise KitError(
-            f"The prediction file {preds} does not fit the gold file {golds}: of {len(gold_of)} ids {len(missing)} "
-            f"have no prediction{_first(missing)}, and {len(extra)} predictions have no gold{_first(extra)}. Predict "
-            "each id of the split once."
+            f"The prediction file {preds} does not match the gold file {golds}: of {len(gold_of)} ids {len(missing)} "
+            f"have no prediction{_such_as(missing)}, and {len(extra)} predictions have no gold{_such_as(extra)}. "
+            "Predict each id of the split once."
         )
     return task_of_golds(gold_task, gold_of.values()), gold_of, pred_of
 
 
 def task_of_golds(name: str, golds: Iterable[str]) -> Task:
-    """The task of an outputs file. "LaMP_2" means movies or news, which share no label: the golds decide."""
+    """The task of a gold file. "LaMP_2" means movies or news, which share no label: the golds decide."""
     task, texts = get_task(name), [gold.strip() for gold in golds]
     if not task.shares_official_name:
         return task
     namesakes = [other for other in (TASKS | MORE_TASKS).values() if other.official_name == task.official_name]
-    return max(namesakes, key=lambda other: sum(text in other.labels for text in texts))  # of equal ones the first
+    return max(namesakes, key=lambda other: sum(text in other.labels for text in texts))  # in a tie the first
 
 
-def _official_name(name: str, path: Path) -> str:
+def _official_name(name: str, role: Role, path: Path) -> str:
     try:
         return get_task(name).official_name
     except KitError as error:
-        raise KitError(f'{path} says "task": {name!r}. {error}') from None
+        raise KitError(f'The {role.name} {path} says "task": {name!r}. {error}') from None
 
 
-def _first(ids: set[str]) -> str:
+def _such_as(ids: set[str]) -> str:
     return f" (such as {min(ids)!r})" if ids else ""
 
 
 def write_predictions(path: Path, task: Task, ids: Sequence[str], preds: Sequence[str]) -> None:
-    """Write predictions in LaMP's submission format, which `score_files` reads."""
+    """Write predictions in LaMP's submission format, which `metrics_of_files` reads."""
     if len(ids) != len(preds) or len(set(ids)) != len(ids):
         raise KitError(
             f"{len(preds)} predictions for {len(ids)} ids ({len(set(ids))} different) cannot be written to {path}: "

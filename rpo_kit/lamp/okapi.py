@@ -2,8 +2,8 @@
 
 BM25 (Robertson & Zaragoza, 2009) in the "Okapi" variant of the Python package rank_bm25, which LaMP calls once per
 query: k1 = 1.5, b = 0.75, epsilon = 0.25, and words as `str.split()` makes them. Scores equal that package's to the
-last bit (its order of additions is kept), so items that tie there tie here. Numbering the words, where the time goes,
-is Arrow's C++; the rest is numpy. Left out: keeping an index; a profile is searched once.
+last bit (additions are in its order), so items that tie there tie here. Numbering the words, which takes most of the
+time, is done by Arrow in C++; the rest is numpy. No index is kept, because a profile is searched once.
 
 >>> import pyarrow as pa
 >>> okapi_scores(pa.array(["sun at last", "more rain", "hi"]), "rain again").round(4).tolist()
@@ -49,12 +49,12 @@ def okapi_scores(documents: pa.Array, query: str) -> np.ndarray:
     words = _words(documents, query)
     if not len(words.query):
         return np.zeros(len(documents))
-    asked, positions = np.unique(words.query, return_inverse=True)
-    idf = _idf(_document_frequency(words), len(documents))[asked]
-    tf = _term_frequency(words, asked)
+    terms, positions = np.unique(words.query, return_inverse=True)  # the query's distinct words
+    idf = _idf(_document_frequency(words), len(documents))[terms]
+    tf = _term_frequency(words, terms)
     mean_length = len(words.codes) / len(documents)
     parts = idf[:, None] * (tf * (K1 + 1) / (tf + K1 * (1 - B + B * words.lengths / mean_length)))
-    # Word by word and from 0 on, as LaMP adds them up: the last bit and the sign of 0 depend on it.
+    # Added word by word, starting from 0, as in LaMP: the last bit and the sign of 0 depend on it.
     scores: np.ndarray = np.cumsum(parts[positions], 0)[-1] + 0.0
     return scores
 
@@ -76,7 +76,7 @@ def _words(documents: pa.Array, query: str) -> _Words:
 def _split(texts: pa.Array) -> tuple[pa.StringArray, np.ndarray]:
     """The words of all texts but the last, cut where `str.split()` cuts, and the text each belongs to; (words,) both.
 
-    Each word keeps the blank behind it: the words lie in memory as they lay in the texts, so none is copied.
+    Each word keeps the blank that follows it, so that words stay in the texts' own memory and none is copied.
     """
     ends = np.cumsum(pc.binary_length(texts).to_numpy()) + np.arange(len(texts))  # positions of the joining blanks
     joined = pc.binary_join(pa.ListArray.from_arrays([0, len(texts)], texts), " ")
@@ -124,7 +124,7 @@ def _document_frequency(words: _Words) -> np.ndarray:
 
 
 def _idf(document_frequency: np.ndarray, documents: int) -> np.ndarray:
-    """Weight of each word. The mean is summed word by word, in the order of first appearance, as in LaMP."""
+    """The idf of each word. The mean is summed word by word, in the order of first appearance, as in LaMP."""
     idf = _idf_table(documents)[document_frequency]
     weights: np.ndarray = np.where(idf < 0, EPSILON * (np.cumsum(idf)[-1] / len(idf)), idf)
     return weights
@@ -132,14 +132,14 @@ def _idf(document_frequency: np.ndarray, documents: int) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _idf_table(documents: int) -> np.ndarray:
-    """The weight of a word by the number of documents that have it. By `math.log`: numpy's may differ in a bit."""
+    """The idf of a word by the number of documents that have it. `math.log`: numpy's may differ in a bit."""
     return np.array([math.log(documents - n + 0.5) - math.log(n + 0.5) for n in range(documents + 1)])
 
 
-def _term_frequency(words: _Words, asked: np.ndarray) -> np.ndarray:
-    """How often each document has each asked word, shape (asked, documents)."""
+def _term_frequency(words: _Words, terms: np.ndarray) -> np.ndarray:
+    """How often each document has each of the terms, shape (terms, documents)."""
     documents = len(words.lengths)
-    row = np.full(words.vocabulary, len(asked))  # all other words are counted in one more row, which is dropped
-    row[asked] = np.arange(len(asked))
+    row = np.full(words.vocabulary, len(terms))  # all other words are counted in one more row, which is dropped
+    row[terms] = np.arange(len(terms))
     cells = (row * documents)[words.codes] + words.document
-    return np.bincount(cells, minlength=(len(asked) + 1) * documents).reshape(-1, documents)[:-1]
+    return np.bincount(cells, minlength=(len(terms) + 1) * documents).reshape(-1, documents)[:-1]

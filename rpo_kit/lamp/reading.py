@@ -1,14 +1,15 @@
-"""The answer inside a chatty reply: thoughts, preambles, fences, labels and scales come off; the answer stays as it is.
+"""Extract the answer from a chatty reply: thoughts, preambles, fences, labels and scales are removed.
 
 Used for whatever the base model writes (Figure 1, left). Models think aloud, say "Sure! Here is a headline:", repeat
-the scale ("On a scale of 1 to 5 …") or put quotes around a title; none of that is the answer. The rules are tables of
-patterns, in the order in which they apply. A preamble that was removed, thoughts, and a refusal are reported, because
-they say something about the model. The reflection module's own texts are read by `trajectory`, strictly.
+the scale ("On a scale of 1 to 5 …") or put quotes around a title; none of that is the answer, which itself is not
+changed. The rules are tables of patterns, in the order in which they apply. Removed thoughts and preambles, and
+refusals, are reported, because they say something about the model. The reflection module's own texts are parsed
+strictly, by `trajectory`.
 
     read(get_task("LaMP-4"), 'Sure! Here is a headline:\\n\\n"Rain returns"')
     # Reading(text='Rain returns', removed=('preamble',), refusal=False)
     read(get_task("LaMP-3"), "<think>It runs from 1 to 5.</think> I would give it a 2.").text        # '2'
-    read(get_task("LaMP-3"), "4.5 out of 5").text           # '4.5': LaMP scores ratings between two labels as they are
+    read(get_task("LaMP-3"), "4.5 out of 5").text           # '4.5': LaMP scores ratings between two labels unrounded
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from rpo_kit.text import restore_tags
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reply answers, and what was odd about the reply."""
+    """The answer in a reply, what was removed from the reply, and whether it is a refusal."""
 
     text: str
     removed: tuple[str, ...] = ()  # of "thoughts" and "preamble"
-    refusal: bool = False  # the reply declines, and so `text` is no answer
+    refusal: bool = False  # the reply declines, so `text` is not an answer
 
 
 def read(task: Task, reply: str) -> Reading:
-    """The answer: for classification and ratings a label where one is named, for texts the first line. Never raises."""
+    """The answer: for classification and ratings the label if one is named, for texts the first line. Never raises."""
     without = without_thoughts(reply)
     thoughts = ("thoughts",) if without != reply.strip() else ()
     answer = restore_tags(_unwrapped(task, without))
@@ -56,7 +57,7 @@ _THOUGHT_TAG = re.compile(
     rf"|<\|(?P<d>/|end_(?:of_)?)?(?:start_|begin_(?:of_)?)?(?:{_THOUGHT})\|>",  # <|begin_of_thought|>, <|END_THINKING|>
     re.IGNORECASE,
 )
-_FINAL_CHANNEL = re.compile(  # gpt-oss, with its special tokens and with these left out by the decoder
+_FINAL_CHANNEL = re.compile(  # gpt-oss, with its special tokens or with those dropped by the decoder
     r"<\|channel\|>\s*final\s*(?:<\|constrain\|>\s*\w*\s*)?<\|message\|>|assistantfinal"
 )
 _CHANNEL = re.compile(r"\s*(?:<\|start\|>assistant)?<\|channel\|>")
@@ -110,7 +111,7 @@ def _unwrapped(task: Task, text: str) -> str:
 
 # ---- refusals -----------------------------------------------------------------------------------------------------
 
-_DECLINED = (  # what a model declines to do; a tweet's "I can't help it" or "I can't wait" is no refusal
+_DECLINED = (  # what a model declines to do; a tweet's "I can't help it" or "I can't wait" is not a refusal
     r"(?:(?:assist|help)(?: you| with|[.!]|$)|(?:provide|generate|create|produce|paraphrase|rephrase|rewrite|fulfill?|"
     r"comply|classify|determine|identify|summari[sz]e|engage|access|rate|tag|assign)\b|"
     r"(?:answer|complete|write|give|offer|choose|predict|continue|process) (?:a|an|any|you|this|that|the|your|with)\b)"
@@ -137,7 +138,7 @@ _MADE = (
     "suggested|possible|proposed|potential|generated|new|final|paraphrased|rephrased|reworded|rewritten|revised|"
     "alternative|catchy|concise|short|paper|article|news|e-?mail"
 )
-_SURE = (  # what a model says before it does as asked
+_SURE = (  # what a model says before it complies
     "(?:(?:sure(?: thing)?|certainly|of course|absolutely|definitely|okay|ok|all ?right|got it|understood|no problem|"
     r"great|yes|(?:i['’]m |i am )?(?:happy|glad) to help|i(?:['’]d| would) be (?:happy|glad) to\b[^.!:\n]{0,60})"
     r"[\s!,.;–—-]+)"
@@ -164,11 +165,11 @@ _IN_QUOTES = re.compile(  # A good headline would be "Rain returns".
     r"\b(?:is|be|suggest|propose)\b[^\"“\n]{0,40}?([\"“].+[\"”])[.!]?",
     re.IGNORECASE,
 )
-_LINE_END = re.compile("[\r\n\u2028\u2029]+")  # no other controls, which tweets hold by accident
+_LINE_END = re.compile("[\r\n\u2028\u2029]+")  # no other control characters, which tweets contain by accident
 _ITEM = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.)])\s+(?=\S)")  # of a list
 _HEADING = re.compile(r"(?:#{1,6}\s+(?=[^#\n]*$)(?=\D)|>\s+)")
 _LABEL = r"[*_]{{0,3}}(?:{names})(?: ?\d{{1,2}})?[*_]{{0,3}}\s*[:：]\s*(?:[*_]{{1,3}}(?=\s|$))?\s*"
-_NESTED = 20  # marks in marks; a line of nothing but quotes would take time quadratic in its length
+_NESTED = 20  # levels of nested marks; without a limit a line of nothing but quotes would take quadratic time
 _PAIRS = (
     *(("```", "```"), ("`", "`"), ("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ('"', '"'), ("“", "”")),
     *(("„", "“"), ("„", "”"), ("«", "»"), ("‘", "’"), ("「", "」"), ("『", "』")),
@@ -195,7 +196,7 @@ def _first_line(task: Task, text: str) -> tuple[str, bool]:
 
 
 def _after_preamble(line: str) -> str | None:
-    """What follows a preamble in its line, perhaps ""; None if the line has none."""
+    """What follows a preamble in its line, possibly ""; None if the line has no preamble."""
     quoted = _IN_QUOTES.fullmatch(line)
     if quoted:
         return quoted[1]
@@ -228,7 +229,7 @@ def _label_pattern(names: tuple[str, ...]) -> re.Pattern[str]:
 def _inside(line: str, opening: str, closing: str) -> str | None:
     """The text inside a pair of marks that encloses the whole line; None if the marks belong to parts of it.
 
-    `"A" and "B"` begins and ends with quotes that are no pair; a full stop behind the closing quote goes with it.
+    `"A" and "B"` begins and ends with quotes that are not a pair; a full stop after the closing quote is removed too.
     """
     end = len(line) - (line.endswith(closing + ".") and opening not in "`*_")
     inner = line[len(opening) : end - len(closing)]

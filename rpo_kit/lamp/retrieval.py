@@ -1,16 +1,15 @@
 """Which history items come first: each user's whole profile ranked for the user's query, best first.
 
-The arrow from profile U to the retrieved items P in Figure 1; `top_k` then takes the first k ("shots"). The methods:
+The arrow from profile U to the retrieved items P in Figure 1; `top_k` then takes the first k ("shots"). The retrievers:
 
     bm25        LaMP's BM25 (see `okapi`); of equal scores the later item comes first, on every machine
-    bm25-lamp   the same scores; equal ones in the order in which LaMP's own call puts them on this machine
+    bm25-lamp   the same scores; equal ones in the order in which LaMP's own call sorts them on this machine
     dense:NAME  a sentence encoder from the hub or a folder (see `dense`), as LaMP uses facebook/contriever
     recency     newest first
     random      a shuffle with a seed
 
-LaMP sorts by `numpy.argsort`, which keeps no order among equals: it differs from processor to processor and between
-numpy versions. `bm25-lamp` makes the same call; use it to compare with files that LaMP's scripts ranked on this
-machine.
+LaMP sorts by `numpy.argsort`, which does not keep the order of ties: it differs between processors and numpy versions.
+`bm25-lamp` makes the same call; use it to compare with files that LaMP's scripts ranked on this machine.
 
 >>> from rpo_kit.lamp.tasks import get_task
 >>> examples = [{"id": "1", "input": get_task("LaMP-7").make_input(text="rain again"), "profile":
@@ -34,22 +33,22 @@ from rpo_kit.lamp.example import Row
 from rpo_kit.lamp.okapi import okapi_scores
 from rpo_kit.lamp.tasks import Item, Task
 
-METHODS = ("bm25", "bm25-lamp", "dense:NAME", "recency", "random")
+RETRIEVERS = ("bm25", "bm25-lamp", "dense:NAME", "recency", "random")
 
 
-def rank(task: Task, dataset: Examples, method: str, seed: int = 0) -> list[list[int]]:
+def rank(task: Task, dataset: Examples, retriever: str, seed: int = 0) -> list[list[int]]:
     """For each example the indices of its whole profile, best first; an empty profile gives an empty list."""
-    if method in ("bm25", "bm25-lamp"):
-        return _rank_bm25(task, dataset, stable=method == "bm25")
-    if method.startswith("dense:"):
+    if retriever in ("bm25", "bm25-lamp"):
+        return _rank_bm25(task, dataset, stable=retriever == "bm25")
+    if retriever.startswith("dense:"):
         from rpo_kit.lamp.dense import rank_dense  # loading torch takes seconds
 
-        return rank_dense(task, dataset, method.removeprefix("dense:"))
-    if method == "recency":
+        return rank_dense(task, dataset, retriever.removeprefix("dense:"))
+    if retriever == "recency":
         return [_rank_recency(example) for example in dataset]
-    if method == "random":
+    if retriever == "random":
         return [_rank_random(example, seed) for example in dataset]
-    raise KitError(f"There is no retrieval method {method!r}; the known ones are {', '.join(METHODS)}.")
+    raise KitError(f"There is no retriever {retriever!r}: set data.retriever to one of {', '.join(RETRIEVERS)}.")
 
 
 def top_k(example: Row, order: Sequence[int], k: int) -> list[Item]:
@@ -63,7 +62,7 @@ def top_k(example: Row, order: Sequence[int], k: int) -> list[Item]:
 
 
 def _rank_bm25(task: Task, dataset: Examples, stable: bool) -> list[list[int]]:
-    """Each profile is searched once. Arrow counts outside Python's lock, so threads help where there are free cores."""
+    """Each profile is searched once. Arrow releases Python's global lock, so threads help if there are free cores."""
 
     def order(documents: pa.Array, query: str) -> list[int]:
         scores = okapi_scores(documents, query)
@@ -93,10 +92,10 @@ def _rank_recency(example: Row) -> list[int]:
 
 
 def _day(item: Item, example_id: str) -> tuple[int, ...]:
-    """ "2011-05-03" as (2011, 5, 3); a year alone is a date too. An item without a date counts as older than any."""
+    """ "2011-05-03" as (2011, 5, 3); a year alone is a date too. An item without a date counts as the oldest."""
     if not isinstance(item, dict):
         raise KitError(
-            f"A profile item of example {example_id!r} is {str(item)[:40]!r}: items are JSON objects with texts."
+            f"A profile item of example {example_id!r} is {str(item)[:40]!r}: make it a JSON object with texts."
         )
     date = item.get("date") or ""
     try:

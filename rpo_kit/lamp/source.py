@@ -1,4 +1,4 @@
-"""Where a run's data come from: the embedded personas, LaMP's official files, or a folder that holds them.
+"""The source of a run's data: the embedded personas, LaMP's official files, or a folder that holds them.
 
 In: the data settings. Out: each split as a `datasets.Dataset`, every profile ranked for its query.
 
@@ -35,9 +35,9 @@ SPLITS = ("train", "dev")
 
 
 def source_files(settings: DataSettings) -> dict[str, Path]:
-    """The files that somebody else may change: LaMP's own, by the split that they are read for.
+    """The files that may change outside the kit: LaMP's own, by the split that they are read for.
 
-    Personas are made from their settings alone. Of a folder with one split, `data.dev_share` makes both.
+    Personas depend on their settings only. If a folder has one split, `data.dev_share` makes both from it.
     """
     if settings.source == "personas":
         return {}
@@ -54,7 +54,7 @@ def source_files(settings: DataSettings) -> dict[str, Path]:
 
 
 def split_of_files(settings: DataSettings, split: str) -> str | None:
-    """The split in whose files the examples of `split` stand; None if the folder has no such examples.
+    """The split whose files hold the examples of `split`; None if the folder has no such examples.
 
     Raises:
         KitError: `data.dev_share` is set for a folder that has both splits.
@@ -66,8 +66,8 @@ def split_of_files(settings: DataSettings, split: str) -> str | None:
     present = [name for name in SPLITS if any((folder / f"{name}_{kind}.json").exists() for kind in kinds)]
     if settings.dev_share and len(present) > 1:
         raise KitError(
-            f"data.dev_share={settings.dev_share:g} makes train and dev of one split, but {folder} has the files of "
-            "both: take the setting back (data.dev_share=0), or move the files of one split away."
+            f"data.dev_share={settings.dev_share:g} makes train and dev from one split, but {folder} has the files of "
+            "both: set data.dev_share=0, or move the files of one split away."
         )
     if settings.dev_share:
         return present[0] if present else "dev"
@@ -75,12 +75,12 @@ def split_of_files(settings: DataSettings, split: str) -> str | None:
 
 
 def lamp_folder(settings: DataSettings) -> Path:
-    """The folder with LaMP's files: the one that is named, or the download folder, which is completed first."""
+    """The folder with LaMP's files: the one in the settings, or the download folder, with missing files fetched."""
     if settings.source == "official":
         return fetch(get_task(settings.task), settings.separation, SPLITS)
     folder = Path(settings.source)
     if folder.is_file():
-        raise KitError(f"The data {folder} is a file: give the folder in which it lies, --data {folder.parent}.")
+        raise KitError(f"The data {folder} is a file: give the folder that contains it, --data {folder.parent}.")
     if not folder.is_dir():
         close = get_close_matches(settings.source.lower(), ("personas", "official"), n=1)
         raise KitError(
@@ -110,8 +110,11 @@ def read_source(settings: DataSettings, split: str, stage_dir: Path) -> Dataset:
         facts |= {row["id"]: row_facts for row, row_facts in own}
     facts_column = [json.dumps(facts.get(example_id, {})) for example_id in dataset["id"]]
     ranking = rank(task, dataset, settings.retriever, settings.seed)
-    columns = {"ranking": List(Value("int64")), "facts": Value("string")}  # said, because an empty split has no types
-    if not len(dataset):  # no column can be added to one
+    columns = {
+        "ranking": List(Value("int64")),
+        "facts": Value("string"),
+    }  # an empty split has no types
+    if not len(dataset):  # no column can be added to an empty dataset
         features = Features(dataset.features | columns)
         return Dataset.from_dict({name: [] for name in features}, features=features)
     dataset = dataset.add_column("ranking", ranking, feature=columns["ranking"])
@@ -119,13 +122,13 @@ def read_source(settings: DataSettings, split: str, stage_dir: Path) -> Dataset:
 
 
 def _read_split(settings: DataSettings, folder: Path, split: str) -> Dataset:
-    """The examples of a split: those of its files, of a share of the users of another split's, or none."""
+    """The examples of a split: from its own files, from those of a share of the other split's users, or none."""
     task, files = get_task(settings.task), split_of_files(settings, split)
     dataset = read_lamp(folder, task, files or "dev", drop_gold=settings.drop_gold)
     if files is None:
         print(
-            f"{folder} has no train files, so nothing can be trained; the baselines can be evaluated. To make train "
-            "and dev of these users, set data.dev_share=0.2."
+            f"{folder} has no train files, so nothing can be trained; the baselines can be evaluated. To split these "
+            "users into train and dev, set data.dev_share=0.2."
         )
         return dataset.select([])
     if not settings.dev_share:
@@ -143,17 +146,17 @@ def dev_users(users: Iterable[str], share: float, seed: int) -> set[str]:
     distinct = list(dict.fromkeys(users))
     if len(distinct) < 2:
         raise KitError(
-            f"data.dev_share={share:g} divides users, and there is only {len(distinct)}: take the setting back "
-            "(data.dev_share=0) and evaluate baselines."
+            f"data.dev_share={share:g} divides users into train and dev, but the data has only {len(distinct)}: set "
+            "data.dev_share=0 and evaluate baselines."
         )
     count = min(max(round(share * len(distinct)), 1), len(distinct) - 1)
     return set(random.Random(f"{seed}/dev-share").sample(distinct, count))
 
 
 def save_split(dataset: Dataset, folder: Path) -> None:
-    """Write a split whole or not at all: `datasets` writes its files one after the other.
+    """Write a split atomically; `datasets` alone writes its files one after the other.
 
-    One without examples too, of which `datasets` alone writes nothing that it could load again.
+    `num_shards` is for a split without examples, of which `datasets` otherwise writes nothing that it can load again.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -162,7 +165,7 @@ def save_split(dataset: Dataset, folder: Path) -> None:
 
 
 def first_examples(settings: DataSettings, split: str, users: int) -> list[Example]:
-    """The first users of a split, read and ranked as by `prepare`, without asking a model."""
+    """The examples of the first users of a split, read and ranked as by `prepare`, without running a model."""
     few = replace(settings, train_users=users, dev_users=users, leave_one_out=0)
     with tempfile.TemporaryDirectory() as folder:
         rows = read_source(few, split, Path(folder)).to_list()
@@ -170,15 +173,15 @@ def first_examples(settings: DataSettings, split: str, users: int) -> list[Examp
 
 
 def first_users(dataset: Dataset, users: int) -> Dataset:
-    """The examples of the first `users` users, never cutting through one (in LaMP-2 and 4 users have several)."""
+    """All examples of the first `users` users (in LaMP-2 and LaMP-4 a user has several)."""
     first = set(list(dict.fromkeys(dataset["user_id"]))[:users])
     return dataset.select([i for i, user in enumerate(dataset["user_id"]) if user in first])
 
 
 class Profile(Sequence[Item]):
-    """A user's items, read from the memory-mapped Arrow file each time they are asked for.
+    """A user's items, read from the memory-mapped Arrow file at each access.
 
-    As Python objects a split shaped like LaMP-3 dev takes 2.4 times the file's size (measured), more than a gigabyte.
+    As Python objects, a split like LaMP-3 dev takes 2.4 times the file's size (measured), more than a gigabyte.
     """
 
     def __init__(self, items: pa.StructArray) -> None:

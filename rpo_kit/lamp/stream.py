@@ -1,11 +1,11 @@
-"""A JSON list read item by item, however large the file is: LaMP-3's training questions are 3 GB.
+"""A JSON list read item by item, however large the file is: LaMP-3's train_questions.json has 3 GB.
 
 Python's own parser reads one item at a time from a buffer of a few megabytes; when it reaches the end of the buffer,
 more is read and the item is parsed again. Parse errors report the position, and the buffer stops growing there: a
-defect in the middle of a file is distinguished from text that has not been read yet. Left out: streaming inside an
-item, which is one user and fits into memory.
+defect in the middle of a file is distinguished from text that has not been read yet. An item is one user's example and
+fits into memory.
 
-    for question in stream_list(Path("train_questions.json")): ...        # {"id": "20", "input": …, "profile": […]}
+    for row in stream_list(Path("train_questions.json")): ...        # {"id": "20", "input": …, "profile": […]}
 """
 
 import codecs
@@ -20,10 +20,10 @@ from rpo_kit.lamp.files import (
     AGAIN,
     QUESTIONS,
     check_present,
-    no_key_twice,
     not_json,
     not_usable,
     not_utf8,
+    reject_repeated_keys,
     web_page,
 )
 
@@ -42,21 +42,17 @@ def stream_list(path: Path) -> Iterator[object]:
             raise web_page(path, QUESTIONS)
         if opening and opening != "[":
             raise KitError(
-                f"The question file {path} should be a JSON list of questions: {AGAIN}, or swap questions and outputs."
+                f"The question file {path} should be a JSON list of examples: {AGAIN}, or swap it with the gold file."
             )
         text.skip(opening or "[")
         if text.next_character() != "]":
-            yield from _items(text)
+            yield text.value()
+            while text.next_character() == ",":
+                text.skip(",")
+                yield text.value()
         text.skip("]")
         if text.next_character():
-            raise text.broken("more text after the end of the list")
-
-
-def _items(text: "_Buffer") -> Iterator[object]:
-    yield text.value()
-    while text.next_character() == ",":
-        text.skip(",")
-        yield text.value()
+            raise text.broken("text after the end of the list")
 
 
 class _Buffer:
@@ -66,7 +62,7 @@ class _Buffer:
         self.path, self.file, self.size = path, file, path.stat().st_size
         self.text, self.position, self.dropped, self.ended = "", 0, 0, False  # dropped: characters before `text`
         self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self.parse = json.JSONDecoder(object_pairs_hook=no_key_twice).raw_decode
+        self.parse = json.JSONDecoder(object_pairs_hook=reject_repeated_keys).raw_decode
 
     def read(self, count: int = _CHUNK) -> bool:
         """Add `count` bytes of the file and drop what was consumed; False at the end of the file."""
@@ -87,7 +83,7 @@ class _Buffer:
         """The next character that is not blank, without consuming it; "" at the end."""
         while True:
             match = _BLANKS.match(self.text, self.position)
-            assert match is not None  # it matches the empty text as well
+            assert match is not None  # it also matches the empty text
             self.position = match.end()
             if self.position < len(self.text) or not self.read():
                 return self.text[self.position : self.position + 1]
@@ -98,7 +94,7 @@ class _Buffer:
         self.position += 1
 
     def value(self) -> object:
-        """The next JSON value; more of the file is read, twice as much each time, until it is whole."""
+        """The next JSON value; more of the file is read, twice as much each time, until it is complete."""
         self.next_character()
         count = _CHUNK
         while True:
@@ -108,13 +104,13 @@ class _Buffer:
                 cut_off = error.pos >= len(self.text) - _TOKEN or error.msg.startswith("Unterminated string")
                 if not (cut_off and self.read(count)):
                     raise self.broken(error.msg, error.pos) from error
-            except ValueError as error:  # a key that comes twice, or a number of thousands of digits
+            except ValueError as error:  # a repeated key, or a number of thousands of digits
                 place = f"{error}, in the row that begins at character {self.dropped + self.position}"
                 raise not_usable(self.path, place, QUESTIONS) from error
             except RecursionError as error:
                 raise self.broken("brackets nested too deeply") from error
             else:
-                if end < len(self.text) or not self.read(count):  # a number at the very end may go on
+                if end < len(self.text) or not self.read(count):  # a number at the end of the buffer may continue
                     self.position = end
                     return value
             count *= 2

@@ -1,9 +1,9 @@
-"""Rows into an Arrow file and back as a `datasets.Dataset`, with flat memory; large files are converted once.
+"""Rows into an Arrow file and back as a `datasets.Dataset`, in constant memory; large files are converted once.
 
-Rows are written in batches as they come and read by mapping the file into memory, so neither direction needs more than
-a batch. A questions file above `LARGE` is kept as `$RPO_CACHE/lamp/<file>-<version>.arrow` (or ~/.cache/rpo_kit) and
+Rows are written in batches and read by mapping the file into memory, so neither direction needs more memory than a
+batch. A question file above `LARGE` is kept as `$RPO_CACHE/lamp/<file>-<version>.arrow` (or ~/.cache/rpo_kit) and
 opened from there the next time; a version is the size and time of both of LaMP's files, so a changed file is read again
-and the old conversion is deleted. The notes beside it are written last: without them a conversion does not count.
+and the old conversion is deleted. The notes beside it are written last: without them a conversion is ignored.
 
     write_rows(task, rows, None, notes)      # a Dataset in memory with the columns id, user_id, input, output, profile
 """
@@ -46,16 +46,16 @@ class Notes(TypedDict, total=False):
     date: bool | None  # whether items have dates; None: it has no item
     empty: int  # examples with an empty profile
     gold_in_profile: int  # examples whose own profile gives the gold away
-    gold_dropped: int  # items taken out because of that
+    gold_dropped: int  # items removed because of that
     html_entities: int  # examples with "&amp;" and the like
-    foreign_labels: int  # profile items whose label is none of the task's
-    users: list[str]  # the user of each example, if the file does not name all of them
+    foreign_labels: int  # profile items whose label is not one of the task's
+    users: list[str]  # the user of each example, if the file does not name them
     users_found: int
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Paths of one conversion: the Arrow file and, beside it, the notes that make it count."""
+    """Paths of one conversion: the Arrow file and, beside it, the notes without which it is ignored."""
 
     arrow: Path
 
@@ -68,7 +68,7 @@ class Conversion:
 
 
 def conversion_of(questions: Path, outputs: Path, task: Task, options: str, folder: Path | None) -> Conversion | None:
-    """Where the conversion of these two files belongs; None for a small file, unless a folder is given."""
+    """The paths of the conversion of these two files; None for a small file, unless a folder is given."""
     if folder is None and questions.stat().st_size < LARGE:
         return None
     folder = folder or cache_root() / "lamp"
@@ -84,7 +84,7 @@ def _short_hash(text: str) -> str:
 def write_rows(
     task: Task, rows: Iterable[Example], conversion: Conversion | None, notes: Callable[[], Notes]
 ) -> Dataset:
-    """All rows as a dataset, in the conversion's file or else in memory. `notes` is called after the last row."""
+    """All rows as a dataset, in the conversion's file or in memory. `notes` is called after the last row."""
     batches = _batches(rows)
     first = next(batches, [])
     dated = any("date" in item for row in first for item in row["profile"])  # the reader guarantees all or none
@@ -146,14 +146,14 @@ def _write(task: Task, batches: Iterable[list[Example]], dated: bool, sink: pa.N
 
 @contextmanager
 def _new_file(conversion: Conversion) -> Iterator[Path]:
-    """A temporary file in the folder, deleted if anything fails. Deletes older conversions of the same file too."""
+    """A temporary file in the folder, deleted if anything fails. Older conversions of the same file are deleted too."""
     folder = conversion.arrow.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
     except OSError as error:
         raise KitError(
-            f"Cannot write to {folder} ({error.strerror}): set RPO_CACHE to a folder you may write to."
+            f"The cache folder {folder} cannot be written to ({error.strerror}): set RPO_CACHE to another folder."
         ) from None
     os.close(handle)
     try:
@@ -161,6 +161,9 @@ def _new_file(conversion: Conversion) -> Iterator[Path]:
             old.unlink(missing_ok=True)
         yield Path(name)
     except OSError as error:
-        raise KitError(f"Cannot write to {folder} ({error.strerror}): free space there, or set RPO_CACHE.") from error
+        raise KitError(
+            f"The cache folder {folder} cannot be written to ({error.strerror}): free space there, or set RPO_CACHE to "
+            "another folder."
+        ) from error
     finally:
         Path(name).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """What makes a LaMP task: the fields in which tasks differ, and the texts that are made from them.
 
 Figure 1 of the paper calls the query q, the varying part of LaMP's `input`; the rest of the input is the instruction.
-The tasks themselves are rows in `tasks`. Left out: shortening context prompts to a token budget (see `context`).
+The tasks themselves are rows in `tasks`; `context` shortens context prompts to a token budget.
 
 In: an item of LaMP-3, `{"id": "301", "text": "Broke  twice.", "score": "1"}`. Out of
 `item_line`: `"Broke twice." -> 1`.
@@ -36,9 +36,9 @@ class Task:
     context: str  # template: one item in LaMP's prompt with context, trailing space included
 
     labels: tuple[str, ...] = ()  # in the order of LaMP's evaluator; () for generation
-    answer_names: tuple[str, ...] = ()  # what a chatty answer calls itself, in small letters: "rating: 4" (ours)
+    answer_names: tuple[str, ...] = ()  # what chatty replies call the answer, in lower case: "rating: 4" (ours)
     label_parts: tuple[str, ...] = ()  # LaMP-1: the part of the query that each label stands for
-    gold_is_distinctive: bool = True  # False: "4" or "[1]" in a text may mean something else than the gold
+    gold_is_distinctive: bool = True  # False: "4" or "[1]" in a text may mean something other than the gold
 
     query: str = "{text}"  # template: what follows the instruction
     query_shown: str = "{text}"  # template: the query in prompts
@@ -46,15 +46,15 @@ class Task:
 
     context_end: str = ". "  # LaMP: between the joined context lines and the input
     context_after: str = ""  # LaMP-1: the context lines follow the first such word of the input instead
-    reserved: str = ""  # LaMP's length rule keeps room for these words (not quite those of `context_end`) …
+    reserved: str = ""  # LaMP's length rule reserves tokens for these words (not quite those of `context_end`) …
     reserved_tokens: int = 1  # … and for this many tokens besides
     frame_tokens: int | None = None  # LaMP's length rule: tokens of an item's line without its text; None: counted
     measured: str = ""  # … in this template, with a blank for the text; "": in `context`
 
     shares_official_name: bool = False  # movies and news are both "LaMP_2" in LaMP's files
-    no_leave_one_out: str = ""  # why items hold no query of their own; "" where they do
+    no_leave_one_out: str = ""  # why items contain no query; "" if they do
     download_subfolder: str = ""  # below the task's folder on LaMP's server
-    placeholder: str = ""  # regular expression: what LaMP's files hold where a text may not be distributed
+    placeholder: str = ""  # regular expression: what LaMP's files have in place of a text that may not be distributed
     placeholder_help: str = ""  # how to get the texts
 
     @property
@@ -64,7 +64,7 @@ class Task:
 
     @property
     def frame(self) -> str:
-        """The template that LaMP measures an item's line with; for LaMP-5 and LaMP-7 it is not quite the line's own."""
+        """The template with which LaMP measures an item's line; for LaMP-5 and LaMP-7 not quite `context`."""
         return self.measured or self.context
 
     @property
@@ -103,8 +103,8 @@ class Task:
         match = self._pattern.fullmatch(input)
         if match is None:
             raise KitError(
-                f"This is not an input of {self.name}: {input[:60]!r}… It should begin with {self.prefix[:60]!r}…; "
-                "check that file and task belong together, or make inputs with Task.make_input."
+                f"This is not an input of {self.name}: {input[:60]!r}… It should begin with {self.prefix[:60]!r}…: "
+                "check that file and task match, or make inputs with Task.make_input."
             )
         return match.groupdict()
 
@@ -115,7 +115,9 @@ class Task:
     def references(self, input: str) -> tuple[str, ...]:
         """The texts that the labels stand for, in the order of the labels: LaMP-1's two references."""
         if not self.label_parts:
-            raise KitError(f"A query of {self.name} has no references to choose from; only one of LaMP-1 has.")
+            raise KitError(
+                f"Queries of {self.name} have no references to choose from: use a task whose queries have them."
+            )
         parts = self.query_parts(input)
         return tuple(parts[name] for name in self.label_parts)
 
@@ -152,7 +154,7 @@ class Task:
             ) from None
 
     def context_prompt(self, input: str, items: Sequence[Item]) -> str:
-        """LaMP's whole prompt with context, not shortened; without items, the bare input."""
+        """LaMP's full prompt with context, not shortened; without items, the bare input."""
         if not items:
             return input
         joined = ", and ".join(self.context_line(item) for item in items)

@@ -1,6 +1,6 @@
 """The LaMP tasks as data: one row per task, with everything that differs from task to task.
 
-No other module asks for a task's name. `TASKS` are the public ones (1, 2 movies, 3, 4, 5, 7), which the embedded
+No other module branches on a task's name. `TASKS` are the public ones (1, 2 movies, 3, 4, 5, 7), which the embedded
 personas imitate; `MORE_TASKS` are read from files that you provide: the deprecated news variant of LaMP-2, and LaMP-6,
 whose e-mails are licensed separately. The wording of the instructions, of what is indexed and of the context lines is
 LaMP's (Salemi et al., 2023, arXiv 2304.11406). The fields are explained in `task`.
@@ -138,7 +138,7 @@ _TWEETS = Task(
     measured='"" ',
     context_end=" are written by a person. Following the given patterns ",
     reserved="are written by user. Following the given patterns",
-    no_leave_one_out="an item is the tweet alone, and a query is a paraphrase of it that LaMP let a model write",
+    no_leave_one_out="an item is only a tweet, and a query is a paraphrase of one that LaMP had a model write",
 )
 
 NEWS_CATEGORIES = (
@@ -192,17 +192,17 @@ _ALIASES = {"LaMP-2-old": "LaMP-2-news", "LaMP-2N": "LaMP-2-news", "LaMP-2M": "L
 
 
 def get_task(name: str) -> Task:
-    """The task of this name. "LaMP_3" and the names that papers give the two variants of LaMP-2 are known as well."""
+    """The task of this name. "LaMP_3" and the names that papers use for the two variants of LaMP-2 work as well."""
     known = TASKS | MORE_TASKS
     plain = name.replace("_", "-")
     task = known.get(_ALIASES.get(plain, plain))
     if task is None:
-        raise KitError(f"There is no task {name!r} here; the known ones are {', '.join(known)}.{_suggestion(name)}")
+        raise KitError(f"There is no task {name!r}: choose one of {', '.join(known)}.{_suggestion(name)}")
     return task
 
 
 def _suggestion(name: str) -> str:
-    """ " Did you mean LaMP-2-news?" for "2-news", "LaMP2N" and the like; "" if the name resembles none."""
+    """ " Did you mean LaMP-2-news?" for "2-news" or "LaMP2N"; "" if the name is not close to any."""
 
     def bare(text: str) -> str:
         return re.sub(r"[^a-z0-9]", "", text.lower()).removeprefix("lamp")

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from rpo_kit.lamp.data import excluded_outputs
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.leaks import check_belong_together
-from rpo_kit.lamp.leave_one_out import asking_field
+from rpo_kit.lamp.leave_one_out import query_field
 from rpo_kit.lamp.source import SPLITS, Profile, read_source, save_split, source_files, source_folder
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.chat import Chat, reporting_cost, stream_completions
@@ -41,7 +41,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     """Write `prepare/{train,dev}` (Arrow, with the ranking) and `prepare/generic.jsonl`."""
     preset = run.preset
     if preset.data.leave_one_out:
-        asking_field(get_task(preset.data.task))  # reject an unfit task before an earlier result is moved away
+        query_field(get_task(preset.data.task))  # reject an unfit task before an earlier result is moved away
     inputs, retry = inputs_of(run, "prepare") | source_files(preset.data), failures.remain(run, "prepare")
     with stage(run, "prepare", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:

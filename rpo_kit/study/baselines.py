@@ -7,11 +7,11 @@
     copy-nearest   the gold of the item that is ranked first
 
 The last two use no model, and `majority` needs labels: items of LaMP-1 and of the generation tasks have none. LaMP-1's
-items hold no gold either; there copy-nearest takes the reference that shares more words with the first item. A user
-without history gets the generic answer. Left out: training the base model.
+items contain no gold either; there copy-nearest takes the reference that shares more words with the first item. A user
+without history gets the generic answer. No baseline trains the base model.
 
 The first two send all requests at once and yield records as the answers arrive, so that each can be stored. An example
-that the base model left unanswered comes back as a record with `failure`.
+that the base model did not answer yields a record with `failure`.
 
     majority(get_task("LaMP-3"), example)      # '4.5' for a user who gave 4, 4, 5 and 5
 """
@@ -50,10 +50,10 @@ class Record(TypedDict, total=False):
 
     id: Required[str]
     prediction: str
-    raw: str  # the model's text, of which `prediction` was read
-    finished: bool  # False where the text was cut off at the token limit
-    tokens: int  # of the text, for the reflection module
-    complaint: str | None  # why the reflection module's text is not a trajectory
+    raw: str  # the model's completion, from which `prediction` was read
+    finished: bool  # False if the completion was cut off at the token limit
+    tokens: int  # of the reflection module's completion
+    complaint: str | None  # why the reflection module's completion is not a trajectory
     shortened: bool  # whether history items had to be shortened to fit the module's prompt
     summary: str  # of the profile, for pag-K
     failure: str  # why there is no prediction; such a record is not stored
@@ -68,7 +68,7 @@ def shots_of(name: str, shots: int) -> int:
     """The K of "context-K" or "pag-K"; `shots` for "context" alone.
 
     Raises:
-        KitError: what follows the dash is not a number.
+        KitError: the part after the dash is not a number.
     """
     kind, dash, number = name.partition("-")
     if dash and not number.isdecimal():
@@ -80,7 +80,7 @@ def shots_of(name: str, shots: int) -> int:
 
 
 def majority(task: Task, example: Example) -> str:
-    """The user's most frequent label, in a tie that of the better-ranked item; for ratings the median."""
+    """The user's most frequent label, in a tie the one of the better-ranked item; for ratings the median."""
     labels = [item[task.gold_field] for item in top_k(example, example["ranking"], len(example["ranking"]))]
     if not labels:
         return str(example["generic"])
@@ -120,27 +120,22 @@ def inject_context(base: Chat, task: Task, examples: list[Example], shots: int, 
 def answer_with_summary(
     base: Chat, task: Task, examples: list[Example], shots: int, tokens: int, path: Path
 ) -> Iterator[list[Record]]:
-    """Profile-augmented generation: before the prompt stands a summary of the profile, written without the query.
+    """Profile-augmented generation: the prompt begins with a summary of the profile, written without the query.
 
-    Summaries are stored in `path` and written once for every K.
+    Summaries are stored in `path` and shared by all K. Failed ones are yielded as records with `failure`.
     """
-    yield from _summarise(base, task, examples, path)
+    known = {record["id"] for record in read_records(path)}
+    missing = [example for example in examples if example["id"] not in known]
+    requests = [_summary_request(base, task, example) for example in missing]
+    for batch in _complete(base, requests, PAG_TOKENS):
+        answers = [(missing[index]["id"], answer) for index, answer in batch]
+        append_records(path, [{"id": id_, "summary": a.text.strip()} for id_, a in answers if not a.failure])
+        yield [{"id": id_, "failure": f"no summary: {a.failure}"} for id_, a in answers if a.failure]
     summaries = {record["id"]: record["summary"] for record in read_records(path)}
     summarised = [example for example in examples if example["id"] in summaries]
     prompts = [_prompt_with_summary(base, task, e, shots, summaries[e["id"]], tokens) for e in summarised]
     for records in _answer(base, task, summarised, prompts, tokens):
         yield [record | {"summary": summaries[record["id"]]} for record in records]
-
-
-def _summarise(base: Chat, task: Task, examples: list[Example], path: Path) -> Iterator[list[Record]]:
-    """Store the missing summaries in `path`; yield a record for each one that failed."""
-    known = {record["id"] for record in read_records(path)}
-    missing = [example for example in examples if example["id"] not in known]
-    prompts = [_summary_request(base, task, example) for example in missing]
-    for batch in _ask(base, prompts, PAG_TOKENS):
-        answers = [(missing[index]["id"], answer) for index, answer in batch]
-        append_records(path, [{"id": id_, "summary": a.text.strip()} for id_, a in answers if not a.failure])
-        yield [{"id": id_, "failure": f"no summary: {a.failure}"} for id_, a in answers if a.failure]
 
 
 def _summary_request(base: Chat, task: Task, example: Example) -> str:
@@ -156,7 +151,7 @@ def _summary_request(base: Chat, task: Task, example: Example) -> str:
             return request
     raise KitError(
         f"The history of example {example['id']} cannot be summarised by {base.name}: even one shortened item does not "
-        "fit into a window of reflection.max_seq_length tokens. Raise that setting, or leave pag-K out."
+        "fit into a window of reflection.max_seq_length tokens. Raise that setting, or remove pag-K from the systems."
     )
 
 
@@ -172,7 +167,7 @@ def _prompt_with_summary(base: Chat, task: Task, example: Example, shots: int, s
         if with_items == example["input"]:
             raise KitError(
                 f"Example {example['id']} with its summary is {excess} tokens too long for the window of {base.name}, "
-                "even without items: raise reflection.max_seq_length, or leave pag-K out."
+                "even without items: raise reflection.max_seq_length, or remove pag-K from the systems."
             )
         limit -= excess
 
@@ -181,7 +176,7 @@ def _prompt_with_items(
     task: Task, example: Example, shots: int, tokenizer: PreTrainedTokenizerBase | None, limit: int
 ) -> str:
     items = top_k(example, example["ranking"], shots)
-    return lamp_prompt(task, example["input"], items, tokenizer, limit, name=example["id"])
+    return lamp_prompt(task, example["input"], items, tokenizer, limit, example_id=example["id"])
 
 
 def _answer(base: Chat, task: Task, examples: list[Example], prompts: list[str], tokens: int) -> Iterator[list[Record]]:
@@ -193,11 +188,12 @@ def _answer(base: Chat, task: Task, examples: list[Example], prompts: list[str],
         prediction = read_answer(task, answer.text)
         return {"id": example["id"], "prediction": prediction, "raw": answer.text, "finished": answer.finished}
 
-    for batch in _ask(base, prompts, answer_tokens(task, tokens)):
+    for batch in _complete(base, prompts, answer_tokens(task, tokens)):
         yield [record(examples[index], answer) for index, answer in batch]
 
 
-def _ask(base: Chat, prompts: list[str], tokens: int) -> Iterator[Batch]:
+def _complete(base: Chat, prompts: list[str], tokens: int) -> Iterator[Batch]:
+    """The base model's completions, in batches as they arrive; the cost is reported."""
     conversations = base_conversations(base, prompts)
     if not conversations:
         return
@@ -206,8 +202,9 @@ def _ask(base: Chat, prompts: list[str], tokens: int) -> Iterator[Batch]:
 
 
 def _excess_tokens(base: Chat, prompt: str, tokens: int) -> int:
-    """How many tokens prompt and answer are too long for the window of a model in this process; 0 for an endpoint,
-    whose window is unknown here: it rejects what is too long.
+    """Tokens by which prompt and answer exceed the window of a model in this process.
+
+    0 for an endpoint: its window is unknown here, and it rejects what is too long.
     """
     if not isinstance(base, WindowedChat):
         return 0

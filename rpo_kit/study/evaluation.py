@@ -6,14 +6,15 @@
     sft         base → the reflection module after SFT
     rl          base → the reflection module after SFT and RL
 
-More baselines (`context-K`, `pag-K`, `majority`, `copy-nearest`) are in `baselines`; a setting chooses the systems. On
-the embedded benchmark, whose hidden habits are known, two references frame them: `any habit` is the expected score of a
-reader who understands every text but does not know the user; `oracle` counts the habits that the same k items show and
-follows the majority. Intervals are 95 % percentile bootstraps over users.
+More baselines (`context-K`, `pag-K`, `majority`, `copy-nearest`) are in `baselines`; `evaluation.systems` chooses the
+systems. On the embedded benchmark, whose hidden habits are known, there are two references: `any habit` is the expected
+score of a reader who understands every text but does not know the user; `oracle` counts the habits that the same k
+items show and follows the majority. Intervals are 95 % percentile bootstraps over users.
 
-Where the reflection module's completion does not parse, the generic answer stands, and `unparsed` counts it. What the
-base model left unanswered in `context` or `pag` is listed in `failed.jsonl` and asked again by the next call. Until
-then the tables count only the examples that every system answered, because they compare systems example by example.
+If the reflection module's completion does not parse, the generic answer is used, and `unparsed` counts it. Examples
+that the base model did not answer in `context` or `pag` are listed in `failed.jsonl` and retried by the next call.
+Until then the tables cover only the examples that every system answered, because they compare systems example by
+example.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from rpo_kit.study.baselines import (
 from rpo_kit.study.statistics import SYSTEMS, metrics_table, paired_table, scorable
 
 Answers = Callable[[list[Example]], Iterator[list[Record]]]  # yields records as they are ready
-_CHUNK = 64  # ours: examples between two writes to disk; a kill loses at most so many answers of our own models
+_CHUNK = 64  # ours: examples between two writes to disk; a kill loses at most this many answers of our own models
 
 
 def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
@@ -88,7 +89,7 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
 
 
 def evaluate_inputs(run: Run, systems: Sequence[str]) -> dict[str, Any]:
-    """What decides the numbers of these systems: the stage's own inputs, and their module, adapters and prompts."""
+    """What determines the numbers of these systems: the stage's inputs, and their module, adapters and prompts."""
     inputs = inputs_of(run, "evaluate") | {"systems": list(systems)}
     if any(name.startswith("pag") for name in systems):
         inputs["pag"] = prompt_fingerprints("pag_summary", "pag_answer")
@@ -117,11 +118,11 @@ def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
 
 
 def excluded_predictions(run: Run) -> dict[str, str]:
-    """{id: ""} for the questions excluded from the data: LaMP's golds have them, so the predictions must."""
+    """{id: ""} for the examples excluded from the data: LaMP's golds include them, so the predictions must too."""
     ids = list(load_excluded(run, "dev"))
     if ids:
         listed = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
-        print(f"evaluate: {len(ids)} excluded questions ({listed}) get an empty output in the prediction files.")
+        print(f"evaluate: {len(ids)} excluded examples ({listed}) get an empty output in the prediction files.")
     return dict.fromkeys(ids, "")
 
 
@@ -134,9 +135,9 @@ def asks_base(system: str) -> bool:
 
 
 def predict(run: Run, system: str, examples: list[Example], stage_dir: Path, adapter: Path | None) -> list[Record]:
-    """The system's records, in the order of the examples. After an interruption only the missing ones are made.
+    """The system's records, in the order of the examples. After an interruption only the missing ones are computed.
 
-    Examples that the base model left unanswered have no record; they are listed in `failed.jsonl` of `stage_dir`.
+    Examples that the base model did not answer have no record; they are listed in `failed.jsonl` of `stage_dir`.
     """
     path = stage_dir / "records" / f"{system}.jsonl"
     done = {record["id"] for record in read_records(path)}
@@ -162,15 +163,15 @@ def answered_by_all(
     """
     ids = {example["id"] for example in examples}.intersection(*({r["id"] for r in rs} for rs in records.values()))
     if not ids:
-        raise KitError("No example was answered by every system: run the stage again, or leave a system out.")
+        raise KitError("No example was answered by every system: evaluate again, or with fewer evaluation.systems.")
     if len(ids) < len(examples):
-        print(f"evaluate: the tables count the {len(ids)} of {len(examples)} examples that every system answered")
+        print(f"evaluate: the tables cover the {len(ids)} of {len(examples)} examples that every system answered")
     common = {name: [record for record in answers if record["id"] in ids] for name, answers in records.items()}
     return [example for example in examples if example["id"] in ids], common
 
 
 def _answerer(run: Run, system: str, adapter: Path | None, stage_dir: Path) -> Answers:
-    """What answers for the system, with its model loaded or its endpoint opened."""
+    """The function that answers for the system, with its model loaded or its endpoint opened."""
     task, settings = get_task(run.preset.data.task), run.preset.evaluation
     ready: dict[str, Callable[[Task, Example], str]] = {
         "base": lambda task, example: str(example["generic"]),
@@ -221,11 +222,11 @@ def rewrite(
 
 
 def report_cuts(records: dict[str, list[Record]]) -> None:
-    """Print for each system how many prompts were shortened and how many texts were cut off."""
+    """Print for each system how many prompts were shortened and how many completions were cut off."""
     for name, answers in records.items():
         shortened = sum(record.get("shortened", False) for record in answers)
         unfinished = sum(not record.get("finished", True) for record in answers)
         if shortened:
             print(f"evaluate: {name}: {shortened} of {len(answers)} prompts had their history items shortened to fit")
         if unfinished:
-            print(f"evaluate: {name}: {unfinished} of {len(answers)} texts were cut off at the token limit")
+            print(f"evaluate: {name}: {unfinished} of {len(answers)} completions were cut off at the token limit")

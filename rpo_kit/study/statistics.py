@@ -1,7 +1,7 @@
 """The numbers of an evaluation: scores with bootstrap intervals over users, paired differences, the two references.
 
-Every table and figure with intervals is made from these. Users are resampled, not examples, because the answers of one
-user belong together (LaMP-2 and LaMP-4 have several questions per user).
+Every table and figure with intervals uses these. Users are resampled, not examples, because the answers of one user
+are not independent (LaMP-2 and LaMP-4 have several examples per user).
 
 >>> bootstrap_interval(np.array([1.0, 0.0, 1.0]), ["ann", "ann", "bob"])
 (0.5, 1.0)
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from rpo_kit.lamp.example import Example
-from rpo_kit.lamp.metrics import example_scores, is_parseable, score
+from rpo_kit.lamp.metrics import example_scores, is_parseable, lamp_metrics
 from rpo_kit.lamp.personas import oracle, persona
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
@@ -27,14 +27,15 @@ SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the steps of the meth
 
 
 def scorable(task: Task, prediction: str) -> str:
-    """The prediction in a form that LaMP's evaluator accepts: "nan" as a rating would make it raise, so it becomes "",
-    which counts as the worst rating.
+    """The prediction, but "" instead of a rating such as "nan", which LaMP's evaluator rejects.
+
+    The empty text counts as the worst end of the scale.
     """
     return prediction if is_parseable(task, prediction) or task.kind != "regression" else ""
 
 
 def references(task: Task, examples: list[Example], shots: int) -> dict[str, np.ndarray]:
-    """Scores (n,) per example of `any habit` and `oracle`; {} where the habits are unknown (LaMP's own files)."""
+    """Scores (n,) per example of `any habit` and `oracle`; {} if the habits are unknown (LaMP's own files)."""
     if not all(example["facts"] for example in examples):
         return {}
     rules, golds = persona(task.name), [example["output"] for example in examples]
@@ -67,7 +68,7 @@ def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[s
         rows.append(
             {"system": name}
             | _mean_with_interval(values, users, settings.bootstrap, settings.seed)
-            | score(task, golds, [scorable(task, prediction) for prediction in predictions])
+            | lamp_metrics(task, golds, [scorable(task, prediction) for prediction in predictions])
             | {
                 "unparsed": float(np.mean([bool(answer.get("complaint")) for answer in answers])),
                 "words": float(np.mean([len(prediction.split()) for prediction in predictions])),
@@ -92,8 +93,10 @@ def paired_table(run: Run, task: Task, examples: list[Example], records: dict[st
 
 
 def compared(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(system, the one it is compared with), in the order of the table: each system with the first one and with the
-    step of the method before it, and the last step of the method with every baseline.
+    """(system, the one it is compared with), in the order of the table.
+
+    Each system is compared with the first one and with the preceding step of the method, and the last step of the
+    method with every baseline.
     """
     steps = [name for name in names if name in SYSTEMS]
     before = dict(pairwise(reversed(steps)))

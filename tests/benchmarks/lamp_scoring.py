@@ -17,7 +17,7 @@ import numpy as np
 from rouge_score import rouge_scorer, scoring
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, root_mean_squared_error
 
-from rpo_kit.lamp.metrics import _rouge, score
+from rpo_kit.lamp.metrics import _rouge, lamp_metrics
 from rpo_kit.lamp.personas import build
 from rpo_kit.lamp.tasks import get_task
 
@@ -91,7 +91,7 @@ def in_turn(
         begin = time.perf_counter()
         theirs = lamps_way(task_name, golds, preds)
         middle = time.perf_counter()
-        ours = score(get_task(task_name), golds, preds)
+        ours = lamp_metrics(get_task(task_name), golds, preds)
         took.append((middle - begin, time.perf_counter() - middle))
     return theirs, ours, [statistics.median(times) for times in zip(*took, strict=True)]
 
@@ -100,7 +100,7 @@ def main() -> None:
     print(f"{COUNT} predictions, load average {os.getloadavg()[0]:.1f}")
     for task_name in ("LaMP-1", "LaMP-2", "LaMP-3", "LaMP-4", "LaMP-5", "LaMP-7"):
         task, (golds, preds) = get_task(task_name), texts(task_name)
-        score(task, golds[:2], preds[:2])  # warm
+        lamp_metrics(task, golds[:2], preds[:2])  # warm
         lamps_way(task_name, golds[:2], preds[:2])
         theirs, ours, took = in_turn(task_name, golds, preds)
         apart = max(abs(theirs[name] - ours[name]) for name in ours)

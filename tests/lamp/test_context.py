@@ -26,7 +26,7 @@ class Words:
             if word not in self.words:
                 self.words.append(word)
         ids = [self.words.index(word) for word in text.split()]
-        if truncation and max_length:  # asked for none, a Hugging Face tokenizer cuts nothing
+        if truncation and max_length:  # with a limit of 0, a Hugging Face tokenizer cuts nothing
             ids = ids[: max_length - 1]
         return SimpleNamespace(input_ids=[*ids, 0])
 
@@ -52,7 +52,7 @@ def test_each_item_gets_an_equal_share_and_only_its_text_is_cut() -> None:
 
 
 def test_two_tokens_are_reserved_for_each_link_between_items() -> None:
-    # n = 2, room 36: share = (36 - 1 - 2) // 2 = 16, and 16 - 8 = 8 tokens, 7 words; with one token a link it were 17.
+    # n = 2, room 36: share = (36 - 1 - 2) // 2 = 16, and 16 - 8 = 8 tokens, 7 words; with one token per link, 17.
     long = "a b c d e f g h i j k"
     assert cut(RATINGS, [rating(long), rating(long)], 36) == ["a b c d e f g"] * 2
 
@@ -155,7 +155,7 @@ def prompt_by_the_rule(name: str, input: str, texts: list[tuple[str, str]], toke
 @pytest.mark.parametrize("name", RULE)
 @given(st.data())
 @settings(deadline=None, max_examples=60)
-def test_the_whole_prompt_is_the_one_that_lamps_rule_gives(name: str, data: Any) -> None:
+def test_the_full_prompt_is_the_one_that_lamps_rule_gives(name: str, data: Any) -> None:
     task = ALL[name]
     some_words = st.lists(st.sampled_from("abcdefgh"), max_size=12).map(" ".join)
     labels = st.sampled_from(task.labels) if task.labels else some_words
@@ -168,7 +168,7 @@ def test_the_whole_prompt_is_the_one_that_lamps_rule_gives(name: str, data: Any)
         assert lamp_prompt(task, "IN put", items, Words(), length) == expected
 
 
-def test_a_longer_label_leaves_less_room_and_stays_whole() -> None:
+def test_a_longer_label_leaves_less_room_and_is_not_cut() -> None:
     news = get_task("LaMP-2-news")
     item = {"id": "1", "text": "a b c d e f", "title": "t", "category": "food & drink"}
     # share = 16 - 1 = 15; 'the category for the article: " " is "food & drink" ' has 11 words + end; 3 left: 2 words.
@@ -177,18 +177,18 @@ def test_a_longer_label_leaves_less_room_and_stays_whole() -> None:
 
 
 def test_the_input_keeps_at_most_six_tenths_and_shrinks_by_tenths() -> None:
-    # max_length 20, a question of 19 words + end = 20 tokens: it is counted as 12, then 10, then 8, 6 …
+    # max_length 20, an input of 19 words + end = 20 tokens: it is counted as 12, then 10, then 8, 6 …
     # One item needs frame 8 + 1 reserved: room 8 -> share 7 < 8, None; room 10 -> share 9, one token, the end mark.
-    question = " ".join(f"q{n}" for n in range(19))
+    lamp_input = " ".join(f"q{n}" for n in range(19))
     assert cut(RATINGS, [rating("a b c")], 8) is None
-    assert lamp_prompt(RATINGS, question, [rating("a b c")], Words(), 20) == f'4 is the score for "" . {question}'
-    # max_length 25: int(0.6 * 25) = 15 for the question, room 10 as before; 26: room 11, one word.
-    assert '"a"' in lamp_prompt(RATINGS, question, [rating("a b c")], Words(), 26)
+    assert lamp_prompt(RATINGS, lamp_input, [rating("a b c")], Words(), 20) == f'4 is the score for "" . {lamp_input}'
+    # max_length 25: int(0.6 * 25) = 15 for the input, room 10 as before; 26: room 11, one word.
+    assert '"a"' in lamp_prompt(RATINGS, lamp_input, [rating("a b c")], Words(), 26)
 
 
 def test_items_that_never_fit_leave_the_bare_input_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert lamp_prompt(RATINGS, "IN", [rating("a")] * 9, Words(), 30, name="310") == "IN"
+        assert lamp_prompt(RATINGS, "IN", [rating("a")] * 9, Words(), 30, example_id="310") == "IN"
     assert "Example 310: its 9 items do not fit into 30 tokens" in caplog.text
 
 
@@ -208,12 +208,12 @@ def test_a_real_tokenizer_keeps_the_prompt_within_its_budget() -> None:
 
     tokenizer: Any = make_tokenizer()
     items = [rating(f"{n} a story that goes on and on, with a plot and words " * 20) for n in range(4)]
-    question = RATINGS.make_input(text="Does what it should.")
+    lamp_input = RATINGS.make_input(text="Does what it should.")
     for budget in (200, 256, 400):
-        prompt = lamp_prompt(RATINGS, question, items, tokenizer, budget)
-        assert len(tokenizer(prompt).input_ids) <= budget + 4 * 3  # LaMP counts 2 tokens a ", and ", here it is more
+        prompt = lamp_prompt(RATINGS, lamp_input, items, tokenizer, budget)
+        assert len(tokenizer(prompt).input_ids) <= budget + 4 * 3  # LaMP counts 2 tokens per ", and ", here it is more
         assert prompt.count("is the score for") == 4
-        assert prompt.endswith(question)
+        assert prompt.endswith(lamp_input)
 
 
 def test_no_text_of_a_user_becomes_a_special_token_of_the_models_tokenizer() -> None:

@@ -16,13 +16,13 @@ from rpo_kit.lamp.data import read_lamp, split_summary, write_lamp
 from rpo_kit.lamp.files import read_outputs
 from rpo_kit.lamp.item import items_by_id, read_gold
 from rpo_kit.lamp.leave_one_out import examples_from_items
-from rpo_kit.lamp.metrics import score_files, write_predictions
+from rpo_kit.lamp.metrics import metrics_of_files, write_predictions
 from rpo_kit.lamp.tasks import TASKS, Task, get_task
 
 RATINGS, MOVIES = get_task("LaMP-3"), get_task("LaMP-2")
 
 
-def question(number: int, items: int = 2, **more: Any) -> dict[str, Any]:
+def example(number: int, items: int = 2, **more: Any) -> dict[str, Any]:
     profile = [{"id": f"31{number}{n}", "text": f"Item {n}.", "score": "1"} for n in range(items)]
     return {"id": f"31{number}", "input": RATINGS.make_input(text=f"Review {number}."), "profile": profile} | more
 
@@ -42,12 +42,12 @@ def write_split(folder: Path, questions: object, outputs: dict[Any, Any] | None 
 
 
 def test_a_row_has_input_user_gold_and_profile(tmp_path: Path) -> None:
-    write_split(tmp_path, [question(0, items=1), question(1, items=0)], {"311": "4", "310": "2"})
+    write_split(tmp_path, [example(0, items=1), example(1, items=0)], {"311": "4", "310": "2"})
     dataset = read_lamp(tmp_path, RATINGS, "dev")
     assert dataset.column_names == ["id", "user_id", "input", "output", "profile"]
     assert dataset[0] == {
         "id": "310",
-        "user_id": "310",  # the file names no user, so each question is its own
+        "user_id": "310",  # the file names no user, so each example is its own
         "input": RATINGS.make_input(text="Review 0."),
         "output": "2",
         "profile": [{"id": "3100", "text": "Item 0.", "score": "1"}],
@@ -58,7 +58,7 @@ def test_a_row_has_input_user_gold_and_profile(tmp_path: Path) -> None:
 def test_users_and_dates_of_the_time_split_are_read(tmp_path: Path) -> None:
     item = {"id": "3100", "text": "x", "score": "1", "date": "2011-05-03"}
     undated = item | {"date": None}
-    write_split(tmp_path, [question(0, user_id="u7", profile=[item]), question(1, user_id="u8", profile=[undated])])
+    write_split(tmp_path, [example(0, user_id="u7", profile=[item]), example(1, user_id="u8", profile=[undated])])
     dataset = read_lamp(tmp_path, RATINGS, "dev")
     assert dataset["user_id"][:] == ["u7", "u8"]
     assert [item["date"] for item in dataset[0]["profile"]] == ["2011-05-03"]
@@ -72,46 +72,48 @@ UNDATED = {"id": "2", "text": "x", "score": "1"}
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [
-        ({"user_id": "u"}, {}, "comes without a user_id"),
-        ({}, {"user_id": "u"}, "comes with a user_id"),
+        ({"user_id": "u"}, {}, "has no user_id"),
+        ({}, {"user_id": "u"}, "has a user_id"),
         ({"profile": [UNDATED]}, {"profile": [DATED]}, "has an item with a date"),
-        ({"profile": [DATED]}, {"profile": [DATED, UNDATED]}, "has an item without a date"),
+        ({"profile": [DATED]}, {"profile": [DATED, UNDATED]}, "has an item with no date"),
         ({"profile": []}, {"profile": [UNDATED, DATED]}, "has an item with a date"),
     ],
 )
-def test_a_file_that_mixes_the_two_splits_is_named_with_the_question(
+def test_a_file_that_mixes_the_two_splits_is_named_with_the_example(
     first: dict[str, Any], second: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    write_split(tmp_path, [question(0, **first), question(1, **second)])
-    with pytest.raises(KitError, match=rf"Question '311' in .*dev_questions.json {said}.* mixes LaMP's time split"):
+    write_split(tmp_path, [example(0, **first), example(1, **second)])
+    with pytest.raises(KitError, match=rf"Example '311' in .*dev_questions.json {said}.* mixes LaMP's time split"):
         read_lamp(tmp_path, RATINGS, "dev")
 
 
 @pytest.mark.parametrize("rating", ["five", "", "nan", "inf"])
 def test_an_invalid_rating_is_reported_on_load(rating: str, tmp_path: Path) -> None:
-    write_split(tmp_path, [question(0, profile=[UNDATED | {"score": rating}])])
-    with pytest.raises(KitError, match=r"Question '310' .* profile item 0: score is .*, which is not a rating"):
+    write_split(tmp_path, [example(0, profile=[UNDATED | {"score": rating}])])
+    with pytest.raises(KitError, match=r"Example '310' .* profile item 0: score is .*, which is not a rating"):
         read_lamp(tmp_path, RATINGS, "dev")
-    write_split(tmp_path, [question(0)], {"310": rating})
-    with pytest.raises(KitError, match=r"The output of '310' in .*dev_outputs.json is .*, which is not a rating"):
+    write_split(tmp_path, [example(0)], {"310": rating})
+    with pytest.raises(
+        KitError, match=r"gold of '310' in the gold file .*dev_outputs.json is .*, which is not a rating"
+    ):
         read_lamp(tmp_path, RATINGS, "dev")
 
 
 def test_an_id_of_half_a_character_is_read_like_any_text(tmp_path: Path) -> None:
-    write_split(tmp_path, [question(0, id="3\ud800")], {"3\ud800": "4"})
+    write_split(tmp_path, [example(0, id="3\ud800")], {"3\ud800": "4"})
     assert read_lamp(tmp_path, RATINGS, "dev")["id"][:] == ["3\ufffd"]
 
 
 def test_numbers_are_read_as_text_like_in_lamps_evaluator(tmp_path: Path) -> None:
     item = {"id": 3100, "text": "x", "score": 5}
-    dataset = read_lamp(write_split(tmp_path, [question(0, profile=[item])], {"310": 4}), RATINGS, "dev")
+    dataset = read_lamp(write_split(tmp_path, [example(0, profile=[item])], {"310": 4}), RATINGS, "dev")
     assert dataset[0]["profile"] == [{"id": "3100", "text": "x", "score": "5"}]
     assert dataset[0]["output"] == "4"
 
 
 @pytest.mark.parametrize("gold", ["4", "4.0", 4, 4.0, " 4\n", "4e0"])
 def test_a_rating_is_read_as_lamp_writes_it(gold: object, tmp_path: Path) -> None:
-    assert read_lamp(write_split(tmp_path, [question(0)], {"310": gold}), RATINGS, "dev")[0]["output"].strip() == "4"
+    assert read_lamp(write_split(tmp_path, [example(0)], {"310": gold}), RATINGS, "dev")[0]["output"].strip() == "4"
 
 
 NEWS, HEADLINES, CITATIONS = (get_task(name) for name in ("LaMP-2-news", "LaMP-4", "LaMP-1"))
@@ -120,7 +122,7 @@ NEWS, HEADLINES, CITATIONS = (get_task(name) for name in ("LaMP-2-news", "LaMP-4
 @pytest.mark.parametrize(
     ("task", "gold", "said"),
     [
-        (MOVIES, "Sci-Fi", "is 'Sci-Fi', and LaMP compares labels letter by letter: write it as 'sci-fi'"),
+        (MOVIES, "Sci-Fi", "is 'Sci-Fi', and LaMP compares labels character by character: write it as 'sci-fi'"),
         (
             MOVIES,
             "horror",
@@ -138,35 +140,35 @@ NEWS, HEADLINES, CITATIONS = (get_task(name) for name in ("LaMP-2-news", "LaMP-4
         (RATINGS, "9" * 300, "is '9999.*…', which is not a rating from 1 to 5"),
         (HEADLINES, float("nan"), "is nan, as pandas writes a missing value"),
         (HEADLINES, None, "is 'None', which is not text"),
-        (HEADLINES, 1984, "is the number '1984', where a text belongs: write it in quotes"),
+        (HEADLINES, 1984, "is the number '1984', where text is expected: write it in quotes"),
         (HEADLINES, ["a"], "is a list of 1, which is not text"),
         (HEADLINES, True, "is 'True', which is not text"),
     ],
 )
-def test_a_gold_that_is_none_of_the_tasks_stops_at_the_door(
+def test_a_gold_that_is_not_one_of_the_tasks_labels_is_rejected_on_load(
     task: Task, gold: object, said: str, tmp_path: Path
 ) -> None:
-    """LaMP's evaluator gives both such a gold and junk the index -1, and so takes them for equal."""
-    row = {"id": "310", "input": a_question(task), "profile": []}
-    with pytest.raises(KitError, match=rf"The output of '310' in .*dev_outputs.json .*{said}"):
+    """LaMP's evaluator gives both such a gold and junk the index -1, and so counts them as equal."""
+    row = {"id": "310", "input": an_input(task), "profile": []}
+    with pytest.raises(KitError, match=rf"The gold of '310' in the gold file .*dev_outputs.json .*{said}"):
         read_lamp(write_split(tmp_path, [row], {"310": gold}, task.official_name), task, "dev")
 
 
-def a_question(task: Task) -> str:
+def an_input(task: Task) -> str:
     return task.make_input(**dict.fromkeys(task.parts, "Rain fell."))
 
 
 @given(st.text(st.characters(codec="utf-8")), st.sampled_from([name for name in TASKS if TASKS[name].labels]))
-def test_no_gold_but_a_label_passes(gold: str, name: str) -> None:
+def test_only_a_label_is_accepted_as_gold(gold: str, name: str) -> None:
     task = TASKS[name]
     with contextlib.suppress(KitError):
         assert read_gold(task, gold, "it").strip() in task.labels
 
 
 @pytest.mark.parametrize("name", ["NA", "None", "null", "nan", "NaN", "N/A", "0", "True", "-"])
-def test_users_and_ids_may_be_called_what_pandas_takes_for_missing(name: str, tmp_path: Path) -> None:
+def test_users_and_ids_may_have_names_that_pandas_reads_as_missing(name: str, tmp_path: Path) -> None:
     item = {"id": name, "text": name, "score": "1"}
-    dataset = read_lamp(write_split(tmp_path, [question(0, id=name, user_id=name, profile=[item])]), RATINGS, "dev")
+    dataset = read_lamp(write_split(tmp_path, [example(0, id=name, user_id=name, profile=[item])]), RATINGS, "dev")
     assert (dataset[0]["id"], dataset[0]["user_id"], dataset[0]["profile"]) == (name, name, [item])
 
 
@@ -176,39 +178,42 @@ ITEM = {"id": "1", "text": "x", "score": "1"}
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (question(0, id=""), r'"id" of row 0 of the question file .*dev_questions.json is empty'),
-        (question(0, id=None), r'"id" of row 0 .* is \'None\''),
-        (question(0, user_id=" "), "Question '310' in .*: user_id is empty: give it a name of its own"),
-        (question(0, user_id=float("nan")), "user_id is nan, as pandas writes a missing value"),
-        (question(0, input=5), "input is the number '5', where a text belongs"),
-        (question(0, profile=[ITEM | {"text": float("nan")}]), "profile item 0: text is nan, as pandas"),
-        (question(0, profile=[ITEM | {"text": 1984}]), "profile item 0: text is the number '1984', where a text"),
-        (question(0, profile=[ITEM | {"text": {"a": 1}}]), "text is a JSON object of 1, which is not text"),
-        (question(0, profile=[ITEM | {"id": ""}]), "profile item 0: id is empty"),
-        (question(0, profile=[ITEM | {"score": 7}]), "score is '7', which is not a rating from 1 to 5"),
-        (question(0, profile=[ITEM | {"date": float("nan")}]), "date is nan, as pandas writes a missing value"),
-        (question(0, profile=[ITEM, ITEM | {"text": "y"}]), "has two profile items of the id '1': give each an id"),
-        (question(0, profile=[ITEM, ITEM | {"id": 1}]), "has two profile items of the id '1'"),
-        (question(0, profile=["I liked it."]), r"lacks id, text, score: items of LaMP-3 .* as in {\"id\": "),
+        (example(0, id=""), r'"id" of row 0 of the question file .*dev_questions.json is empty'),
+        (example(0, id=None), r'"id" of row 0 .* is \'None\''),
+        (example(0, user_id=" "), "Example '310' in .*: user_id is empty: fill it in"),
+        (example(0, user_id=float("nan")), "user_id is nan, as pandas writes a missing value"),
+        (example(0, input=5), "input is the number '5', where text is expected"),
+        (example(0, profile=[ITEM | {"text": float("nan")}]), "profile item 0: text is nan, as pandas"),
+        (example(0, profile=[ITEM | {"text": 1984}]), "profile item 0: text is the number '1984', where text"),
+        (example(0, profile=[ITEM | {"text": {"a": 1}}]), "text is a JSON object of 1, which is not text"),
+        (example(0, profile=[ITEM | {"id": ""}]), "profile item 0: id is empty"),
+        (example(0, profile=[ITEM | {"score": 7}]), "score is '7', which is not a rating from 1 to 5"),
+        (example(0, profile=[ITEM | {"date": float("nan")}]), "date is nan, as pandas writes a missing value"),
+        (
+            example(0, profile=[ITEM, ITEM | {"text": "y"}]),
+            "has two profile items with the id '1': give each its own id",
+        ),
+        (example(0, profile=[ITEM, ITEM | {"id": 1}]), "has two profile items with the id '1'"),
+        (example(0, profile=["I liked it."]), r"lacks id, text, score: items of LaMP-3 .* as in {\"id\": "),
     ],
 )
-def test_what_is_missing_or_no_text_is_named_with_file_id_and_remedy(
+def test_a_missing_or_non_text_value_is_named_with_file_id_and_remedy(
     row: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(KitError, match=said):
         read_lamp(write_split(tmp_path, [row], {"310": "5"}), RATINGS, "dev")
 
 
-def test_items_with_a_foreign_label_are_shown_counted_and_never_asked_about(
+def test_items_with_a_foreign_label_are_shown_and_counted_but_never_queries(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     films = [{"id": str(n), "description": f"Film {n}.", "tag": tag} for n, tag in enumerate(("comedy", "horror"))]
     row = {"id": "110", "input": MOVIES.make_input(text="A ship."), "profile": films}
     dataset = read_lamp(write_split(tmp_path, [row], {"110": "comedy"}, "LaMP_2"), MOVIES, "dev")
     assert dataset[0]["profile"] == [{"id": f["id"], "description": f["description"], "tag": f["tag"]} for f in films]
-    assert "1 profile items have a label that is none of the task's" in caplog.text
-    asked = [example["input"] for example, _ in examples_from_items(MOVIES, dataset, {}, 2, 0)]
-    assert asked == [MOVIES.make_input(text="Film 0.")]
+    assert "1 profile items have a label that is not one of the task's" in caplog.text
+    queries = [row["input"] for row, _ in examples_from_items(MOVIES, dataset, {}, 2, 0)]
+    assert queries == [MOVIES.make_input(text="Film 0.")]
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
@@ -226,17 +231,17 @@ def test_what_is_written_is_read_back(task: Task, tmp_path: Path) -> None:
 
 
 def test_an_official_file_looks_as_lamps_readme_says(tmp_path: Path) -> None:
-    write_lamp(tmp_path, RATINGS, "dev", [question(0, items=1) | {"user_id": "u", "output": "5"}])
+    write_lamp(tmp_path, RATINGS, "dev", [example(0, items=1) | {"user_id": "u", "output": "5"}])
     assert json.loads((tmp_path / "dev_outputs.json").read_text()) == {
         "task": "LaMP_3",
         "golds": [{"id": "310", "output": "5"}],
     }
-    assert json.loads((tmp_path / "dev_questions.json").read_text()) == [question(0, items=1) | {"user_id": "u"}]
+    assert json.loads((tmp_path / "dev_questions.json").read_text()) == [example(0, items=1) | {"user_id": "u"}]
 
 
 def test_half_a_character_is_replaced_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     item = {"id": "3100", "text": "cut off \ud83d", "score": "1"}
-    dataset = read_lamp(write_split(tmp_path, [question(0, profile=[item])]), RATINGS, "dev")
+    dataset = read_lamp(write_split(tmp_path, [example(0, profile=[item])]), RATINGS, "dev")
     assert dataset[0]["profile"][0]["text"] == "cut off \ufffd"
     assert "'310'" in caplog.text
     assert "profile item 0: text has half a character" in caplog.text
@@ -246,10 +251,10 @@ def test_half_a_character_is_replaced_with_a_warning(tmp_path: Path, caplog: pyt
 
 
 def test_an_empty_profile_is_kept_counted_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    dataset = read_lamp(write_split(tmp_path, [question(0, items=0), question(1)]), RATINGS, "dev")
+    dataset = read_lamp(write_split(tmp_path, [example(0, items=0), example(1)]), RATINGS, "dev")
     assert dataset[0]["profile"] == []
     assert split_summary(dataset)["empty_profiles"] == 1
-    assert "1 of 2 questions have an empty profile" in caplog.text
+    assert "1 of 2 examples have an empty profile" in caplog.text
 
 
 def test_a_row_without_instruction_is_excluded_counted_and_reported(
@@ -263,17 +268,17 @@ def test_a_row_without_instruction_is_excluded_counted_and_reported(
     dataset = read_lamp(write_split(tmp_path, rows, {"110": "romance", "111": "comedy"}, "LaMP_2"), MOVIES, "dev")
     assert dataset["id"][:] == ["111"]
     assert split_summary(dataset)["excluded"] == ["110"]
-    assert "excluded 1 of 2 questions without instruction: 110." in caplog.text
+    assert "excluded 1 of 2 examples without instruction: 110." in caplog.text
 
 
 def test_a_gold_in_its_own_profile_is_counted_reported_and_dropped_on_request(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [question(0), question(1, input=RATINGS.make_input(text="Item 1."))]  # item 1 rates the asked review
+    rows = [example(0), example(1, input=RATINGS.make_input(text="Item 1."))]  # item 1 rates the same review
     dataset = read_lamp(write_split(tmp_path, rows), RATINGS, "dev")
     assert split_summary(dataset)["gold_in_profile"] == 1
     assert len(dataset[1]["profile"]) == 2
-    assert "1 of 2 questions have their gold in their own profile; set data.drop_gold" in caplog.text
+    assert "1 of 2 examples have their gold in their own profile; set data.drop_gold" in caplog.text
     dropped = read_lamp(tmp_path, RATINGS, "dev", drop_gold=True)
     assert [item["text"] for item in dropped[1]["profile"]] == ["Item 0."]
     assert len(dropped[0]["profile"]) == 2
@@ -281,8 +286,8 @@ def test_a_gold_in_its_own_profile_is_counted_reported_and_dropped_on_request(
     assert "those items are dropped" in caplog.text
 
 
-def test_html_entities_are_counted_and_left_because_lamp_scores_them(tmp_path: Path) -> None:
-    rows = [question(0, input=RATINGS.make_input(text="Q&amp;A")), question(1, input=RATINGS.make_input(text="Q&A;"))]
+def test_html_entities_are_counted_and_kept_because_lamp_scores_them(tmp_path: Path) -> None:
+    rows = [example(0, input=RATINGS.make_input(text="Q&amp;A")), example(1, input=RATINGS.make_input(text="Q&A;"))]
     dataset = read_lamp(write_split(tmp_path, rows), RATINGS, "dev")
     assert split_summary(dataset)["html_entities"] == 1
     assert dataset[0]["input"].endswith("Q&amp;A")
@@ -293,7 +298,7 @@ def test_users_without_an_id_are_found_by_their_history(tmp_path: Path) -> None:
     reviews = [{"id": str(n), "text": f"Review {n}.", "score": "1"} for n in range(6)]
     others = [{"id": str(n), "text": f"Other {n}.", "score": "1"} for n in range(6)]
     profiles = [reviews[1:], others[1:], reviews[:3] + reviews[4:], others[:5]]
-    rows = [question(n, profile=profile) for n, profile in enumerate(profiles)]
+    rows = [example(n, profile=profile) for n, profile in enumerate(profiles)]
     dataset = read_lamp(write_split(tmp_path, rows), RATINGS, "dev")
     assert dataset["user_id"][:] == ["310", "311", "310", "311"]
     assert dataset.column_names == ["id", "user_id", "input", "output", "profile"]
@@ -316,14 +321,14 @@ def test_lamp_6_as_distributed_is_rejected_with_where_to_get_the_texts(tmp_path:
 
 def test_a_clean_split_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        read_lamp(write_split(tmp_path, [question(0)]), RATINGS, "dev")
+        read_lamp(write_split(tmp_path, [example(0)]), RATINGS, "dev")
     assert caplog.text == ""
 
 
 def test_the_summary_counts_by_hand_and_survives_saving_and_selecting(tmp_path: Path) -> None:
     users = ("v", "u", "u")
-    rows = [question(n, items=items, user_id=users[n]) for n, items in enumerate((1, 2, 6))]
-    dataset = read_lamp(write_split(tmp_path, [*rows, question(3, input="x", user_id="w")]), RATINGS, "dev")
+    rows = [example(n, items=items, user_id=users[n]) for n, items in enumerate((1, 2, 6))]
+    dataset = read_lamp(write_split(tmp_path, [*rows, example(3, input="x", user_id="w")]), RATINGS, "dev")
     summary = split_summary(dataset)
     assert summary == {
         "task": "LaMP-3", "split": "dev", "examples": 3, "users": 2, "empty_profiles": 0, "excluded": ["313"],
@@ -338,7 +343,7 @@ def test_the_summary_counts_by_hand_and_survives_saving_and_selecting(tmp_path: 
 
 
 def test_withheld_test_outputs_are_empty_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "test_questions.json").write_text(json.dumps([question(0)]))
+    (tmp_path / "test_questions.json").write_text(json.dumps([example(0)]))
     assert read_lamp(tmp_path, RATINGS, "test")[0]["output"] == ""
     assert "withholds" in caplog.text
 
@@ -353,12 +358,12 @@ def test_withheld_test_outputs_are_empty_with_a_warning(tmp_path: Path, caplog: 
         ('[{"a":' * 100_000, "nested too deeply"),
         ('[{"id": ' + "9" * 5000 + "}]", "cannot be read: Exceeds the limit"),
         ('[{"id": "1", "input": "x", "id": "2"}]', r"an object, id '2', has the key 'id' twice"),
-        ('{"task": "LaMP_3", "task": "LaMP_4", "golds": []}', r"(has the key 'task' twice|JSON list of questions)"),
+        ('{"task": "LaMP_3", "task": "LaMP_4", "golds": []}', r"(has the key 'task' twice|JSON list of examples)"),
     ],
     ids=range(4),
 )
-def test_json_that_no_one_can_mean_is_a_sentence(name: str, content: str, message: str, tmp_path: Path) -> None:
-    write_split(tmp_path, [question(0)])
+def test_ambiguous_or_absurd_json_gives_a_readable_error(name: str, content: str, message: str, tmp_path: Path) -> None:
+    write_split(tmp_path, [example(0)])
     (tmp_path / name).write_text(content)
     with pytest.raises(KitError, match=message) as caught:
         read_lamp(tmp_path, RATINGS, "dev")
@@ -374,10 +379,8 @@ DEEP = st.recursive(
 
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_whatever_json_stands_in_a_row_the_reader_answers_with_a_dataset_or_a_sentence(
-    data: Any, tmp_path: Path
-) -> None:
-    row = question(0) | data.draw(st.dictionaries(st.sampled_from(["id", "input", "profile", "user_id"]), DEEP))
+def test_any_json_in_a_row_gives_a_dataset_or_a_readable_error(data: Any, tmp_path: Path) -> None:
+    row = example(0) | data.draw(st.dictionaries(st.sampled_from(["id", "input", "profile", "user_id"]), DEEP))
     row["profile"] = data.draw(st.just(row["profile"]) | st.lists(DEEP, max_size=2))
     write_split(tmp_path, [row], {"310": data.draw(DEEP | st.just("5"))})
     with contextlib.suppress(KitError):
@@ -387,26 +390,26 @@ def test_whatever_json_stands_in_a_row_the_reader_answers_with_a_dataset_or_a_se
 
 
 def test_a_message_names_the_files_role_and_the_users_own_prediction_is_never_downloaded(tmp_path: Path) -> None:
-    write_split(tmp_path, [question(0)])
+    write_split(tmp_path, [example(0)])
     golds, predictions = tmp_path / "dev_outputs.json", tmp_path / "mine.json"
     for content in ("", "<html>", "[", "[]", '{"task": "LaMP_3", "golds": [{"id": "310"}]}', "[" * 200_000):
         predictions.write_text(content)
         with pytest.raises(KitError, match=r"[Tt]he prediction file .*mine.json") as caught:
-            score_files(golds, predictions)
+            metrics_of_files(golds, predictions)
         assert "download" not in str(caught.value)
     with pytest.raises(KitError, match=r"The prediction file is missing: there is no file .*nowhere"):
-        score_files(golds, tmp_path / "nowhere")
+        metrics_of_files(golds, tmp_path / "nowhere")
     write_predictions(predictions, RATINGS, ["311"], ["5"])
     with pytest.raises(
-        KitError, match=r"The prediction file .*mine.json does not fit the gold file .*dev_outputs.json"
+        KitError, match=r"The prediction file .*mine.json does not match the gold file .*dev_outputs.json"
     ):
-        score_files(golds, predictions)
+        metrics_of_files(golds, predictions)
     predictions.write_text('{"task": "LaMP_3", "golds": [{"id": "310", "output": null}]}')
     with pytest.raises(KitError, match=r"of id '310' in the prediction file .* is 'None', .* write it again") as caught:
-        score_files(golds, predictions)
+        metrics_of_files(golds, predictions)
     golds.write_text("[")
     with pytest.raises(KitError, match=r"The gold file .* is not complete JSON.*download it again"):
-        score_files(golds, predictions)
+        metrics_of_files(golds, predictions)
     with pytest.raises(KitError, match=r"The outputs file .*: make it again"):
         read_outputs(golds)
 
@@ -427,13 +430,13 @@ HTML = "\n<!DOCTYPE html>\n<html><body>LaMP</body></html>"
         (HTML.encode(), "is a web page and not JSON.*LaMP_2/new.*download it again .--data official does"),
         (b'[{"id": "310", "input": "What', "Unterminated string starting at character 24 of 29.*broke off: download"),
         (b"", "not complete JSON.*character 0 of 0"),
-        (b"\x1f\x8b\x08\x00", "not UTF-8 text.*unpack"),
-        (b'{"id": "310"}', "(JSON list of questions|not a LaMP outputs file)"),
-        (b"[]", "(not an empty one|not a LaMP outputs file)"),
+        (b"\x1f\x8b\x08\x00", "not UTF-8 text.*decompress"),
+        (b'{"id": "310"}', "(JSON list of examples|not a LaMP outputs file)"),
+        (b"[]", "(an empty list of examples|not a LaMP outputs file)"),
     ],
 )
 def test_a_file_that_is_not_lamps_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
-    write_split(tmp_path, [question(0)])
+    write_split(tmp_path, [example(0)])
     (tmp_path / name).write_bytes(content)
     with pytest.raises(KitError, match=f"{name}.*{message}") as caught:
         read_lamp(tmp_path, RATINGS, "dev")
@@ -443,7 +446,7 @@ def test_a_file_that_is_not_lamps_is_named(name: str, content: bytes, message: s
 def test_a_missing_file_or_folder_is_named_with_what_the_folder_has(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"no file .*dev_questions.json; that folder is empty"):
         read_lamp(tmp_path, RATINGS, "dev")
-    write_split(tmp_path, [question(0)])
+    write_split(tmp_path, [example(0)])
     with pytest.raises(KitError, match=r"no file .*train_questions.json; that folder has dev_outputs.json, dev_ques"):
         read_lamp(tmp_path, RATINGS, "train")
     with pytest.raises(KitError, match=r"folder .*nowhere does not exist"):
@@ -454,24 +457,26 @@ def test_a_missing_file_or_folder_is_named_with_what_the_folder_has(tmp_path: Pa
 
 
 def test_the_folder_of_another_task_is_recognised(tmp_path: Path) -> None:
-    write_split(tmp_path, [question(0)])
+    write_split(tmp_path, [example(0)])
     with pytest.raises(
-        KitError, match=r"dev_outputs.json says it is of LaMP_3 and not of LaMP_2.*, or --task LaMP-3\."
+        KitError, match=r"The gold file .*dev_outputs.json is of LaMP_3, not of LaMP_2.*, or --task LaMP-3\."
     ):
         read_lamp(tmp_path, MOVIES, "dev")
-    write_split(tmp_path, [question(0)], task="LaMP_2")
-    with pytest.raises(KitError, match=r"says it is of LaMP_2 and not of LaMP_3.*, or --task LaMP-2 or LaMP-2-news\."):
+    write_split(tmp_path, [example(0)], task="LaMP_2")
+    with pytest.raises(
+        KitError, match=r"gold file .* is of LaMP_2, not of LaMP_3.*, or --task LaMP-2 or LaMP-2-news\."
+    ):
         read_lamp(tmp_path, RATINGS, "dev")
     films = {"id": "110", "input": MOVIES.make_input(text="x"), "profile": []}
     write_split(tmp_path, [films], {"110": "5"}, task="LaMP_3")
-    with pytest.raises(KitError, match=r"is a question of LaMP-3, .* or give --task LaMP-2, which they are of\."):
+    with pytest.raises(KitError, match=r"is of LaMP-3, .* or give --task LaMP-2, whose examples they are\."):
         read_lamp(tmp_path, RATINGS, "dev")
     news = {"id": "110", "input": "Which category does", "profile": [{"id": "1", "text": "x", "category": "travel"}]}
     write_split(tmp_path, [news], {"110": "comedy"}, task="LaMP_2")
     with pytest.raises(KitError, match=r"'110' .*item 0 lacks description, tag: items of LaMP-2 \(Movie tagging\)"):
         read_lamp(tmp_path, MOVIES, "dev")
     write_split(tmp_path, [news | {"profile": []}], {"110": "comedy"}, task="LaMP_2")
-    with pytest.raises(KitError, match=r"No question in .* is a question of LaMP-2"):
+    with pytest.raises(KitError, match=r"No example in .* is of LaMP-2"):
         read_lamp(tmp_path, MOVIES, "dev")
 
 
@@ -481,31 +486,31 @@ def test_the_folder_of_another_task_is_recognised(tmp_path: Path) -> None:
         ({"id": "311", "input": "x"}, r"Row 1, id '311', of .*dev_questions.json lacks profile"),
         ({"input": "x", "profile": []}, r"Row 1 of .*dev_questions.json lacks id"),
         ("row", r"Row 1 of .*dev_questions.json lacks everything"),
-        (question(1, input=None), r"'311' in .*dev_questions.json: input is 'None', which is not text"),
-        (question(1, profile=None), r"'311' in .*dev_questions.json has a profile that is not a list"),
-        (question(1, profile=["x"]), r"'311' .*profile item 0 lacks id, text, score"),
-        (question(1, profile=[{"id": "1", "text": "x"}]), r"'311' .*profile item 0 lacks score"),
-        (question(1, profile=[{"id": "1", "text": "x", "score": None}]), r"'311' .*item 0: score is 'None'"),
-        (question(0), r"'310' occurs twice in .*dev_questions.json"),
+        (example(1, input=None), r"'311' in .*dev_questions.json: input is 'None', which is not text"),
+        (example(1, profile=None), r"'311' in .*dev_questions.json has a profile that is not a list"),
+        (example(1, profile=["x"]), r"'311' .*profile item 0 lacks id, text, score"),
+        (example(1, profile=[{"id": "1", "text": "x"}]), r"'311' .*profile item 0 lacks score"),
+        (example(1, profile=[{"id": "1", "text": "x", "score": None}]), r"'311' .*item 0: score is 'None'"),
+        (example(0), r"'310' occurs twice in .*dev_questions.json"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_id(row: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(KitError, match=message):
-        read_lamp(write_split(tmp_path, [question(0), row], {"310": "5", "311": "5"}), RATINGS, "dev")
+        read_lamp(write_split(tmp_path, [example(0), row], {"310": "5", "311": "5"}), RATINGS, "dev")
 
 
-def test_questions_and_outputs_must_have_the_same_ids(tmp_path: Path) -> None:
-    write_split(tmp_path, [question(0), question(1)], {"311": "5", "319": "5", "318": "5"})
-    with pytest.raises(KitError, match=r"1 of 2 questions have no output \['310'\], 2 outputs .* \['318', '319'\]"):
+def test_examples_and_golds_must_have_the_same_ids(tmp_path: Path) -> None:
+    write_split(tmp_path, [example(0), example(1)], {"311": "5", "319": "5", "318": "5"})
+    with pytest.raises(KitError, match=r"1 of 2 examples have no gold \['310'\], 2 golds .* \['318', '319'\]"):
         read_lamp(tmp_path, RATINGS, "dev")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (question(0), "Row 0 .* lacks output"),
-        (question(0, output="5", input="x"), "no official input"),
-        (question(0, output="5", profile=[{"id": "1"}]), "item 0 lacks text, score"),
+        (example(0), "Row 0 .* lacks output"),
+        (example(0, output="5", input="x"), "no official input"),
+        (example(0, output="5", profile=[{"id": "1"}]), "item 0 lacks text, score"),
     ],
 )
 def test_nothing_is_written_that_could_not_be_read(row: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every text that the model was asked for."""
+    """Every text that the model encoded."""
     asked: list[str] = []
     real: Callable[..., np.ndarray] = dense._mean_pooled
     monkeypatch.setattr(dense, "_mean_pooled", lambda encoder, texts: asked.extend(texts) or real(encoder, texts))
@@ -75,7 +75,7 @@ def test_a_long_text_is_cut_at_the_encoders_length(encoder_folder: Path) -> None
     )
 
 
-def test_items_are_ranked_by_falling_dot_product_and_equal_ones_stay_in_order(
+def test_items_are_ranked_by_descending_dot_product_and_equal_ones_stay_in_order(
     encoder_folder: Path, tmp_path: Path
 ) -> None:
     examples = rows(["sun", "rain", "sun", "tea at noon"], [], ["hi"])
@@ -116,7 +116,7 @@ def test_a_killed_ranking_resumes_with_the_missing_texts(
     assert sorted(counted) == ["hi", "rain", "rain again", "sun"], "each of them once"
 
 
-def test_rank_reaches_it_by_name_and_a_dataset_is_ranked_like_a_list(
+def test_rank_takes_an_encoder_by_name_and_a_dataset_is_ranked_like_a_list(
     encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RPO_CACHE", str(tmp_path))

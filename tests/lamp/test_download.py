@@ -32,7 +32,7 @@ OUTPUTS = json.dumps({"task": "LaMP_3", "golds": [{"id": f"31{n}", "output": "5"
 
 @dataclass
 class Server:
-    """What the server has, how it misbehaves, and what it was asked."""
+    """What the server has, how it misbehaves, and the requests that it received."""
 
     files: dict[str, bytes]
     version: str = '"1"'
@@ -177,7 +177,7 @@ def test_a_file_that_changed_or_a_server_that_cannot_resume_means_a_fresh_start(
     assert (folder / "dev_questions.json").read_bytes() == new
 
 
-def test_a_busy_server_is_retried_with_longer_and_longer_pauses(server: Server, tmp_path: Path) -> None:
+def test_a_busy_server_is_retried_with_growing_pauses(server: Server, tmp_path: Path) -> None:
     server.statuses = [503, 429, 500]
     pauses: list[float] = []
     get(server, tmp_path, pauses)
@@ -185,7 +185,7 @@ def test_a_busy_server_is_retried_with_longer_and_longer_pauses(server: Server, 
 
 
 def test_lamp_6_is_rejected_before_any_request(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(KitError, match=r"LaMP-6 cannot be downloaded whole: .*Avocado .*LDC2015T03.*--data FOLDER"):
+    with pytest.raises(KitError, match=r"LaMP-6 cannot be downloaded completely: .*Avocado .*LDC2015T03.*--data FOLD"):
         fetch(get_task("LaMP-6"), "user", ["dev"], root=tmp_path, base=server.base)
     assert not any(tmp_path.iterdir())
 
@@ -244,7 +244,7 @@ def test_a_web_page_with_status_200_leaves_nothing_behind(kind: str, server: Ser
 
 def test_a_file_that_is_broken_on_the_server_is_deleted(server: Server, tmp_path: Path) -> None:
     server.files["/LaMP_3/dev/dev_questions.json"] = QUESTIONS[:-100]
-    with pytest.raises(KitError, match="not a whole JSON file"):
+    with pytest.raises(KitError, match="not complete JSON"):
         get(server, tmp_path)
     assert names(tmp_path) == []
 
@@ -277,6 +277,6 @@ def test_a_full_disk_is_seen_before_the_first_byte(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: download.shutil._ntuple_diskusage(10, 5, 5))
-    with pytest.raises(KitError, match=r"0.0 MB of free space for .*set RPO_DATA"):
+    with pytest.raises(KitError, match=r"needs 0.0 MB, but .* has only 0.0 MB of free space: .*set RPO_DATA"):
         get(server, tmp_path)
     assert server.asked == []

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.metrics import example_scores, is_parseable, score, score_files, task_of_golds, write_predictions
+from rpo_kit.lamp.metrics import (
+    example_scores,
+    is_parseable,
+    lamp_metrics,
+    metrics_of_files,
+    task_of_golds,
+    write_predictions,
+)
 from rpo_kit.lamp.tasks import get_task
 
 EDGES = json.loads((Path(__file__).parents[1] / "data" / "lamp_metric_edges.json").read_text(encoding="utf-8"))
@@ -25,7 +32,7 @@ def test_files_score_as_the_official_script_scored_them(case: str, tmp_path: Pat
     edge = EDGES[case]
     for name in ("golds", "preds"):
         (tmp_path / name).write_text(json.dumps(edge[name]))
-    result = score_files(tmp_path / "golds", tmp_path / "preds")
+    result = metrics_of_files(tmp_path / "golds", tmp_path / "preds")
     assert list(result) == list(edge["official"])
     assert result == pytest.approx(edge["official"], abs=1e-15, rel=1e-14)
 
@@ -36,16 +43,16 @@ def test_files_score_as_the_official_script_scored_them(case: str, tmp_path: Pat
 def test_macro_f1_averages_over_labels_that_nobody_used() -> None:
     # comedy: right twice -> 1; action: never right -> 0; the other 13 tags: 0. Mean 1/15.
     golds, preds = ["comedy", "comedy", "action"], ["comedy", " comedy\n", "Action"]
-    assert score(MOVIES, golds, preds) == pytest.approx({"accuracy": 2 / 3, "f1": 1 / 15})
+    assert lamp_metrics(MOVIES, golds, preds) == pytest.approx({"accuracy": 2 / 3, "f1": 1 / 15})
 
 
 def test_f1_counts_misses_and_false_alarms_by_hand() -> None:
     # [1]: 1 hit, 2 golds, 1 prediction -> 2/3. [2]: 1 hit, 1 gold, 2 predictions -> 2/3.
-    assert score(CITATIONS, ["[1]", "[1]", "[2]"], ["[1]", "[2]", "[2]"])["f1"] == pytest.approx(2 / 3)
+    assert lamp_metrics(CITATIONS, ["[1]", "[1]", "[2]"], ["[1]", "[2]", "[2]"])["f1"] == pytest.approx(2 / 3)
 
 
 def test_two_texts_that_are_not_labels_count_as_equal_like_in_lamp() -> None:
-    assert score(MOVIES, ["horror"], ["drama"])["accuracy"] == 1.0
+    assert lamp_metrics(MOVIES, ["horror"], ["drama"])["accuracy"] == 1.0
     assert example_scores(MOVIES, ["horror", "comedy"], ["drama", "drama"]).tolist() == [1.0, 0.0]
 
 
@@ -54,14 +61,14 @@ def test_two_texts_that_are_not_labels_count_as_equal_like_in_lamp() -> None:
 
 def test_what_is_not_a_number_counts_as_the_worst_end_of_the_scale() -> None:
     # gold 1, 2, 3 -> 5 is furthest or as far: errors 4, 3, 2; gold 4, 5 -> 1 is furthest: errors 3, 4.
-    result = score(RATINGS, ["1", "2", "3", "4", "5"], ["bad", "", "5 stars", "4/5", "<rewrite>"])
+    result = lamp_metrics(RATINGS, ["1", "2", "3", "4", "5"], ["bad", "", "5 stars", "4/5", "<rewrite>"])
     assert result == {"MAE": 16 / 5, "RMSE": pytest.approx(math.sqrt(54 / 5))}
 
 
 def test_numbers_are_neither_rounded_nor_clipped_and_are_single_precision() -> None:
-    assert score(RATINGS, ["3"], ["9"])["MAE"] == 6.0
-    assert score(RATINGS, ["5"], ["1e1"])["MAE"] == 5.0
-    assert score(RATINGS, ["4"], ["4.2"])["MAE"] == 4.19999980926513671875 - 4  # the float32 next to 4.2
+    assert lamp_metrics(RATINGS, ["3"], ["9"])["MAE"] == 6.0
+    assert lamp_metrics(RATINGS, ["5"], ["1e1"])["MAE"] == 5.0
+    assert lamp_metrics(RATINGS, ["4"], ["4.2"])["MAE"] == 4.19999980926513671875 - 4  # the float32 next to 4.2
 
 
 def test_a_rating_scores_one_minus_a_quarter_per_step_of_error() -> None:
@@ -73,16 +80,16 @@ def test_a_rating_scores_one_minus_a_quarter_per_step_of_error() -> None:
 @pytest.mark.parametrize("pred", ["nan", "inf", " -Infinity", "1e99"])
 def test_numbers_that_are_not_finite_are_rejected_with_the_id(pred: str, tmp_path: Path) -> None:
     with pytest.raises(KitError, match="example 1 is"):
-        score(RATINGS, ["3", "3"], ["3", pred])
+        lamp_metrics(RATINGS, ["3", "3"], ["3", pred])
     golds = write(tmp_path / "g", "LaMP_3", [("310", "3"), ("311", "3")])
     preds = write(tmp_path / "p", "LaMP_3", [("311", pred), ("310", "3")])
     with pytest.raises(KitError, match="example 311 is"):
-        score_files(golds, preds)
+        metrics_of_files(golds, preds)
 
 
 @pytest.mark.parametrize("gold", ["", "five", "nan"])
 def test_a_gold_that_is_not_a_rating_never_becomes_a_score(gold: str) -> None:
-    for function in (score, example_scores):
+    for function in (lamp_metrics, example_scores):
         with pytest.raises(KitError, match="gold of example 1 "):
             function(RATINGS, ["3", gold], ["3", "3"])
 
@@ -94,7 +101,7 @@ def test_rouge_is_the_plain_mean_of_f_measures_by_hand() -> None:
     # "the cat sat" / "sat the cat down": 3 common words -> P 3/4, R 3/3, F 6/7; longest common run "the cat": P 2/4,
     # R 2/3, F 4/7. Second pair: nothing in common -> 0.
     golds, preds = ["the cat sat", "x"], ["Sat the cat, down!", "y"]
-    assert score(HEADLINES, golds, preds) == pytest.approx({"rouge-1": 3 / 7, "rouge-L": 2 / 7})
+    assert lamp_metrics(HEADLINES, golds, preds) == pytest.approx({"rouge-1": 3 / 7, "rouge-L": 2 / 7})
     assert example_scores(HEADLINES, golds, preds) == pytest.approx(np.array([5 / 7, 0.0]))
 
 
@@ -113,7 +120,7 @@ def test_the_official_median_of_bootstraps_is_the_plain_mean_but_for_noise() -> 
 
 
 def test_rouge_of_texts_without_ascii_words_is_zero_and_no_error() -> None:
-    assert score(HEADLINES, ["", "日本"], ["", "日本"]) == {"rouge-1": 0.0, "rouge-L": 0.0}
+    assert lamp_metrics(HEADLINES, ["", "日本"], ["", "日本"]) == {"rouge-1": 0.0, "rouge-L": 0.0}
 
 
 # --- parseable ---
@@ -131,7 +138,7 @@ def test_parseable_is_what_the_evaluator_can_read() -> None:
 
 
 def test_golds_and_predictions_must_pair() -> None:
-    for function in (score, example_scores):
+    for function in (lamp_metrics, example_scores):
         with pytest.raises(KitError, match="2 golds and 1 predictions"):
             function(RATINGS, ["1", "2"], ["1"])
         with pytest.raises(KitError, match="nothing to score"):
@@ -142,23 +149,25 @@ def test_ids_must_be_equal_as_sets_and_the_message_counts_both_sides(tmp_path: P
     golds = write(tmp_path / "g", "LaMP_3", [("1", "3"), ("2", "3"), ("3", "3")])
     preds = write(tmp_path / "p", "LaMP_3", [("3", "3"), ("9", "3")])
     with pytest.raises(KitError, match=r"of 3 ids 2 have no prediction \(such as '1'\), and 1 predictions .* '9'"):
-        score_files(golds, preds)
+        metrics_of_files(golds, preds)
 
 
 def test_ids_may_come_in_any_order(tmp_path: Path) -> None:
     golds = write(tmp_path / "g", "LaMP_3", [("1", "1"), ("2", "5")])
     preds = write(tmp_path / "p", "LaMP_3", [("2", "5"), ("1", "1")])
-    assert score_files(golds, preds) == {"MAE": 0.0, "RMSE": 0.0}
+    assert metrics_of_files(golds, preds) == {"MAE": 0.0, "RMSE": 0.0}
 
 
 def test_repeated_ids_other_tasks_and_unknown_tasks_are_rejected(tmp_path: Path) -> None:
     golds = write(tmp_path / "g", "LaMP_3", [("1", "3")])
     with pytest.raises(KitError, match=r"p has 2 rows but only 1 ids: 1 rows repeat one, such as '1'"):
-        score_files(golds, write(tmp_path / "p", "LaMP_3", [("1", "3"), ("1", "4")]))
+        metrics_of_files(golds, write(tmp_path / "p", "LaMP_3", [("1", "3"), ("1", "4")]))
     with pytest.raises(KitError, match=r"LaMP_3 and .* of LaMP_4"):
-        score_files(golds, write(tmp_path / "p", "LaMP_4", [("1", "3")]))
-    with pytest.raises(KitError, match=r"g8 says \"task\": 'LaMP_8'. There is no task 'LaMP_8' here; the known ones"):
-        score_files(write(tmp_path / "g8", "LaMP_8", [("1", "3")]), golds)
+        metrics_of_files(golds, write(tmp_path / "p", "LaMP_4", [("1", "3")]))
+    with pytest.raises(
+        KitError, match=r"The gold file .*g8 says \"task\": 'LaMP_8'. There is no task 'LaMP_8': choose one of"
+    ):
+        metrics_of_files(write(tmp_path / "g8", "LaMP_8", [("1", "3")]), golds)
 
 
 def test_lamp_2_is_movies_or_news_as_the_golds_say(tmp_path: Path) -> None:
@@ -166,33 +175,33 @@ def test_lamp_2_is_movies_or_news_as_the_golds_say(tmp_path: Path) -> None:
     for gold, other in (("comedy", "action"), ("politics", "style & beauty")):
         golds = write(tmp_path / "g", "LaMP_2", [("1", gold), ("2", other)])
         preds = write(tmp_path / "p", "LaMP_2", [("1", gold), ("2", "?")])
-        assert score_files(golds, preds) == pytest.approx({"accuracy": 0.5, "f1": 1 / 15})
+        assert metrics_of_files(golds, preds) == pytest.approx({"accuracy": 0.5, "f1": 1 / 15})
     assert task_of_golds("LaMP_2", ["politics "]).name == "LaMP-2-news"
     assert task_of_golds("LaMP_2", ["horror"]).name == "LaMP-2"
 
 
 def test_e_mail_subjects_are_scored_like_titles(tmp_path: Path) -> None:
     golds = write(tmp_path / "g", "LaMP_6", [("1", "Lunch at one?")])
-    assert score_files(golds, golds) == {"rouge-1": 1.0, "rouge-L": 1.0}
+    assert metrics_of_files(golds, golds) == {"rouge-1": 1.0, "rouge-L": 1.0}
 
 
 def test_an_output_that_is_not_text_is_rejected_with_its_id(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"of id '1' in .* is 'None'"):
-        score_files(write(tmp_path / "g", "LaMP_3", [("1", None)]), tmp_path / "g")
+        metrics_of_files(write(tmp_path / "g", "LaMP_3", [("1", None)]), tmp_path / "g")
     (tmp_path / "g").write_text('{"task": "LaMP_3", "golds": [{"id": "1"}]}')
     with pytest.raises(KitError, match=r'Row 0 of .* lacks "id" or "output"'):
-        score_files(tmp_path / "g", tmp_path / "g")
+        metrics_of_files(tmp_path / "g", tmp_path / "g")
     (tmp_path / "g").write_text('[{"id": "1", "input": "", "profile": []}]')
     with pytest.raises(KitError, match="not a LaMP outputs file"):
-        score_files(tmp_path / "g", tmp_path / "g")
+        metrics_of_files(tmp_path / "g", tmp_path / "g")
 
 
 def test_a_folder_or_a_missing_file_in_place_of_a_file_is_named_as_such(tmp_path: Path) -> None:
     golds = write(tmp_path / "dev_outputs.json", "LaMP_3", [("1", "3")])
     with pytest.raises(KitError, match=r" is a folder, not a file; that folder has dev_outputs.json. Give the file"):
-        score_files(tmp_path, golds)
+        metrics_of_files(tmp_path, golds)
     with pytest.raises(KitError, match=r"no file .*preds.json; that folder has dev_outputs.json. Correct the path"):
-        score_files(golds, tmp_path / "preds.json")
+        metrics_of_files(golds, tmp_path / "preds.json")
 
 
 # --- submission ---
@@ -206,7 +215,7 @@ def test_predictions_are_written_in_lamps_submission_format(tmp_path: Path) -> N
         "golds": [{"id": "40", "output": "Café – \ud83d"}, {"id": "41", "output": ""}],
     }
     assert [file.name for file in path.parent.iterdir()] == ["preds.json"]  # no temporary file stays behind
-    assert score_files(path, path)["rouge-1"] == 0.5  # "caf" matches itself; two empty texts score 0, as in LaMP
+    assert metrics_of_files(path, path)["rouge-1"] == 0.5  # "caf" matches itself; two empty texts score 0, as in LaMP
 
 
 def test_predictions_need_one_id_each(tmp_path: Path) -> None:

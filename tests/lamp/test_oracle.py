@@ -5,7 +5,7 @@ import pytest
 
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.personas import MODULES, build
-from rpo_kit.lamp.personas.oracle import believed_habit, ceiling, oracle_table, predict, score_by_k
+from rpo_kit.lamp.personas.oracle import believed_habit, ceiling, metrics_by_k, oracle_table, predict
 from rpo_kit.lamp.tasks import TASKS
 
 ALL = list(MODULES)
@@ -35,16 +35,16 @@ def test_an_empty_profile_gets_the_habit_in_the_middle():
     assert predict("LaMP-3", *rater()) == "3"
 
 
-def test_scores_by_k_are_lamps_metrics_and_the_mean_score():
+def test_metrics_by_k_are_lamps_metrics_and_the_mean_score():
     row, _ = rater("harsh", "fair", "fair")
     # k=1 says 2, one off; k=3 says 3, the gold.
-    scores = score_by_k("LaMP-3", [row | {"output": "3"}], [1, 3])
+    scores = metrics_by_k("LaMP-3", [row | {"output": "3"}], [1, 3])
     assert scores == {1: {"MAE": 1.0, "RMSE": 1.0, "score": 0.75}, 3: {"MAE": 0.0, "RMSE": 0.0, "score": 1.0}}
 
 
 @pytest.mark.parametrize("task", ALL)
 def test_six_items_leave_less_than_half_the_loss_of_one_and_the_true_habit_leaves_none(task, rows):
-    by_k = score_by_k(task, rows[task], [1, 4, 6])
+    by_k = metrics_by_k(task, rows[task], [1, 4, 6])
     best = ceiling(task, rows[task])["score"]
     loss = {k: best - scores["score"] for k, scores in by_k.items()}
     assert best == 1.0
@@ -58,7 +58,7 @@ def test_copying_the_first_item_is_far_worse_than_reading_it(task, rows):
     copied = example_scores(
         TASKS[task], [row["output"] for row in rows[task]], [row["profile"][0][gold_field] for row in rows[task]]
     )
-    read = score_by_k(task, rows[task], [1])[1]["score"]
+    read = metrics_by_k(task, rows[task], [1])[1]["score"]
     assert float(np.mean(copied)) < {"LaMP-3": 0.8}.get(task, 0.3)
     assert read - float(np.mean(copied)) > {"LaMP-3": 0.15}.get(task, 0.4)
 
@@ -67,7 +67,7 @@ def test_copying_the_first_item_is_far_worse_than_reading_it(task, rows):
 def test_no_constant_answer_comes_near_one_item(task, rows):
     golds = [row["output"] for row in rows[task]]
     constants = [example_scores(TASKS[task], golds, [label] * len(golds)).mean() for label in TASKS[task].labels]
-    assert max(constants) < score_by_k(task, rows[task], [1])[1]["score"] - 0.1
+    assert max(constants) < metrics_by_k(task, rows[task], [1])[1]["score"] - 0.1
 
 
 def test_the_table_has_one_row_per_k():

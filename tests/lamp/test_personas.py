@@ -129,9 +129,11 @@ def test_observations_and_plans_are_short_and_hold_the_values(task):
 
 
 def test_unknown_tasks_and_splits_are_named():
-    with pytest.raises(KitError, match=r"no personas for the task 'LaMP-9'; there are for LaMP-1, .*--data FOLDER"):
+    with pytest.raises(
+        KitError, match=r"no personas for the task 'LaMP-9': set --task to one of LaMP-1, .*--data FOLD"
+    ):
         persona("LaMP-9")
-    with pytest.raises(KitError, match="no split 'val' of the personas: name one of train, dev, test"):
+    with pytest.raises(KitError, match="no split 'val': choose one of train, dev, test"):
         build("LaMP-3", "val", 1)
 
 
@@ -139,7 +141,7 @@ def test_unknown_tasks_and_splits_are_named():
 
 
 @pytest.mark.parametrize("task", CHOOSING)
-def test_texts_have_the_length_that_cpu_training_can_pay(task, many):
+def test_texts_have_a_length_that_cpu_training_can_afford(task, many):
     shortest, longest = ITEM_WORDS[task]
     assert all(shortest <= len(longest_field(row["profile"][0]).split()) <= longest for row in many[task])
     if task in QUERY_WORDS:
@@ -148,7 +150,7 @@ def test_texts_have_the_length_that_cpu_training_can_pay(task, many):
 
 
 @pytest.mark.parametrize("task", CHOOSING)
-def test_hardly_two_texts_of_two_thousand_are_the_same(task, many):
+def test_hardly_any_two_texts_of_two_thousand_are_the_same(task, many):
     assert len({TASKS[task].item_line(row["profile"][0]) for row in many[task]}) >= 1900
     assert len({longest_field(row["profile"][0]) for row in many[task]}) >= 1990
     assert len({row["input"] for row in many[task]}) >= 1990
@@ -214,7 +216,7 @@ def test_a_phrase_does_not_return_within_a_text_while_others_are_left():
     assert sorted(text.split()) == ["fig", "pear", "plum"]
 
 
-def test_a_missing_name_is_a_sentence():
+def test_a_missing_name_gives_a_readable_error():
     with pytest.raises(KitError, match="no 'verb'"):
         grammar.expand(random.Random(0), {}, "They {verb}.")
 
@@ -230,7 +232,7 @@ def test_a_rater_shifts_what_a_neutral_reader_reads_by_one():
     assert ratings.plan("harsh", {"reads": 3}, "3") == "reads 3, harsh: give 2"
 
 
-def test_ratings_never_run_into_the_ends_of_the_scale_and_no_review_names_a_number(many):
+def test_ratings_never_exceed_the_scale_and_no_review_names_a_number(many):
     scores = Counter(row["profile"][0]["score"] for row in many["LaMP-3"])
     assert set(scores) == {"1", "2", "3", "4", "5"}
     for row in many["LaMP-3"]:
@@ -277,7 +279,7 @@ def test_an_author_cites_from_the_home_field():
     assert citations.plan("graph theory", facts, "[1]") == "[1] robotics, [2] graph theory: choose [2]"
 
 
-def test_one_reference_is_from_home_and_its_position_tells_nothing(many):
+def test_one_reference_is_from_home_and_its_position_is_random(many):
     places = Counter()
     for row in many["LaMP-1"]:
         home, fields = row["facts"]["habit"]["name"], row["facts"]["query"]

@@ -168,7 +168,7 @@ def test_texts_are_short(name: str) -> None:
 
 
 @each_task
-def test_hardly_two_texts_are_the_same_and_no_five_words_keep_coming_back(name: str) -> None:
+def test_hardly_any_two_texts_are_the_same_and_no_five_words_keep_recurring(name: str) -> None:
     persona, task, rng = PERSONAS[name], get_task(name), random.Random(6)
     habits = [rng.choice(persona.HABITS) for _ in range(2000)]
     items = [persona.make_item(rng, habit)[0][_text_field(task)] for habit in habits]

@@ -56,7 +56,7 @@ def test_every_line_has_the_item_texts_unchanged(data: Any, name: str) -> None:
     prompt = task.context_prompt("IN title", [item, item])
     assert prompt.count(task.context_line(item)) >= 2
     if name == "LaMP-1":
-        assert prompt.startswith('IN title, and "'), "behind the first title of the question, whatever the items hold"
+        assert prompt.startswith('IN title, and "'), "after the first title of the input, whatever the items contain"
     else:
         assert prompt.endswith("IN title")
 

@@ -1,4 +1,4 @@
-"""What a chatty reply answers: whatever stands around the answer comes off, and the answer itself is left alone."""
+"""The answer in a chatty reply: whatever surrounds it is removed, and the answer itself is unchanged."""
 
 import pytest
 from hypothesis import given
@@ -166,7 +166,7 @@ ANY = st.text(st.characters(codec="utf-8", exclude_characters="<>[]◁▷|"), ma
 
 @pytest.mark.parametrize(("opening", "closing"), THOUGHTS)
 @given(thought=ANY, before=ANY, after=ANY)
-def test_thoughts_come_off_whatever_they_say(opening, closing, thought, before, after):
+def test_thoughts_are_removed_whatever_they_say(opening, closing, thought, before, after):
     assert without_thoughts(f"{before}{opening}{thought}{closing}{after}") == f"{before}{after}".strip()
     assert without_thoughts(f"{thought}{closing}{after}") == after.strip(), "the chat template may have opened them"
     assert without_thoughts(f"{before}{opening}{thought}") == before.strip(), "they may have been cut off"
@@ -174,7 +174,7 @@ def test_thoughts_come_off_whatever_they_say(opening, closing, thought, before, 
 
 
 @given(ANY)
-def test_a_text_without_thoughts_stays(text):
+def test_a_text_without_thoughts_is_unchanged(text):
     assert without_thoughts(text) == text.strip()
 
 
@@ -303,7 +303,7 @@ def test_preambles_thoughts_and_refusals_are_reported(task, reply, removed, refu
         "[ANALYSIS] Why it rains",
     ],
 )
-def test_what_people_write_is_no_preamble(text):
+def test_what_people_write_is_not_a_preamble(text):
     for task in (HEADLINES, TWEETS):
         reading = read(task, text)
         assert (reading.text, reading.removed, reading.refusal) == (text, (), False)

@@ -246,8 +246,9 @@ def test_what_arrow_joins_is_the_tasks_own_text(name: str) -> None:
     assert queries == ["q"] * 3
 
 
-def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(KitError, match="'dense'; the known ones are bm25, bm25-lamp, dense:NAME, recency, random"):
+def test_an_unknown_retriever_is_an_error_that_lists_the_known_ones() -> None:
+    known = "bm25, bm25-lamp, dense:NAME, recency, random"
+    with pytest.raises(KitError, match=rf"'dense': set data\.retriever to one of {known}"):
         rank(TWEETS, [], "dense")
 
 

@@ -52,7 +52,7 @@ def test_an_item_is_yielded_before_the_file_is_read_to_its_end(tmp_path: Path, m
         ('[{"a": 1},', "Expecting value at character 10 of 10"),
         ('[{"a": "b', "Unterminated string starting at character 7 of 9"),
         ('[{"a": 1} {"b": 2}]', "Expecting ']' at character 10 of 19"),
-        ('[{"a": 1}] [', "more text after the end of the list at character 11 of 12"),
+        ('[{"a": 1}] [', "text after the end of the list at character 11 of 12"),
         ('[{"a": nul}]', "Expecting value at character 7 of 12"),
         ("", "Expecting '\\[' at character 0 of 0"),
         ("[" * 100_000, "brackets nested too deeply at character 1"),
@@ -88,8 +88,8 @@ def test_bytes_that_are_not_text_are_named_by_their_offset_in_the_file(
         list(stream_list(written(tmp_path / "a", b'["\xc3\xa9", "ab\xff"]')))
 
 
-def test_other_things_than_a_list_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(KitError, match=r"should be a JSON list of questions: .*, or swap questions and"):
+def test_anything_but_a_list_is_an_error_that_says_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"should be a JSON list of examples: .*, or swap it with the"):
         list(stream_list(written(tmp_path / "a", '{"task": "LaMP_3"}')))
     with pytest.raises(KitError, match="is a web page"):
         list(stream_list(written(tmp_path / "a", " \n<html>")))

@@ -1,4 +1,4 @@
-"""Large files become an Arrow file once: reopened at once, made again if the file changes, never half written."""
+"""Large files become an Arrow file once: reopened at once, rebuilt if the file changes, never half written."""
 
 import json
 import logging
@@ -48,13 +48,15 @@ def test_a_conversion_is_the_dataset_that_memory_would_hold(
     assert names(tmp_path / "cache") == [".arrow", ".json"]
 
 
-def test_a_second_opening_reports_what_is_odd_like_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_opening_reports_what_is_unusual_like_the_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lamp = write(tmp_path / "lamp", ["a", "b"], profile=[])
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             read_lamp(lamp, RATINGS, "dev", cache=tmp_path / "cache")
-        assert "2 of 2 questions have an empty profile" in caplog.text
+        assert "2 of 2 examples have an empty profile" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["dev_questions.json", "dev_outputs.json"])
@@ -78,7 +80,7 @@ def test_conversions_of_other_options_and_folders_stay_apart(tmp_path: Path) -> 
 
 
 def test_a_broken_file_leaves_no_conversion_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "_BATCH", 1)  # the first question is written before the second turns out broken
+    monkeypatch.setattr(table, "_BATCH", 1)  # the first row is written before the second turns out to be broken
     lamp = write(tmp_path / "lamp", ["a b", "c d"])
     text = (lamp / "dev_questions.json").read_text()
     (lamp / "dev_questions.json").write_text(text[:-30])

@@ -41,7 +41,7 @@ CITATION = (
     'For an author who has written the paper with the title "On Ships", which reference is related? Just answer with '
     '[1] or [2] without explanation. [1]: "Sails" [2]: "Ropes and Knots"'
 )
-# What LaMP looks for to find the question in an input (first occurrence).
+# What LaMP looks for to find the query in an input (first occurrence).
 MARKS = {
     "LaMP-2": "description:", "LaMP-3": "review:", "LaMP-4": "article:", "LaMP-5": "paper:", "LaMP-7": ":",
     "LaMP-2-news": "article:", "LaMP-6": ":",
@@ -166,7 +166,7 @@ def test_parts_that_do_not_belong_to_the_task_are_rejected() -> None:
         get_task("LaMP-1").make_input(text="x")
 
 
-def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_task_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(KitError, match=r"'LaMP-8'.*LaMP-1, LaMP-2, .*, LaMP-7, LaMP-2-news, LaMP-6\."):
         get_task("LaMP-8")
     assert get_task("LaMP_3") is TASKS["LaMP-3"]
@@ -177,7 +177,7 @@ def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
     [("2-news", "LaMP-2-news"), ("lamp-3", "LaMP-3"), ("LaMP2N", "LaMP-2-news"), ("movies", "LaMP-2"), ("7", "LaMP-7")],
 )
 def test_a_task_is_suggested_if_the_name_is_nearly_right(name: str, meant: str) -> None:
-    with pytest.raises(KitError, match=rf"no task '{name}' here; .* Did you mean {meant}\?$"):
+    with pytest.raises(KitError, match=rf"no task '{name}': choose one of .* Did you mean {meant}\?$"):
         get_task(name)
 
 
@@ -216,7 +216,7 @@ def test_what_differs_between_tasks_is_in_the_table() -> None:
     assert all(len(task.label_parts) in (0, len(task.labels)) for task in ALL.values())
 
 
-def test_the_text_field_is_what_leave_one_out_asks_about() -> None:
+def test_the_text_field_is_the_query_of_leave_one_out() -> None:
     for name in set(ALL) - tasks_where("no_leave_one_out"):
         assert ALL[name].text_field == next(field for field in ALL[name].fields if field != ALL[name].gold_field)
 

@@ -198,7 +198,7 @@ def test_splits_that_share_ids_are_refused(new_run, recording_chat, tmp_path):
     row = {"id": "1", "input": task.make_input(text="fine"), "output": "4", "profile": []}
     for split in ("train", "dev"):
         write_lamp(tmp_path / "lamp", task, split, [row])
-    message = r"Train and dev share question ids in .*lamp: 1 of the 1 of dev, such as 1\. Take train_questions.json"
+    message = r"Train and dev share example ids in .*lamp: 1 of the 1 of dev, such as 1\. Take train_questions.json"
     with pytest.raises(KitError, match=message):
         prepare(new_run({"data.source": str(tmp_path / "lamp")}), lambda spec: recording_chat())
 
@@ -231,7 +231,7 @@ def test_data_that_is_not_a_folder_is_rejected_with_a_suggestion(new_run, record
     for source, message in (
         ("oficial", r"'oficial' is not an existing folder: give personas, .* Did you mean --data official\?$"),
         (str(tmp_path / "nowhere"), r"nowhere' is not an existing folder: .* or a folder with them\.$"),
-        (str(tmp_path / "dev_questions.json"), rf"is a file: give the folder in which it lies, --data {tmp_path}\.$"),
+        (str(tmp_path / "dev_questions.json"), rf"is a file: give the folder that contains it, --data {tmp_path}\.$"),
     ):
         run = new_run({"data.source": source})
         with pytest.raises(KitError, match=message):
@@ -378,10 +378,10 @@ def test_a_share_that_cannot_be_meant_is_refused(new_run, settings, message):
 
 def test_a_share_of_one_user_or_of_two_splits_is_refused(new_run, recording_chat, tmp_path):
     run = new_run({"data.source": one_split(tmp_path, users=1), "data.dev_share": 0.2})
-    with pytest.raises(KitError, match="there is only 1"):
+    with pytest.raises(KitError, match="the data has only 1"):
         prepare(run, lambda spec: recording_chat())
     write_lamp(tmp_path / "one", get_task("LaMP-3"), "train", [])
-    with pytest.raises(KitError, match=r"has the files of both: take the setting back \(data\.dev_share=0\)"):
+    with pytest.raises(KitError, match=r"has the files of both: set data\.dev_share=0"):
         prepare(run, lambda spec: recording_chat())
 
 
@@ -513,7 +513,7 @@ def test_two_items_of_one_id_stop_at_the_door(new_run, recording_chat, tmp_path)
     row["profile"][1]["id"] = row["profile"][0]["id"]
     (folder / "train_questions.json").write_text(json.dumps([row]))
     run = new_run({"data.source": str(folder)})
-    with pytest.raises(KitError, match=r"Question '0' in .*train_questions.json has two profile items of the id '00'"):
+    with pytest.raises(KitError, match=r"Example '0' in .*train_questions.json has two profile items with the id '00'"):
         prepare(run, lambda spec: pytest.fail("rejected before a model is asked"))
 
 
@@ -527,11 +527,11 @@ def test_two_examples_made_from_items_must_not_have_one_id(new_run, recording_ch
     write_lamp(tmp_path / "lamp", task, "train", [row("0", "a-b", "c"), row("0-a", "b", "d")])
     write_lamp(tmp_path / "lamp", task, "dev", [row("1", "e")])
     run = new_run({"data.source": str(tmp_path / "lamp"), "data.leave_one_out": 3})
-    with pytest.raises(KitError, match=r"1 examples made from items of .*lamp have an id twice, such as 0-a-b"):
+    with pytest.raises(KitError, match=r"1 ids of examples made from items of .*lamp occur twice, such as 0-a-b"):
         prepare(run, lambda spec: recording_chat())
 
 
-@pytest.mark.parametrize(("name", "why"), [("LaMP-1", "which papers it cites is not"), ("LaMP-7", "let a model write")])
+@pytest.mark.parametrize(("name", "why"), [("LaMP-1", "which papers it cites is not"), ("LaMP-7", "had a model write")])
 def test_items_without_a_query_are_rejected(new_run, recording_chat, name, why):
     with pytest.raises(
         KitError,

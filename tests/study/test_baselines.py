@@ -1,4 +1,4 @@
-"""Baselines beside RPO: what they answer, by hand, and what the base model is asked."""
+"""Baselines beside RPO: what they answer, by hand, and which prompts the base model gets."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_pag_without_items_shows_the_summary_and_the_bare_query(recording_chat: 
 
 
 class Small(LocalChat):
-    """A model in this process with a small window, which notes its prompts and always says the same."""
+    """A model in this process with a small window, which records its prompts and always gives the same answer."""
 
     def __init__(self, folder: Any, window: int, says: str = "4") -> None:
         from transformers import AutoTokenizer

@@ -11,7 +11,7 @@ import pytest
 from fakes import completion, error, last
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.metrics import score_files
+from rpo_kit.lamp.metrics import metrics_of_files
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.chat import Completion
 from rpo_kit.pipeline import inputs_of
@@ -175,7 +175,7 @@ def test_the_references_are_a_guess_and_the_majority_of_the_shown_items():
 # ---- predictions --------------------------------------------------------------------------------------------------
 
 
-def test_without_a_trajectory_the_generic_answer_stands_and_the_completion_is_stored(monkeypatch, tiny_llama):
+def test_without_a_trajectory_the_generic_answer_is_used_and_the_completion_is_stored(monkeypatch, tiny_llama):
     from transformers import AutoTokenizer
 
     written = iter([Completion(trajectory("1"), True, 9, 5), Completion("1", False, 9, 24)])
@@ -200,11 +200,11 @@ def test_cuts_are_counted_and_reported(monkeypatch, tiny_llama, capsys):
     evaluation.report_cuts({"base": [record("3")] * 2, "rl": records})
     assert capsys.readouterr().out == (
         "evaluate: rl: 1 of 2 prompts had their history items shortened to fit\n"
-        "evaluate: rl: 1 of 2 texts were cut off at the token limit\n"
+        "evaluate: rl: 1 of 2 completions were cut off at the token limit\n"
     )
 
 
-def test_a_killed_evaluation_asks_only_for_what_is_missing_and_keeps_the_order(prepared, tmp_path, monkeypatch):
+def test_a_killed_evaluation_computes_only_what_is_missing_and_keeps_the_order(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "_CHUNK", 2)
     run, asked = prepared(), []
     rows = load_prepared(run, "dev")
@@ -240,7 +240,7 @@ def test_a_killed_evaluation_asks_only_for_what_is_missing_and_keeps_the_order(p
         ("pag-3", 3, True),
     ],
 )
-def test_a_system_asks_the_base_model_for_what_its_name_says(
+def test_a_system_prompts_the_base_model_as_its_name_says(
     prepared, recording_chat, tmp_path, monkeypatch, system, items, summary
 ):
     run = prepared({"evaluation.shots": 2})
@@ -256,8 +256,8 @@ def test_a_system_asks_the_base_model_for_what_its_name_says(
     assert (len(requests), len(prompts)) == (len(rows) if summary else 0, len(rows))
     for row, prompt in zip(rows, prompts, strict=True):
         shown = [row["profile"][n] for n in row["ranking"][:items]]
-        question = RATINGS.context_prompt(row["input"], shown)
-        assert prompt == (f"About the person who asks: Likes lids.\n\n{question}" if summary else question)
+        with_items = RATINGS.context_prompt(row["input"], shown)
+        assert prompt == (f"About the person who asks: Likes lids.\n\n{with_items}" if summary else with_items)
     assert {record["prediction"] for record in found} == {"4"}
 
 
@@ -283,8 +283,8 @@ def test_the_stage_writes_tables_and_predictions_that_lamps_evaluator_reads(trai
     rows = load_prepared(run, "dev")
     golds = {"task": "LaMP_3", "golds": [{"id": e["id"], "output": e["output"]} for e in rows]}
     (tmp_path / "golds.json").write_text(json.dumps(golds))
-    assert score_files(tmp_path / "golds.json", work / "predictions" / "rl.json") == {"MAE": 0.0, "RMSE": 0.0}
-    found = score_files(tmp_path / "golds.json", work / "predictions" / "base.json")
+    assert metrics_of_files(tmp_path / "golds.json", work / "predictions" / "rl.json") == {"MAE": 0.0, "RMSE": 0.0}
+    found = metrics_of_files(tmp_path / "golds.json", work / "predictions" / "base.json")
     assert found["MAE"] == pytest.approx(metrics.loc["base", "MAE"])
     paired = pd.read_csv(work / "paired.csv")
     assert len(paired) == 6 + 3 + 3  # against base, three more against the one before, RL against three baselines
@@ -294,11 +294,11 @@ def test_the_stage_writes_tables_and_predictions_that_lamps_evaluator_reads(trai
     assert opened == [], "done already"
 
 
-def test_an_excluded_question_is_in_the_predictions_so_that_lamps_golds_fit(new_run, recording_chat, tmp_path, capsys):
+def test_an_excluded_example_is_in_the_predictions_so_that_lamps_golds_fit(new_run, recording_chat, tmp_path, capsys):
     task = get_task("LaMP-2")
     for number, split in enumerate(("train", "dev")):
         rows = [{"id": f"{number}1{n}", "input": task.make_input(text=f"Film {n}."), "profile": []} for n in range(3)]
-        rows[0]["input"] = "x Overwhelmed by her suffocating schedule"  # as LaMP-2's question 110
+        rows[0]["input"] = "x Overwhelmed by her suffocating schedule"  # as LaMP-2's example 110
         golds = [{"id": row["id"], "output": "comedy"} for row in rows]
         write_text(tmp_path / "lamp" / f"{split}_questions.json", json.dumps(rows))
         write_text(tmp_path / "lamp" / f"{split}_outputs.json", json.dumps({"task": "LaMP_2", "golds": golds}))
@@ -311,13 +311,13 @@ def test_an_excluded_question_is_in_the_predictions_so_that_lamps_golds_fit(new_
     predictions = [tmp_path / name / "evaluate" / "predictions" / "base.json" for name in ("whole", "part")]
     outputs = [[row["output"] for row in json.loads(path.read_text())["golds"]] for path in predictions]
     assert outputs == [["comedy", "comedy", ""], ["comedy"]], "one user of the split cannot be scored there anyway"
-    assert score_files(tmp_path / "lamp" / "dev_outputs.json", predictions[0])["accuracy"] == pytest.approx(2 / 3)
-    assert capsys.readouterr().out.count("1 excluded questions (110) get an empty output") == 1
+    assert metrics_of_files(tmp_path / "lamp" / "dev_outputs.json", predictions[0])["accuracy"] == pytest.approx(2 / 3)
+    assert capsys.readouterr().out.count("1 excluded examples (110) get an empty output") == 1
 
 
 @pytest.fixture
 def refusing(prepared, endpoint):
-    """A run whose base model at an endpoint refuses a question of one dev user and cannot sum up another; no cache."""
+    """A run whose base model at an endpoint refuses one dev user's prompt and cannot summarise another; no cache."""
     settings = {"endpoint.tries": 1, "endpoint.tolerate": 0.2, "endpoint.cache": False, "endpoint.concurrency": 1}
     run = prepared(settings | {"base": f"{endpoint.url}#m"})
     first, second = load_prepared(run, "dev")[:2]
@@ -333,17 +333,17 @@ def refusing(prepared, endpoint):
     return run, first["id"], second["id"], refused
 
 
-def test_what_the_base_model_refuses_is_left_out_reported_and_asked_again_alone(refusing, endpoint, capsys):
+def test_what_the_base_model_refuses_is_left_out_reported_and_retried_alone(refusing, endpoint, capsys):
     run, first, second, refused = refusing
     evaluate(run, ["base", "context", "pag-1"])
     work = run.stage("evaluate")
     failed = {record["id"]: record["reason"] for record in read_records(work / "failed.jsonl")}
     assert set(failed) == {f"context/{first}", f"pag-1/{second}"}
     assert failed[f"pag-1/{second}"].startswith("no summary: status 500")
-    assert len(endpoint.requests) == 6 + 6 + 5, "no question without its summary"
+    assert len(endpoint.requests) == 6 + 6 + 5, "no prompt without its summary"
     told = capsys.readouterr().out
     assert "2 of 12 items failed" in told
-    assert "the tables count the 4 of 6 examples that every system answered" in told
+    assert "the tables cover the 4 of 6 examples that every system answered" in told
     assert told.index("estimate ") < told.index("spent ")
     metrics = pd.read_csv(work / "metrics.csv").set_index("system")
     assert set(metrics["examples"]) == {4}

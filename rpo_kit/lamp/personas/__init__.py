@@ -3,15 +3,15 @@
 Replaces the downloaded LaMP files, at the very beginning of Figure 1, so that every loader, prompt, reward and metric
 runs without a network. A user has one habit (how harsh a rater, which kind of tag, which research field, how a headline
 is built); each profile item shows it with probability `SHOWS` and another habit otherwise, so one item is not enough.
-Left out: the breadth of real people; every user has one habit, not hundreds.
+Real people are more varied: they have hundreds of habits, these users one each.
 
     for row in build("LaMP-3", "dev", users=100):
         row["input"]    # 'What is the score of the following review on a scale of 1 to 5? just answer with … review: …'
         row["output"]   # '2'
         row["facts"]    # {"habit": {"name": "harsh"}, "query": {"reads": 3, …}, "items": {"2200": {"reads": 4, …}, …}}
 
-One row per user. The true habit and what can be read in each text are in "facts", which is stored beside the data and
-never in it.
+One row per user. "facts" holds the true habit and what can be read in each text; it is stored beside LaMP's files,
+never in them.
 """
 
 import importlib
@@ -42,8 +42,8 @@ def persona(task_name: str) -> Persona:
     """The persona module of a task."""
     if task_name not in MODULES:
         raise KitError(
-            f"There are no personas for the task {task_name!r}; there are for {', '.join(MODULES)}: name one of these "
-            "with --task, or give the task's own files with --data FOLDER."
+            f"The embedded benchmark has no personas for the task {task_name!r}: set --task to one of "
+            f"{', '.join(MODULES)}, or give the folder of LaMP's own files with --data FOLDER."
         )
     return cast(Persona, importlib.import_module(f"{__name__}.{MODULES[task_name]}"))
 
@@ -51,12 +51,12 @@ def persona(task_name: str) -> Persona:
 def build(task_name: str, split: str, users: int, *, items_per_user: int = 12, seed: int = 0) -> Iterator[Example]:
     """One row per user, streamed: id, user_id, input, output, profile, facts. The same seed gives the same bytes.
 
-    A user depends on (seed, task, split, user index) only, so more users extend a split and leave the first ones as
-    they were, and train and dev share neither users nor random numbers.
+    A user depends on (seed, task, split, user index) only, so more users extend a split without changing the first
+    ones, and train and dev share neither users nor random numbers.
     """
     module = persona(task_name)
     if split not in SPLITS:
-        raise KitError(f"There is no split {split!r} of the personas: name one of {', '.join(SPLITS)}.")
+        raise KitError(f"The embedded benchmark has no split {split!r}: choose one of {', '.join(SPLITS)}.")
     return (_user_row(module, task_name, split, index, items_per_user, seed) for index in range(users))
 
 
@@ -64,7 +64,7 @@ def _user_row(module: Persona, task_name: str, split: str, index: int, items_per
     # A string seed goes through SHA-512 inside `random`: equal on every machine, unlike hash().
     rng = random.Random(f"{seed}/{task_name}/{split}/{index}")
     habit = _habit(module.HABITS, f"{seed}/{task_name}/{split}", index)
-    example_id = f"{int(task_name[-1]) - 1}{SPLITS.index(split)}{index}"  # built as LaMP builds it
+    example_id = f"{int(task_name[-1]) - 1}{SPLITS.index(split)}{index}"  # in LaMP's scheme
     profile: list[Item] = []
     item_facts: dict[str, Facts] = {}
     for number in range(items_per_user):

@@ -1,7 +1,8 @@
 """LaMP-1 personas: authors with a home field, who cite from it.
 
 Seven of ten papers of an author are from the home field. The query gives a title that would fit any field and two
-references, one from the home field and one from another, in random order; only the author's other papers tell which.
+references, one from the home field and one from another, in random order; only the author's other papers show which one
+is cited.
 
     item   {"title": "Edge colourings of sparse planar graphs", "abstract": "…"}             shows "graph theory"
     facts  {"first": "robotics", "second": "graph theory"}                                   gold "[2]"

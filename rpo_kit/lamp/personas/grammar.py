@@ -8,8 +8,8 @@ is a dictionary of lists of phrases, nested one level where a topic has its own 
     a(n)          is "a" or "an", as the next word requires
 
 so `expand(rng, {"thing": ["oven", "[red|blue] kettle"]}, "{brand} made a(n) {thing}.", {"brand": "tolvik"})` gives
-"Tolvik made an oven." or "Tolvik made a blue kettle." No phrase is used twice in one text while others are left. There
-are no weights, no conditions and no inflection: a bank that needs "was/were" spells it out in its phrases.
+"Tolvik made an oven." or "Tolvik made a blue kettle." No phrase is used twice in one text while others are unused.
+There are no weights, no conditions and no inflection: a bank that needs "was/were" spells it out in its phrases.
 """
 
 import json
@@ -32,7 +32,7 @@ _VOWEL_SOUND = re.compile(r"(?i)(?!uni|use|usu|eu|one\b|once|uk)[aeiou]|hour|hon
 
 
 class Persona(Protocol):
-    """What a persona module offers; the type checker holds the modules of this package to it."""
+    """The interface of a persona module, which the type checker checks for the modules of this package."""
 
     HABITS: tuple[str, ...]
     SHOWS: float  # probability that an item shows the user's own habit
@@ -78,7 +78,7 @@ def expand(
     scope: str = "",
     capitals: bool = True,
 ) -> str:
-    """Expand `text` and tidy it (articles, spaces, capitals at sentence starts). Slot values are used as they are."""
+    """Expand `text` and tidy it (articles, spaces, capitals at sentence starts). Slot values are not expanded."""
     return tidy(_fill(rng, bank, text, slots or {}, scope, set()), capitals)
 
 
@@ -106,11 +106,11 @@ def tidy(text: str, capitals: bool = True) -> str:
     text = re.sub(r" ([,.;:!?])", r"\1", text)
     # A phrase may bring its own punctuation: one mark is enough where two phrases meet.
     text = re.sub(r",(?=[,.;:!?])", "", re.sub(r"([!?])\.(?!\.)", r"\1", text))
-    text = re.sub(r"\b([Aa])\(n\) (?=(\W*\w\S*))", _article, text)
+    text = re.sub(
+        r"\b([Aa])\(n\) (?=(\W*\w\S*))",
+        lambda m: m[1] + ("n " if _VOWEL_SOUND.match(m[2].lstrip("\"'(")) else " "),
+        text,
+    )
     if not capitals:
         return text
     return re.sub(r"(?:^|[.!?] )\W?[a-z]", lambda m: m[0][:-1] + m[0][-1].upper(), text)
-
-
-def _article(match: re.Match[str]) -> str:
-    return match[1] + ("n " if _VOWEL_SOUND.match(match[2].lstrip("\"'(")) else " ")

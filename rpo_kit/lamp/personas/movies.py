@@ -30,7 +30,7 @@ FAMILIES = {
         "violence",
     ),
 }
-# Pairs that a reader could not tell apart, or would not believe of one film.
+# Pairs that a reader could not tell apart, or that are implausible in one film.
 CLASHES = (
     {"comedy", "dark comedy"},
     {"comedy", "violence"},
@@ -94,6 +94,7 @@ def _film(rng: random.Random, shortest: int, longest: int) -> tuple[str, Facts]:
 
 
 def _tags(rng: random.Random) -> dict[str, str]:
+    """One tag of each family, without a clash."""
     while True:
         tags = {family: rng.choice(members) for family, members in FAMILIES.items()}
         if not any(clash <= set(tags.values()) for clash in CLASHES):

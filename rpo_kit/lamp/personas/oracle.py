@@ -2,8 +2,8 @@
 
 Measures the benchmark, not a model: each item votes for the habit it shows, and the habit with most votes is applied to
 the query. If the score did not rise with k here, more shots could not help any reflection module, and Figure 3 would be
-flat. The ceiling applies the user's true habit. Left out: reading itself; the oracle takes what a text says from the
-facts beside the data, while a trained module has to learn to read first.
+flat. The ceiling applies the user's true habit. The oracle does not read: it takes what a text says from the facts
+beside the data, while a trained module has to learn to read first.
 
     python -m rpo_kit.lamp.personas.oracle --users 500        prints task, k, metrics, score, ceiling
 """
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rpo_kit.lamp.example import Example
-from rpo_kit.lamp.metrics import example_scores, score
+from rpo_kit.lamp.metrics import example_scores, lamp_metrics
 from rpo_kit.lamp.personas import MODULES, build, persona
 from rpo_kit.lamp.tasks import Item, get_task
 
@@ -21,7 +21,7 @@ SHOTS = (1, 2, 4, 6, 12)
 
 
 def believed_habit(task_name: str, row: Example, items: Sequence[Item]) -> str:
-    """The habit that most items show; on a tie the one shown first, as items come best-ranked first.
+    """The habit that most items show; in a tie the one shown first, as the best-ranked item comes first.
 
     If no item shows one (an empty profile), the habit in the middle of the list: the fair rater, for example.
     """
@@ -38,23 +38,23 @@ def predict(task_name: str, row: Example, items: Sequence[Item]) -> str:
     return persona(task_name).apply(believed_habit(task_name, row, items), row["facts"]["query"])
 
 
-def score_by_k(task_name: str, rows: Sequence[Example], ks: Iterable[int]) -> dict[int, dict[str, float]]:
+def metrics_by_k(task_name: str, rows: Sequence[Example], ks: Iterable[int]) -> dict[int, dict[str, float]]:
     """LaMP's metrics of the oracle on the first k items, and "score": the mean example score in 0..1."""
-    return {k: _scores(task_name, rows, [predict(task_name, row, row["profile"][:k]) for row in rows]) for k in ks}
+    return {k: _metrics(task_name, rows, [predict(task_name, row, row["profile"][:k]) for row in rows]) for k in ks}
 
 
 def ceiling(task_name: str, rows: Sequence[Example]) -> dict[str, float]:
     """The same metrics with the user's true habit: no reader of the profile can beat them."""
     module = persona(task_name)
-    return _scores(
+    return _metrics(
         task_name, rows, [module.apply(row["facts"]["habit"]["name"], row["facts"]["query"]) for row in rows]
     )
 
 
-def _scores(task_name: str, rows: Sequence[Example], preds: Sequence[str]) -> dict[str, float]:
+def _metrics(task_name: str, rows: Sequence[Example], preds: Sequence[str]) -> dict[str, float]:
     task = get_task(task_name)
     golds = [row["output"] for row in rows]
-    return score(task, golds, preds) | {"score": float(example_scores(task, golds, preds).mean())}
+    return lamp_metrics(task, golds, preds) | {"score": float(example_scores(task, golds, preds).mean())}
 
 
 def oracle_table(task_name: str, users: int, ks: Sequence[int] = SHOTS, seed: int = 0) -> list[dict[str, str | float]]:
@@ -62,13 +62,14 @@ def oracle_table(task_name: str, users: int, ks: Sequence[int] = SHOTS, seed: in
     rows = list(build(task_name, "dev", users, items_per_user=max(ks), seed=seed))
     best = ceiling(task_name, rows)["score"]
     return [
-        {"task": task_name, "k": k, **scores, "ceiling": best} for k, scores in score_by_k(task_name, rows, ks).items()
+        {"task": task_name, "k": k, **metrics, "ceiling": best}
+        for k, metrics in metrics_by_k(task_name, rows, ks).items()
     ]
 
 
 def main() -> None:
     """Print the table of all tasks."""
-    parser = argparse.ArgumentParser(description="What k items of a persona's history tell, without any model.")
+    parser = argparse.ArgumentParser(description="The score of a model-free reader of k history items.")
     parser.add_argument("--users", type=int, default=500, help="dev users per task (default 500)")
     parser.add_argument("--tasks", nargs="+", default=list(MODULES), choices=list(MODULES))
     arguments = parser.parse_args()

@@ -89,15 +89,10 @@ def _review(rng: random.Random, shortest: int, longest: int) -> tuple[str, Facts
         product = rng.choice(bank[f"{category}.products"])
         text = expand(rng, bank, f"{{order{level}}}", _slots(rng, category, product), scope=category)
         if rng.random() < 0.5:  # half of the reviewers write as they speak
-            text = _contract(text)
+            for full, short in CONTRACTIONS:
+                text = re.sub(rf"\b{full}(?= \w)", short, text)  # a word must follow: "for what it is." stays
         if shortest <= len(text.split()) <= longest:
             return text, {"reads": level, "product": product}
-
-
-def _contract(text: str) -> str:
-    for full, short in CONTRACTIONS:
-        text = re.sub(rf"\b{full}(?= \w)", short, text)  # a word must follow: "for what it is." stays
-    return text
 
 
 def _slots(rng: random.Random, category: str, product: str) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 The first box of Figure 1 for the paper title task. An abstract names the `task`, its `domain`, the system's `name`, its
 `method` and its `aim`, each of them word for word. A habit is a frame that uses two or three of these unchanged, so
-titles in two different frames share few words. Left out: real results, and title case (a title here is written like a
-sentence, so its words are those of the abstract).
+titles in two different frames share few words. There are no real results and no title case (a title here is written
+like a sentence, so its words are those of the abstract).
 
     abstract  "We study crack detection in drone footage. Our system Lumo uses patch shuffling. Trials show better
                stability under fog."
@@ -45,7 +45,7 @@ def make_item(rng: random.Random, habit: str) -> tuple[Item, Facts]:
 
 
 def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
-    """The official input around an abstract, the scholar's title, and what the abstract tells."""
+    """The official input around an abstract, the scholar's title, and what the abstract says."""
     field = rng.choice(_FIELDS)
     parts = draw_parts(rng, _BANK, field, _PARTS)
     facts: Facts = {**parts}

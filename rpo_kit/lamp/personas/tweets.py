@@ -1,9 +1,9 @@
 """LaMP-7 users: how they tweet. A neutral sentence about a small mishap goes in, the user's own tweet comes out.
 
-The first box of Figure 1 for the tweet task. The query tells three things, each of them word for word: what happened
-(`did`), `when`, and what the user did `then`. A voice tells two of them, in its own order, between its own opening and
-closing words, and rewords them by a rule; so every single tweet shows it, and tweets by two voices share few words.
-Left out: hashtags, replies, links, and a user whose voice depends on the mood.
+The first box of Figure 1 for the tweet task. The query states three facts, each of them word for word: what happened
+(`did`), `when`, and what the user did `then`. A voice uses two of them, in its own order, between its own opening and
+closing words, and rewords them by a rule; so every single tweet shows it, and tweets in two voices share few words.
+There are no hashtags, replies or links, and no user's voice depends on the mood.
 
     query  "On payday, I missed the last tram home, so I walked two miles in wet socks."
     grumpy "ugh missed last tram home on payday smh"
@@ -27,7 +27,7 @@ VOICES = {
 }
 HABITS = tuple(VOICES)
 
-# How a voice rewords what it tells: a word on the left becomes the one on the right, "" is dropped.
+# How a voice rewords the facts: a word on the left becomes the one on the right, "" is dropped.
 REWORDS: dict[str, dict[str, str]] = {
     "grumpy": {"the": "", "a": "", "an": "", "my": ""},
     "joker": {"to": "2", "for": "4", "my": "me", "and": "n", "with": "w", "before": "b4", "you": "u"},
@@ -53,7 +53,7 @@ def make_query(rng: random.Random, habit: str) -> tuple[str, str, Facts]:
 
 
 def shown_habit(item: Item, facts: Facts) -> str | None:
-    """The voice whose opening and closing words the tweet has; None if it has nobody's."""
+    """The voice whose opening and closing words the tweet has; None if it has no voice's."""
     for habit in HABITS:
         opens, ends = _frame(habit)
         if item["text"].startswith(f"{opens} ") and item["text"].endswith(f" {ends}"):
@@ -67,7 +67,7 @@ def apply(habit: str, query_facts: Facts) -> str:
 
 
 def reword(habit: str, part: str) -> str:
-    """`part` word for word in this voice: reword("joker", "Begged for a lift") is "begged 4 a lift"."""
+    """`part` in this voice, reworded word by word: reword("joker", "Begged for a lift") is "begged 4 a lift"."""
     table = REWORDS.get(habit, {})
     words = (table.get(word, word) for word in part.lower().split())
     return " ".join(word for word in words if word)
