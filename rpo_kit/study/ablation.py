@@ -1,8 +1,8 @@
 """Stage 6, `sweep`: Figure 3. Does growing the history from 2 to 6 items beat a fixed number of items?
 
-A cell is one arm (a curriculum) with one seed: RL from the same SFT adapter, for the same number of steps, on the same
-prompts; then the dev users are scored with k items, for each k of `sweep.eval_shots`. Each cell is a stage of its own:
-an interrupted sweep resumes in the cell it was in, and adding an arm or a seed runs only the new cells.
+A trial is one arm (a curriculum) with one seed: RL from the same SFT adapter, for the same number of steps, on the same
+prompts; then its answers for the dev users are scored with k items, for each k of `sweep.eval_shots`. Each trial is a
+stage of its own: an interrupted sweep resumes within its trial, and adding an arm or a seed runs only the new trials.
 
     sweep/progressive-seed0/{adapter, log.csv, scores/scores.csv}
     sweep/bars.csv          arm, shots, score, low, high, users, seeds  (mean over seeds, intervals over users)
@@ -40,26 +40,26 @@ from rpo_kit.training.reinforce import train_rl
 
 CSV_FILES = ("bars.csv", "differences.csv", "curves.csv", "provenance.json")
 SFT_ONLY = "SFT only"
-Cells = list[tuple[str, int]]  # (arm, seed)
+Trials = list[tuple[str, int]]  # (arm, seed)
 _KEYS = ["id", "user", "shots"]
 
 
 def sweep(run: Run, on_log: OnLog | None = None) -> None:
-    """Train and score every cell, then write the numbers behind Figure 3."""
+    """Train and score every trial, then write the numbers behind Figure 3."""
     settings = run.preset.sweep
-    cells = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
-    score_cell(run, "sft", (current(run, "sft") / WEIGHTS).parent)
-    for number, (arm, seed) in enumerate(cells, 1):
-        print(f"cell {number} of {len(cells)}: {arm}, seed {seed}, {settings.steps} steps")
-        train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=cell_settings(run, arm, seed))
-        score_cell(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
+    trials = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
+    score_adapter(run, "sft", (current(run, "sft") / WEIGHTS).parent)
+    for number, (arm, seed) in enumerate(trials, 1):
+        print(f"trial {number} of {len(trials)}: {arm}, seed {seed}, {settings.steps} steps")
+        train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=trial_settings(run, arm, seed))
+        score_adapter(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
     if is_main():
         with disk_errors_told(run.folder):
-            write_tables(run, cells)
+            write_tables(run, trials)
 
 
-def cell_settings(run: Run, arm: str, seed: int) -> RLSettings:
-    """The run's RL settings with the curriculum, seed, steps and batch of one cell."""
+def trial_settings(run: Run, arm: str, seed: int) -> RLSettings:
+    """The run's RL settings with the curriculum, seed, steps and batch of one trial."""
     settings = run.preset.sweep
     return dataclasses.replace(
         run.preset.rl,
@@ -70,22 +70,22 @@ def cell_settings(run: Run, arm: str, seed: int) -> RLSettings:
     )
 
 
-def write_tables(run: Run, cells: Cells) -> None:
-    """Write the numbers behind Figure 3 from the scores and logs of all cells."""
+def write_tables(run: Run, trials: Trials) -> None:
+    """Write the numbers behind Figure 3 from the scores and logs of all trials."""
     folder = run.stage("sweep")
-    write_text(folder / "bars.csv", bars(run, cells).to_csv(index=False))
-    write_text(folder / "differences.csv", differences(run, cells).to_csv(index=False))
-    write_text(folder / "curves.csv", curves(run, cells).to_csv(index=False))
-    write_json(folder / "provenance.json", provenance(run, cells))
+    write_text(folder / "bars.csv", bars(run, trials).to_csv(index=False))
+    write_text(folder / "differences.csv", differences(run, trials).to_csv(index=False))
+    write_text(folder / "curves.csv", curves(run, trials).to_csv(index=False))
+    write_json(folder / "provenance.json", provenance(run, trials))
 
 
-def score_cell(run: Run, cell: str, adapter: Path) -> None:
-    """Score one adapter on the dev users at each k: `scores.csv` has one row per example and k."""
+def score_adapter(run: Run, name: str, adapter: Path) -> None:
+    """Score one adapter on the dev users at each k, in `sweep/<name>/scores/scores.csv`: one row per example and k."""
     settings, evaluation = run.preset.sweep, run.preset.evaluation
     inputs: dict[str, Any] = {"shots": settings.eval_shots, "users": settings.dev_users}
     inputs |= {"tokens": evaluation.max_new_tokens, "batch": evaluation.batch_size}
     inputs |= prepared_inputs(run) | module_inputs(run) | {"adapter": adapter / "adapter_model.safetensors"}
-    with stage(run, f"sweep/{cell}/scores", **inputs) as stage_dir:
+    with stage(run, f"sweep/{name}/scores", **inputs) as stage_dir:
         if stage_dir is None:
             return
         loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run)
@@ -107,10 +107,10 @@ def dev_examples(run: Run) -> list[Example]:
     return [example for example in examples if example["user_id"] in users]
 
 
-def bars(run: Run, cells: Cells) -> pd.DataFrame:
+def bars(run: Run, trials: Trials) -> pd.DataFrame:
     """Mean score of each arm at each k; each example's score is averaged over seeds before users are resampled."""
     rows = []
-    for arm, names in folders_by_arm(cells).items():
+    for arm, names in folders_by_arm(trials).items():
         for shots, chosen in arm_scores(run, names).groupby("shots"):
             rows.append(_bar(run, arm, int(str(shots)), chosen) | {"seeds": len(names)})
     task, examples = get_task(run.preset.data.task), dev_examples(run)
@@ -120,9 +120,9 @@ def bars(run: Run, cells: Cells) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def differences(run: Run, cells: Cells) -> pd.DataFrame:
+def differences(run: Run, trials: Trials) -> pd.DataFrame:
     """Each arm minus SFT only, and progressive minus each other arm, with intervals paired over the same users."""
-    scores = {arm: arm_scores(run, names).set_index(_KEYS)["score"] for arm, names in folders_by_arm(cells).items()}
+    scores = {arm: arm_scores(run, names).set_index(_KEYS)["score"] for arm, names in folders_by_arm(trials).items()}
     arms = [arm for arm in scores if arm != SFT_ONLY]
     pairs = [(arm, SFT_ONLY) for arm in arms]
     pairs += [("progressive", arm) for arm in arms if arm != "progressive" and "progressive" in arms]
@@ -133,34 +133,34 @@ def differences(run: Run, cells: Cells) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def folders_by_arm(cells: Cells) -> dict[str, list[str]]:
-    """The cell folders of each arm, one per seed; first SFT, from which all arms start."""
+def folders_by_arm(trials: Trials) -> dict[str, list[str]]:
+    """The folders of each arm's trials, one per seed; first that of SFT, from which all arms start."""
     folders = {SFT_ONLY: ["sft"]}
-    for arm, seed in cells:
+    for arm, seed in trials:
         folders.setdefault(arm, []).append(f"{arm}-seed{seed}")
     return folders
 
 
 def arm_scores(run: Run, names: list[str]) -> pd.DataFrame:
-    """The mean score over these cells: columns `id`, `user`, `shots`, `score`."""
+    """The mean score over these trials: columns `id`, `user`, `shots`, `score`."""
     files = [run.stage(f"sweep/{name}") / "scores/scores.csv" for name in names]
     text = {"id": str, "user": str}  # a user may be called "NA" or "null"
     scores = pd.concat([pd.read_csv(file, dtype=text, keep_default_na=False) for file in files])
     return scores.groupby(_KEYS, as_index=False)["score"].mean()
 
 
-def curves(run: Run, cells: Cells) -> pd.DataFrame:
-    """Reward and k at each step of each cell, from the training logs."""
+def curves(run: Run, trials: Trials) -> pd.DataFrame:
+    """Reward and k at each step of each trial, from the training logs."""
     logs = []
-    for arm, seed in cells:
+    for arm, seed in trials:
         log = pd.read_csv(run.stage(f"sweep/{arm}-seed{seed}") / "log.csv")
         logs.append(log[["step", "reward", "shots"]].assign(arm=arm, seed=seed))
     return pd.concat(logs)[["arm", "seed", "step", "reward", "shots"]]
 
 
-def provenance(run: Run, cells: Cells) -> dict[str, object]:
-    """Settings, machine and packages behind the numbers, with every commit that scored one of the cells."""
-    names = [name for names in folders_by_arm(cells).values() for name in names]
+def provenance(run: Run, trials: Trials) -> dict[str, object]:
+    """Settings, machine and packages behind the numbers, with every commit that scored a trial."""
+    names = [name for names in folders_by_arm(trials).values() for name in names]
     files = [run.stage(f"sweep/{name}/scores") / "manifest.json" for name in names]
     manifests = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     commits = ", ".join(dict.fromkeys(manifest["commit"] for manifest in manifests))
@@ -183,7 +183,7 @@ def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
 def export_results(run: Run, folder: Path, name: str) -> list[Path]:
     """Copy a run's evaluation and training logs to `folder/<name>_*`, to be committed with the code.
 
-    `<name>_run.json` says with which settings, packages and commit the run was evaluated.
+    `<name>_run.json` records the settings, packages and commit of the evaluation.
 
     Raises:
         KitError: the evaluation is not finished.

@@ -30,7 +30,7 @@ CHAPTERS = ("00_start_here", *dict.fromkeys(stage.notebook for stage in STAGES.v
 def demo(run: Run) -> None:
     """Execute all notebooks in order and print the result table."""
     start = time.perf_counter()
-    for variable in ("RPO_RUNS", "RPO_DATA", "RPO_CACHE"):  # a relative path means another folder in the kernels
+    for variable in ("RPO_RUNS", "RPO_DATA", "RPO_CACHE"):  # the kernels run in another folder
         if os.environ.get(variable):
             os.environ[variable] = str(Path(os.environ[variable]).resolve())
     for number, chapter in enumerate(CHAPTERS, 1):
@@ -42,10 +42,10 @@ def demo(run: Run) -> None:
 
 
 def execute(run: Run, chapter: str) -> bool:
-    """Execute one notebook into `<run>/notebooks/`. Returns True if that was done before and still holds.
+    """Execute one notebook into `<run>/notebooks/`. Returns True if it was executed before and is still up to date.
 
-    It holds if notebook, settings, LaMP's files and the results of all stages up to this one are what they were, and no
-    item of its own stages waits to be asked again.
+    It is up to date if the notebook, the settings, LaMP's files and the results of all stages up to this one are
+    unchanged and none of its own stages has failed answers to retry.
 
     Raises:
         KitError: a cell of the notebook failed.
@@ -80,7 +80,7 @@ def execute(run: Run, chapter: str) -> bool:
 
 
 def _state(run: Run, chapter: str) -> dict[str, Any]:
-    """What decides what the executed notebook shows."""
+    """Everything that determines what the executed notebook shows."""
     chapters = CHAPTERS[: CHAPTERS.index(chapter) + 1] if chapter in CHAPTERS else CHAPTERS
     stages = [row.name for row in STAGES.values() if row.notebook in chapters]
     files = source_files(run.preset.data) if stages else {}
@@ -93,7 +93,7 @@ def _state(run: Run, chapter: str) -> dict[str, Any]:
 
 
 def _literal(path: Path) -> str:
-    """papermill fills parameters into paths: braces in one are doubled, so that they stay what they are."""
+    """The path with doubled braces, because papermill would fill in parameters between single ones."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 

@@ -1,7 +1,7 @@
 """Figure 1 (inference) and Figure 2 (the two training stages) of the method, in our own drawing.
 
 Boxes and arrows are placed in inches on one canvas, so that text has the same size everywhere. The bars of Figure 2 are
-computed by the formula that they illustrate. Left out: anything measured; for that see `figures.py`.
+computed by the formula that they illustrate. Figures with measured numbers are in `figures.py`.
 
     save(figure1(), Path("figures"), "figure1")
 """
@@ -20,7 +20,7 @@ INK, GREY, PALE = "#222222", "#767676", "#f2f2f2"
 BLUE, SKY, ORANGE, GREEN, RED = "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#d55e00"
 PALE_BLUE, PALE_ORANGE, PALE_GREEN = "#e3f0f8", "#fdf1d9", "#dff2ec"
 Point = tuple[float, float]
-REWARDS = (0.78, 1.0, 0.55, 0.78, 1.0, 0.0, 0.78, 0.55)  # of one made-up group: 1 is right, 0 did not parse
+REWARDS = (0.78, 1.0, 0.55, 0.78, 1.0, 0.0, 0.78, 0.55)  # of one invented group: 1 is correct, 0 did not parse
 
 
 def figure1() -> Figure:
@@ -153,7 +153,7 @@ def _stage2(ax: Axes) -> None:
 
 
 def _curriculum(ax: Axes) -> None:
-    """The stairs of k under stage 2: one card per history item in the prompt."""
+    """The steps of k below stage 2: one card per history item in the prompt."""
     ax.text(0.2, 1.12, "history items $k$\ngrow from 2 to 6", fontsize=9, color=INK, va="top")
     for stair, k in enumerate(range(2, 7)):
         x = 1.75 + stair * 1.62

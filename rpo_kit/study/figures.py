@@ -1,7 +1,7 @@
 """Every figure of the kit, drawn from stored numbers: nothing is trained, loaded or measured here.
 
 Each function takes a table (rows of a log, a metrics.csv, the CSVs of a sweep) and returns a matplotlib
-`Figure`. pyplot is never used, because its global state breaks in notebook callbacks. `save` writes PNG
+`Figure`. pyplot is not used, because its global state breaks in notebook callbacks. `save` writes PNG
 and SVG; the same numbers give the same bytes. Figures 1 and 2 are drawings, in `drawing.py`.
 
     figure3("figures/data/long_LaMP-7_")              # reads …bars.csv, …curves.csv, …provenance.json
@@ -41,15 +41,15 @@ ARM_COLORS = {"fixed-2": SKY, "fixed-4": BLUE, "fixed-6": "#003b66", "random": "
 ARM_COLORS |= {"reversed": "#cc79a7", "SFT only": INK}
 ARM_MARKERS = {"SFT only": "D", "fixed-2": "o", "fixed-4": "o", "fixed-6": "o", "random": "s", "progressive": "^"}
 REFERENCE_STYLES = {"any habit": (0, (1, 2)), "oracle": (0, (5, 2))}
-SYSTEM_NAMES = {
-    "base": "base model alone",
+SYSTEM_NAMES = {  # as in README.md and docs/results.md
+    "base": "base model",
     "context": "context injection",
     "pag": "profile summary (PAG)",
-    "majority": "user's majority label",
-    "copy-nearest": "copy of the nearest item",
-    "untrained": "reflection, untrained",
-    "sft": "reflection after SFT",
-    "rl": "reflection after SFT + RL",
+    "majority": "majority label of the user",
+    "copy-nearest": "best-ranked item, copied",
+    "untrained": "reflection module, untrained",
+    "sft": "reflection module after SFT",
+    "rl": "reflection module after SFT + RL",
 }
 _STYLE: dict[RcKeyType, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
@@ -62,9 +62,8 @@ _STYLE: dict[RcKeyType, Any] = {
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
-    """Write `name`.png (150 dpi) and `name`.svg, each whole or not at all; the same numbers give the same bytes."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `name`.png (150 dpi) and `name`.svg, each atomically; the same numbers give the same bytes."""
+    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
     svg = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "rpo_kit"}):
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
@@ -84,14 +83,14 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 
 
 def figure3(prefix: str) -> Figure:
-    """Fixed against growing k, from `<prefix>bars.csv`, `<prefix>curves.csv` and `<prefix>provenance.json`.
+    """Fixed versus growing k, from `<prefix>bars.csv`, `<prefix>curves.csv` and `<prefix>provenance.json`.
 
     Raises:
         KitError: one of the files is missing.
     """
     for name in ("bars.csv", "curves.csv", "provenance.json"):
         if not Path(prefix + name).exists():
-            raise KitError(f"{prefix}{name} is missing: finish a sweep first (`python -m rpo_kit sweep`).")
+            raise KitError(f"The file {prefix}{name} is missing: finish `python -m rpo_kit sweep --run NAME` first.")
     bars, curves = pd.read_csv(f"{prefix}bars.csv"), pd.read_csv(f"{prefix}curves.csv")
     preset = json.loads(Path(f"{prefix}provenance.json").read_text(encoding="utf-8"))["preset"]
     window = max(1, int(curves["step"].max()) // 10)
@@ -108,7 +107,7 @@ def figure3(prefix: str) -> Figure:
         arms = [arm for arm in bars["arm"].unique() if arm in lines]
         figure.legend([lines[arm] for arm in arms], arms, loc="upper center", ncols=len(arms), fontsize=9.5)
         caption = _caption(bars, curves, preset, window)
-        # parse_math: a dollar in a folder's name is a dollar
+        # parse_math=False: a folder's name may contain a dollar sign
         figure.text(0.012, 0.012, caption, fontsize=8.5, color=GREY, va="bottom", parse_math=False)
     return figure
 
@@ -119,12 +118,12 @@ def _draw_curves(reward: Axes, shots: Axes, curves: pd.DataFrame, window: int) -
     for index, arm in enumerate(arms):
         mean = curves[curves["arm"] == arm].groupby("step")[["reward", "shots"]].mean()
         smooth = mean["reward"].rolling(window, center=True, min_periods=1).mean()
-        color, marker = _look(arm)
-        marker = marker if len(mean) < 6 else ""  # few points need one to be seen
+        color, marker = _style_of(arm)
+        marker = marker if len(mean) < 6 else ""  # few points are invisible without one
         if window > 1:
             reward.plot(mean.index, mean["reward"], color=color, alpha=0.18, lw=0.8)
         reward.plot(smooth.index, smooth, color=color, lw=2.6 if arm == "progressive" else 1.7, marker=marker, ms=5)
-        offset = (index - (len(arms) - 1) / 2) * 0.06  # else lines of equal k would hide each other
+        offset = (index - (len(arms) - 1) / 2) * 0.06  # otherwise lines of equal k would hide each other
         k = mean["shots"] + offset
         shots.step(mean.index, k, where="mid", color=color, lw=1.2, alpha=0.55, marker=marker, ms=4)
     reward.set(title="training reward", xlim=_steps(curves))
@@ -148,7 +147,7 @@ def _draw_bars(ax: Axes, bars: pd.DataFrame) -> None:
         rows = bars[bars["arm"] == arm]
         x = [groups.index(k) + (index - (len(arms) - 1) / 2) * width for k in rows["shots"]]
         error = np.array([rows["score"] - rows["low"], rows["high"] - rows["score"]]).clip(0)
-        color, marker = _look(arm)
+        color, marker = _style_of(arm)
         ax.errorbar(x, rows["score"], error, label=arm, ls="none", color=color, marker=marker, ms=6.5, elinewidth=1.6)
     for name, style in REFERENCE_STYLES.items():
         for row in bars[bars["arm"] == name].itertuples():
@@ -162,8 +161,8 @@ def _draw_bars(ax: Axes, bars: pd.DataFrame) -> None:
     ax.grid(axis="x", visible=False)
 
 
-def _look(arm: str) -> tuple[str, str]:
-    """Colour and marker of an arm."""
+def _style_of(arm: str) -> tuple[str, str]:
+    """Colour and marker of an arm's curve and bars."""
     return ARM_COLORS.get(arm, ORANGE), ARM_MARKERS.get(arm, "v")
 
 
@@ -209,33 +208,31 @@ def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str])
     log = pd.DataFrame(rows)
     known = [column for column in columns if column in log]
     if not known:
-        raise KitError(f"The log has no column of {', '.join(columns)}; it has {', '.join(map(str, log.columns))}.")
+        raise KitError(
+            f"The training log has no column of {', '.join(columns)}: choose from {', '.join(map(str, log.columns))}."
+        )
     wide = min(3, len(known))
     high = math.ceil(len(known) / wide)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10 if wide > 1 else 6.5, 2.5 * high + 0.2), facecolor="white", layout="constrained")
         steps = log["step"] if "step" in log else log.index + 1
         for number, column in enumerate(known, 1):
-            _draw_log(figure.add_subplot(high, wide, number), steps, log, column)
+            ax, values = figure.add_subplot(high, wide, number), log[column].astype(float)
+            if column == "reward" and "reward_std" in log:
+                spread = log["reward_std"].astype(float)
+                ax.fill_between(steps, values - spread, values + spread, color=SKY, alpha=0.3, lw=0)
+            ax.plot(steps, values, color=BLUE, lw=1.6, marker="o" if len(values) < 30 else None, ms=3.5)
+            ax.set(title=_TITLES.get(column, column), xlabel="step")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            if column == "shots":
+                ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            if column in _SHARES:
+                ax.set_ylim(-0.05, 1.05)
     return figure
 
 
-def _draw_log(ax: Axes, steps: pd.Series | pd.Index, log: pd.DataFrame, column: str) -> None:
-    values = log[column].astype(float)
-    if column == "reward" and "reward_std" in log:
-        spread = log["reward_std"].astype(float)
-        ax.fill_between(steps, values - spread, values + spread, color=SKY, alpha=0.3, lw=0)
-    ax.plot(steps, values, color=BLUE, lw=1.6, marker="o" if len(values) < 30 else None, ms=3.5)
-    ax.set(title=_TITLES.get(column, column), xlabel="step")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if column == "shots":
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if column in _SHARES:
-        ax.set_ylim(-0.05, 1.05)
-
-
 def _system_name(name: str) -> str:
-    """The name in words: "context injection, k = 4" for "context-4"."""
+    """The system's name in tables and figures: "context injection, k = 4" for "context-4"."""
     kind, dash, items = name.partition("-")
     if dash and kind in ("context", "pag"):
         return f"{SYSTEM_NAMES[kind]}, k = {items}"
@@ -286,15 +283,15 @@ def oracle_figure(rows: Sequence[Mapping[str, str | float]]) -> Figure:
     return figure
 
 
-def curriculum_figure(plans: Mapping[str, Sequence[int]]) -> Figure:
-    """k at each RL step under each plan, one small panel per plan."""
+def curriculum_figure(curricula: Mapping[str, Sequence[int]]) -> Figure:
+    """k at each RL step of each curriculum, one small panel per curriculum."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 2.4), facecolor="white", layout="constrained")
-        axes = figure.subplots(1, len(plans), sharey=True, squeeze=False)[0]
-        highest = max(max(plan) for plan in plans.values())
-        for ax, (name, plan) in zip(axes, plans.items(), strict=True):
+        axes = figure.subplots(1, len(curricula), sharey=True, squeeze=False)[0]
+        highest = max(max(shots) for shots in curricula.values())
+        for ax, (name, shots) in zip(axes, curricula.items(), strict=True):
             color = ARM_COLORS.get(name, ORANGE)
-            ax.bar(range(1, len(plan) + 1), plan, width=0.85, color=color)
+            ax.bar(range(1, len(shots) + 1), shots, width=0.85, color=color)
             ax.set(title=name, xlabel="RL step", ylim=(0, highest + 0.5), yticks=range(0, highest + 1, 2))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.grid(axis="x", visible=False)

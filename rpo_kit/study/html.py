@@ -44,10 +44,10 @@ class TrajectoryRecord(TypedDict):
     observe: NotRequired[str]
     plan: NotRequired[str]
     rewrite: NotRequired[str]
-    wrote: NotRequired[str]  # the teacher's own rewrite, where the gold took its place
+    wrote: NotRequired[str]  # the teacher's own rewrite, if the gold replaced it
     text: NotRequired[str]  # what the teacher wrote
     reason: NotRequired[str]  # why it was rejected
-    complaint: NotRequired[str]  # what was wrong with the first attempt, where this is the second
+    complaint: NotRequired[str]  # what was wrong with the first attempt, if this is the second
 
 
 def page(*parts: str) -> HTML:
@@ -71,12 +71,12 @@ def box(label: str, body: str) -> str:
 
 
 def trajectory_of(record: TrajectoryRecord) -> Trajectory:
-    """The trajectory in a record of an accepted one."""
+    """The trajectory of an accepted record."""
     return Trajectory(record["observe"], record["plan"], record["rewrite"])
 
 
 def trajectory_html(task: Task, record: TrajectoryRecord, example: Example) -> str:
-    """One accepted or rejected trajectory, with the items that the teacher saw and the habit that it did not see."""
+    """One accepted or rejected trajectory, with the items shown to the teacher and the habit, which was not."""
     items = {item["id"]: item for item in example["profile"]}
     if "reason" in record:
         verdict, text = f"rejected: {record['reason']}", record["text"] or "(the teacher wrote nothing)"
@@ -109,13 +109,13 @@ def _habit_line(example: Example) -> str:
     return f"<div style='{LABEL}'>hidden habit of this user: {html.escape(hidden_habit(example))}</div>"
 
 
-def retrieved_html(task: Task, example: Example, methods: Sequence[str], k: int) -> str:
-    """The first k items of each retrieval method, side by side; items that all methods found are bold."""
-    items_of = {method: top_k(example, rank(task, [example], method)[0], k) for method in methods}
+def retrieved_html(task: Task, example: Example, retrievers: Sequence[str], k: int) -> str:
+    """The first k items of each retriever, side by side; items that all retrievers found are bold."""
+    items_of = {name: top_k(example, rank(task, [example], name)[0], k) for name in retrievers}
     common = set.intersection(*({item["id"] for item in items} for items in items_of.values()))
     columns = [
-        f"<div style='flex:1 1 13em;min-width:13em'>{box(method, item_lines(task, items, marked=sorted(common)))}</div>"
-        for method, items in items_of.items()
+        f"<div style='flex:1 1 13em;min-width:13em'>{box(name, item_lines(task, items, marked=sorted(common)))}</div>"
+        for name, items in items_of.items()
     ]
     query, gold = html.escape(task.query_text(example["input"])), html.escape(example["output"])
     return (
@@ -125,32 +125,32 @@ def retrieved_html(task: Task, example: Example, methods: Sequence[str], k: int)
     )
 
 
-def overlap_table(task: Task, examples: Sequence[Example], methods: Sequence[str], k: int) -> pd.DataFrame:
-    """How alike retrieval methods are: of the first method's first k items, the share that each method also has there.
+def overlap_table(task: Task, examples: Sequence[Example], retrievers: Sequence[str], k: int) -> pd.DataFrame:
+    """Overlap of retrievers: the share of the first retriever's top k items that are in each retriever's top k.
 
-    One row, one column per method, pooled over the examples.
+    One row, one column per retriever, pooled over the examples.
     """
-    first_k = {method: [set(order[:k]) for order in rank(task, examples, method)] for method in methods}
-    reference = first_k[methods[0]]
+    first_k = {name: [set(order[:k]) for order in rank(task, examples, name)] for name in retrievers}
+    reference = first_k[retrievers[0]]
     total = sum(len(items) for items in reference)
-    common = {method: sum(len(a & b) for a, b in zip(reference, sets, strict=True)) for method, sets in first_k.items()}
-    return pd.DataFrame([{method: count / total for method, count in common.items()}])
+    common = {name: sum(len(a & b) for a, b in zip(reference, sets, strict=True)) for name, sets in first_k.items()}
+    return pd.DataFrame([{name: count / total for name, count in common.items()}])
 
 
 def tokens_html(prompt: str, completion: str) -> str:
-    """A prompt in grey and, marked, the completion: the part that counts in the loss."""
+    """A prompt in grey and, highlighted, the completion: the part that counts in the loss."""
     style = "white-space:pre-wrap;max-width:60em;margin:0"
     return box(
-        "grey: the prompt, not in the loss; marked: the completion, in the loss",
+        "grey: the prompt, not in the loss; highlighted: the completion, in the loss",
         f"<pre style='{style}'><span style='opacity:0.55'>{html.escape(prompt)}</span>"
         f"<span style='background:#56b4e955'>{html.escape(completion)}</span></pre>",
     )
 
 
 def rollouts_html(task: Task, group: Sequence[Rollout], example: Example) -> str:
-    """One prompt's rewrites in one step, side by side: reward and its parts, advantage, cited items, parse error.
+    """The samples of one prompt in one step, side by side: reward and its parts, advantage, cited items, parse error.
 
-    A frame is blue where the advantage is above 0 and orange where it is below.
+    The frame is blue if the advantage is above 0 and orange if it is below.
     """
     k = group[0]["k"]
     answers = (
@@ -168,7 +168,7 @@ def _rollout_html(rollout: Rollout) -> str:
     colour = "#0072b2" if advantage > 0 else "#d55e00" if advantage < 0 else "currentColor"
     lines = [
         f"<b>reward {rollout['reward']:.3f}</b>, advantage {advantage:+.2f}",
-        f"score {rollout['score']:.3f}, form {rollout['format']:.0f}",
+        f"score {rollout['score']:.3f}, format {rollout['format']:.0f}",
         f"cites {', '.join(f'[{number}]' for number in rollout['cited']) or 'nothing'}",
         f"{rollout['tokens']} tokens{'' if rollout['ended'] else ', cut off'}",
     ]
@@ -194,12 +194,12 @@ def comparison_table(task: Task, examples: Sequence[Example], predictions: Mappi
 
 
 def habit_check(task: Task, records: Sequence[TrajectoryRecord], examples: Mapping[str, Example]) -> pd.DataFrame:
-    """How many trajectories rest on items that show the user's habit (rows), and how many were accepted (columns)."""
+    """Trajectories by whether their items show the user's habit (rows) and by acceptance (columns)."""
     counts = {(shows, outcome): 0 for shows in ("yes", "no") for outcome in ("accepted", "rejected")}
     for record in records:
         facts = examples[record["example"]]["facts"]
         items = {item["id"]: item for item in examples[record["example"]]["profile"]}
-        if facts:  # known for personas only
+        if facts:  # personas only
             rules = persona(task.name)
             habits = {rules.shown_habit(items[id_], facts["items"][id_]) for id_ in record["items"]}
             shows = "yes" if habits == {facts["habit"]["name"]} else "no"
@@ -209,7 +209,7 @@ def habit_check(task: Task, records: Sequence[TrajectoryRecord], examples: Mappi
 
 
 def acceptance_table(accepted: Sequence[TrajectoryRecord], rejected: Sequence[TrajectoryRecord]) -> pd.DataFrame:
-    """How many trajectories were accepted, on which attempt, and why the others were rejected."""
+    """Trajectories by outcome: accepted, on which attempt, or the reason for the rejection."""
     outcomes = ["accepted on the second attempt" if "complaint" in record else "accepted" for record in accepted]
     counts = pd.Series(outcomes + [record["reason"] for record in rejected], dtype=object).value_counts()
     table = counts.rename_axis("outcome").reset_index(name="count")
@@ -217,7 +217,7 @@ def acceptance_table(accepted: Sequence[TrajectoryRecord], rejected: Sequence[Tr
 
 
 def trajectory_table(accepted: Sequence[TrajectoryRecord]) -> pd.DataFrame:
-    """Words in each part, and how many items are cited: smallest, median and largest."""
+    """Words in each part and number of cited items: smallest, median and largest."""
     trajectories = [trajectory_of(record) for record in accepted]
     columns = {
         "words in observe": [len(trajectory.observe.split()) for trajectory in trajectories],
@@ -230,7 +230,7 @@ def trajectory_table(accepted: Sequence[TrajectoryRecord]) -> pd.DataFrame:
 
 
 def preset_table() -> pd.DataFrame:
-    """One row per preset, with what decides its running time: the model, SFT sequences and RL completions."""
+    """One row per preset, with what determines its running time: the model, SFT sequences and RL completions."""
     rows = []
     for preset in PRESETS.values():
         sft, rl = preset.sft, preset.rl
@@ -243,7 +243,7 @@ def preset_table() -> pd.DataFrame:
 
 
 def show_table(table: pd.DataFrame, caption: str = "") -> HTML:
-    """A small table with whole texts, left-aligned, numbers to three places."""
+    """A small table with untruncated texts, left-aligned, numbers to three places."""
     head = "".join(f"<th style='{_CELL}'>{html.escape(str(name))}</th>" for name in table.columns)
     rows = ["".join(f"<td style='{_CELL}'>{_cell(value)}</td>" for value in row) for row in table.to_numpy(object)]
     body = "".join(f"<tr>{row}</tr>" for row in rows)

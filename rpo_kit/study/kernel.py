@@ -1,7 +1,8 @@
-"""What a notebook says when a cell fails on something the user can put right: a sentence with the notebook to run.
+"""How a notebook shows an error that the user can fix: one sentence that names the notebook to run.
 
-Without this, IPython prints a screenful of traceback around the sentence of a `KitError`, and the sentence names a
-command where a reader of notebooks wants a notebook. Other errors keep their traceback; `%tb` shows that of a KitError.
+Without this, IPython prints a screenful of traceback around the message of a `KitError`, and the message names a
+command although a reader of notebooks needs a notebook. Other errors keep their traceback; `%tb` shows that of a
+KitError.
 
     >>> name_notebooks("The stage 'sft' is not finished: first run `python -m rpo_kit sft --run a`.")
     "The stage 'sft' is not finished: first run notebook 03_sft_unsloth_4bit (or `python -m rpo_kit sft --run a`)."
@@ -47,5 +48,5 @@ def _show_sentence(
     sys.last_type, sys.last_value, sys.last_traceback = kind, error, traceback  # for %tb and %debug
     sentence = name_notebooks(str(error))
     lines = [f"\x1b[1;31m{kind.__name__}\x1b[0m: {sentence}"]
-    shell._showtraceback(kind, sentence, lines)  # as an error of the cell, so that whoever executes it stops
+    shell._showtraceback(kind, sentence, lines)  # as an error of the cell, so that execution stops
     return lines

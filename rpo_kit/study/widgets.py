@@ -2,7 +2,7 @@
 
 Thin classes around the pure functions of `html.py` and `figures.py`. Nothing here trains, loads a model or uses pyplot.
 Without a screen (papermill, the tests) everything works the same: set `.value`, call `.click()`, read `.page.value`.
-Where a stored notebook is read without its widgets, a browser shows its first page.
+A stored notebook that is viewed without widgets shows the first page of each browser.
 
     train_sft(run, live := live_plot(lambda rows: training_figure(rows, ["loss"])))
     user_browser(load_prepared(run, "dev"), get_task("LaMP-3"))
@@ -34,10 +34,10 @@ from rpo_kit.study.kernel import explain_errors
 if TYPE_CHECKING:
     from rpo_kit.training.rollouts import Rollout
 
-RETRIEVERS = ("bm25", "recency", "random")
+RETRIEVERS = ("bm25", "recency", "random")  # those that need no model
 _DRAWING_SHARE = 0.05  # ours: drawing takes at most this share of the time
 
-explain_errors()  # already here: a notebook opens its run, which may fail, before it calls anything of this module
+explain_errors()  # on import: a notebook opens its run, which may fail, before it calls anything of this module
 
 
 # ---- the opening lines of a notebook, and pictures ------------------------------------------------------------------
@@ -108,7 +108,7 @@ def live_plot(draw: Callable[[list[dict[str, float]]], Figure]) -> LivePlot:
 
 
 def _bundle(widget: w.Widget, page: w.HTML) -> dict[str, object]:
-    """What a notebook stores of a browser: the widget, and its present page for readers that show no widgets."""
+    """What a notebook stores of a browser: the widget, and its current page for viewers without widgets."""
     bundle: dict[str, object] = dict(widget._repr_mimebundle_())
     return bundle | {"text/html": page.value, "text/plain": "(a page to browse: open this notebook in JupyterLab)"}
 
@@ -166,50 +166,50 @@ def trajectory_browser(
     rejected: Sequence[TrajectoryRecord],
     examples: Sequence[Example],
 ) -> TrajectoryBrowser:
-    """Accepted and rejected trajectories with the items that they rest on; `examples` are the train split."""
+    """Accepted and rejected trajectories with the items shown to the teacher; `examples` are the train split."""
     return TrajectoryBrowser(task, accepted, rejected, examples)
 
 
 class UserBrowser:
-    """See which items of a user's history retrieval finds: choose `user`, `methods` (one or more) and `k`."""
+    """See which items of a user's history retrieval finds: choose `user`, `retrievers` (one or more) and `k`."""
 
     def __init__(self, examples: Sequence[Example], task: Task, k: int = 4) -> None:
         self.examples, self.task = list(examples), task
         long = {"description_width": "auto"}
         users = [(f"{e['user_id']} (example {e['id']})", index) for index, e in enumerate(self.examples)]
         self.user = w.Dropdown(options=users, description="user", style=long, layout=w.Layout(width="auto"))
-        self.methods = w.SelectMultiple(options=RETRIEVERS, value=RETRIEVERS[:2], rows=3, description="retrieval")
+        self.retrievers = w.SelectMultiple(options=RETRIEVERS, value=RETRIEVERS[:2], rows=3, description="retrievers")
         longest = max((len(example["profile"]) for example in self.examples), default=1)
         self.k = w.IntSlider(min(k, longest), 1, max(1, longest), description="k", style=long)
         self.page = w.HTML()
-        for control in (self.user, self.methods, self.k):
+        for control in (self.user, self.retrievers, self.k):
             control.observe(lambda _: self._draw(), "value")
-        self.widget = w.VBox([w.HBox([self.user, self.methods, self.k]), self.page])
+        self.widget = w.VBox([w.HBox([self.user, self.retrievers, self.k]), self.page])
         self._draw()
 
     def _draw(self) -> None:
-        if self.user.value is None or not self.methods.value:
-            self.page.value = "<i>choose a user and at least one retrieval method</i>"
+        if self.user.value is None or not self.retrievers.value:
+            self.page.value = "<i>choose a user and at least one retriever</i>"
             return
         chosen = self.examples[self.user.value]
-        self.page.value = retrieved_html(self.task, chosen, self.methods.value, self.k.value)
+        self.page.value = retrieved_html(self.task, chosen, self.retrievers.value, self.k.value)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
         return _bundle(self.widget, self.page)
 
 
 def user_browser(examples: Sequence[Example], task: Task, k: int = 4) -> UserBrowser:
-    """Pick a user, one or more retrieval methods and k; see the items side by side."""
+    """Choose a user, one or more retrievers and k; see the items side by side."""
     return UserBrowser(examples, task, k)
 
 
 class RolloutBrowser:
-    """See what RL sampled: choose `step` and `prompt` (its number in the step); its rewrites stand side by side."""
+    """See what RL sampled: choose `step` and `prompt` (its number in the step) to see its samples side by side."""
 
     def __init__(self, rollouts: Sequence[Rollout], examples: Sequence[Example], task: Task) -> None:
         self.task, self.examples = task, {example["id"]: example for example in examples}
         self.steps: dict[int, list[list[Rollout]]] = {}
-        for rollout in rollouts:  # in the order of training; the completions of a prompt are numbered from 0
+        for rollout in rollouts:  # in the order of training; the samples of a prompt are numbered from 0
             groups = self.steps.setdefault(rollout["step"], [])
             if rollout["completion"] == 0 or not groups:
                 groups.append([])
@@ -230,7 +230,7 @@ class RolloutBrowser:
         return self.steps.get(self.step.value, [])
 
     def _choose(self) -> None:
-        self.prompt.max = max(1, len(self.groups))  # this lowers the value where it is larger
+        self.prompt.max = max(1, len(self.groups))  # this also lowers a larger value
         self._draw()
 
     def _draw(self) -> None:

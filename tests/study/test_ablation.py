@@ -1,4 +1,4 @@
-"""Stage 6: the cells of Figure 3 differ in their curriculum only, and a cell that is done is not run again."""
+"""Stage 6: the trials of Figure 3 differ in their curriculum only, and a finished trial is not run again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study import ablation
-from rpo_kit.study.ablation import export_figure_data, export_results, score_cell, sweep
+from rpo_kit.study.ablation import export_figure_data, export_results, score_adapter, sweep
 from rpo_kit.study.statistics import references
 
 ARMS = ("fixed-2", "progressive")
@@ -26,7 +26,7 @@ ARMS = ("fixed-2", "progressive")
 
 @pytest.fixture
 def swept(trained: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[Any]]:
-    """A run whose RL and scoring are replaced: an adapter is a text, a score is known for each cell, user and k."""
+    """A run whose RL and scoring are replaced: an adapter is a text, a score is known for each trial, user and k."""
     run = trained({"sweep.seeds": [0, 1], "sweep.steps": 3, "sweep.eval_shots": [2, 6], "rl.learning_rate": 0.5})
     calls: list[Any] = []
 
@@ -53,7 +53,7 @@ def swept(trained: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> tuple
     return run, calls
 
 
-def test_cells_differ_in_curriculum_and_seed_only_and_start_from_the_same_adapter(swept):
+def test_trials_differ_in_curriculum_and_seed_only_and_start_from_the_same_adapter(swept):
     run, calls = swept
     sweep(run)
     trained = [call for call in calls if call[0] != "loaded"]
@@ -127,7 +127,7 @@ def test_a_second_call_runs_nothing_and_a_new_seed_only_what_is_new(swept, new_r
     assert [call[1] for call in calls if call[0] == "loaded"] == [f"{arm}-seed2" for arm in ARMS]
 
 
-def test_a_retrained_cell_is_scored_again(swept, new_run):
+def test_a_retrained_trial_is_scored_again(swept, new_run):
     run, calls = swept
     sweep(run)
     calls.clear()
@@ -137,7 +137,7 @@ def test_a_retrained_cell_is_scored_again(swept, new_run):
 
 def test_scores_are_stored_for_each_example_and_k(swept):
     run, _ = swept
-    score_cell(run, "sft", run.stage("sft") / "adapter")
+    score_adapter(run, "sft", run.stage("sft") / "adapter")
     scores = pd.read_csv(run.stage("sweep/sft/scores") / "scores.csv", dtype=str)
     assert len(scores) == 4 * 2
     assert scores["user"].tolist()[:4] == [f"dev-{n}" for n in range(4)]
@@ -158,7 +158,7 @@ def test_the_numbers_carry_their_provenance_and_can_be_stored_with_the_code(swep
     monkeypatch.setattr(provenance, "git_commit", lambda: "later")
     sweep(run)
     told = json.loads((run.stage("sweep") / "provenance.json").read_text())
-    assert told["commit"] == before, "every cell was skipped"
+    assert told["commit"] == before, "every trial was skipped"
 
 
 def test_before_sft_the_error_names_the_command_to_run_first(prepared):
@@ -166,7 +166,7 @@ def test_before_sft_the_error_names_the_command_to_run_first(prepared):
         sweep(prepared())
 
 
-def test_what_changes_the_prompts_of_a_cell_is_among_the_inputs_of_its_scores(swept):
+def test_what_changes_the_prompts_of_a_trial_is_among_the_inputs_of_its_scores(swept):
     run, _ = swept
     sweep(run)
     inputs = json.loads((run.stage("sweep/progressive-seed0/scores") / "manifest.json").read_text())["inputs"]

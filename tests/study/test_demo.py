@@ -23,7 +23,7 @@ from rpo_kit.study.demo import CHAPTERS, demo, execute, overrides, summary
 
 @pytest.fixture
 def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """Notebooks of our own, and papermill replaced by a list of what it was asked."""
+    """Notebooks of our own, and papermill replaced by a list of its calls."""
     calls: list[tuple[str, dict[str, Any]]] = []
     notebooks = tmp_path / "notebooks"
     for chapter in CHAPTERS:
@@ -143,7 +143,7 @@ def after(chapter_number: int) -> list[str]:
         (lambda run: write_text(run.stage("sweep") / "bars.csv", "arm,score"), 6),
     ],
 )
-def test_notebooks_whose_stages_are_not_what_they_were_are_executed_again(trained, executed, harm, first):
+def test_notebooks_whose_stages_have_changed_are_executed_again(trained, executed, harm, first):
     run = trained()
     assert run_all(run) == list(CHAPTERS)
     assert run_all(run) == []
@@ -151,14 +151,14 @@ def test_notebooks_whose_stages_are_not_what_they_were_are_executed_again(traine
     assert run_all(run) == after(first)
 
 
-def test_a_notebook_whose_items_failed_asks_for_them_again(trained, executed):
+def test_a_notebook_with_failed_answers_retries_them(trained, executed):
     run = trained()
     run_all(run)
     append_records(run.stage("prepare") / "failed.jsonl", [{"id": "1", "reason": "no"}])
     assert run_all(run) == [CHAPTERS[1]]
 
 
-def test_files_of_lamp_that_changed_make_every_notebook_old_that_read_them(new_run, executed, tmp_path):
+def test_changed_lamp_files_make_every_notebook_that_read_them_stale(new_run, executed, tmp_path):
     folder = tmp_path / "lamp"
     personas.write(folder, "LaMP-3", {"train": 3, "dev": 2})
     run = new_run({"data.source": str(folder)})

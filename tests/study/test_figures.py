@@ -80,7 +80,7 @@ def test_figure_3_shows_scores_with_their_intervals(tmp_path):
 
 
 def test_figure_3_without_its_numbers_is_an_error_that_says_what_to_do(tmp_path):
-    with pytest.raises(KitError, match="finish a sweep first"):
+    with pytest.raises(KitError, match=r"none_bars.csv is missing: finish `python -m rpo_kit sweep --run NAME` first"):
         figures.figure3(f"{tmp_path}/none_")
 
 
@@ -95,7 +95,7 @@ def test_the_reward_is_drawn_with_the_spread_inside_its_groups():
 def test_a_column_that_the_log_lacks_gets_no_panel():
     figure = figures.training_figure([{"step": 1, "loss": 2.0}], ["loss", "learning_rate"])
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss"]
-    with pytest.raises(KitError, match="no column of kl; it has step, loss"):
+    with pytest.raises(KitError, match="no column of kl: choose from step, loss"):
         figures.training_figure([{"step": 1, "loss": 2.0}], ["kl"])
 
 
@@ -112,13 +112,13 @@ def metrics() -> pd.DataFrame:
 def test_results_show_each_system_from_top_to_bottom_and_references_as_lines():
     axes = figures.results_figure(metrics()).axes[0]
     labels = [text.get_text() for text in axes.get_yticklabels()]
-    assert labels == ["base model alone", "reflection after SFT", "reflection after SFT + RL"]
+    assert labels == ["base model", "reflection module after SFT", "reflection module after SFT + RL"]
     assert [container.lines[0].get_xdata()[0] for container in axes.containers] == [0.5, 0.6, 0.7]
     assert [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2] == [0.55, 0.9]
     assert axes.yaxis_inverted()
     rows = metrics().assign(system=["context-4", "pag-0", "majority", *metrics().system[3:]])
     labels = [text.get_text() for text in figures.results_figure(rows).axes[0].get_yticklabels()]
-    assert labels == ["context injection, k = 4", "profile summary (PAG), k = 0", "user's majority label"]
+    assert labels == ["context injection, k = 4", "profile summary (PAG), k = 0", "majority label of the user"]
 
 
 def test_the_oracle_has_one_panel_per_task_with_its_ceiling():

@@ -1,4 +1,4 @@
-"""What a cell shows when something goes wrong that the user can put right: a sentence with the notebook to run."""
+"""How a cell shows an error that the user can fix: one sentence that names the notebook to run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user may be called what pandas takes for a missing value; no table loses one."""
+"""A user may have a name that pandas reads as a missing value; no table loses it."""
 
 import pandas as pd
 import pytest

@@ -47,7 +47,7 @@ def test_items_are_numbered_by_their_rank(examples):
     assert html.item_lines(TASK, []) == "<i>no items</i>"
 
 
-def test_items_that_every_method_finds_are_bold(examples):
+def test_items_that_every_retriever_finds_are_bold(examples):
     both = html.retrieved_html(TASK, examples[0], ["recency", "recency"], k=2)
     assert both.count("<b>[") == 2
     whole_profile = html.retrieved_html(TASK, examples[0], ["recency", "random"], k=5)
@@ -87,7 +87,7 @@ def test_the_habit_check_counts_accepted_and_rejected(examples):
     assert table["rejected"].tolist() == [0, len(shows) - sum(shows)]
 
 
-def test_the_overlap_of_retrieval_methods_is_measured_against_the_first_one(examples):
+def test_the_overlap_of_retrievers_is_measured_against_the_first_one(examples):
     table = html.overlap_table(TASK, examples, ["bm25", "bm25-lamp", "recency"], k=2)
     assert table["bm25"].tolist() == [1.0]
     assert 0 <= table["recency"].item() < 1
@@ -125,7 +125,7 @@ def test_tables_show_numbers_to_three_places_and_nothing_for_what_is_missing():
 
 
 class Clock:
-    """Stands still but for what the test says."""
+    """Advances only as the test says."""
 
     now = 0.0
 
@@ -179,7 +179,7 @@ def test_the_last_rows_are_drawn_after_training(shown):
     assert drawn == [1, 2]
 
 
-def test_a_stage_that_was_done_already_draws_nothing(shown):
+def test_a_finished_stage_draws_nothing(shown):
     plot = widgets.live_plot(lambda rows: Figure())
     plot.finish()
     assert plot.frames == 0
@@ -218,16 +218,16 @@ def test_without_trajectories_the_browser_says_so():
     assert "no trajectories yet" in widgets.trajectory_browser(TASK, [], [], []).page.value
 
 
-def test_the_user_browser_follows_user_method_and_k(examples):
+def test_the_user_browser_follows_user_retriever_and_k(examples):
     browser = widgets.user_browser(examples, TASK, k=2)
     assert examples[0]["user_id"] in browser.page.value
     browser.user.value = 2
     assert examples[2]["user_id"] in browser.page.value
-    browser.methods.value = ("recency",)
+    browser.retrievers.value = ("recency",)
     browser.k.value = 5
     assert browser.page.value == html.retrieved_html(TASK, examples[2], ["recency"], 5)
-    browser.methods.value = ()
-    assert "at least one retrieval method" in browser.page.value
+    browser.retrievers.value = ()
+    assert "at least one retriever" in browser.page.value
 
 
 def test_k_cannot_exceed_the_longest_profile(examples):
@@ -245,11 +245,11 @@ def ranked(examples):
     return [example | {"ranking": [3, 0, 1, 2, 4]} for example in examples]
 
 
-def test_a_prompts_rewrites_stand_side_by_side_with_what_they_earned(ranked):
+def test_the_samples_of_a_prompt_are_side_by_side_with_their_rewards(ranked):
     unparsed = {"rewrite": None, "parse_error": "no <plan>", "cited": [], "text": "", "reward": 0.0, "ended": False}
     group = [rollout(ranked[0], 3, 0), rollout(ranked[0], 3, 1, advantage=-1.25, **unparsed)]
     shown = html.rollouts_html(TASK, group, ranked[0])
-    for part in ("reward 0.775", "advantage +1.25", "score 0.750, form 1", "cites [1], [2]", "40 tokens<"):
+    for part in ("reward 0.775", "advantage +1.25", "score 0.750, format 1", "cites [1], [2]", "40 tokens<"):
         assert part in shown
     for part in ("advantage -1.25", "does not parse:</b> no &lt;plan&gt;", "cites nothing", "40 tokens, cut off"):
         assert part in shown
