@@ -16,7 +16,7 @@ from rpo_kit.runs import open_run
 from rpo_kit.study.demo import CHAPTERS, NOTEBOOKS, execute
 
 PARAMETERS = (
-    'run_name = "demo"\npreset = None  # a new run takes "cpu", one that exists keeps its settings\noverrides = {}'
+    'run_name = "demo"\npreset = None  # a new run uses "cpu"; an existing run keeps its settings\noverrides = {}'
 )
 LONGEST = 15  # lines of a code cell
 

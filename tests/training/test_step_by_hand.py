@@ -46,7 +46,7 @@ def cells(first: str, last: str) -> list[tuple[str, str]]:
     return code[ids.index(first) : ids.index(last) + 1]
 
 
-def test_every_stage_by_hand_gives_the_training_codes_numbers(run, capsys):
+def test_every_phase_by_hand_gives_the_training_codes_numbers(run, capsys):
     names: dict[str, Any] = {"run": run, "rl": run.preset.rl, "task": get_task(run.preset.data.task)}
     names |= {"pd": pd, "torch": torch, "advantages": advantages, "show_table": show_table}
     seen = {}
@@ -56,7 +56,7 @@ def test_every_stage_by_hand_gives_the_training_codes_numbers(run, capsys):
             assert names["rewards"] == [0.0] * 8
             names["rewards"] = REWARDS
         seen[name] = {key: names[key] for key in ("apart", "gradient", "moved", "change", "A") if key in names}
-    assert "8 of 8 rewrites are the same token by token" in capsys.readouterr().out
+    assert "8 of 8 samples are the same token by token" in capsys.readouterr().out
     assert seen["same-log-probabilities"]["apart"].max() < 1e-5
     assert seen["same-gradient"]["gradient"].norm() > 0
     assert seen["same-gradient"]["apart"] < 1e-5
@@ -64,9 +64,9 @@ def test_every_stage_by_hand_gives_the_training_codes_numbers(run, capsys):
     assert torch.corrcoef(torch.stack([seen["after-update"]["A"], seen["after-update"]["change"]]))[0, 1] > 0
 
 
-def test_the_step_by_hand_has_five_stages_in_plain_torch():
+def test_the_step_by_hand_has_five_phases_in_plain_torch():
     sources = [source for _, source in cells("roll-out", "loss-stage")]
-    stages = [source for source in sources if source.startswith("# Stage ")]
-    assert [source[8] for source in stages] == ["1", "2", "3", "4", "5"]
-    lines = [line for source in stages for line in source.splitlines() if line and line[0] != "#"]
+    phases = [source for source in sources if source.startswith("# Phase ")]
+    assert [source[8] for source in phases] == ["1", "2", "3", "4", "5"]
+    lines = [line for source in phases for line in source.splitlines() if line and line[0] != "#"]
     assert len([line for line in lines if not line.startswith(("from ", "import "))]) <= 50
