@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fakes import Endpoint
 
-# The two cores of a small machine spin for each other otherwise; both are read when torch is first imported.
+# Otherwise the threads of a small machine spin while they wait; torch reads both when it is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 
 @dataclass
 class RecordingChat:
-    """A chat model that answers with `answer(conversation)` and remembers every conversation."""
+    """A chat model that answers with `answer(conversation)` and records every conversation."""
 
     answer: Callable[[Conversation], str] = lambda conversation: "3"
     name: str = "recording"
@@ -48,7 +48,7 @@ def recording_chat() -> type[RecordingChat]:
 
 @pytest.fixture
 def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    """A server on this machine, asked without proxies and with a store of answers of its own."""
+    """A server on this machine, reached without proxies, with its own store of answers."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -82,7 +82,7 @@ def make_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random one-layer Llama (hidden size 16) with its tokenizer; loads in a blink, knows nothing."""
+    """The folder of a random one-layer Llama (hidden size 16) with its tokenizer; loads at once, knows nothing."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -141,7 +141,7 @@ def prepared(new_run: Callable[..., Run]) -> Callable[..., Run]:
 
 @pytest.fixture
 def as_trained() -> Callable[[Run], Run]:
-    """Takes a prepared run through `synthesize`, `sft` and `rl`; an adapter is a file with the stage's name."""
+    """Take a prepared run through `synthesize`, `sft` and `rl`; an adapter is a file that contains the stage's name."""
     from rpo_kit.pipeline import inputs_of
     from rpo_kit.runs import write_text
     from rpo_kit.stages import stage
@@ -159,7 +159,7 @@ def as_trained() -> Callable[[Run], Run]:
 
 @pytest.fixture
 def trained(prepared: Callable[..., Run], as_trained: Callable[[Run], Run]) -> Callable[..., Run]:
-    """A prepared run with all that training leaves."""
+    """A prepared run with all the files that training writes."""
     return lambda overrides=None, name="r": as_trained(prepared(overrides, name))
 
 

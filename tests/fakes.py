@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on this machine: remembers what it was asked, answers as it is told, with faults too."""
+"""An OpenAI-compatible server on this machine: records requests and answers as the test wants, errors included."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ KINDS = ("llama", "qwen2", "qwen3")
 
 
 def random_model(kind: str, heads: int, shared: int, seed: int, vocab: int = 53, **config: object) -> PreTrainedModel:
-    """A random two-layer model of this kind with a LoRA that does something; `shared` query heads per key head."""
+    """A random two-layer model of this kind with LoRA weights that are not zero; `shared` query heads per key head."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         kind,

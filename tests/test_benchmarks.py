@@ -1,4 +1,4 @@
-"""The benchmarks count what they say and run: on tiny shapes, here. Their numbers are measured elsewhere."""
+"""The benchmarks count what they claim to count, and run; here with tiny shapes only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ roofline, rl_step = (importlib.import_module(name) for name in ("roofline", "rl_
 
 
 def flops_of(call: Callable[[], object]) -> int:
-    """What torch counts; an addmm_ in place, which it leaves out, is counted as addmm."""
+    """The FLOPs that torch counts; it omits the in-place addmm_, which is counted as addmm here."""
     in_place = {torch.ops.aten.addmm_: lambda y, a, b, *_, **__: addmm_flop(y, a, b)}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         call()
@@ -32,7 +32,7 @@ def flops_of(call: Callable[[], object]) -> int:
 
 
 def test_the_arithmetic_of_a_step_is_what_torch_counts():
-    """Reading leaves out fused attention, which torch does not count on a CPU; backward ends above the first layer."""
+    """Reading excludes fused attention, which torch does not count on a CPU; backward stops above the first layer."""
     settings = ModelSettings("x")
     config = Qwen2Config(
         vocab_size=300, hidden_size=128, intermediate_size=320, num_attention_heads=4, num_key_value_heads=2
@@ -74,15 +74,15 @@ def test_a_phase_is_bound_by_arithmetic_or_by_bytes():
     assert text.count("(arithmetic)") == text.count("(bytes)") == 1
 
 
-def test_what_this_machine_does_is_measured():
+def test_the_peak_rates_of_this_machine_are_measured():
     machine = roofline.measure_machine(torch.float32, size=64, tries=2)
     assert machine.flops > 1e6
     assert machine.bandwidth > 1e6
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_step_is_measured_in_its_parts(tiny_model, monkeypatch, shared):
-    """Ours, and stock TRL's; the first step is left out."""
+def test_the_parts_of_a_step_are_measured(tiny_model, monkeypatch, shared):
+    """Both our step and stock TRL's; the first step is not counted."""
     monkeypatch.setattr(rl_step, "TASK", "LaMP-3")
     shape = {"prompts": 2, "group": 2, "length": 150, "new": 4, "steps": 1, "micro": 0}
     figures = rl_step.measure(shared=shared, dtype="fp32", model=tiny_model, **shape)
@@ -92,8 +92,8 @@ def test_a_step_is_measured_in_its_parts(tiny_model, monkeypatch, shared):
     assert rl_step.median([figures])["rest"] > 0
 
 
-def test_the_same_number_of_tokens_is_written_by_both(tiny_model, monkeypatch):
-    """An end token ends nothing here."""
+def test_both_write_the_same_number_of_tokens(tiny_model, monkeypatch):
+    """End tokens are ignored here."""
     loaded = local.load_trainable(tiny_model, None, 0)
     settings = RLSettings(steps=1, prompts_per_step=1, group_size=2, max_new_tokens=40, micro_batch_tokens=10**9)
     seen = []
@@ -107,6 +107,6 @@ def test_the_same_number_of_tokens_is_written_by_both(tiny_model, monkeypatch):
     assert seen == [[40, 40]]
 
 
-def test_a_folder_without_the_kit_is_refused(tmp_path):
+def test_a_folder_without_the_kit_is_rejected(tmp_path):
     with pytest.raises(SystemExit, match="is not a checkout of the kit"):
         rl_step.in_a_process(tmp_path, shared=True)

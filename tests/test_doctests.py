@@ -1,4 +1,4 @@
-"""What a docstring shows behind `>>>` is true, in every module of the kit."""
+"""The `>>>` examples in every module of the kit are true."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor says what is there, what is wrong and what to do, and gives no secret away."""
+"""The doctor says what it found, what is wrong and what to do, and reveals no secret."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ def by_name(checks: list[doctor.Check]) -> dict[str, doctor.Check]:
     return {check.name: check for check in checks}
 
 
-def test_this_machine_has_nothing_to_put_right(tmp_path: Path) -> None:
+def test_this_machine_passes_every_check(tmp_path: Path) -> None:
     failed = [check for check in doctor.doctor(tmp_path / "runs") if check.status == "fail"]
     assert failed == []
 
@@ -38,12 +38,12 @@ def test_looking_makes_no_folder_and_contacts_no_network(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unless_told_otherwise_it_looks_where_runs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_it_checks_the_folder_for_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RPO_RUNS", str(tmp_path / "elsewhere"))
     assert by_name(doctor.doctor())["runs folder"].found == f"{tmp_path / 'elsewhere'} can be written"
 
 
-def test_of_a_key_only_the_name_of_its_variable_is_shown(
+def test_only_the_variable_of_a_key_is_shown_not_the_key(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-do-not-print-me")
@@ -53,14 +53,14 @@ def test_of_a_key_only_the_name_of_its_variable_is_shown(
     assert "do-not-print-me" not in said
 
 
-def test_a_key_that_is_not_set_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_not_set_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     (check,) = doctor.check_keys()
     assert check.status == "ok"
     assert "is not set" in check.found
 
 
-def test_the_exit_code_is_one_where_something_fails(
+def test_the_exit_code_is_1_if_a_check_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checks = [doctor.Check("cores", "ok", "2"), doctor.Check("trl", "fail", "not installed", "Run make test.")]
@@ -77,7 +77,7 @@ def test_python_must_be_311_to_313(version: tuple[int, ...], status: str) -> Non
     assert doctor.check_python(version).status == status
 
 
-def test_a_package_of_another_version_is_named_with_the_version_that_was_tested() -> None:
+def test_a_package_of_another_version_is_listed_with_the_tested_version() -> None:
     check = doctor.compare(Requirement("packaging==0.1"))
     assert check.status == "warn"
     assert check.found == f"{metadata.version('packaging')}; tested with ==0.1"
@@ -115,12 +115,12 @@ def test_a_gpu_without_bf16_is_pointed_to_the_fp16_preset(name: str, capability:
     assert said in doctor.describe_gpu("2.13.0", name, capability, 15 * 2**30).found
 
 
-def test_a_gpu_that_torch_does_not_see_is_said() -> None:
+def test_a_gpu_that_torch_does_not_see_is_reported() -> None:
     assert doctor.describe_cpu("2.13.0+cpu", nvidia=True).status == "warn"
     assert doctor.describe_cpu("2.13.0+cpu", nvidia=False).status == "ok"
 
 
-def test_an_unsloth_without_cpu_backend_fails_on_a_cpu_and_is_another_one_on_a_gpu(
+def test_an_unsloth_without_cpu_backend_fails_on_a_cpu_and_is_a_warning_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "2026.10.7")
@@ -132,7 +132,7 @@ def test_an_unsloth_without_cpu_backend_fails_on_a_cpu_and_is_another_one_on_a_g
     assert doctor.check_unsloth(gpu=False).status == doctor.check_unsloth(gpu=True).status == "ok"
 
 
-def test_an_unsloth_whose_other_half_is_of_another_version_is_not_the_pinned_one(
+def test_an_unsloth_with_another_version_of_unsloth_zoo_is_not_the_pinned_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: {"unsloth": doctor.UNSLOTH}.get(name, "2026.10.8"))
@@ -147,7 +147,7 @@ def test_the_unsloth_that_the_doctor_wants_is_the_one_that_gets_installed() -> N
     )
 
 
-def test_a_kernel_of_another_environment_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_of_another_environment_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = tmp_path / "kernels" / "python3"
     kernel.mkdir(parents=True)
     (kernel / "kernel.json").write_text(
@@ -171,7 +171,7 @@ def test_a_missing_model_package_fails_unless_the_model_is_converted(
     assert doctor.check_bundled_model().status == "ok"
 
 
-def test_torch_that_does_not_import_is_a_line_and_not_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_that_does_not_import_is_a_line_not_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     (check,) = doctor.check_device()
     assert check.status == "fail"
@@ -181,7 +181,7 @@ def test_torch_that_does_not_import_is_a_line_and_not_a_traceback(monkeypatch: p
     assert broken.found == "import fails: libcudart.so.13: cannot open"
 
 
-# What the doctor imports, and what these import. torch takes seconds, so it is hidden in all but one of the runs.
+# What the doctor imports, directly or not. torch takes seconds to load, so it is hidden in all runs but one.
 HIDDEN = ("jupyter_client", "jupyter_core", "platformdirs", "traitlets", "psutil", "packaging", "safetensors", "torch")
 DOCTOR_WITHOUT = """
 import sys
@@ -192,18 +192,18 @@ sys.exit(main(["doctor"]))
 
 
 def doctor_without(*modules: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, in which these modules cannot be imported."""
+    """Run the command in its own process, in which these modules cannot be imported."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", DOCTOR_WITHOUT, *modules]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("module", HIDDEN)
-def test_a_missing_package_is_named_and_not_a_traceback(module: str) -> None:
+def test_a_missing_package_is_named_without_a_traceback(module: str) -> None:
     done = doctor_without(module, "torch")
     assert done.stderr == ""
     assert done.returncode == 1
-    if module == "safetensors":  # whose absence only the stages meet; the line for torch is there
+    if module == "safetensors":  # only the stages need it; the line for torch is there
         assert "the package torch is missing" in done.stdout
     else:
         assert f"the package {module} is missing" in done.stdout
@@ -211,7 +211,7 @@ def test_a_missing_package_is_named_and_not_a_traceback(module: str) -> None:
     assert "network" in done.stdout, "the lines after it are there too"
 
 
-def test_on_a_gpu_each_preset_says_what_it_will_take() -> None:
+def test_on_a_gpu_each_preset_shows_the_memory_it_will_take() -> None:
     lines = by_name(list(doctor.check_presets(16.0)))
     assert lines.keys() == {f"preset {name}" for name in PRESETS}
     small, large = lines["preset colab-t4"], lines["preset gpu-24gb"]

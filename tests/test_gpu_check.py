@@ -1,4 +1,4 @@
-"""`make gpu-check` runs: all its functions, here on a CPU with tiny shapes. What they measure is for a GPU."""
+"""All functions of `make gpu-check` run, here on a CPU with tiny shapes. Their measurements need a GPU."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_each_measurement_is_a_row_with_device_versions_and_commit(checked, tmp_
 
 
 @pytest.mark.slow
-def test_a_check_runs_in_a_process_of_its_own_as_on_a_gpu_and_is_killed_there(checked, tiny_llama):
+def test_a_check_runs_in_its_own_process_as_on_a_gpu_and_can_be_killed_there(checked, tiny_llama):
     root, _ = checked
     shutil.copytree(root / "tiny", root / "killed")
     common = {"root": root, "name": "killed", "overrides": gpu_check.tiny_overrides(tiny_llama)}
@@ -59,7 +59,7 @@ def test_a_check_runs_in_a_process_of_its_own_as_on_a_gpu_and_is_killed_there(ch
     assert "killed after step 2" in row.note
 
 
-def test_the_plan_for_a_gpu_covers_what_is_asked_and_travels_to_its_process():
+def test_the_plan_for_a_gpu_covers_every_check_and_reaches_its_process():
     plan = list(gpu_check.plan(Path("/runs")))
     functions = [check.function for check in plan]
     called = {check.function for check in gpu_check.tiny_plan(Path("/runs"), Path("m"))}
@@ -72,7 +72,7 @@ def test_the_plan_for_a_gpu_covers_what_is_asked_and_travels_to_its_process():
     assert limits == {("colab-t4", 15.0), ("gpu-24gb", 24.0)}
 
 
-def test_what_fails_or_finds_no_time_is_a_row_and_the_others_go_on():
+def test_a_check_that_fails_or_runs_out_of_time_is_a_row_and_the_others_continue():
     def run(check, left):
         if check.function == "bad":
             raise ValueError("no such thing")

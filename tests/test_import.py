@@ -34,11 +34,11 @@ def test_type_checkers_see_the_same_names_from_the_same_modules():
     assert sorted(rpo_kit._HOMES) == sorted(rpo_kit.__all__)
 
 
-def test_the_front_door_offers_six_to_ten_names():
+def test_rpo_kit_itself_exports_six_to_ten_names():
     assert 6 <= len(rpo_kit.__all__) <= 10
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error_and_submodules_are_still_found():
+def test_an_unknown_name_is_an_attribute_error_and_submodules_are_still_found():
     with pytest.raises(AttributeError, match="'rpo_kit' has no attribute 'open_door'"):
         _ = rpo_kit.open_door
     from rpo_kit import runs
@@ -46,7 +46,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error_and_submodules_are_still
     assert runs.open_run is rpo_kit.open_run
 
 
-def test_nothing_is_sent_home_unless_the_user_wants_it():
+def test_no_usage_data_is_sent_unless_the_user_wants_it():
     """TRL reports each trainer to the hub, and Unsloth counts starts, unless these are set before their import."""
     names = ("HF_HUB_DISABLE_TELEMETRY", "UNSLOTH_DISABLE_STATISTICS")
     clean = {name: value for name, value in os.environ.items() if name not in names}

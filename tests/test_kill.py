@@ -1,4 +1,4 @@
-"""The main job survives `kill -9` at any stage: the same command, given again, goes on where it was.
+"""The main job survives `kill -9` at any stage: the same command, run again, resumes.
 
 The harness starts a stage as a child, waits until its first work lies on the disk, kills it, and gives the command
 again. The bundled model at the `tiny` preset; some fifteen children, about ten seconds each.
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ("--preset", "tiny", "--set", "data.train_users=70", "--set", "synthesis.per_query=6")
 SETTINGS += ("--set", "sweep.steps=2", "--set", 'sweep.arms=["progressive"]')
 STAGE = ("-m", "rpo_kit")
-# The command itself, with the first two of its notebooks: what it prints at the end needs all of them.
+# The command itself with only its first two notebooks; the table at the end would need all of them.
 DEMO = """
 import sys
 from rpo_kit.__main__ import main
@@ -37,7 +37,7 @@ PATIENCE = 240  # seconds, for a busy machine; nothing waits that long on a quie
 
 
 class Harness:
-    """Runs stages of one run in children of its own."""
+    """Run the stages of one run in child processes."""
 
     def __init__(self, root: Path, name: str = "r", settings: tuple[str, ...] = SETTINGS) -> None:
         self.run, self.settings = root / name, settings
@@ -56,12 +56,12 @@ class Harness:
         child, deadline = self.start(stage, subprocess.DEVNULL), time.monotonic() + PATIENCE
         while child.poll() is None and not has_begun(self.folder(folder or stage)):
             assert time.monotonic() < deadline, f"{stage} has not begun"
-            time.sleep(0.002)  # between two looks, not for something to happen
+            time.sleep(0.002)  # the interval between checks, not a wait for an event
         child.kill()
         assert child.wait() == -9, f"{stage} ended before it could be killed"
 
     def finish(self, stage: str) -> str:
-        """Give the command again and let it end; what it printed."""
+        """Run the command again to its end; return what it printed."""
         child = self.start(stage, subprocess.PIPE)
         printed, _ = child.communicate(timeout=PATIENCE)
         assert child.returncode == 0, printed
@@ -82,8 +82,8 @@ def ids(*paths: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_stage_survives_a_kill_and_does_nothing_twice(tmp_path):
-    bundled_model()  # converted before the first child, whose work begins after it
+def test_every_stage_survives_a_kill_and_repeats_no_work(tmp_path):
+    bundled_model()  # converted here, so that the first child starts with its own work
     harness = Harness(tmp_path)
     folder = harness.folder
 
@@ -139,8 +139,8 @@ def test_every_stage_survives_a_kill_and_does_nothing_twice(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_demo_survives_a_kill_and_does_no_notebook_twice(tiny_llama, tmp_path):
-    """The kernel that the killed command leaves behind ends by itself, and may hold the stage for a moment longer."""
+def test_a_demo_survives_a_kill_and_repeats_no_notebook(tiny_llama, tmp_path):
+    """The kernel that the killed command leaves behind ends by itself, but may hold the stage a moment longer."""
     harness = Harness(tmp_path, settings=(*SETTINGS, "--set", f"base=local:{tiny_llama}"))
     harness.kill_once("demo", has_records("generic.jsonl"), "prepare")
     assert not harness.folder("notebooks/01_lamp_and_retrieval.json").exists()

@@ -1,4 +1,4 @@
-"""The command line: helpful before it starts, one sentence when something is wrong, and settings that stay."""
+"""The command line helps before it starts, reports errors in one sentence, and keeps settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def runs_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    """Stages which only note the run that they were called with."""
+    """Stages that only record the run they were called with."""
     runs: list[Run] = []
     monkeypatch.setattr(command_line, "stage_function", lambda name: runs.append)
     return runs
@@ -57,7 +57,7 @@ def test_help_is_there_for_every_command(arguments, capsys):
     assert capsys.readouterr().out
 
 
-def test_the_help_tells_a_newcomer_the_stages_in_order_and_where_to_start(capsys):
+def test_the_help_lists_the_stages_in_order_and_says_where_to_start(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
@@ -69,7 +69,7 @@ def test_the_help_tells_a_newcomer_the_stages_in_order_and_where_to_start(capsys
         assert name in said
 
 
-def test_figure_3_is_drawn_again_from_the_numbers_kept_with_the_code(tmp_path, monkeypatch, capsys):
+def test_figure_3_is_redrawn_from_the_numbers_stored_with_the_code(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "figures" / "data", tmp_path / "data")
     monkeypatch.setattr("rpo_kit.__main__.FIGURES", tmp_path)
     assert main(["figure3", "--data", "long_LaMP-7"]) == 0
@@ -86,12 +86,12 @@ def test_the_help_of_a_stage_explains_its_options(capsys):
         assert part in said
 
 
-def test_no_command_at_all_is_answered_with_what_there_is(capsys):
+def test_without_a_command_the_help_is_printed(capsys):
     assert "command" in refused(capsys)
 
 
 def test_help_and_mistakes_need_no_training_library():
-    """A typing mistake is answered at once: torch alone takes seconds to load."""
+    """A typing mistake is reported at once; torch alone would take seconds to load."""
     code = "import sys; from rpo_kit.__main__ import main; main(['presets']); sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -102,7 +102,7 @@ def test_help_and_mistakes_need_no_training_library():
 # ---- mistakes -----------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_command_or_preset_is_told_which_there_are(capsys):
+def test_an_error_for_an_unknown_command_or_preset_lists_the_known_ones(capsys):
     assert "invalid choice: 'train'" in refused(capsys, "train")
     said = refused(capsys, "rl", "--preset", "huge")
     assert "invalid choice: 'huge'" in said
@@ -154,7 +154,7 @@ def test_only_prepare_and_demo_make_a_run(stage, tmp_path, capsys):
     assert not (tmp_path / "mien").exists()
 
 
-def test_the_real_process_shows_no_traceback(tmp_path):
+def test_a_process_of_its_own_shows_no_traceback_either(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RPO_RUNS": str(tmp_path)}
     open_run("new", "tiny", root=tmp_path)
     command = [sys.executable, "-m", "rpo_kit", "synthesize", "--run", "new"]
@@ -164,7 +164,7 @@ def test_the_real_process_shows_no_traceback(tmp_path):
     assert done.stderr.startswith("rpo_kit: The stage 'prepare' of run 'new' is not finished")
 
 
-def test_an_interrupt_says_that_the_command_can_be_given_again(monkeypatch, capsys):
+def test_an_interrupt_says_to_run_the_command_again(monkeypatch, capsys):
     def interrupted(run: Run) -> None:
         raise KeyboardInterrupt
 
@@ -176,14 +176,14 @@ def test_an_interrupt_says_that_the_command_can_be_given_again(monkeypatch, caps
 # ---- which run ----------------------------------------------------------------------------------------------------
 
 
-def test_a_new_run_takes_the_cpu_preset_and_what_the_options_say(called):
+def test_a_new_run_uses_the_cpu_preset_and_the_given_options(called):
     assert main(["prepare", "--task", "LaMP-5", "--set", "rl.steps=7", "--data", "some/folder"]) == 0
     (run,) = called
     assert (run.name, run.preset.name, run.preset.data.task, run.preset.rl.steps) == ("demo", "cpu", "LaMP-5", 7)
     assert run.preset.data.source == "some/folder"
 
 
-def test_a_run_keeps_its_settings_where_the_options_say_nothing(called):
+def test_a_run_keeps_the_settings_that_no_option_names(called):
     main(["prepare", "--run", "mine", "--preset", "tiny", "--set", "data.train_users=5"])
     main(["synthesize", "--run", "mine"])
     assert called[0].preset == called[1].preset
@@ -194,7 +194,7 @@ def test_a_run_keeps_its_settings_where_the_options_say_nothing(called):
     assert called[3].preset == changed == existing_run("mine").preset
 
 
-def test_the_demo_of_a_run_that_exists_keeps_its_settings(called, monkeypatch):
+def test_the_demo_of_an_existing_run_keeps_its_settings(called, monkeypatch):
     from rpo_kit.study import demo
 
     monkeypatch.setattr(demo, "demo", called.append)
@@ -205,7 +205,7 @@ def test_the_demo_of_a_run_that_exists_keeps_its_settings(called, monkeypatch):
     assert called[2].preset == PRESETS["cpu"], "a new one"
 
 
-def test_a_run_whose_settings_cannot_be_read_is_named_and_a_preset_writes_them_anew(called, tmp_path, capsys):
+def test_an_error_names_a_run_with_unreadable_settings_and_a_preset_rewrites_them(called, tmp_path, capsys):
     main(["prepare", "--run", "mine", "--preset", "tiny"])
     (tmp_path / "mine" / "run.json").write_text('{"name": "mine", "pre')
     said = refused(capsys, "rl", "--run", "mine")
@@ -214,7 +214,7 @@ def test_a_run_whose_settings_cannot_be_read_is_named_and_a_preset_writes_them_a
     assert called[1].preset == existing_run("mine").preset == PRESETS["tiny"]
 
 
-def test_a_preset_that_is_named_replaces_all_settings(called):
+def test_a_given_preset_replaces_all_settings(called):
     main(["prepare", "--run", "mine", "--preset", "tiny", "--set", "data.train_users=5"])
     main(["prepare", "--run", "mine", "--preset", "tiny"])
     assert called[1].preset == PRESETS["tiny"]

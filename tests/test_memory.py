@@ -1,4 +1,4 @@
-"""What a stage takes of a GPU is estimated from shapes: as measured where it was measured, and as autograd keeps it."""
+"""The GPU memory of a stage is estimated from shapes; the estimate agrees with measurements and with autograd."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from rpo_kit.training.shared_prefix import scoring as scored_by
 
 SMALL, MEDIUM = KNOWN["smollm2"], KNOWN["unsloth/Qwen2.5-1.5B-Instruct"]
 FACTOR = 1.2
-# On an H100 at commit 28892b1: shape, 4-bit, prompts x completions, tokens of a prompt and of a completion, rewrites in
-# a micro-batch, GB. Real LaMP-7 prompts (the last row) have about 350 tokens. The micro-batch of the first row was not
-# recorded; 8 was the preset's.
+# On an H100 at commit 28892b1: shape, 4-bit, prompts x samples, tokens per prompt and per sample, samples per
+# micro-batch, GB. Real LaMP-7 prompts (the last row) have about 350 tokens. The micro-batch of the first row was not
+# recorded; the preset had 8.
 MEASURED = [
     (MEDIUM, True, 8, 8, 400, 192, 8, 9.0),
     (SMALL, False, 16, 8, 300, 80, 64, 9.7),
@@ -31,7 +31,7 @@ MEASURED = [
 
 
 @pytest.mark.parametrize(("shape", "in_4_bit", "prompts", "group", "prompt", "new", "micro", "gb"), MEASURED)
-def test_the_estimate_is_what_was_measured_within_a_factor(shape, in_4_bit, prompts, group, prompt, new, micro, gb):
+def test_the_estimate_is_within_a_factor_of_what_was_measured(shape, in_4_bit, prompts, group, prompt, new, micro, gb):
     budget = micro // group * (prompt + group * new)
     rl = RLSettings(prompts_per_step=prompts, group_size=group, max_new_tokens=new, micro_batch_tokens=budget)
     estimated = SLACK * rl_step(shape, ModelSettings("x", in_4_bit), rl, prompt) / 1e9
@@ -42,7 +42,7 @@ def tensors_kept(model: PreTrainedModel, groups: Sequence[tuple[list[int], list[
     """Bytes of the tensors, beside the weights, that autograd keeps while the groups are scored."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     sizes: dict[int, int] = {}
-    alive: list[torch.Tensor] = []  # else a freed tensor's address would be given to another one
+    alive: list[torch.Tensor] = []  # otherwise a freed tensor's address would be reused
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -87,7 +87,7 @@ def test_weights_are_counted_as_the_model_has_them():
 
 
 @pytest.mark.parametrize(("name", "billions"), [("1.5B", 1.54), ("7B", 7.61), ("0.5B", 0.49)])
-def test_the_models_of_the_presets_have_as_many_parameters_as_their_cards_say(name, billions):
+def test_the_models_of_the_presets_have_as_many_parameters_as_their_model_cards_say(name, billions):
     assert weights(KNOWN[f"unsloth/Qwen2.5-{name}-Instruct"], False) / 2e9 == pytest.approx(billions, abs=0.01)
 
 
@@ -122,7 +122,7 @@ def test_checkpointing_and_a_smaller_micro_batch_take_less():
     assert scoring(MEDIUM, model, halved, 900) < 0.6 * scoring(MEDIUM, model, without, 900)
 
 
-def test_of_a_model_that_is_not_known_nothing_is_claimed(tmp_path):
+def test_for_an_unknown_model_there_is_no_estimate(tmp_path):
     assert shape_of("some/model") is None
     assert estimate(get_preset("colab-t4", {"reflection.name": "some/model"})) == {}
     Qwen2Config().save_pretrained(tmp_path)

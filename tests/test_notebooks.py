@@ -1,4 +1,4 @@
-"""What must hold for every notebook, read without running it (`make demo` does); and what the demo does not show."""
+"""What must hold for every notebook, checked without running it, and two executions that the demo does not cover."""
 
 import ast
 import importlib
@@ -44,7 +44,7 @@ def test_the_demo_runs_every_notebook():
 
 
 @every_notebook
-def test_it_is_committed_without_outputs_and_widget_state(chapter):
+def test_it_is_committed_without_outputs_or_widget_state(chapter):
     notebook = read(chapter)
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
@@ -55,14 +55,14 @@ def test_it_is_committed_without_outputs_and_widget_state(chapter):
 
 
 @every_notebook
-def test_cell_ids_are_unique_words(chapter):
+def test_cell_ids_are_unique_and_made_of_words(chapter):
     ids = [cell["id"] for cell in cells(chapter)]
     assert len(set(ids)) == len(ids)
     assert all(name.replace("-", "").isalnum() and len(name) <= 64 for name in ids)
 
 
 @every_notebook
-def test_it_has_the_parameters_that_papermill_sets(chapter):
+def test_it_has_the_parameters_cell_that_papermill_sets(chapter):
     tagged = [cell["text"] for cell in cells(chapter, "code") if "parameters" in cell["metadata"].get("tags", [])]
     assert tagged == [PARAMETERS]
 
@@ -79,7 +79,7 @@ def test_it_opens_with_its_question_then_parameters_then_the_run(chapter):
 
 
 @every_notebook
-def test_every_cell_parses_is_short_and_defines_no_long_function(chapter):
+def test_every_cell_parses_and_is_short_and_defines_no_long_function(chapter):
     for cell in cells(chapter, "code"):
         assert len(cell["text"].splitlines()) <= LONGEST, cell["id"]
         for node in ast.walk(ast.parse(cell["text"])):
@@ -94,7 +94,7 @@ def test_every_name_it_imports_from_the_kit_exists(chapter):
 
 
 @every_notebook
-def test_what_the_front_door_offers_is_imported_once_from_there(chapter):
+def test_names_that_rpo_kit_exports_are_imported_once_and_from_there(chapter):
     imports = [(module, name) for module, name in imported_from_kit(chapter) if name in rpo_kit.__all__]
     assert imports == [("rpo_kit", name) for name in sorted({name for _, name in imports}, key=rpo_kit.__all__.index)]
 
@@ -125,15 +125,15 @@ def test_every_name_is_bound_before_it_is_used(chapter):
 
 
 @every_notebook
-def test_pyplot_and_magics_stay_out(chapter):
+def test_it_uses_neither_pyplot_nor_magics(chapter):
     text = "\n".join(cell["text"] for cell in cells(chapter, "code"))
     assert "pyplot" not in text
     assert not any(line.lstrip().startswith(("%", "!")) for line in text.splitlines())
 
 
 @every_notebook
-def test_no_table_or_picture_is_dropped_in_the_middle_of_a_cell(chapter):
-    """What is not a cell's last expression is shown by `display` alone."""
+def test_no_table_or_picture_is_lost_in_the_middle_of_a_cell(chapter):
+    """An expression that is not the last one of its cell is shown only by `display`."""
     shows = {"show", "show_table", "page", "user_browser", "trajectory_browser", "rollout_browser"}
     for cell in cells(chapter, "code"):
         tree = ast.parse(cell["text"])
@@ -143,7 +143,7 @@ def test_no_table_or_picture_is_dropped_in_the_middle_of_a_cell(chapter):
 
 
 @pytest.mark.parametrize("name", ["sft", "rl", "sweep"])
-def test_a_stage_that_trains_is_called_so_that_it_may_run_in_a_process_of_its_own(name):
+def test_a_training_stage_is_called_so_that_it_can_run_in_its_own_process(name):
     text = "\n".join(cell["text"] for cell in cells(STAGES[name].notebook, "code"))
     assert f'run_stage(run, "{name}", live)\nlive.finish()' in text
     assert STAGES[name].function.rpartition(":")[2] + "(" not in text
@@ -174,12 +174,12 @@ def test_its_links_lead_to_files_that_exist(chapter):
 
 
 @every_notebook
-def test_no_machine_path_and_no_address_is_in_it(chapter):
+def test_it_contains_no_machine_path_and_no_address(chapter):
     text = (NOTEBOOKS / f"{chapter}.ipynb").read_text(encoding="utf-8")
     assert not re.search(r"/(home|root|work|tmp)/|localhost|https://", text)
 
 
-def test_notebook_01_shows_the_runs_own_users_even_if_they_are_not_personas(tmp_path, monkeypatch):
+def test_notebook_01_shows_the_users_of_the_run_even_if_they_are_not_personas(tmp_path, monkeypatch):
     """Made-up rows shaped like LaMP's time split of a task without personas: dates, and users that dev knows."""
     task, folder = get_task("LaMP-2-news"), tmp_path / "lamp"
     for split, place in (("train", 0), ("dev", 1)):

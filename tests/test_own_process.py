@@ -1,4 +1,4 @@
-"""A stage in a process of its own is followed, stopped and explained as if it ran in the notebook's."""
+"""A stage in its own process is followed, stopped and explained as if it ran in the notebook."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ready_for_rl(prepared: Callable[..., Run]) -> Run:
 
 @pytest.fixture
 def child(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Takes the program that runs in place of the stage."""
+    """Return a function that sets the program to run in place of the stage."""
 
     def program(text: str) -> None:
         start = subprocess.Popen
@@ -50,7 +50,7 @@ def child(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 # ---- a real stage -------------------------------------------------------------------------------------------------
 
 
-def test_a_stage_runs_elsewhere_and_its_log_arrives_here(ready_for_rl, monkeypatch, capfd):
+def test_a_stage_runs_in_another_process_and_its_log_arrives_here(ready_for_rl, monkeypatch, capfd):
     rows, run = [], ready_for_rl
     monkeypatch.setenv("RPO_OWN_PROCESS", "1")
     run_stage(run, "rl", lambda log: rows.append(log))
@@ -60,11 +60,11 @@ def test_a_stage_runs_elsewhere_and_its_log_arrives_here(ready_for_rl, monkeypat
     assert "a group's prompt is read once" in capfd.readouterr().out
     rows.clear()
     run_stage(run, "rl", lambda log: rows.append(log))
-    assert rows == []  # done already: nothing to draw
+    assert rows == []  # finished already: nothing to plot
     assert "rl: done already" in capfd.readouterr().out
 
 
-def test_a_stage_that_fails_is_its_own_sentence(trained, capfd):
+def test_a_failing_stage_reports_its_own_error(trained, capfd):
     run = trained()
     with pytest.raises(KitError, match="holds no LoRA adapter") as error:
         in_own_process(open_run(run.name, None, {"rl.steps": 3}, run.folder.parent), "rl")
@@ -89,7 +89,7 @@ print("no line end", end="")
 """
 
 
-def test_each_new_row_is_passed_on_once_and_what_is_printed_too(new_run, child, capsys):
+def test_each_new_row_and_each_printed_line_is_passed_on_once(new_run, child, capsys):
     run, seen = new_run(), []
     child(WRITES_A_LOG.replace("LOG", str(run.stage("sft") / "log.csv")))
     in_own_process(run, "sft", lambda rows: seen.append(rows))
@@ -98,7 +98,7 @@ def test_each_new_row_is_passed_on_once_and_what_is_printed_too(new_run, child, 
     assert capsys.readouterr().out.splitlines() == ["step 1", "step 2", "step 3", "no line end"]
 
 
-def test_a_progress_bar_is_not_printed_again_and_again(new_run, child, capsys):
+def test_a_progress_bar_is_not_printed_repeatedly(new_run, child, capsys):
     child(
         "import sys, time\n"
         "for n in range(20):\n"
@@ -118,7 +118,7 @@ def test_the_log_of_an_earlier_call_is_not_new(new_run, child):
     assert seen == []
 
 
-def test_a_sweep_is_followed_from_cell_to_cell(new_run, child):
+def test_a_sweep_is_followed_from_arm_to_arm(new_run, child):
     run, seen = new_run(), []
     two = [WRITES_A_LOG.replace("LOG", str(run.stage("sweep") / f"{cell}-seed0" / "log.csv")) for cell in "ab"]
     child("".join(two))
@@ -138,7 +138,7 @@ def test_a_sweep_is_followed_from_cell_to_cell(new_run, child):
         ("import sys; sys.exit(3)", "does not know .code 3"),
     ],
 )
-def test_why_a_child_failed_is_one_sentence(new_run, child, program, sentence):
+def test_one_sentence_says_why_a_child_failed(new_run, child, program, sentence):
     child(program)
     with pytest.raises(KitError, match=sentence):
         in_own_process(new_run(), "sft")
@@ -157,7 +157,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_an_interrupt_ends_the_child_and_what_it_has_started(new_run, child, tmp_path, monkeypatch, capsys, stubborn):
+def test_an_interrupt_ends_the_child_and_its_own_children(new_run, child, tmp_path, monkeypatch, capsys, stubborn):
     run, pids = new_run(), tmp_path / "pids"
     ignore = "signal.signal(signal.SIGINT, signal.SIG_IGN)" if stubborn else ""
     child(WAITS.replace("PIDS", str(pids)).replace("SIGNAL", ignore))
@@ -210,13 +210,13 @@ def test_a_child_does_not_outlive_the_process_that_started_it(tmp_path):
     assert not alive(int(pids.read_text()))
 
 
-# ---- when ---------------------------------------------------------------------------------------------------------
+# ---- in which process ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("value", "gpu", "wanted"), [("", True, True), ("", False, False), ("1", False, True), ("0", True, False)]
 )
-def test_a_gpu_decides_unless_the_environment_does(monkeypatch, value, gpu, wanted):
+def test_the_environment_decides_and_by_default_the_gpu(monkeypatch, value, gpu, wanted):
     monkeypatch.setenv("RPO_OWN_PROCESS", value)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     assert own_process_wanted() is wanted
@@ -230,7 +230,7 @@ def test_without_a_gpu_the_stage_runs_in_this_process(new_run, monkeypatch):
     assert calls == [("sweep", print)]
 
 
-def test_settings_that_changed_behind_the_notebook_are_not_trained_with(new_run):
+def test_settings_changed_since_the_notebook_opened_the_run_are_not_used_for_training(new_run):
     run = new_run()
     open_run(run.name, None, {"rl.steps": 5}, run.folder.parent)
     with pytest.raises(KitError, match="run the notebook again from its first cell"):

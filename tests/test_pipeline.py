@@ -18,7 +18,7 @@ from rpo_kit.study.demo import NOTEBOOKS
 
 
 @pytest.mark.parametrize("row", STAGES.values(), ids=str)
-def test_every_row_names_what_there_is(row):
+def test_every_row_names_an_existing_function_and_notebook(row):
     assert (NOTEBOOKS / f"{row.notebook}.ipynb").is_file()
     assert callable(stage_function(row.name))
     for setting in row.settings.values():
@@ -28,7 +28,7 @@ def test_every_row_names_what_there_is(row):
 
 
 @pytest.mark.parametrize("row", STAGES.values(), ids=str)
-def test_what_a_stage_reads_an_earlier_stage_writes(row):
+def test_an_earlier_stage_writes_what_a_stage_reads(row):
     before = list(STAGES)[: list(STAGES).index(row.name)]
     for path in row.reads.values():
         writer, _, file = path.partition("/")
@@ -42,7 +42,7 @@ def test_a_row_cannot_be_changed():
 
 
 def test_a_seventh_stage_is_one_row_and_one_function(trained, monkeypatch, capsys):
-    """It has a command, knows what it reads, is skipped when done and run again when an input changed."""
+    """It has a command, knows its inputs, is skipped when finished and rerun when an input changed."""
 
     def count(run):
         inputs = inputs_of(run, "count")
@@ -76,6 +76,6 @@ def test_a_seventh_stage_is_one_row_and_one_function(trained, monkeypatch, capsy
     assert set(manifest["inputs"]) == {"settings", "trajectories"}
 
 
-def test_the_first_stage_that_is_missing_is_the_one_that_is_named(prepared):
+def test_the_error_names_the_first_missing_stage(prepared):
     with pytest.raises(KitError, match=r"'synthesize' .* is not finished: first run `python -m rpo_kit synthesize"):
         inputs_of(prepared(), "rl")

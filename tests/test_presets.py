@@ -1,4 +1,4 @@
-"""Settings are a typed tree: a dotted override reaches its field, anything else is refused in a sentence."""
+"""Settings are a typed tree: a dotted override reaches its field, anything else is rejected with one sentence."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from rpo_kit.setting_rules import check
 from rpo_kit.training.curriculum import shots_plan
 
 
-def test_strings_from_the_command_line_become_the_fields_type():
+def test_strings_from_the_command_line_get_the_type_of_the_field():
     preset = get_preset(
         "cpu",
         {
@@ -38,20 +38,20 @@ def test_values_of_the_right_type_pass_unchanged():
     assert isinstance(preset.rl.beta, float)
 
 
-def test_an_override_leaves_everything_else_and_the_preset_itself_alone():
+def test_an_override_changes_nothing_else_and_not_the_preset_itself():
     changed = get_preset("cpu", {"rl.steps": 3})
     assert dataclasses.replace(changed, rl=PRESETS["cpu"].rl) == PRESETS["cpu"]
     assert PRESETS["cpu"].rl.steps != 3
 
 
-def test_an_unknown_preset_is_told_which_there_are():
+def test_the_error_for_an_unknown_preset_lists_the_presets():
     with pytest.raises(
         KitError, match="no preset 'gpu'; the presets are cpu, cpu-long, tiny, colab-t4, gpu-24gb, paper"
     ):
         get_preset("gpu")
 
 
-def test_an_unknown_setting_is_told_which_there_are_at_that_place():
+def test_the_error_for_an_unknown_setting_lists_the_settings_of_its_group():
     with pytest.raises(KitError, match=r"no setting 'rl\.stepz'; in rl there are steps, algorithm, prompts_per_step"):
         get_preset("cpu", {"rl.stepz": 1})
     with pytest.raises(KitError, match=r"no setting 'reinforce\.steps'; the settings are data, base"):
@@ -59,7 +59,7 @@ def test_an_unknown_setting_is_told_which_there_are_at_that_place():
 
 
 @pytest.mark.parametrize("key", ["name", "about"])
-def test_what_a_preset_is_called_is_no_setting(key):
+def test_the_name_of_a_preset_is_not_a_setting(key):
     with pytest.raises(KitError, match=f"no setting '{key}'; the settings are data, base"):
         get_preset("cpu", {key: "foo"})
 
@@ -78,13 +78,13 @@ def test_what_a_preset_is_called_is_no_setting(key):
         ("data.train_users", 10**9, 'so "all users" is undefined: add --data official'),
     ],
 )
-def test_a_value_that_cannot_be_meant_is_refused_before_anything_is_made(key, value, told):
+def test_an_impossible_value_is_rejected_before_anything_is_written(key, value, told):
     with pytest.raises(KitError, match=told):
         get_preset("cpu", {key: value})
 
 
 @pytest.mark.parametrize("plan", ["2,", "2,0", "2,x", "2,4,6", " 2, 3", "", "fixed", "fixed-0", "fixed-12", "random"])
-def test_the_settings_take_the_curricula_that_there_are_and_no_others(plan):
+def test_the_settings_accept_exactly_the_known_curricula(plan):
     def taken(make):
         try:
             return bool(make())
@@ -98,7 +98,7 @@ def test_the_settings_take_the_curricula_that_there_are_and_no_others(plan):
     ("key", "what"),
     [("rl", "'rl' is a group of settings: name one"), ("base.name", "'base' is a setting without parts")],
 )
-def test_a_key_that_is_a_group_or_goes_too_deep_is_refused(key, what):
+def test_a_key_that_is_a_group_or_goes_too_deep_is_rejected(key, what):
     with pytest.raises(KitError, match=what):
         get_preset("cpu", {key: "1"})
 
@@ -123,7 +123,7 @@ def test_a_key_that_is_a_group_or_goes_too_deep_is_refused(key, what):
         ("sweep.arms", "[2]"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_and_never_rounded_or_taken_apart(key, value):
+def test_a_value_of_the_wrong_type_is_rejected_never_rounded_or_split(key, value):
     with pytest.raises(KitError, match=rf"{re.escape(key)}=.* is not (a whole number|a number|true or false|a list)"):
         get_preset("cpu", {key: value})
 
@@ -136,7 +136,7 @@ def test_what_the_paper_fixes_is_the_default():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_can_be_trained_with(name):
+def test_every_preset_can_be_used_for_training(name):
     preset = get_preset(name)
     assert preset.name == name
     assert preset.rl.micro_batch_tokens > preset.rl.group_size * preset.rl.max_new_tokens, "a group and its prompt"
@@ -144,7 +144,7 @@ def test_every_preset_can_be_trained_with(name):
     assert preset.rl.shots_to <= preset.data.items_per_user
 
 
-def test_the_dictionary_is_json_and_holds_every_field():
+def test_the_dictionary_is_json_and_contains_every_field():
     plain = as_dict(get_preset("tiny"))
     assert json.loads(json.dumps(plain)) == plain
     assert plain.keys() == {field.name for field in dataclasses.fields(PRESETS["tiny"])}
@@ -154,12 +154,12 @@ def test_the_dictionary_is_json_and_holds_every_field():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_keeps_the_rules(preset):
+def test_every_preset_obeys_the_rules(preset):
     check(flat(PRESETS[preset]))
 
 
 def test_every_setting_with_a_number_has_a_range():
-    """A new setting is checked, or named here with the reason why any number will do."""
+    """A new setting has a range, or is listed here with the reason why any number will do."""
     any_number = {"data.seed", "sft.seed", "rl.seed", "evaluation.seed", "sweep.seeds", "sweep.eval_shots"}
     numbers = {
         key for key, value in flat(get_preset("cpu")).items() if type(value) in (int, float) and key not in any_number
@@ -201,6 +201,6 @@ def test_every_setting_with_a_number_has_a_range():
         ("synthesis.teacher", "none", "write persona, local:NAME, openai:MODEL"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_what_would_work(key, value, why):
+def test_an_impossible_combination_is_rejected_and_the_error_says_what_would_work(key, value, why):
     with pytest.raises(KitError, match=why):
         get_preset("cpu", {key: value})

@@ -1,4 +1,4 @@
-"""A stage is one process's work: a second call is told, ranks wait for the main one, and a full disk is a sentence."""
+"""One process works on a stage: a second call is rejected, ranks wait, and a full disk is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def other(run: Run) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Another process that works on stage `sft` until it is sent a line."""
+    """Another process that works on stage `sft` until it receives a line."""
     children: list[subprocess.Popen[str]] = []
 
     def start(**environment: str) -> subprocess.Popen[str]:
@@ -61,7 +61,7 @@ def other(run: Run) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 # ---- a second call ------------------------------------------------------------------------------------------------
 
 
-def test_a_second_call_of_a_stage_is_told_who_works_on_it_and_a_kill_frees_it(run, other, monkeypatch):
+def test_a_second_call_of_a_stage_names_the_process_at_work_and_a_kill_frees_the_stage(run, other, monkeypatch):
     monkeypatch.setattr(processes, "_LOCK_PATIENCE", 0.0)
     first = other()
     assert "started.json" in first.stdout.readline()
@@ -76,14 +76,14 @@ def test_a_second_call_of_a_stage_is_told_who_works_on_it_and_a_kill_frees_it(ru
         assert work
 
 
-def test_a_stage_that_failed_is_free_again_in_the_same_process(run):
+def test_a_failed_stage_is_free_again_in_the_same_process(run):
     with pytest.raises(KeyboardInterrupt), stage(run, "sweep/fixed-2-seed0", seed=1):
         raise KeyboardInterrupt
     with stage(run, "sweep/fixed-2-seed0", seed=1) as work:
         assert work
 
 
-def test_a_disk_without_locks_is_said_and_the_stage_goes_on(run, monkeypatch, capsys):
+def test_a_disk_without_locks_is_reported_and_the_stage_continues(run, monkeypatch, capsys):
     def no_locks(*_: object) -> None:
         raise OSError(processes.errno.ENOLCK, "No locks available")
 
@@ -96,7 +96,7 @@ def test_a_disk_without_locks_is_said_and_the_stage_goes_on(run, monkeypatch, ca
 # ---- ranks --------------------------------------------------------------------------------------------------------
 
 
-def test_another_rank_begins_after_the_main_process_and_leaves_after_it(run, other):
+def test_another_rank_starts_after_the_main_process_and_ends_after_it(run, other):
     with stage(run, "sft", seed=1) as work:
         write_text(work / "of-other-inputs", "")
     second = other(WORLD_SIZE="2", RANK="1")
@@ -109,7 +109,7 @@ def test_another_rank_begins_after_the_main_process_and_leaves_after_it(run, oth
     assert second.returncode == 0
 
 
-def test_of_several_ranks_the_main_one_alone_does_what_is_no_training(run, monkeypatch):
+def test_of_several_ranks_only_the_main_one_does_work_other_than_training(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     with stage(run, "evaluate", seed=1) as work:
@@ -153,7 +153,7 @@ def fill_a_file(folder: Path) -> None:
 
 def fill_the_cache(folder: Path) -> None:
     base = open_database(folder / "answers.sqlite")
-    base.execute("PRAGMA max_page_count = 1")  # not below what it has already
+    base.execute("PRAGMA max_page_count = 1")  # not below its present size
     AnswerCache(base).put("key", {"text": "long " * 10_000})
 
 
@@ -162,7 +162,7 @@ def fill_the_libraries(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("fill", [fill_a_file, fill_the_cache, fill_the_libraries])
-def test_a_full_disk_anywhere_in_a_stage_is_one_sentence(run, fill):
+def test_a_full_disk_anywhere_in_a_stage_gives_one_sentence(run, fill):
     told = (
         r"could not be written: the disk is full \(\d+\.\d\d GB free now\)\. Make room and give the same command again"
     )
@@ -171,7 +171,7 @@ def test_a_full_disk_anywhere_in_a_stage_is_one_sentence(run, fill):
     assert not (run.stage("prepare") / "manifest.json").exists()
 
 
-def test_a_full_disk_is_told_when_a_run_is_made_and_when_a_stage_ends(run, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_when_a_run_is_created_and_when_a_stage_ends(run, tmp_path, monkeypatch):
     def end_on_a_full_disk() -> None:
         with stage(run, "sft", seed=1):
             monkeypatch.setattr(os, "fsync", no_space)
@@ -182,7 +182,7 @@ def test_a_full_disk_is_told_when_a_run_is_made_and_when_a_stage_ends(run, tmp_p
         open_run("new", "tiny", root=tmp_path / "not" / "yet")
 
 
-def test_an_answer_that_cannot_be_stored_ends_the_asking_in_that_sentence(new_run, endpoint, monkeypatch):
+def test_an_answer_that_cannot_be_stored_stops_the_requests_with_that_sentence(new_run, endpoint, monkeypatch):
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
@@ -191,6 +191,6 @@ def test_an_answer_that_cannot_be_stored_ends_the_asking_in_that_sentence(new_ru
         prepare(new_run({"base": f"{endpoint.url}#m"}))
 
 
-def test_another_error_stays_what_it_is(run):
+def test_another_error_is_passed_on_unchanged(run):
     with pytest.raises(sqlite3.OperationalError, match="no such table"), stage(run, "prepare", seed=1):
         sqlite3.connect(":memory:").execute("SELECT * FROM answers")

@@ -1,4 +1,4 @@
-"""README and docs stay true: tables, links, commands, settings, snippets, and the numbers of the stored runs."""
+"""README and docs stay true: tables, links, commands, settings, snippets and the numbers of stored runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def prose(page: str) -> str:
 
 
 def code(page: str) -> list[str]:
-    """Shell lines in code blocks, joined where they go on, and inline code."""
+    """Shell lines in code blocks, with continuation lines joined, and inline code."""
     lines = []
     for block in (*blocks(page, "bash"), *re.findall(r"(?:^ {4}.+\n)+", prose(page), re.MULTILINE)):
         lines += re.sub(r"\\\n", " ", block).splitlines()
@@ -95,7 +95,7 @@ def test_every_table_row_has_as_many_cells_as_its_header(page: str) -> None:
             assert len(cells(line)) == len(cells(table[0])), line
 
 
-def test_the_readme_is_read_in_five_minutes() -> None:
+def test_the_readme_can_be_read_in_five_minutes() -> None:
     assert len(read("README.md").split()) <= WORDS
     assert sum(line.startswith("|") for line in read("README.md").splitlines()) <= TABLE_ROWS
 
@@ -119,7 +119,7 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
 
 
 @every_page
-def test_no_page_names_a_path_of_one_machine(page: str) -> None:
+def test_no_page_contains_a_path_of_one_machine(page: str) -> None:
     assert not re.search(r"(?<![\w.~/])/(?:home|root|work|tmp|Users)/", read(page))
 
 
@@ -190,7 +190,7 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @every_page
 def test_every_setting_that_is_named_exists(page: str) -> None:
-    known = set(flat(as_dict(PRESETS["cpu"]))) | set(RETIRED)  # the history of the project names them
+    known = set(flat(as_dict(PRESETS["cpu"]))) | set(RETIRED)  # the changelog names them
     text = "\n".join([*code(page), *re.findall(r"--set[^`]*", read(page))])
     named = set(re.findall(r"--set '?([\w.]+)=", text))
     files = r"(?!py\b|json\b|jsonl\b|csv\b|md\b|bin\b)"
@@ -219,7 +219,7 @@ def test_the_stages_of_the_readme_are_those_of_the_pipeline() -> None:
         assert table[named[stage.name]][-1] == f"`{stage.name}/`"
 
 
-def test_the_presets_of_the_readme_are_all_there() -> None:
+def test_the_readme_lists_all_presets() -> None:
     table = rows("README.md", "| preset")
     assert [name.strip("`") for name in table] == list(PRESETS)
     for name, (_, module, teacher) in zip(PRESETS, table.values(), strict=True):
@@ -249,7 +249,7 @@ def test_every_python_snippet_compiles_and_its_imports_resolve(page: str) -> Non
 def test_the_snippet_of_the_readme_runs_as_written(
     trained: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The fixture's adapters are empty: the model stays untrained, so the generic answer stands.
+    # The fixture's adapters are empty: the model stays untrained, so the generic answer is used.
     run = trained({"data.task": "LaMP-7"}, name="demo")
     monkeypatch.setenv("RPO_RUNS", str(run.folder.parent))
     monkeypatch.setattr(personalizer, "load_reflection", lambda settings, adapter: load_reflection(settings))
@@ -261,7 +261,7 @@ def test_the_snippet_of_the_readme_runs_as_written(
     assert names["rewrite"].text in capsys.readouterr().out
 
 
-# ---- what CONTRIBUTING and CHANGELOG point to ---------------------------------------------------------------------
+# ---- what CONTRIBUTING and CHANGELOG refer to ---------------------------------------------------------------------
 
 
 def defined(path: Path) -> set[str]:
@@ -291,7 +291,7 @@ def kit_module(name: str) -> Any:
     return importlib.import_module(f"rpo_kit.{name}")
 
 
-def test_every_new_module_of_the_changelog_exists_and_holds_what_moved_there() -> None:
+def test_every_new_module_of_the_changelog_exists_and_contains_what_moved_there() -> None:
     for old, (new,) in rows("CHANGELOG.md", "| old module").items():
         module = kit_module(new.strip("`"))
         for name in re.findall(r"`(\w+)`", old.partition("(")[2]):
@@ -307,7 +307,7 @@ def test_every_new_name_of_the_changelog_exists() -> None:
             assert hasattr(kit_module(module), name), dotted
 
 
-def test_the_map_names_the_rooms_that_there_are() -> None:
+def test_the_map_names_exactly_the_rooms() -> None:
     folders = {path.parent.name for path in (ROOT / "rpo_kit").glob("*/__init__.py")}
     named = re.findall(r"`rpo_kit/(\w+)/`", "\n".join(rows("CONTRIBUTING.md", "| room")))
     assert set(named) == folders
@@ -413,7 +413,7 @@ def test_figure_3_of_the_results_is_the_stored_sweep() -> None:
 def test_the_command_of_a_longer_run_gives_its_stored_settings(
     run: str, file: str, parse: Callable[[list[str]], argparse.Namespace]
 ) -> None:
-    """Settings that the run did not have yet are today's."""
+    """Settings that did not exist at the time have today's defaults."""
     commands = [shlex.split(block.replace("\\\n", " "))[3:] for block in blocks("docs/results.md", "bash")]
     (options,) = [parse(command) for command in commands if command[command.index("--run") + 1] == run]
     changes = dict(pair.partition("=")[::2] for pair in options.set) | (
@@ -425,7 +425,7 @@ def test_the_command_of_a_longer_run_gives_its_stored_settings(
     assert {key: repeated[key] for key in known} == {key: then[key] for key in known}
 
 
-# ---- the files around them ----------------------------------------------------------------------------------------
+# ---- other files --------------------------------------------------------------------------------------------------
 
 
 def test_the_citation_file_has_what_the_format_requires() -> None:

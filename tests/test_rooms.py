@@ -1,4 +1,4 @@
-"""The rule of the house: a room imports only from the rooms before it and from the ground floor, in no circle.
+"""A room imports only from the rooms before it and from the ground floor, without cycles.
 
 Read from the source by AST, so imports inside functions and under TYPE_CHECKING count too.
 """
@@ -16,7 +16,7 @@ KIT = Path(rpo_kit.__file__).parent
 ROOMS = ("lamp", "models", "rewriting", "training", "study", "serving")  # in the order of the data and of the figures
 COMMAND_LINE = "rpo_kit.__main__"
 FRONT_DOOR = "rpo_kit"  # its __init__ re-exports names of several rooms, lazily
-TYPES_ALONE = {"rpo_kit.models.chat"}  # the protocol of a model imports nothing of the kit
+TYPES_ALONE = {"rpo_kit.models.chat"}  # the protocol of a model imports nothing from the kit
 
 
 def modules(kit: Path = KIT) -> dict[str, Path]:
@@ -65,7 +65,7 @@ def arrows_up(arrows: dict[str, set[str]]) -> list[str]:
 
 
 def circle(arrows: dict[str, set[str]]) -> list[str]:
-    """One circle of imports, or []. A package stands for its `__init__` alone."""
+    """One cycle of imports, or []. A package stands for its `__init__` only."""
     done: set[str] = set()
 
     def walk(module: str, way: list[str]) -> list[str]:
@@ -83,7 +83,7 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
     return next((found for module in sorted(arrows) if (found := walk(module, []))), [])
 
 
-def test_every_package_is_a_room_of_the_house():
+def test_every_subpackage_is_a_room():
     packages = {path.parent.name for path in KIT.glob("*/__init__.py")}
     assert packages == set(ROOMS)
 
@@ -92,7 +92,7 @@ def test_a_room_imports_only_from_the_rooms_before_it_and_from_the_ground_floor(
     assert arrows_up(graph()) == []
 
 
-def test_no_import_runs_in_a_circle_not_even_a_lazy_one():
+def test_there_are_no_circular_imports_not_even_lazy_ones():
     assert circle(graph()) == []
 
 
@@ -121,7 +121,7 @@ def test_each_room_says_in_one_paragraph_or_two_what_lives_there(room):
         ({"study/b.py": "from kit.lamp.a import x", "lamp/a.py": "from kit import errors", "errors.py": ""}, [], []),
     ],
 )
-def test_the_rule_finds_what_is_against_it(tmp_path, files, wrong, round_trip):
+def test_the_check_finds_what_breaks_the_rule(tmp_path, files, wrong, round_trip):
     for name, text in files.items():
         path = tmp_path / "kit" / name
         path.parent.mkdir(parents=True, exist_ok=True)

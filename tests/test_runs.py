@@ -1,4 +1,4 @@
-"""A run folder survives a kill: stages are skipped, resumed or redone for a stated reason, and files are whole."""
+"""A run folder survives a kill: stages are skipped, resumed or rerun for a stated reason, and files are complete."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_a_finished_stage_is_skipped(run, capsys):
     assert (run.stage("prepare") / "result.txt").read_text() == "42"
 
 
-def test_a_stage_whose_inputs_changed_is_redone_and_names_them(run, capsys):
+def test_a_stage_whose_inputs_changed_is_rerun_and_names_them(run, capsys):
     with stage(run, "prepare", seed=1, task="LaMP-3") as work:
         write_text(work / "result.txt", "42")
     with stage(run, "prepare", seed=2, task="LaMP-3") as work:
@@ -50,7 +50,7 @@ def test_a_stage_whose_inputs_changed_is_redone_and_names_them(run, capsys):
     assert (kept / "result.txt").read_text() == "42"
 
 
-def test_an_input_that_is_new_or_gone_counts_as_changed(run, capsys):
+def test_an_input_that_is_new_or_missing_counts_as_changed(run, capsys):
     with stage(run, "evaluate", sft="a", rl="b"):
         pass
     with stage(run, "evaluate", sft="a", context="c") as work:
@@ -68,7 +68,7 @@ def test_an_interrupted_stage_keeps_its_work_and_is_not_finished(run):
     assert require(run, "sft") == run.folder / "sft"
 
 
-def test_a_stage_that_was_made_from_other_inputs_is_refused_where_the_inputs_are_named(run):
+def test_a_stage_made_from_other_inputs_is_rejected_if_the_inputs_are_given(run):
     with stage(run, "sft", seed=1, task="LaMP-3"):
         pass
     assert require(run, "sft", seed=1, task="LaMP-3")
@@ -86,7 +86,7 @@ def test_work_left_by_an_interrupted_call_with_other_settings_is_not_continued(r
     assert read_records(kept / "part.jsonl") == [{"id": "1"}]
 
 
-def test_what_was_begun_goes_on_when_its_settings_are_back_whatever_was_tried_between(run, capsys):
+def test_unfinished_work_resumes_when_its_settings_return_whatever_was_tried_in_between(run, capsys):
     def interrupted(seed, name):
         with suppress(KeyboardInterrupt), stage(run, "sft", seed=seed) as work:
             found = sorted(path.name for path in work.glob("*.txt"))
@@ -104,7 +104,7 @@ def test_what_was_begun_goes_on_when_its_settings_are_back_whatever_was_tried_be
     assert "sft: begun before with these settings; restored" in said
 
 
-def test_a_finished_result_comes_back_with_its_settings_whatever_was_tried_between(run, capsys):
+def test_a_finished_result_returns_with_its_settings_whatever_was_tried_in_between(run, capsys):
     with stage(run, "rl", steps=200) as work:
         write_text(work / "result.txt", "hours")
     for steps in (3, 4):
@@ -117,7 +117,7 @@ def test_a_finished_result_comes_back_with_its_settings_whatever_was_tried_betwe
     assert "rl: done before with these settings; restored" in capsys.readouterr().out
 
 
-def test_two_finished_results_change_places(run):
+def test_two_finished_results_swap_places(run):
     for steps in (1, 2, 1, 2):
         with stage(run, "rl", steps=steps) as work:
             if work:
@@ -138,7 +138,7 @@ def test_folders_among_the_settings_are_kept_as_whole_paths(tmp_path, monkeypatc
     assert open_run("r", None, {"data.source": "official"}, root=tmp_path / "runs").preset.data.source == "official"
 
 
-def test_the_latest_old_results_are_kept_and_older_ones_deleted_with_a_word(run, capsys):
+def test_the_latest_old_results_are_kept_and_older_ones_deleted_with_a_message(run, capsys):
     for seed in range(8):
         with stage(run, "sft", seed=seed) as work:
             write_text(work / "seed.txt", str(seed))
@@ -148,7 +148,7 @@ def test_the_latest_old_results_are_kept_and_older_ones_deleted_with_a_word(run,
     assert capsys.readouterr().out.count("the oldest of 6 results, is deleted") == 2
 
 
-def test_a_result_that_an_earlier_version_kept_comes_back(run):
+def test_a_result_kept_by_an_earlier_version_returns(run):
     for seed in (1, 2):
         with stage(run, "sft", seed=seed) as work:
             write_text(work / "seed.txt", str(seed))
@@ -159,13 +159,13 @@ def test_a_result_that_an_earlier_version_kept_comes_back(run):
     assert (run.stage("sft") / "seed.txt").read_text() == "1"
 
 
-def test_a_changed_input_file_redoes_the_stage_and_an_equal_copy_does_not(run, tmp_path):
+def test_a_changed_input_file_reruns_the_stage_and_an_equal_copy_does_not(run, tmp_path):
     data = tmp_path / "generic.jsonl"
     data.write_text("one")
     with stage(run, "sft", data=data):
         pass
     data.unlink()
-    data.write_text("one")  # other time stamp, same bytes
+    data.write_text("one")  # new time stamp, same bytes
     with stage(run, "sft", data=data) as work:
         assert work is None
     data.write_text("two")
@@ -178,7 +178,7 @@ def test_a_missing_input_file_is_named(run, tmp_path):
         pass
 
 
-def test_a_stage_says_with_what_it_was_made_and_a_skipped_one_says_so_still(run, monkeypatch):
+def test_a_stage_says_how_it_was_made_even_if_it_is_skipped(run, monkeypatch):
     with stage(run, "sft", seed=1):
         pass
     made = json.loads((run.stage("sft") / "manifest.json").read_text())
@@ -225,7 +225,7 @@ def test_written_files_can_be_read_by_others(tmp_path):
     assert (tmp_path / "a").read_bytes() == "é".encode()
 
 
-def test_records_come_back_in_order_and_a_missing_file_holds_none(tmp_path):
+def test_records_come_back_in_order_and_a_missing_file_has_none(tmp_path):
     path = tmp_path / "deep" / "records.jsonl"
     assert read_records(path) == []
     append_records(path, [{"id": "1", "text": "a\nb"}, {"id": "2", "text": "“é”\u2028"}])
@@ -236,7 +236,7 @@ def test_records_come_back_in_order_and_a_missing_file_holds_none(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b'{"id": "2', b"{", '{"id": "é'.encode()[:-1], b'{"id": "2"}'])
-def test_a_torn_last_line_does_not_count_and_is_cut_off_by_the_next_append(tmp_path, torn):
+def test_an_incomplete_last_line_does_not_count_and_the_next_append_removes_it(tmp_path, torn):
     path = tmp_path / "records.jsonl"
     append_records(path, [{"id": "1"}])
     with path.open("ab") as file:
@@ -246,7 +246,7 @@ def test_a_torn_last_line_does_not_count_and_is_cut_off_by_the_next_append(tmp_p
     assert read_records(path) == [{"id": "1"}, {"id": "2"}, {"id": "3"}]
 
 
-def test_a_torn_first_line_and_a_very_long_torn_line_are_cut_off_too(tmp_path):
+def test_an_incomplete_first_line_and_a_very_long_incomplete_line_are_removed_too(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"id": "' + b"x" * 200_000)
     append_records(path, [{"id": "1"}])
@@ -284,7 +284,7 @@ def test_a_run_remembers_its_settings(tmp_path):
     assert made.preset.rl.steps == 7
 
 
-def test_a_run_that_is_opened_again_keeps_its_settings_but_for_those_that_are_named(tmp_path):
+def test_a_reopened_run_keeps_its_settings_except_those_that_are_given(tmp_path):
     made = open_run("mine", "tiny", {"rl.steps": 7, "data.task": "LaMP-3"}, root=tmp_path)
     assert open_run("mine", None, {}, root=tmp_path) == made, "what the notebooks' parameters cell says"
     changed = open_run("mine", overrides={"rl.steps": 8}, root=tmp_path).preset
@@ -297,13 +297,13 @@ def test_a_run_that_is_opened_again_keeps_its_settings_but_for_those_that_are_na
 @pytest.mark.parametrize(
     "content", ["", "{}", "[]", '{"preset": {"name": "gone"}}', '{"preset": {"name": "cpu", "rl": {"stps": 1}}}']
 )
-def test_settings_that_cannot_be_read_are_a_sentence_with_the_file(tmp_path, content):
+def test_the_error_for_unreadable_settings_names_the_file(tmp_path, content):
     write_text(tmp_path / "mine" / "run.json", content)
     with pytest.raises(KitError, match=r"settings in .*mine/run\.json cannot be read .*--preset"):
         existing_run("mine", root=tmp_path)
 
 
-def test_an_unknown_run_is_told_which_there_are(tmp_path):
+def test_the_error_for_an_unknown_run_lists_the_runs(tmp_path):
     open_run("mine", "tiny", root=tmp_path)
     with pytest.raises(KitError, match=r"There is no run 'nime' in .*; existing runs: mine"):
         existing_run("nime", root=tmp_path)
@@ -312,19 +312,19 @@ def test_an_unknown_run_is_told_which_there_are(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden"])
-def test_a_name_that_is_no_folder_name_is_refused(tmp_path, name):
+def test_a_name_that_is_not_a_folder_name_is_rejected(tmp_path, name):
     with pytest.raises(KitError, match="cannot be the name of a run"):
         open_run(name, "tiny", root=tmp_path)
 
 
-def test_runs_live_where_rpo_runs_says(tmp_path, monkeypatch):
+def test_runs_are_stored_where_rpo_runs_says(tmp_path, monkeypatch):
     monkeypatch.setenv("RPO_RUNS", str(tmp_path / "there"))
     assert runs_root() == (tmp_path / "there").resolve()
     monkeypatch.delenv("RPO_RUNS")
     assert runs_root() == Path(runs.__file__).resolve().parents[1] / "runs"
 
 
-def test_a_package_that_is_not_installed_says_so(monkeypatch):
+def test_a_package_that_is_not_installed_is_listed_as_such(monkeypatch):
     monkeypatch.setattr(provenance, "_PACKAGES", ("no-such-package-here",))
     assert provenance.package_versions() == {"no-such-package-here": "not installed"}
 
@@ -344,7 +344,7 @@ def test_a_damaged_line_in_the_middle_is_named_and_the_others_are_read(tmp_path,
     assert capsys.readouterr().out.count(f"{path}, line 2, is damaged") == (line != b"null")
 
 
-def test_the_runs_folder_may_begin_with_a_tilde(monkeypatch, tmp_path):
+def test_the_path_of_the_runs_folder_may_begin_with_a_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RPO_RUNS", "~/my runs")
     assert runs_root() == tmp_path / "my runs"
@@ -357,7 +357,7 @@ def test_a_file_in_place_of_the_runs_folder_is_named(tmp_path):
             open_run("r", "tiny", root=root)
 
 
-def test_a_disk_that_refuses_permissions_is_written_all_the_same(tmp_path, monkeypatch):
+def test_files_are_written_even_if_the_disk_does_not_support_permissions(tmp_path, monkeypatch):
     def refused(path: str, mode: int) -> None:
         raise PermissionError(1, "Operation not permitted", path)
 
@@ -367,7 +367,7 @@ def test_a_disk_that_refuses_permissions_is_written_all_the_same(tmp_path, monke
 
 
 @pytest.mark.parametrize("number", [13, 30, 1])
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, number):
+def test_a_folder_that_cannot_be_written_gives_one_sentence(tmp_path, monkeypatch, number):
     def refused(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 

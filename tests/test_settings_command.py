@@ -1,4 +1,4 @@
-"""Settings are checked before anything is written or moved; one command shows them and takes a change back."""
+"""Settings are checked before anything is written or moved; one command shows them and undoes a change."""
 
 import json
 
@@ -22,7 +22,7 @@ def finished(name="demo", **settings):
     return run
 
 
-def test_settings_shows_what_differs_from_the_preset_and_takes_it_back(root, capsys):
+def test_settings_shows_what_differs_from_the_preset_and_undoes_it(root, capsys):
     open_run("r", "tiny", {"rl.steps": 40, "base": "local:other", "sweep.seeds": [1, 2]})
     assert main(["settings", "--run", "r"]) == 0
     said = capsys.readouterr().out
@@ -35,14 +35,14 @@ def test_settings_shows_what_differs_from_the_preset_and_takes_it_back(root, cap
 
 
 @pytest.mark.parametrize("key", ["rl", "rl.stepz", "name", "about", "data"])
-def test_a_setting_that_is_none_cannot_be_unset(root, key, capsys):
+def test_an_unknown_setting_cannot_be_unset(root, key, capsys):
     open_run("r", "tiny")
     assert main(["settings", "--run", "r", "--unset", key]) == 2
     assert f"There is no setting {key!r} to unset" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--task", "LaMP-3"], ["--set", "data.seed=5"], ["--preset", "cpu"]])
-def test_a_demo_with_other_settings_does_not_take_the_default_run(root, arguments, capsys, monkeypatch):
+def test_a_demo_with_other_settings_does_not_use_the_default_run(root, arguments, capsys, monkeypatch):
     run = finished(**{"data.task": "LaMP-7"})
     before = (run.folder / "run.json").read_bytes()
     assert main(["demo", *arguments]) == 2
@@ -54,13 +54,13 @@ def test_a_demo_with_other_settings_does_not_take_the_default_run(root, argument
     assert main(["demo", *arguments, "--run", "other"]) == 0
 
 
-def test_the_same_settings_again_are_no_other_settings(root, monkeypatch):
+def test_the_same_settings_again_are_not_other_settings(root, monkeypatch):
     finished(**{"data.task": "LaMP-7"})
     monkeypatch.setattr("rpo_kit.study.demo.demo", lambda run: None)
     assert main(["demo", "--preset", "tiny", "--task", "LaMP-7"]) == 0
 
 
-def test_a_prepare_that_fails_at_the_door_leaves_no_run(root, capsys):
+def test_a_prepare_that_fails_before_it_starts_creates_no_run(root, capsys):
     assert main(["prepare", "--run", "new", "--data", str(root / "nowhere")]) == 2
     assert not (root / "new").exists()
     run = finished("old")
@@ -68,7 +68,7 @@ def test_a_prepare_that_fails_at_the_door_leaves_no_run(root, capsys):
     assert (run.stage("prepare") / "manifest.json").exists()
 
 
-def test_a_mistake_among_the_settings_is_not_stored(root, capsys):
+def test_invalid_settings_are_not_stored(root, capsys):
     run = finished("r")
     before = (run.folder / "run.json").read_bytes()
     for setting in ("rl.stepz=3", "rl.steps=0"):
@@ -78,11 +78,11 @@ def test_a_mistake_among_the_settings_is_not_stored(root, capsys):
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "lr={0.1}", "", " ", "a\\b"])
-def test_a_name_that_no_folder_can_have_is_refused(root, name, capsys):
+def test_a_name_that_no_folder_can_have_is_rejected(root, name, capsys):
     assert main(["prepare", "--run", name]) == 2 or name == ""
     assert "cannot be the name of a run" in capsys.readouterr().err or name == ""
 
 
 @pytest.mark.parametrize("name", ["lr=0.1", "mein Lauf", "läufe", "a.b", "$1"])
-def test_a_name_with_spaces_umlauts_or_dollars_is_a_name(root, name):
+def test_a_name_may_have_spaces_umlauts_or_dollars(root, name):
     assert open_run(name, "tiny").name == name

