@@ -143,7 +143,7 @@ def cpu_torch(root: Path, pip: list[str], torch_index: str) -> list[Step]:
     On Linux the default index serves torch with CUDA. That build runs on a CPU just as well, but it makes .venv 6.1 GB
     instead of 2.3 GB (measured; it pulls in triton, among others), and nothing on this route uses CUDA. So the CPU
     build is requested first, from wherever pip is configured to look (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL, pip.conf,
-    RPO_TORCH_INDEX). If it is not available, the CUDA build is installed and the user is told.
+    RPO_TORCH_INDEX). If it is not available, the CUDA build is installed and the installer says so.
     --no-deps keeps the extra index from being used for anything but torch.
     """
     if platform.system() != "Linux":

@@ -65,7 +65,7 @@ def test_the_name_of_a_preset_is_not_a_setting(key):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("rl.curriculum", "foo", "no curriculum 'foo': choose progressive"),
         ("sweep.arms", ["fixed-2", "fixed-0"], "no curriculum 'fixed-0'"),
@@ -78,8 +78,8 @@ def test_the_name_of_a_preset_is_not_a_setting(key):
         ("data.train_users", 10**9, 'so "all users" is undefined: add --data official'),
     ],
 )
-def test_an_impossible_value_is_rejected_before_anything_is_written(key, value, told):
-    with pytest.raises(KitError, match=told):
+def test_an_impossible_value_is_rejected_before_anything_is_written(key, value, message):
+    with pytest.raises(KitError, match=message):
         get_preset("cpu", {key: value})
 
 

@@ -65,8 +65,8 @@ def test_a_second_call_of_a_stage_names_the_process_at_work_and_a_kill_frees_the
     monkeypatch.setattr(processes, "_LOCK_PATIENCE", 0.0)
     first = other()
     assert "started.json" in first.stdout.readline()
-    told = rf"The stage 'sft' of run 'r' is in use by process {first.pid}: wait for that"
-    with pytest.raises(KitError, match=told), stage(run, "sft", seed=2):
+    message = rf"The stage 'sft' of run 'r' is in use by process {first.pid}: wait for that"
+    with pytest.raises(KitError, match=message), stage(run, "sft", seed=2):
         pass
     with stage(run, "rl", seed=2) as work:
         assert work, "another stage is free"
@@ -163,10 +163,10 @@ def fill_the_libraries(folder: Path) -> None:
 
 @pytest.mark.parametrize("fill", [fill_a_file, fill_the_cache, fill_the_libraries])
 def test_a_full_disk_anywhere_in_a_stage_gives_one_sentence(run, fill):
-    told = (
+    message = (
         r"could not be written: the disk is full \(\d+\.\d\d GB free now\)\. Make room and give the same command again"
     )
-    with pytest.raises(KitError, match=told), stage(run, "prepare", seed=1) as work:
+    with pytest.raises(KitError, match=message), stage(run, "prepare", seed=1) as work:
         fill(work)
     assert not (run.stage("prepare") / "manifest.json").exists()
 

@@ -235,12 +235,12 @@ def test_records_come_back_in_order_and_a_missing_file_has_none(tmp_path):
     assert read_records(path)[1]["text"] == "“é”\u2028"
 
 
-@pytest.mark.parametrize("torn", [b'{"id": "2', b"{", '{"id": "é'.encode()[:-1], b'{"id": "2"}'])
-def test_an_incomplete_last_line_does_not_count_and_the_next_append_removes_it(tmp_path, torn):
+@pytest.mark.parametrize("incomplete", [b'{"id": "2', b"{", '{"id": "é'.encode()[:-1], b'{"id": "2"}'])
+def test_an_incomplete_last_line_does_not_count_and_the_next_append_removes_it(tmp_path, incomplete):
     path = tmp_path / "records.jsonl"
     append_records(path, [{"id": "1"}])
     with path.open("ab") as file:
-        file.write(torn)
+        file.write(incomplete)
     assert read_records(path) == [{"id": "1"}]
     append_records(path, [{"id": "2"}, {"id": "3"}])
     assert read_records(path) == [{"id": "1"}, {"id": "2"}, {"id": "3"}]
