@@ -407,7 +407,7 @@ def test_figure_3_of_the_results_is_the_stored_sweep() -> None:
         ("l3", "long_LaMP-3_run.json"),
         ("s1", "seeds_LaMP-1_provenance.json"),
         ("f7", "long_LaMP-7_provenance.json"),
-        ("demo", "baselines_LaMP-7_run.json"),
+        ("b7", "baselines_LaMP-7_run.json"),
     ],
 )
 def test_the_command_of_a_longer_run_gives_its_stored_settings(
