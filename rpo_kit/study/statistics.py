@@ -58,6 +58,18 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def bootstrap_runs(by_run: Sequence[np.ndarray], resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """Means (resamples,) of values measured in several runs, resampling runs and then the users of each drawn run.
+
+    `by_run` holds one value per user for each run. Two levels, because the users of a run share its adapters.
+    """
+    generator, means = np.random.default_rng(seed), np.empty(resamples)
+    for n in range(resamples):
+        drawn = [by_run[run] for run in generator.integers(len(by_run), size=len(by_run))]
+        means[n] = np.mean([values[generator.integers(len(values), size=len(values))].mean() for values in drawn])
+    return means
+
+
 def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[str, list[Record]]) -> pd.DataFrame:
     """One row per system: score (0..1, higher is better) with interval, LaMP's metrics, unparsed, words, copy rate."""
     golds, users, settings = [e["output"] for e in examples], [e["user_id"] for e in examples], run.preset.evaluation
