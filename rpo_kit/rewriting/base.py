@@ -1,8 +1,8 @@
-"""The base model in the method (Figure 1, left): what the black box is asked, and how its answer is read.
+"""The base model in the method (Figure 1, left): its prompt, and how its answer is read.
 
-It sees LaMP's input and nothing else: no function in this module takes a profile, so none can leak. The answer that
-comes out is the generic answer; `reading` takes it out of a chatty reply. Left out: prompts with history items, which
-are baselines (`study/baselines.py`).
+It sees LaMP's input and nothing else: no function in this module takes a profile, so none can leak. The result is the
+generic answer, which `lamp/reading.py` extracts from a chatty reply. Prompts with history items are baselines
+(`study/baselines.py`).
 
     base_conversation("What is the score … review: The lid leaks.")     # [{"role": "user", "content": "What is …"}]
     read_answer(get_task("LaMP-3"), "I would give it a 4.")             # '4'
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def base_conversation(input: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Conversation:
-    """What the base model is sent: LaMP's whole input as the only message.
+    """The base model's prompt: LaMP's input as the only message.
 
-    With the tokenizer of a model in this process, nothing in it becomes a special token; an endpoint sees to that.
+    With a local model's tokenizer, special tokens in the input are broken up; a server does that itself.
     """
     text = replace_surrogates(input)
     return [{"role": "user", "content": break_special_tokens(text, tokenizer) if tokenizer else text}]
@@ -40,7 +40,7 @@ def base_conversations(base: Chat, inputs: Sequence[str]) -> list[Conversation]:
 
 
 def answer_tokens(task: Task, tokens: int) -> int:
-    """How many tokens an answer may have: a label needs no more than 12 (ours)."""
+    """The token limit of an answer; a label needs no more than 12 (ours)."""
     return tokens if task.kind == "generation" else min(tokens, 12)
 
 
@@ -48,7 +48,7 @@ def base_answers(base: Chat, task: Task, inputs: list[str], tokens: int) -> list
     """The base model's raw answers, in the order of `inputs`.
 
     Raises:
-        KitError: an answer is missing; the message holds the first reason.
+        KitError: an answer is missing; the message gives the first reason.
     """
     conversations = base_conversations(base, inputs)
     answers = base.complete(conversations, max_new_tokens=answer_tokens(task, tokens))
@@ -62,12 +62,12 @@ def base_answers(base: Chat, task: Task, inputs: list[str], tokens: int) -> list
 
 
 def read_answer(task: Task, text: str) -> str:
-    """The answer inside a chatty reply (see `reading`)."""
+    """The answer inside a chatty reply (see `lamp/reading.py`)."""
     return read(task, text).text
 
 
 def generic_record(task: Task, id: str, answer: Completion) -> dict[str, object]:
-    """The line of `generic.jsonl` for an answer: what was read, what the model wrote, and what was odd about it."""
+    """The line of `generic.jsonl` for an answer: the text read from it, the raw text, and anything unusual about it."""
     reading = read(task, answer.text)
     record: dict[str, object] = {"id": id, "text": reading.text, "raw": answer.text}
     if not answer.finished:
@@ -80,15 +80,15 @@ def generic_record(task: Task, id: str, answer: Completion) -> dict[str, object]
 
 
 def describe_oddities(records: Sequence[Mapping[str, Any]], tokens: int) -> str:
-    """One line on preambles, thoughts, refusals and answers longer than `tokens`, the limit; "" if there are none."""
-    removed = Counter(what for record in records for what in record.get("removed", []))
+    """One line on preambles, thoughts, refusals and answers longer than the limit of `tokens`; "" if there are none."""
+    removed = Counter(part for record in records for part in record.get("removed", []))
     counts = {
         "had a preamble, which was removed": removed["preamble"],
         "had thoughts, which were removed": removed["thoughts"],
-        "are refusals, which stay as the answer": sum(record.get("refusal", False) for record in records),
-        f"are longer than the {tokens} tokens asked for and are cut where a prompt has no room": sum(
+        "are refusals, which are kept as the answer": sum(record.get("refusal", False) for record in records),
+        f"are longer than the limit of {tokens} tokens and are cut if a prompt has no room for them": sum(
             len(record["text"].split()) > tokens for record in records
         ),
     }
-    told = "; ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return f"of {len(records)} generic answers {told}" if told else ""
+    oddities = "; ".join(f"{count} {oddity}" for oddity, count in counts.items() if count)
+    return f"of {len(records)} generic answers {oddities}" if oddities else ""

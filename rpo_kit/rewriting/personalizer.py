@@ -1,12 +1,12 @@
-"""The whole of Figure 1 in one object: base model, retrieval and reflection module, (query, profile) → `Rewrite`.
+"""The whole of Figure 1 in one object: base model, retrieval and reflection module, (input, profile) → `Rewrite`.
 
-The base model sees the query and nothing else. If the module's completion is not a trajectory, the generic answer
-stands, and `Rewrite.parse_error` says why. What cannot be answered is said before the base model is asked. Left out:
-training, and a server around it (`serving/`).
+The base model sees LaMP's input and nothing else. If the module's completion does not parse, the generic answer is used
+instead, and `Rewrite.parse_error` says why. Invalid inputs and profiles are rejected before any model runs. `serving/`
+puts the personalizer behind an HTTP endpoint.
 
     personalize = Personalizer.of(existing_run("demo"))                # the run's base model, module and settings
     personalize("What is the score … review: The lid leaks.", profile).text                              # '1'
-    for rewrite in personalize.each(pairs, batch_size=16): ...         # any number of pairs, as they are ready
+    for rewrite in personalize.each(pairs, batch_size=16): ...         # any number of pairs, in batches
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Item, Task, get_task
-from rpo_kit.models.chat import Chat, Completion, ConcurrentChat
+from rpo_kit.models.chat import Chat, ConcurrentChat
 from rpo_kit.models.local import LoadedModel, prompt_tokens
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.rewriting.base import base_answers, read_answer
@@ -35,12 +35,12 @@ from rpo_kit.runs import Run
 from rpo_kit.stages import require
 from rpo_kit.text import replace_surrogates
 
-Pair = tuple[str, Sequence[Item]]  # a query (LaMP's whole input) and the user's profile
+Pair = tuple[str, Sequence[Item]]  # LaMP's input and the user's profile
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What the personalizer did for one query."""
+    """What the personalizer did for one input."""
 
     text: str  # the rewrite, or the generic answer if there is none
     generic: str
@@ -48,8 +48,8 @@ class Rewrite:
     trajectory: Trajectory | None
     parse_error: str | None  # why there is no trajectory
     timings: dict[str, float]  # seconds for retrieval, base, reflection: the batch's time divided by its size
-    tokens: dict[str, tuple[int, int]]  # (prompt, new) of base and reflection, as each counts; 0 if it does not
-    shortened: bool = False  # whether the history items had to be shortened to fit into the module's prompt
+    tokens: dict[str, tuple[int, int]]  # (prompt, new) of base and reflection; 0 if a model's server does not count
+    shortened: bool = False  # whether the module's prompt had to be shortened to fit
 
     @property
     def observations(self) -> list[str]:
@@ -65,14 +65,14 @@ class Rewrite:
         return sum(self.timings.values())
 
 
-class QueryError(KitError):
-    """The query or the profile is at fault, not a model."""
+class InputError(KitError):
+    """The input or the profile is at fault, not a model."""
 
 
 class Personalizer:
     """Base model, retrieval and reflection module together.
 
-    Several threads may use one: the module answers them one after the other, and a base model at an endpoint at once.
+    Thread-safe: the module answers one call at a time; a base model at an endpoint answers several at once.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Personalizer:
     def of(cls, run: Run, stage: str = "rl") -> Personalizer:
         """The module that `stage` trained, with all of the run's settings; API cost is charged to the run.
 
-        For a query of the run's data it gives what `prepare` and `evaluate` gave (only the retriever `random` draws
-        other items).
+        For an example of the run's data, generic answer and rewrite are those of `prepare` and `evaluate` (but the
+        retriever `random` draws other items).
         """
         preset = run.preset
         data = replace(preset.data, dev_users=0)  # as in `train_inputs`: dev users train nothing
@@ -110,80 +110,76 @@ class Personalizer:
             preset.base_max_new_tokens,
         )
 
-    def __call__(self, query: str, profile: Sequence[Item]) -> Rewrite:
-        """The rewrite for one query (LaMP's whole input) of the user with this profile.
+    def __call__(self, input: str, profile: Sequence[Item]) -> Rewrite:
+        """The rewrite for LaMP's `input` and the user's profile.
 
         Raises:
-            QueryError: an item lacks a field, or the query is too long for the module; no model was asked.
+            InputError: `input` is not one of the task's, or too long for the module, or an item lacks a field.
             KitError: the base model did not answer.
         """
-        return self.batch([(query, profile)])[0]
+        return self.batch([(input, profile)])[0]
 
     def each(self, pairs: Iterable[Pair], batch_size: int = 16) -> Iterator[Rewrite]:
-        """One rewrite per pair, in order; `pairs` may be endless, and is read one batch at a time."""
+        """One rewrite per pair, in order; `pairs` is read one batch at a time, so it may be endless."""
         rest = iter(pairs)
         while chunk := list(islice(rest, batch_size)):
             yield from self.batch(chunk)
 
     def batch(self, pairs: Sequence[Pair]) -> list[Rewrite]:
-        """One rewrite per pair, in order; each model is called once. Raises what a call for a single pair raises."""
+        """One rewrite per pair, in order; each model is called once. Raises as `__call__`."""
         if not pairs:
             return []
         started = time.perf_counter()
-        examples = [self._example(query, profile) for query, profile in pairs]
+        inputs = [replace_surrogates(input) for input, _ in pairs]
+        profiles = [checked_items(self.task, profile, "the profile") for _, profile in pairs]
+        examples: list[Example] = [
+            {"id": "query", "user_id": "", "input": input, "output": "", "profile": profile}
+            for input, profile in zip(inputs, profiles, strict=True)
+        ]
         with self.lock:
             items = self._fitting_items(examples)
 
         retrieved = time.perf_counter()
         at_once = isinstance(self.base, ConcurrentChat) and self.base.concurrent
         with nullcontext() if at_once else self.lock:
-            answers = base_answers(self.base, self.task, [query for query, _ in pairs], self.base_tokens)
+            answers = base_answers(self.base, self.task, inputs, self.base_tokens)
         for example, answer in zip(examples, answers, strict=True):
             example["generic"] = read_answer(self.task, answer.text)
 
         answered = time.perf_counter()
         with self.lock:
-            completions, shortened = self._reflected(examples, items)
+            try:
+                completions, shortened = reflect(self.reflection, self.task, examples, items, self.new_tokens)
+            except KitError as error:  # it would have fitted with a shorter generic answer
+                raise InputError(str(error)) from None
 
         reflected = time.perf_counter()
         seconds = {"retrieval": retrieved - started, "base": answered - retrieved, "reflection": reflected - answered}
         timings = {name: total / len(pairs) for name, total in seconds.items()}
         rewrites = []
-        for n, (example, answer, completion) in enumerate(zip(examples, answers, completions, strict=True)):
+        rows = zip(examples, items, answers, completions, shortened, strict=True)
+        for example, shown, answer, completion, cut in rows:
             generic = example["generic"]
             text, parsed = rewrite_or_generic(completion.text, generic)
             tokens = {"base": (answer.prompt_tokens, answer.new_tokens)}
             tokens["reflection"] = (completion.prompt_tokens, completion.new_tokens)
-            how = (parsed.trajectory, parsed.error, dict(timings), tokens, shortened[n])
-            rewrites.append(Rewrite(text, generic, items[n], *how))
+            rewrites.append(Rewrite(text, generic, shown, parsed.trajectory, parsed.error, dict(timings), tokens, cut))
         return rewrites
 
-    def _example(self, query: str, profile: Sequence[Item]) -> Example:
-        items = checked_items(self.task, profile, "the profile")
-        return {"id": "query", "user_id": "", "input": replace_surrogates(query), "output": "", "profile": items}
-
-    def _reflected(
-        self, examples: Sequence[Example], items: Sequence[Sequence[Item]]
-    ) -> tuple[list[Completion], list[bool]]:
-        try:
-            return reflect(self.reflection, self.task, examples, items, self.new_tokens)
-        except KitError as error:  # it would have fitted with a shorter generic answer
-            raise QueryError(str(error)) from None
-
     def _fitting_items(self, examples: Sequence[Example]) -> list[list[Item]]:
-        """The first items of each example's ranking, after a look whether they and the query fit into the window.
+        """The top-ranked items of each example, which fit into the module's window together with the query.
 
         Raises:
-            QueryError: a query is no input of the task, or too long whatever its generic answer will be.
+            InputError: an input is not one of the task's, or too long whatever its generic answer will be.
         """
         limit, tokenizer = self.reflection.max_seq_length - self.new_tokens, self.reflection.tokenizer
-        for query in (example["input"] for example in examples):
-            if not self.task.is_official(query):
-                raise QueryError(
-                    f"This is not an input of {self.task.name}: {query[:60]!r}… Make inputs with Task.make_input."
+        for input in (example["input"] for example in examples):
+            if not self.task.is_official(input):
+                raise InputError(
+                    f"This is not an input of {self.task.name}: {input[:60]!r}… Make inputs with Task.make_input."
                 )
-            if prompt_tokens(tokenizer, [{"role": "user", "content": query}]) > limit:  # before a long search with it
-                raise _too_long(query, limit)
+            if prompt_tokens(tokenizer, [{"role": "user", "content": input}]) > limit:  # else ranking would take long
+                raise _too_long(input, limit)
         rankings = rank(self.task, examples, self.retriever)
         items = [top_k(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
         for example, own_items in zip(examples, items, strict=True):
@@ -194,24 +190,24 @@ class Personalizer:
         return items
 
 
-def _too_long(query: str, limit: int) -> QueryError:
-    return QueryError(
-        f"The query ({len(query):,} characters) is too long: the reflection module reads at most {limit:,} tokens, "
+def _too_long(input: str, limit: int) -> InputError:
+    return InputError(
+        f"The input ({len(input):,} characters) is too long: the reflection module reads at most {limit:,} tokens, "
         "history items included. Shorten it, or train a module with a larger reflection.max_seq_length."
     )
 
 
 def checked_items(task: Task, profile: object, source: str) -> list[Item]:
-    """The items with the task's fields as texts; numbers become texts, and a missing id the item's position.
+    """The items with the task's fields as texts; numbers become texts, and a missing id becomes the item's position.
 
     `source` names the profile in the error.
 
     Raises:
-        QueryError: it is not a list of items, or an item lacks a field; the message shows one that is right.
+        InputError: `profile` is not a list of items, or an item lacks a field; the message shows a correct item.
     """
     sample = json.dumps({"id": "7"} | dict.fromkeys(task.fields, "…"), ensure_ascii=False)
     if isinstance(profile, str | bytes) or not isinstance(profile, Sequence):
-        raise QueryError(f"{source} must be a list of items such as {sample}.")
+        raise InputError(f"{source} must be a list of items such as {sample}.")
     items = []
     for number, item in enumerate(profile):
         values = item if isinstance(item, Mapping) else {}
@@ -219,7 +215,7 @@ def checked_items(task: Task, profile: object, source: str) -> list[Item]:
         if any(texts[name] is None for name in task.fields):
             is_text = " is a plain text: it" if isinstance(item, str) else ""
             fields = " and ".join(task.fields)
-            raise QueryError(
+            raise InputError(
                 f"Item {number} of {source}{is_text} must have {fields}, each a text or a number, as in {sample}."
             )
         known = {name: text for name, text in texts.items() if text is not None}
@@ -232,5 +228,5 @@ def _as_text(value: object) -> str | None:
     if isinstance(value, str):
         return replace_surrogates(value)
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer) or not -1e15 < value < 1e15:
-        return None  # not a number either: NaN and the infinite ones
+        return None  # NaN and infinity too
     return str(int(value)) if value == int(value) else str(float(value))

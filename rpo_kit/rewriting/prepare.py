@@ -42,7 +42,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     preset = run.preset
     if preset.data.leave_one_out:
         query_field(get_task(preset.data.task))  # reject an unfit task before an earlier result is moved away
-    inputs, retry = inputs_of(run, "prepare") | source_files(preset.data), failures.remain(run, "prepare")
+    inputs, retry = inputs_of(run, "prepare") | source_files(preset.data), failures.pending(run, "prepare")
     with stage(run, "prepare", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:
             return
@@ -60,7 +60,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
         if missing:
             base = open_base(preset.base) if open_base else open_chat_for(run, preset.base)
             _write_generic_answers(run, base, missing, stage_dir)
-        failures.conclude(stage_dir, len(queries), preset.endpoint.tolerate)
+        failures.report(stage_dir, len(queries), preset.endpoint.tolerate)
         sort_records(stage_dir / "generic.jsonl", list(queries))
         records = read_records(stage_dir / "generic.jsonl")
         cut = sum(not record.get("finished", True) for record in records)
@@ -76,7 +76,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
 
 def _write_generic_answers(run: Run, base: Chat, inputs: dict[str, str], stage_dir: Path) -> None:
     """Ask for the answer to each {id: input}; store each as it arrives, and note each failure."""
-    failures.forget(stage_dir)
+    failures.clear(stage_dir)
     task, ids = get_task(run.preset.data.task), list(inputs)
     limit = answer_tokens(task, run.preset.base_max_new_tokens)
     conversations = base_conversations(base, list(inputs.values()))
@@ -91,7 +91,7 @@ def _write_generic_answers(run: Run, base: Chat, inputs: dict[str, str], stage_d
                     continue
                 records.append(generic_record(task, ids[index], answer))
             append_records(stage_dir / "generic.jsonl", records)
-            failures.note(stage_dir, failed)
+            failures.record(stage_dir, failed)
             bar.update(len(batch))
 
 

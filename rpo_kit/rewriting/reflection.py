@@ -1,8 +1,8 @@
-"""The reflection module at inference time (Figure 1, right): what it reads, and how it is asked.
+"""The reflection module at inference time (Figure 1, right): its prompt and its completions.
 
 It reads the query q, the generic answer g and k history items P, and writes a trajectory (`trajectory.py`) that ends in
-the rewrite. `personalizer.py` puts the base model and retrieval in front of it. Left out: sampling more than one
-rewrite; that is for training (`training/reinforce.py`).
+the rewrite. `personalizer.py` puts the base model and retrieval in front of it. Completions are greedy here; RL samples
+several per prompt (`training/reinforce.py`).
 
     module = load_reflection(preset.reflection, adapter=run.stage("rl") / "adapter")
     completions, shortened = reflect(module, task, examples, items, max_new_tokens=80)
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _WORD_LIMITS = (None, 200, 100, 50, 25, 12, 6)  # ours: words per field of an item, tried in turn until the prompt fits
-_GENERIC_LIMITS = (400, 200, 100, 50, 25, 12, 6)  # ours: words of the generic answer, if the shortest items do not do
+_GENERIC_LIMITS = (400, 200, 100, 50, 25, 12, 6)  # ours: words of the generic answer, tried after the shortest items
 _WORD_LENGTH = 20  # ours: characters kept of a word in an item that has to be shortened
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 
 
 class DoesNotFitError(KitError):
-    """The query of one example is too long for the module's window; the other examples are not concerned."""
+    """One example's query is too long for the module's window; the other examples are not affected."""
 
 
 def reflection_messages(
-    task: Task, query: str, generic: str, items: Sequence[Item], first: int = 1, words: int | None = None
+    task: Task, input: str, generic: str, items: Sequence[Item], first: int = 1, words: int | None = None
 ) -> Conversation:
-    """The conversation that asks for a rewrite. `query` is LaMP's whole input; its instruction is left out.
+    """The module's prompt. Of LaMP's `input` it shows the query, without the instruction.
 
     Items are numbered by their rank, from `first` on. `words` limits each field of an item.
     """
@@ -57,7 +57,7 @@ def reflection_messages(
         "reflection_user",
         title=task.title,
         history="\n".join(lines) or "(empty)",
-        query=escape_tags(" ".join(task.query_text(query).split())),
+        query=escape_tags(" ".join(task.query_text(input).split())),
         generic=escape_tags(" ".join(generic.split())) or "(empty)",
     )
     return [{"role": "system", "content": load("reflection_system")}, {"role": "user", "content": user}]
@@ -66,25 +66,25 @@ def reflection_messages(
 def fitting_messages(
     tokenizer: PreTrainedTokenizerBase, limit: int, task: Task, example: Example, items: Sequence[Item], first: int = 1
 ) -> tuple[Conversation, bool]:
-    """`reflection_messages` in at most `limit` tokens, and whether something had to be shortened for that.
+    """`reflection_messages` in at most `limit` tokens, and whether anything had to be shortened.
 
-    The items give way first, then the generic answer. Nothing becomes one of the tokenizer's special tokens.
+    Items are shortened first, then the generic answer, the query never. The tokenizer's special tokens are broken up.
 
     Raises:
-        DoesNotFitError: it does not fit however they are cut; the query itself is never cut.
+        DoesNotFitError: the query leaves too little room for the shortest items and generic answer.
     """
-    query, generic = example["input"], example["generic"]
+    input, generic = example["input"], example["generic"]
     cuts = [(words, generic) for words in _WORD_LIMITS]
     cuts += [(_WORD_LIMITS[-1], _shorten(generic, words)) for words in _GENERIC_LIMITS]
     for words, text in dict.fromkeys(cuts):
         messages = [
             message | {"content": break_special_tokens(message["content"], tokenizer)}
-            for message in reflection_messages(task, query, text, items, first, words)
+            for message in reflection_messages(task, input, text, items, first, words)
         ]
         if prompt_tokens(tokenizer, messages) <= limit:
             return messages, words is not None
     raise DoesNotFitError(
-        f"The query of example {example['id']} ({len(query):,} characters) does not fit into {limit} tokens together "
+        f"The input of example {example['id']} ({len(input):,} characters) does not fit into {limit} tokens together "
         f"with {len(items)} history items: raise reflection.max_seq_length, or remove this example from the data."
     )
 
@@ -92,7 +92,7 @@ def fitting_messages(
 def unfitting(
     tokenizer: PreTrainedTokenizerBase, limit: int, task: Task, examples: Sequence[Example], shots: int
 ) -> dict[str, str]:
-    """{example id: reason} for those whose query leaves no room for `shots` items in `limit` tokens, however short."""
+    """{example id: reason} for each query that leaves no room for `shots` items in `limit` tokens, however short."""
     reasons = {}
     for example in examples:
         try:
@@ -103,10 +103,10 @@ def unfitting(
 
 
 def _shorten(text: str, words: int | None) -> str:
-    """The first `words` words, or fewer if a sentence ends in their second half, and "…" for what is left out."""
+    """The first `words` words, or fewer if a sentence ends in their second half, and "…" for the rest."""
     if words is None:
         return text
-    # Not every script puts spaces between words, and some texts have none at all.
+    # Not every script puts spaces between words, so that a "word" may be a whole text.
     parts = [part if len(part) <= _WORD_LENGTH else f"{part[:_WORD_LENGTH]}…" for part in text.split()]
     if len(parts) <= words:
         return " ".join(parts)
@@ -118,7 +118,7 @@ def load_reflection(settings: ModelSettings, adapter: Path | None = None) -> Loa
     """The reflection module: the small model with the LoRA adapter in the folder `adapter`, or untrained without one.
 
     Raises:
-        KitError: there is no adapter in that folder, it is damaged, or it belongs to another model.
+        KitError: the folder has no adapter, or one that is damaged or belongs to another model.
     """
     loaded = load_model(settings)
     if adapter is None:
@@ -140,7 +140,7 @@ def reflect(
 ) -> tuple[list[Completion], list[bool]]:
     """The module's greedy completion for each example with its items, and whether its prompt had to be shortened.
 
-    With `skip_unfitting` an example whose query does not fit gets a completion with `failure`, and the others go on.
+    With `skip_unfitting`, an example whose query does not fit gets a completion with `failure` set.
 
     Raises:
         DoesNotFitError: a query does not fit, and `skip_unfitting` is not set.
@@ -163,6 +163,6 @@ def reflect(
 
 
 def module_inputs(run: Run) -> dict[str, object]:
-    """What the module is besides its adapter, as inputs of the stages that load it."""
+    """The module's settings and prompts, as inputs of the stages that load it (its adapter is another input)."""
     prompts = prompt_fingerprints("reflection_system", "reflection_user")
     return {"model": run.preset.reflection, "prompts": prompts}

@@ -1,15 +1,15 @@
 """Structured Rewriting Trajectory: the text between a generic answer and its rewrite (Figures 1 and 2 of the paper).
 
-A trajectory makes the reasoning explicit: *observe* says what the history shows, each line naming the item it rests on;
-*plan* says what to change in the generic answer; *rewrite* is the new answer. The trained module writes exactly this,
-so the grammar is strict. A text that does not fit it is not a rewrite at all: the generic answer stands.
+A trajectory makes the reasoning explicit: *observe* says what the history shows, each line citing an item; *plan* says
+what to change in the generic answer; *rewrite* is the new answer. The trained module writes exactly this, so the
+grammar is strict: if a text does not parse, the generic answer is used instead.
 
     <observe>[1] reads 2, gave 1: harsh</observe>
     <plan>reads 3, harsh: give 2</plan>
     <rewrite>2</rewrite>
 
-`parse` never raises, whatever the text. Each of the three tags must appear exactly once, in this order, with nothing
-around them but white space; so no text inside a section can change which part is taken as the rewrite.
+`parse` never raises. Each of the six tags must appear exactly once, in this order, with nothing but whitespace outside
+the sections; so no text inside a section can change which part is taken as the rewrite.
 
 >>> rewrite_or_generic("<observe>[1] gave 1</observe><plan>one lower</plan><rewrite>2</rewrite>", generic="3")[0]
 '2'
@@ -29,7 +29,7 @@ from rpo_kit.lamp.reading import without_thoughts
 from rpo_kit.rewriting.prompts import escape_tags, restore_tags
 
 SECTIONS = ("observe", "plan", "rewrite")
-# Possessive (`+`): a text of nothing but "<" and spaces would otherwise take time quadratic in its length.
+# Possessive (`+`): otherwise a text of nothing but "<" and spaces would take quadratic time.
 _ANY_TAG = re.compile(r"<\s*+/?+\s*+(?:observe|plan|rewrite)\b[^>]*+>", re.IGNORECASE)
 _WHOLE = re.compile(r"\s*" + r"\s*".join(rf"<{name}>(?P<{name}>.*?)</{name}>" for name in SECTIONS) + r"\s*", re.DOTALL)
 _CITED = re.compile(r"\[(\d{1,4})\]")
@@ -45,20 +45,20 @@ class Trajectory:
 
     @property
     def cited(self) -> tuple[int, ...]:
-        """The items that the observations rest on: 1-based positions, in order of first mention."""
+        """The items that the observations cite: 1-based positions, in order of first mention."""
         return tuple(dict.fromkeys(int(number) for number in _CITED.findall(self.observe)))
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """Either a trajectory, or the reason why there is none."""
+    """Either a trajectory, or the reason why the text is not one."""
 
     trajectory: Trajectory | None
     error: str | None = None
 
 
 def parse(text: str) -> Parsed:
-    """Read a completion. Never raises: a text that does not fit the grammar gives an `error` in words."""
+    """Parse a completion. Never raises: a text that does not fit the grammar gives an `error` in words."""
     tags = _tags(text)
     expected = [tag for name in SECTIONS for tag in (f"<{name}>", f"</{name}>")]
     if not tags:
@@ -75,16 +75,16 @@ def parse(text: str) -> Parsed:
 
 
 def _tags(text: str) -> list[str]:
-    """All tags of the grammar, in small letters and without blanks."""
-    # Behind the last ">" no tag can end, but each "<observe " there would be followed to the end of the text.
+    """All tags of the grammar in the text, in lower case and without spaces."""
+    # No tag ends after the last ">", but the search would scan from each "<observe " there to the end of the text.
     return [re.sub(r"\s+", "", tag).lower() for tag in _ANY_TAG.findall(text, 0, text.rfind(">") + 1)]
 
 
-def parse_teachers(text: str) -> Parsed:
-    """Read a teacher's text: as `parse`, but thoughts, code fences and preambles around the three parts do not matter.
+def parse_teacher(text: str) -> Parsed:
+    """Parse a teacher's text: as `parse`, but ignore thoughts, code fences and preambles around the three parts.
 
-    A teacher is not trained to write exactly the form, and asking again costs money. What stands between the parts, or
-    a part too many, is still an error.
+    A teacher is not trained on the format, and a retry costs money. Text between the parts, or a repeated part, is
+    still an error.
     """
     strict = parse(text)
     if strict.trajectory:
@@ -100,25 +100,25 @@ def parse_teachers(text: str) -> Parsed:
 
 
 def rewrite_or_generic(text: str, generic: str) -> tuple[str, Parsed]:
-    """The rewrite in a completion, as the user would read it; without a trajectory, the generic answer stands."""
+    """The rewrite in a completion, as the user would read it; the generic answer if the completion does not parse."""
     parsed = parse(text)
     return (restore_tags(parsed.trajectory.rewrite) if parsed.trajectory else generic), parsed
 
 
 def render(trajectory: Trajectory) -> str:
-    """The text of a trajectory, to train on: what a tokenizer might read as a special token is written harmlessly.
+    """The text of a trajectory, to train on; anything that a tokenizer might read as a special token is escaped.
 
     Raises:
         KitError: a part would not survive being parsed again.
     """
     if not is_writable(trajectory):
-        error = parse(_text_of(trajectory)).error or "outer spaces"
+        error = parse(_text_of(trajectory)).error or "leading or trailing whitespace"
         raise KitError(f"This trajectory cannot be written as text ({error}): {trajectory}")
     return _text_of(Trajectory(*(escape_tags(getattr(trajectory, name)) for name in SECTIONS)))
 
 
 def is_writable(trajectory: Trajectory) -> bool:
-    """Whether it is read back as it was written."""
+    """Whether the trajectory is the same after being written and parsed again."""
     return parse(_text_of(trajectory)).trajectory == trajectory
 
 
@@ -127,7 +127,7 @@ def _text_of(trajectory: Trajectory) -> str:
 
 
 def trajectory_error(trajectory: Trajectory, shown: Collection[int], gold: str | None = None) -> str | None:
-    """Why this trajectory is not worth training on, or None: it must cite only items `shown`, and end in the gold."""
+    """Why this trajectory is rejected, or None: it must cite items, only those in `shown`, and end in the gold."""
     if not trajectory.cited:
         return "cites no item"
     if not set(trajectory.cited) <= set(shown):

@@ -1,5 +1,5 @@
-"""What one takes home: the personalizer behind an OpenAI-compatible endpoint.
+"""The trained personalizer behind an OpenAI-compatible endpoint.
 
-`server` is the HTTP side, `incoming` its limits, `messages` the form of requests and responses. How a
-rewrite is made belongs to `rewriting`.
+`server` speaks HTTP, `incoming` checks and limits what a client sends, `messages` reads requests and builds responses.
+How a rewrite is made belongs to `rewriting`.
 """

@@ -1,7 +1,7 @@
-"""What a client sends, with limits: who it is, how long it may take, how large its body is.
+"""Checks and limits on a request: its key and origin, the time that it may take, the size of its body.
 
 check_sender("", True, headers)                                         # RequestError for a page in a browser
-read_body(headers, BufferedReader(Patient(connection, time.monotonic() + 30.0)))       # {'messages': […], …}
+read_body(headers, BufferedReader(DeadlineReader(connection, time.monotonic() + 30.0)))   # {'messages': […], …}
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MAX_BODY = 1_000_000  # ours: bytes
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class Patient(RawIOBase):
-    """What a client sends, up to a point in time: a byte every few seconds does not keep a thread for ever."""
+class DeadlineReader(RawIOBase):
+    """Reads what a client sends until a deadline, so that one byte every few seconds cannot keep a thread for ever."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self.connection, self.deadline = connection, deadline
@@ -42,9 +42,9 @@ class Patient(RawIOBase):
 
 
 def check_sender(key: str, local_only: bool, headers: Message) -> None:
-    """Check the key, if there is one, and that no web page in a browser of this machine is asking.
+    """Check the key, if one is set, and that the request does not come from a web page in a browser on this machine.
 
-    A page can reach a server on this machine through a name of its own (DNS rebinding); the Host header shows it.
+    A page can reach a server on this machine through its own domain name (DNS rebinding); the Host header reveals that.
     """
     scheme, _, token = str(headers.get("Authorization") or "").strip().partition(" ")
     sent = token.strip() if scheme.lower() == "bearer" else scheme
@@ -55,16 +55,16 @@ def check_sender(key: str, local_only: bool, headers: Message) -> None:
     except ValueError:
         raise RequestError(400, "The Host header is not an address.") from None
     if local_only and host not in LOOPBACK:
-        raise RequestError(403, "This server is for this machine only: use 127.0.0.1 or localhost.")
+        raise RequestError(403, "This server accepts local requests only: use 127.0.0.1 or localhost in the URL.")
 
 
 def read_body(headers: Message, stream: BufferedIOBase) -> dict[str, object]:
-    """The JSON object in the body, read only if the headers say that it is one and that it is not too large."""
+    """The JSON object in the body; read only if the headers declare JSON of an acceptable size."""
     if str(headers.get("Content-Type") or "").partition(";")[0].strip().lower() != "application/json":
-        raise RequestError(415, "Send JSON, with Content-Type: application/json.")
+        raise RequestError(415, "The Content-Type is not application/json: send JSON, and say so.")
     length = str(headers.get("Content-Length") or "").strip()
     if not length.isascii() or not length.isdigit():
-        raise RequestError(411, "Send the length of the body (Content-Length).")
+        raise RequestError(411, "Content-Length is missing or not a number: send the length of the body in bytes.")
     if len(length) > 12 or int(length) > MAX_BODY:  # int() rejects more than 4,300 digits
         raise RequestError(413, f"The request is too large: at most {MAX_BODY:,} bytes are read.")
     content = stream.read(int(length))

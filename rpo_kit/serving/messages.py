@@ -1,10 +1,10 @@
-"""What an OpenAI client sends and gets: a query and a profile out of a request, a chat completion out of a rewrite.
+"""OpenAI's format: from a request to LaMP's input and a profile, from a rewrite to a chat completion.
 
-The form alone, without HTTP (`server.py`) and without a model. A request that cannot be understood, or asks for what a
-rewrite cannot be (tools, several choices, JSON), raises RequestError, with the status and the sentence that the client
-gets. What has no effect (a temperature, earlier messages) is named in the response, under `rpo.ignored`.
+No HTTP (`server.py`) and no model here. A request that cannot be understood, or asks for what a rewrite cannot be
+(tools, several choices, JSON), raises RequestError with the status and the message that the client gets. Fields without
+effect (a temperature, earlier messages) are listed in the response, under `rpo.ignored`.
 
-    query_of(task, [{"role": "user", "content": "It leaks."}])       # 'What is the score … review: It leaks.'
+    input_of(task, [{"role": "user", "content": "It leaks."}])       # 'What is the score … review: It leaks.'
     ignored_fields("rpo", {"messages": […], "user": "ann", "temperature": 0.7})                # ['temperature']
     as_completion("rpo", rewrite)["choices"][0]["message"]["content"]       # '1'
 """
@@ -19,13 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 from rpo_kit.lamp.tasks import Item, Task
-from rpo_kit.rewriting.personalizer import QueryError, Rewrite, checked_items
+from rpo_kit.rewriting.personalizer import InputError, Rewrite, checked_items
 
-MAX_ITEMS = 2_000  # ours: of a profile; LaMP's largest has about a thousand
+MAX_ITEMS = 2_000  # ours: per profile; LaMP's largest has about a thousand
 USER_HEADER = "X-RPO-User"
-_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")  # no path can be made of it
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")  # cannot name another folder
 
-# ours: what would make the answer something else than a rewrite, and when it is harmless
+# ours: fields that ask for something other than a rewrite, and the values that do not
 _HARMLESS: dict[str, Callable[[object], bool]] = {
     "n": lambda value: value == 1 and not isinstance(value, bool),
     "best_of": lambda value: value == 1,
@@ -44,7 +44,7 @@ _READ = {"messages", "user", "profile", "metadata", "extra", "extra_body", "stre
 
 
 class RequestError(Exception):
-    """A request that is answered with an error status and a sentence."""
+    """A request that gets an error status and a message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -54,13 +54,13 @@ class RequestError(Exception):
 # ---- requests -----------------------------------------------------------------------------------------------------
 
 
-def check_possible(body: Mapping[str, object]) -> None:
-    """Refuse what a rewrite cannot be, rather than leave it out without a word."""
+def check_supported(body: Mapping[str, object]) -> None:
+    """Reject what a rewrite cannot be, rather than ignore it silently."""
     if body.get("n") is not None and not _HARMLESS["n"](body["n"]):
-        raise RequestError(400, "There is one choice per request: leave n out.")
+        raise RequestError(400, "`n` must be 1: a request gets one choice.")
     for name, harmless in _HARMLESS.items():
         if body.get(name) is not None and not harmless(body[name]):
-            raise RequestError(400, f"A rewrite is one plain text: `{name}` is not supported here, leave it out.")
+            raise RequestError(400, f"`{name}` is not supported: a rewrite is one plain text. Leave it out.")
 
 
 def ignored_fields(name: str, body: Mapping[str, object]) -> list[str]:
@@ -75,26 +75,28 @@ def ignored_fields(name: str, body: Mapping[str, object]) -> list[str]:
 
 
 def user_of(body: Mapping[str, object], header: str | None) -> str | None:
-    """Who is asking: `user`, or where a client does not send that, `metadata.user_id` or the header; None: not said."""
+    """The user: `user`, or, from clients that cannot send it, `metadata.user_id` or the header; None if not named."""
     names = [body.get("user"), header or None]
     for field in ("metadata", "extra", "extra_body"):
         source = body.get(field)
         if isinstance(source, dict):
             names += [source.get("user_id"), source.get("user")]
-    said = set()
+    users = set()
     for name in names:
         text = str(name) if isinstance(name, int) and not isinstance(name, bool) else name  # LaMP's users are numbers
         if isinstance(text, str) and _USER.fullmatch(text):
-            said.add(text)
+            users.add(text)
         elif text is not None:
-            raise RequestError(400, "`user` must be a name of letters, digits and _ . @ -")
-    if len(said) > 1:
-        raise RequestError(400, f"More than one user is named, in `user`, `metadata` and {USER_HEADER}: send one name.")
-    return next(iter(said), None)
+            raise RequestError(
+                400, "`user` must consist of letters, digits and _ . @ -, and begin with a letter or digit."
+            )
+    if len(users) > 1:
+        raise RequestError(400, f"`user`, `metadata` and {USER_HEADER} name different users: send one name.")
+    return next(iter(users), None)
 
 
-def query_of(task: Task, messages: object) -> str:
-    """LaMP's whole input for the last message, which may be one already, or the bare text of the query."""
+def input_of(task: Task, messages: object) -> str:
+    """LaMP's input from the last message, which holds either that or the bare query."""
     error = RequestError(400, "`messages` must be a list of {role, content} with texts, the last one from the user.")
     if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
         raise error
@@ -105,13 +107,13 @@ def query_of(task: Task, messages: object) -> str:
         return text
     if task.parts != ("text",):
         raise RequestError(
-            400, f"A query of {task.name} must be a whole LaMP input, with the title and both references."
+            400, f"The last message must be a whole input of {task.name}, with the title and both references."
         )
     return task.make_input(text=text)
 
 
 def text_of(content: object) -> str:
-    """A message's text, which OpenAI allows in parts as well; "" if it is not a text."""
+    """A message's text, which may come in parts, as OpenAI allows; "" if it is not a text."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
         return ""
@@ -128,7 +130,7 @@ def checked_profile(task: Task, content: object, source: str) -> list[Item]:
         raise RequestError(400, f"{source} must be a JSON list of at most {MAX_ITEMS:,} items.")
     try:
         return checked_items(task, content, source)
-    except QueryError as error:
+    except InputError as error:
         raise RequestError(400, str(error)) from None
 
 
@@ -152,11 +154,11 @@ class Explanation(TypedDict):
     shortened: bool
     seconds: dict[str, float]
     tokens: dict[str, dict[str, int]]
-    ignored: NotRequired[list[str]]  # what was sent and has no effect
+    ignored: NotRequired[list[str]]  # fields of the request without effect
 
 
 class ChatCompletion(TypedDict):
-    """OpenAI's form, and under `rpo` how the rewrite was made."""
+    """OpenAI's format, and under `rpo` how the rewrite was made."""
 
     id: str
     object: str
@@ -168,7 +170,7 @@ class ChatCompletion(TypedDict):
 
 
 def as_completion(name: str, rewrite: Rewrite, ignored: Sequence[str] = ()) -> ChatCompletion:
-    """The rewrite as the answer of the model `name`; `usage` is the sum over base model and reflection module."""
+    """The rewrite as an answer of the model `name`; `usage` is the sum over base model and reflection module."""
     prompt, new = (sum(counts) for counts in zip(*rewrite.tokens.values(), strict=True))
     explanation: Explanation = {
         "generic": rewrite.generic,
@@ -196,7 +198,7 @@ def as_completion(name: str, rewrite: Rewrite, ignored: Sequence[str] = ()) -> C
 
 
 def as_events(completion: ChatCompletion) -> str:
-    """The same for a client that asked for a stream: a single chunk, because a rewrite is ready all at once."""
+    """The same for a client that asked for a stream: one chunk, because a rewrite is complete at once."""
     choice = completion["choices"][0]
     delta = {"index": 0, "delta": choice["message"], "finish_reason": choice["finish_reason"]}
     chunk = {**completion, "object": "chat.completion.chunk", "choices": [delta]}

@@ -65,7 +65,7 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
     preset, systems = run.preset, chosen_systems(run, systems or run.preset.evaluation.systems)
     inputs = evaluate_inputs(run, systems)
     adapters = {name: run.stage(name) / "adapter" for name in ("sft", "rl")}
-    retry = failures.remain(run, "evaluate")
+    retry = failures.pending(run, "evaluate")
     with stage(run, "evaluate", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:
             return
@@ -74,10 +74,10 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
         if short:
             print(f"evaluate: {short} of {len(examples)} profiles have fewer than {preset.evaluation.shots} items")
         excluded = excluded_predictions(run)
-        failures.forget(stage_dir)
+        failures.clear(stage_dir)
         records = {name: predict(run, name, examples, stage_dir, adapters.get(name)) for name in systems}
         asked = sum(asks_base(name) or name in adapters or name == "untrained" for name in systems)
-        failures.conclude(stage_dir, len(examples) * asked, preset.endpoint.tolerate)
+        failures.report(stage_dir, len(examples) * asked, preset.endpoint.tolerate)
         for name, answers in records.items():
             predictions = {answer["id"]: scorable(task, answer["prediction"]) for answer in answers} | excluded
             path = stage_dir / "predictions" / f"{name}.json"
@@ -147,7 +147,7 @@ def predict(run: Run, system: str, examples: list[Example], stage_dir: Path, ada
         with tqdm(total=len(missing), desc=f"evaluating {system}", unit="example") as bar:
             for batch in answers(missing):
                 append_records(path, [dict(record) for record in batch if "failure" not in record])
-                failures.note(stage_dir, {f"{system}/{r['id']}": r["failure"] for r in batch if "failure" in r})
+                failures.record(stage_dir, {f"{system}/{r['id']}": r["failure"] for r in batch if "failure" in r})
                 bar.update(len(batch))
     sort_records(path, [example["id"] for example in examples])
     return cast("list[Record]", read_records(path))

@@ -26,7 +26,7 @@ from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse_teachers
+from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse_teacher
 from rpo_kit.runs import Run, append_records, read_records, sort_records
 from rpo_kit.stages import stage
 from rpo_kit.training.filters import RULES, Filters, rejection_reason
@@ -40,7 +40,7 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
     """Write `synthesize/trajectories.jsonl` and `synthesize/rejected.jsonl`, one line per request."""
     preset = run.preset
     inputs = inputs_of(run, "synthesize")
-    retry = failures.remain(run, "synthesize")
+    retry = failures.pending(run, "synthesize")
     with stage(run, "synthesize", retry=retry, **inputs) as folder:
         if folder is None:
             return
@@ -54,11 +54,11 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
         done = {record["id"] for name in ("trajectories", "rejected") for record in _records(folder, name)}
         missing = [request for request in requests if request.id not in done]
         if missing:
-            failures.forget(folder)
+            failures.clear(folder)
             teacher = teacher or open_teacher(run)
             writer = teacher if isinstance(teacher, Teacher) else RuleTeacher(teacher)
             _write(task, writer, missing, folder, filters_for(run))
-        failures.conclude(folder, len(requests), preset.endpoint.tolerate)
+        failures.report(folder, len(requests), preset.endpoint.tolerate)
         for name in ("trajectories", "rejected"):
             sort_records(folder / f"{name}.jsonl", [request.id for request in requests])
         if not _records(folder, "trajectories"):
@@ -100,7 +100,7 @@ def describe(folder: Path) -> str:
 
 def examine(task: Task, request: Request, text: str, filters: Filters) -> tuple[Trajectory | None, str | None]:
     """The trajectory in a teacher's text, or None, and the reason to reject it, or None."""
-    parsed = parse_teachers(text)
+    parsed = parse_teacher(text)
     if parsed.trajectory is None:
         return None, parsed.error
     return parsed.trajectory, rejection_reason(task, request.example, request.numbered, parsed.trajectory, filters)
@@ -117,7 +117,7 @@ def _write(task: Task, teacher: Teacher, requests: list[Request], folder: Path, 
             records = [_record(task, request, draft, filters) for request, draft in batch if not draft.failure]
             append_records(folder / "rejected.jsonl", [record for record in records if "reason" in record])
             append_records(folder / "trajectories.jsonl", [record for record in records if "reason" not in record])
-            failures.note(folder, {request.id: draft.failure for request, draft in batch if draft.failure})
+            failures.record(folder, {request.id: draft.failure for request, draft in batch if draft.failure})
             bar.update(len(batch))
 
 

@@ -20,7 +20,7 @@ from rpo_kit.lamp.tasks import TASKS, get_task
 from rpo_kit.models.chat import Completion
 from rpo_kit.models.local import LoadedModel, prompt_tokens
 from rpo_kit.rewriting import personalizer, reflection
-from rpo_kit.rewriting.personalizer import Personalizer, QueryError, checked_items
+from rpo_kit.rewriting.personalizer import InputError, Personalizer, checked_items
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.rewriting.reflection import reflection_messages
 from rpo_kit.runs import read_records
@@ -28,14 +28,14 @@ from rpo_kit.study import evaluation
 from rpo_kit.text import replace_surrogates
 
 TASK = get_task("LaMP-3")
-QUERY = TASK.make_input(text="The lid leaks.")
+INPUT = TASK.make_input(text="The lid leaks.")
 ITEMS = [{"id": str(n), "text": f"item number {n} " + "so and so " * 6, "score": str(1 + n % 5)} for n in range(6)]
 GOOD = "<observe>[1] reads 4, gave 3\n[2] reads 2, gave 1</observe><plan>one lower</plan><rewrite>2</rewrite>"
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_llama: Any) -> LoadedModel:
-    """Its tokenizer counts; what the model would write is said by each test."""
+    """Its tokenizer counts; each test says what the model would write."""
     return LoadedModel(None, AutoTokenizer.from_pretrained(tiny_llama), 2048)
 
 
@@ -56,45 +56,45 @@ def make(loaded: LoadedModel, recording_chat: Any, monkeypatch: pytest.MonkeyPat
     return making
 
 
-def test_a_query_is_answered_generically_and_then_rewritten(make):
+def test_an_input_is_answered_generically_and_then_rewritten(make):
     personalize, base, asked = make(lambda conversation: GOOD)
-    done = personalize(QUERY, ITEMS)
+    done = personalize(INPUT, ITEMS)
     assert (done.text, done.generic, done.parse_error) == ("2", "3", None)
     assert (done.observations, done.plan) == (["[1] reads 4, gave 3", "[2] reads 2, gave 1"], "one lower")
     assert len(done.items) == 2
-    assert base.asked == [[{"role": "user", "content": QUERY}]], "the base model sees the query and nothing else"
-    assert asked == [reflection_messages(TASK, QUERY, "3", done.items)]
+    assert base.asked == [[{"role": "user", "content": INPUT}]], "the base model sees the input and nothing else"
+    assert asked == [reflection_messages(TASK, INPUT, "3", done.items)]
     assert set(done.timings) == {"retrieval", "base", "reflection"}
     assert done.seconds == pytest.approx(sum(done.timings.values()))
     assert done.tokens == {"base": (1, 1), "reflection": (7, 5)}, "as each model counts them"
 
 
-def test_without_a_trajectory_the_generic_answer_stands_and_the_rewrite_says_why(make):
+def test_without_a_trajectory_the_generic_answer_is_used_and_the_rewrite_says_why(make):
     personalize, _, _ = make(lambda conversation: "I would say 2.")
-    done = personalize(QUERY, ITEMS[:1])
+    done = personalize(INPUT, ITEMS[:1])
     assert (done.text, done.trajectory, done.parse_error) == ("3", None, "no tags")
     assert (done.observations, done.plan) == ([], "")
 
 
 def test_a_new_user_without_history_gets_an_answer(make):
     personalize, _, asked = make(lambda conversation: "")
-    assert personalize(QUERY, []).text == "3"
+    assert personalize(INPUT, []).text == "3"
     assert "(empty)" in asked[0][1]["content"]
 
 
 def test_a_batch_keeps_users_apart_and_asks_each_model_once(make):
-    queries = [TASK.make_input(text=f"lid {n}") for n in range(3)]
+    inputs = [TASK.make_input(text=f"lid {n}") for n in range(3)]
     personalize, base, asked = make(lambda conversation: "", lambda conversation: conversation[0]["content"][-1])
-    done = personalize.batch([(query, [ITEMS[n]]) for n, query in enumerate(queries)])
+    done = personalize.batch([(input, [ITEMS[n]]) for n, input in enumerate(inputs)])
     assert [(rewrite.generic, rewrite.items) for rewrite in done] == [(str(n), [ITEMS[n]]) for n in range(3)]
-    assert [c[0]["content"] for c in base.asked] == queries
+    assert [c[0]["content"] for c in base.asked] == inputs
     assert all(f"item number {n} " in c[1]["content"] for n, c in enumerate(asked))
     assert personalize.batch([]) == []
 
 
-def test_an_endless_stream_of_queries_is_answered_a_batch_at_a_time(make):
+def test_an_endless_stream_of_inputs_is_answered_a_batch_at_a_time(make):
     personalize, base, _ = make(lambda conversation: GOOD)
-    done = list(islice(personalize.each(((QUERY, ITEMS) for _ in count()), batch_size=4), 6))
+    done = list(islice(personalize.each(((INPUT, ITEMS) for _ in count()), batch_size=4), 6))
     assert [rewrite.text for rewrite in done] == ["2"] * 6
     assert len(base.asked) == 8
 
@@ -102,7 +102,7 @@ def test_an_endless_stream_of_queries_is_answered_a_batch_at_a_time(make):
 def test_shortened_items_are_reported(make):
     personalize, _, asked = make(lambda conversation: GOOD)
     long = ITEMS[0] | {"text": "a long story " * 900}
-    done = personalize.batch([(QUERY, [long]), (QUERY, ITEMS)])
+    done = personalize.batch([(INPUT, [long]), (INPUT, ITEMS)])
     assert [rewrite.shortened for rewrite in done] == [True, False]
     assert "…" in asked[0][1]["content"]
 
@@ -152,59 +152,59 @@ def test_a_base_model_that_does_not_answer_raises_its_reason(loaded, recording_c
         Completion("", False, 0, 0, "status 500: no") for _ in conversations
     ]
     with pytest.raises(KitError, match=r"did not answer 1 of 1 queries; the first failure: status 500: no"):
-        Personalizer(base, loaded, TASK)(QUERY, ITEMS)
+        Personalizer(base, loaded, TASK)(INPUT, ITEMS)
 
 
-# ---- what is said before the base model is asked ------------------------------------------------------------------
+# ---- what is rejected before the base model is asked --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [3_000, 300_000])
-def test_a_query_that_is_too_long_is_said_before_the_base_model_is_asked(make, length):
+def test_an_input_that_is_too_long_is_rejected_before_the_base_model_is_asked(make, length):
     personalize, base, _ = make(lambda conversation: GOOD)
-    with pytest.raises(QueryError, match=r"The query \([\d,]+ characters\) is too long: .* at most 2,024 tokens, hist"):
+    with pytest.raises(InputError, match=r"The input \([\d,]+ characters\) is too long: .* at most 2,024 tokens, hist"):
         personalize(TASK.make_input(text="kettle " * (length // 7)), ITEMS)
     assert base.asked == []
 
 
-def test_a_query_that_fits_alone_but_not_with_the_prompt_around_it_is_said_too(make, loaded):
+def test_an_input_that_fits_alone_but_not_with_the_prompt_around_it_is_rejected_too(make, loaded):
     personalize, base, _ = make(lambda conversation: GOOD)
     words = 2024
     while prompt_tokens(loaded.tokenizer, [{"role": "user", "content": TASK.make_input(text="x " * words)}]) > 2024:
         words -= 50
-    with pytest.raises(QueryError, match="is too long"):
+    with pytest.raises(InputError, match="is too long"):
         personalize(TASK.make_input(text="x " * words), ITEMS)
     assert base.asked == []
 
 
-def test_what_is_no_input_of_the_task_is_said_before_the_base_model_is_asked(make):
+def test_what_is_not_an_input_of_the_task_is_rejected_before_the_base_model_is_asked(make):
     personalize, base, _ = make(lambda conversation: GOOD)
-    with pytest.raises(QueryError, match=r"This is not an input of LaMP-3: 'It leaks\.'…"):
+    with pytest.raises(InputError, match=r"This is not an input of LaMP-3: 'It leaks\.'…"):
         personalize("It leaks.", ITEMS)
     assert base.asked == []
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_an_item_that_lacks_a_field_is_said_with_one_that_is_right(name):
+def test_an_item_that_lacks_a_field_is_rejected_with_a_correct_example(name):
     task = TASKS[name]
     for field in task.fields:
         for value in (None, True, [], {}, float("nan")):
             item = dict.fromkeys(task.fields, "x") | {"id": "1", field: value}
-            with pytest.raises(QueryError, match=rf"Item 1 of the profile must have .*{field}.*, as in \{{") as caught:
+            with pytest.raises(InputError, match=rf"Item 1 of the profile must have .*{field}.*, as in \{{") as caught:
                 checked_items(task, [dict.fromkeys(task.fields, "x"), item], "the profile")
             shown = json.loads(str(caught.value).split("as in ")[1].removesuffix("."))
             assert checked_items(task, [shown], "the profile") == [shown], "the item in the message is right"
 
 
 @pytest.mark.parametrize("profile", [None, {}, "Broke twice.", b"x", 3, {"id": "1"}, iter([])])
-def test_what_is_no_list_of_items_is_said(make, profile):
+def test_what_is_not_a_list_of_items_is_rejected(make, profile):
     personalize, base, _ = make(lambda conversation: GOOD)
-    with pytest.raises(QueryError, match=r"the profile must be a list of items such as \{\"id\""):
-        personalize(QUERY, profile)
+    with pytest.raises(InputError, match=r"the profile must be a list of items such as \{\"id\""):
+        personalize(INPUT, profile)
     assert base.asked == []
 
 
-def test_plain_texts_are_said_to_be_texts():
-    with pytest.raises(QueryError, match="Item 0 of the profile is a plain text: it must have text and score"):
+def test_plain_texts_are_reported_as_such():
+    with pytest.raises(InputError, match="Item 0 of the profile is a plain text: it must have text and score"):
         checked_items(TASK, ["Broke twice."], "the profile")
 
 
@@ -231,20 +231,20 @@ def test_items_with_numbers_become_items_of_texts(profile):
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5))
-def test_whatever_is_given_as_a_profile_is_items_or_a_sentence(profile):
-    with suppress(QueryError):
+def test_whatever_is_given_as_a_profile_becomes_items_or_an_error(profile):
+    with suppress(InputError):
         assert checked_items(TASK, profile, "the profile") == []
 
 
-def test_a_prompt_that_the_generic_answer_makes_too_long_is_a_fault_of_the_query(make, monkeypatch):
+def test_a_prompt_that_the_generic_answer_makes_too_long_is_a_fault_of_the_input(make, monkeypatch):
     personalize, _, _ = make(lambda conversation: GOOD)
 
     def too_long(*_: Any) -> None:
         raise KitError("It does not fit.")
 
     monkeypatch.setattr(personalizer, "reflect", too_long)
-    with pytest.raises(QueryError, match="It does not fit"):
-        personalize(QUERY, ITEMS)
+    with pytest.raises(InputError, match="It does not fit"):
+        personalize(INPUT, ITEMS)
 
 
 @pytest.mark.parametrize("concurrent", [True, False, None])
@@ -266,7 +266,7 @@ def test_a_base_model_is_asked_at_once_only_if_it_says_that_it_can_be(loaded, re
         base.concurrent = concurrent
     monkeypatch.setattr(reflection, "generate", lambda model, asked, **_: [Completion(GOOD, True, 1, 1)] * len(asked))
     personalize = Personalizer(base, loaded, TASK, shots=1, new_tokens=24)
-    threads = [threading.Thread(target=personalize, args=(QUERY, ITEMS)) for _ in range(2)]
+    threads = [threading.Thread(target=personalize, args=(INPUT, ITEMS)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -302,8 +302,8 @@ def test_no_text_of_the_user_changes_what_is_taken_as_the_rewrite(make, text, sc
         lambda c: generic,
     )
     items = [{"id": "1", "text": text, "score": score}]
-    asked_query = TASK.make_input(text=query)
-    done = personalize(asked_query, items)
+    input = TASK.make_input(text=query)
+    done = personalize(input, items)
     assert (done.text, done.parse_error) == ("2", None)
-    assert base.asked == [[{"role": "user", "content": replace_surrogates(asked_query)}]]
+    assert base.asked == [[{"role": "user", "content": replace_surrogates(input)}]]
     assert not any(power in asked[0][1]["content"] for power in ("<|", "<rewrite", "</rewrite", "<plan", "</observe"))

@@ -295,7 +295,7 @@ def test_what_was_removed_and_what_is_no_answer_is_counted_and_shown(new_run, re
     assert told.startswith(
         "of 18 generic answers 1 had a preamble, which was removed; 1 had thoughts, which were removed"
     )
-    assert "1 are refusals, which stay as the answer; 1 are longer than the 32 tokens asked for" in told
+    assert "1 are refusals, which are kept as the answer; 1 are longer than the limit of 32 tokens" in told
     assert describe_oddities(records[4:], 32) == ""
 
 
@@ -425,7 +425,7 @@ def test_a_query_that_fails_is_left_out_shown_and_asked_again_by_the_next_call(n
     assert "1 of 18 items failed (1 × status 500" in capsys.readouterr().out
     broken.clear()
     prepare(run)
-    assert "prepare: 1 items failed last time and are asked again" in capsys.readouterr().out
+    assert "prepare: 1 items failed last time and are retried" in capsys.readouterr().out
     assert len(endpoint.requests) == 19
     assert len(load_prepared(run, "train") + load_prepared(run, "dev")) == 18
 

@@ -116,11 +116,11 @@ def test_an_answer_of_several_words_stays_whole_where_the_text_is_cut():
 
 
 def test_a_query_that_does_not_fit_is_reported_and_never_cut(untrained):
-    query = TASK.make_input(text="leaks " * 3000)
+    input = TASK.make_input(text="leaks " * 3000)
     with pytest.raises(
-        KitError, match=r"The query of example 410 \(18,\d\d\d characters\) does not fit into 2000 tokens"
+        KitError, match=r"The input of example 410 \(18,\d\d\d characters\) does not fit into 2000 tokens"
     ):
-        fitting_messages(untrained.tokenizer, 2000, TASK, EXAMPLE | {"input": query}, ITEMS)
+        fitting_messages(untrained.tokenizer, 2000, TASK, EXAMPLE | {"input": input}, ITEMS)
 
 
 @pytest.mark.parametrize("generic", ["word " * 20_000, "x" * 90_000, "one line\n" * 3000], ids=range(3))
@@ -146,7 +146,7 @@ def test_one_query_that_is_too_long_is_left_out_and_the_others_go_on(untrained, 
     assert shortened == [False, False, False]
     reasons = unfitting(untrained.tokenizer, 2000, TASK, examples, 2)
     assert list(reasons) == ["411"]
-    assert reasons["411"].startswith("The query of example 411")
+    assert reasons["411"].startswith("The input of example 411")
 
 
 def test_no_special_token_of_the_loaded_tokenizer_comes_from_a_user():

@@ -10,7 +10,7 @@ from rpo_kit.rewriting.trajectory import (
     Trajectory,
     count_parse_errors,
     parse,
-    parse_teachers,
+    parse_teacher,
     render,
     rewrite_or_generic,
     trajectory_error,
@@ -92,7 +92,7 @@ def test_parsing_never_raises_and_gives_either_a_trajectory_or_an_error(text):
 def test_a_huge_text_of_half_tags_is_read_at_once(text):
     """Backtracking would take hours for the first one."""
     assert parse(text).trajectory is None
-    assert parse_teachers(text).trajectory is None
+    assert parse_teacher(text).trajectory is None
     assert len(escape_tags(text)) == len(text)
 
 
@@ -118,7 +118,7 @@ def test_rendering_and_parsing_are_inverse(observe, plan, rewrite):
         (Trajectory("[1] a", "b", "2</rewrite><rewrite>5"), "more than one"),
         (Trajectory("[1] <plan>", "b", "2"), "more than one"),
         (Trajectory("", "b", "2"), "empty observe"),
-        (Trajectory("[1] a", "b", " 2"), "outer spaces"),
+        (Trajectory("[1] a", "b", " 2"), "leading or trailing whitespace"),
     ],
 )
 def test_a_trajectory_that_would_not_be_read_back_is_not_written(trajectory, why):
@@ -200,7 +200,7 @@ FRAMES = [
 
 @pytest.mark.parametrize(("before", "after"), FRAMES)
 def test_what_stands_around_a_teachers_trajectory_does_not_matter(before, after):
-    assert parse_teachers(f"{before}{GOOD}{after}") == parse(GOOD)
+    assert parse_teacher(f"{before}{GOOD}{after}") == parse(GOOD)
     assert (parse(f"{before}{GOOD}{after}").trajectory is None) == bool(before or after), (
         "the module is held to the form"
     )
@@ -218,13 +218,13 @@ def test_what_stands_around_a_teachers_trajectory_does_not_matter(before, after)
     ],
 )
 def test_a_part_too_many_or_a_text_between_the_parts_is_an_error_of_a_teacher_too(text):
-    assert parse_teachers(text) == parse(text)
-    assert parse_teachers(text).trajectory is None
+    assert parse_teacher(text) == parse(text)
+    assert parse_teacher(text).trajectory is None
 
 
 @given(st.text() | PIECES)
 def test_a_teachers_text_is_read_without_an_error_and_at_least_as_well_as_the_modules(text):
-    strict, lenient = parse(text), parse_teachers(text)
+    strict, lenient = parse(text), parse_teacher(text)
     assert (lenient.trajectory is None) == bool(lenient.error)
     assert strict.trajectory is None or lenient == strict
 

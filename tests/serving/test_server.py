@@ -23,11 +23,11 @@ from rpo_kit.models.chat import Completion
 from rpo_kit.models.local import LoadedModel
 from rpo_kit.models.open import open_chat
 from rpo_kit.rewriting import reflection
-from rpo_kit.rewriting.personalizer import Personalizer, QueryError, Rewrite
+from rpo_kit.rewriting.personalizer import InputError, Personalizer, Rewrite
 from rpo_kit.rewriting.trajectory import Trajectory
 from rpo_kit.serving import messages as messages_module
 from rpo_kit.serving import server as server_module
-from rpo_kit.serving.server import MOST_AT_ONCE, Service, make_server
+from rpo_kit.serving.server import MAX_WAITING, Service, make_server
 
 TASK = get_task("LaMP-3")
 PROFILE = [{"id": "7", "text": "Broke twice.", "score": "1"}]
@@ -41,12 +41,12 @@ class Echo:
     def __init__(self):
         self.asked, self.bug = [], None
 
-    def __call__(self, query, profile):
-        self.asked.append((query, profile))
-        if "fail" in query:
+    def __call__(self, input, profile):
+        self.asked.append((input, profile))
+        if "fail" in input:
             raise KitError("The model m did not answer 1 of 1 queries.")
-        if "too long" in query:
-            raise QueryError("The query is too long.")
+        if "too long" in input:
+            raise InputError("The input is too long.")
         if self.bug:
             raise self.bug
         timings = {"retrieval": 0.1, "base": 0.2, "reflection": 0.3}
@@ -116,9 +116,9 @@ def test_an_openai_client_gets_the_rewrite_and_how_it_came_about(served):
 
 
 def test_the_history_can_come_with_the_request_and_the_query_as_a_lamp_input(served):
-    query = TASK.make_input(text="It leaks.")
-    create(served, query, extra_body={"profile": [{"text": "fine", "score": 4}]})
-    assert served.asked == [(query, [{"id": "0", "text": "fine", "score": "4"}])]
+    input = TASK.make_input(text="It leaks.")
+    create(served, input, extra_body={"profile": [{"text": "fine", "score": 4}]})
+    assert served.asked == [(input, [{"id": "0", "text": "fine", "score": "4"}])]
 
 
 @pytest.mark.parametrize("content", ["no json", '{"a": 1}', '[{"text": "no score"}]', "[" * 100_000, "\ud800"])
@@ -213,7 +213,7 @@ def test_a_base_model_that_fails_is_reported_in_a_sentence_and_not_asked_again(s
 
 
 def test_a_query_that_is_too_long_is_the_clients_fault(served):
-    with pytest.raises(APIStatusError, match="The query is too long") as caught:
+    with pytest.raises(APIStatusError, match="The input is too long") as caught:
         create(served, "too long", user="ann")
     assert caught.value.status_code == 400
 
@@ -242,7 +242,7 @@ def test_a_personalizer_that_raises_is_500_and_the_next_request_is_answered(serv
     )
     assert name in capfd.readouterr().err
     served.service.personalizer.bug = None
-    for _ in range(MOST_AT_ONCE + 1):
+    for _ in range(MAX_WAITING + 1):
         assert raw(served, json.dumps(ASK | {"user": "ann"}).encode())[0] == 200, "each slot was given back"
 
 
@@ -253,33 +253,33 @@ def test_a_personalizer_that_raises_is_500_and_the_next_request_is_answered(serv
         ({"messages": []}, 400, "`messages` must be a list"),
         ({"messages": ["hi"], "user": "ann"}, 400, "`messages` must be a list"),
         ({"messages": [{"role": "system", "content": "x"}], "user": "ann"}, 400, "the last one from the user"),
-        (ASK, 400, "Say who is asking"),
-        (ASK | {"user": "bob"}, 404, "There is no profile of 'bob' here"),
-        (ASK | {"user": "../secret"}, 400, "`user` must be a name"),
-        (ASK | {"user": "a/../../secret"}, 400, "`user` must be a name"),
-        (ASK | {"user": ".ann"}, 400, "`user` must be a name"),
-        (ASK | {"user": ["ann"]}, 400, "`user` must be a name"),
+        (ASK, 400, "The request names no user"),
+        (ASK | {"user": "bob"}, 404, "There is no profile of 'bob': check the name"),
+        (ASK | {"user": "../secret"}, 400, "`user` must consist of"),
+        (ASK | {"user": "a/../../secret"}, 400, "`user` must consist of"),
+        (ASK | {"user": ".ann"}, 400, "`user` must consist of"),
+        (ASK | {"user": ["ann"]}, 400, "`user` must consist of"),
         (ASK | {"profile": {}}, 400, "`profile` must be a JSON list of at most 2,000 items"),
         (ASK | {"profile": [{}] * 2001}, 400, "`profile` must be a JSON list of at most 2,000 items"),
         (ASK | {"profile": [{"text": "fine"}]}, 400, "Item 0 of `profile` must have text and score"),
-        (ASK | {"profile": None}, 400, "Say who is asking"),
+        (ASK | {"profile": None}, 400, "The request names no user"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "with texts"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, 400, "with texts"),
         ({"messages": [{"role": "user", "content": ["hi"]}]}, 400, "with texts"),
-        (ASK | {"user": "ann", "n": 2}, 400, "one choice per request"),
-        (ASK | {"user": "ann", "n": True}, 400, "one choice per request"),
-        (ASK | {"user": "ann", "tools": [{"type": "function"}]}, 400, "`tools` is not supported here"),
-        (ASK | {"user": "ann", "tool_choice": "required"}, 400, "`tool_choice` is not supported here"),
-        (ASK | {"user": "ann", "functions": [{"name": "f"}]}, 400, "`functions` is not supported here"),
+        (ASK | {"user": "ann", "n": 2}, 400, "`n` must be 1"),
+        (ASK | {"user": "ann", "n": True}, 400, "`n` must be 1"),
+        (ASK | {"user": "ann", "tools": [{"type": "function"}]}, 400, "`tools` is not supported"),
+        (ASK | {"user": "ann", "tool_choice": "required"}, 400, "`tool_choice` is not supported"),
+        (ASK | {"user": "ann", "functions": [{"name": "f"}]}, 400, "`functions` is not supported"),
         (ASK | {"user": "ann", "response_format": {"type": "json_object"}}, 400, "`response_format` is not supported"),
-        (ASK | {"user": "ann", "logprobs": True}, 400, "`logprobs` is not supported here"),
-        (ASK | {"user": "ann", "modalities": ["text", "audio"]}, 400, "`modalities` is not supported here"),
-        (ASK | {"user": True}, 400, "`user` must be a name"),
-        (ASK | {"metadata": {"user_id": "../secret"}}, 400, "`user` must be a name"),
-        (ASK | {"user": "ann", "metadata": {"user_id": "bob"}}, 400, "More than one user is named"),
+        (ASK | {"user": "ann", "logprobs": True}, 400, "`logprobs` is not supported"),
+        (ASK | {"user": "ann", "modalities": ["text", "audio"]}, 400, "`modalities` is not supported"),
+        (ASK | {"user": True}, 400, "`user` must consist of"),
+        (ASK | {"metadata": {"user_id": "../secret"}}, 400, "`user` must consist of"),
+        (ASK | {"user": "ann", "metadata": {"user_id": "bob"}}, 400, "name different users"),
     ],
 )
-def test_a_request_at_fault_is_told_why_and_reaches_no_model(served, body, status, why):
+def test_a_request_at_fault_gets_the_reason_and_reaches_no_model(served, body, status, why):
     actual, message = rejected(served, **body)
     assert actual == status
     assert why in message
@@ -297,12 +297,12 @@ def test_a_request_at_fault_is_told_why_and_reaches_no_model(served, body, statu
         {"user": None, "metadata": None, "extra": 3, "extra_body": {"user_id": "ann"}},
     ],
 )
-def test_a_client_that_does_not_send_user_can_say_it_elsewhere(served, naming):
+def test_a_client_that_does_not_send_user_can_name_the_user_elsewhere(served, naming):
     assert raw(served, json.dumps(ASK | naming).encode())[0] == 200
     assert served.asked[0][1] == PROFILE
 
 
-def test_the_user_may_stand_in_a_header_and_be_a_number(served):
+def test_the_user_may_come_in_a_header_and_be_a_number(served):
     (served.service.profiles / "310.json").write_text(json.dumps(PROFILE))
     assert raw(served, json.dumps(ASK).encode(), **{"x-rpo-user": "ann"})[0] == 200
     assert raw(served, json.dumps(ASK | {"user": 310}).encode(), **{"X-RPO-USER": "310"})[0] == 200
@@ -310,7 +310,7 @@ def test_the_user_may_stand_in_a_header_and_be_a_number(served):
     assert raw(served, json.dumps(ASK).encode(), **{"X-RPO-User": "../secret"})[0] == 400
 
 
-def test_what_has_no_effect_is_said(served):
+def test_fields_without_effect_are_listed(served):
     earlier = [{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "Hello."}]
     response = client(served).chat.completions.create(
         model="gpt-4o",
@@ -334,15 +334,15 @@ FIELDS = st.text(max_size=8) | st.sampled_from(sorted(messages_module._READ))
 
 
 @given(st.dictionaries(FIELDS, st.integers() | st.text(max_size=3)))
-def test_every_field_is_read_refused_or_said(body):
+def test_every_field_is_read_rejected_or_listed(body):
     refused = False
     try:
-        messages_module.check_possible(body)
+        messages_module.check_supported(body)
     except messages_module.RequestError as error:
         refused = error.status == 400
-    said = messages_module.ignored_fields("rpo", body)
+    ignored = messages_module.ignored_fields("rpo", body)
     assert refused or all(
-        name in said or name in messages_module._READ or value == "rpo" for name, value in body.items()
+        name in ignored or name in messages_module._READ or value == "rpo" for name, value in body.items()
     )
 
 
@@ -411,7 +411,7 @@ def test_a_web_page_in_a_browser_is_rejected(served):
 @pytest.fixture
 def impatient(served, monkeypatch):
     """The address of a server that waits a moment only, with one slot."""
-    monkeypatch.setattr(server_module, "PATIENCE", 0.6)
+    monkeypatch.setattr(server_module, "REQUEST_TIMEOUT", 0.6)
     served.service.slots = threading.Semaphore(1)
     server = make_server(served.service, port=0)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -558,9 +558,9 @@ def test_a_port_that_is_taken_is_named(served):
 
 def test_an_impossible_address_is_rejected_before_a_model_is_loaded(prepared, tmp_path):
     run = prepared()
-    with pytest.raises(KitError, match="There is no port 99999: choose a --port from 1 to 65535"):
+    with pytest.raises(KitError, match="--port 99999 is not a port: choose one from 1 to 65535"):
         server_module.serve(run, "rl", None, "127.0.0.1", 99999)
-    with pytest.raises(KitError, match=r"There is no folder .*/none: --profiles takes one with a USER\.json"):
+    with pytest.raises(KitError, match=r"--profiles .*/none is not a folder: name one that holds a USER\.json"):
         server_module.serve(run, "rl", tmp_path / "none", "127.0.0.1", 0)
     with pytest.raises(KitError, match=r"Port 0 on a\.\.b cannot be used .*choose another --port or --host"):
         make_server(Service(Echo(), None, key="k"), host="a..b", port=0)

@@ -350,7 +350,7 @@ def test_what_the_base_model_refuses_is_left_out_reported_and_retried_alone(refu
     assert len(json.loads((work / "predictions" / "context.json").read_text())["golds"]) == 5
     refused.clear()
     evaluate(run, ["base", "context", "pag-1"])
-    assert "evaluate: 2 items failed last time and are asked again" in capsys.readouterr().out
+    assert "evaluate: 2 items failed last time and are retried" in capsys.readouterr().out
     assert len(endpoint.requests) == 17 + 1 + 2
     assert set(pd.read_csv(work / "metrics.csv")["examples"]) == {6}
     assert not (work / "failed.jsonl").exists()
@@ -362,7 +362,7 @@ def test_too_many_failures_are_an_error_after_the_rest_is_stored(refusing, endpo
     run, *_ = refusing
     strict = prepared(demo.overrides(run) | {"endpoint.tolerate": 0.1})
     with pytest.raises(
-        KitError, match=r"2 of 12 items failed .* more than the share endpoint\.tolerate=0\.1.*run again"
+        KitError, match=r"2 of 12 items failed .*, more than the share endpoint\.tolerate=0\.1.*run again"
     ):
         evaluate(strict, ["base", "context", "pag-1"])
     assert len(read_records(run.stage("evaluate") / "records" / "pag-1.jsonl")) == 5

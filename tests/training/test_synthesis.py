@@ -293,7 +293,7 @@ def test_too_many_failures_end_in_a_sentence_after_the_rest_is_stored(prepared, 
     def right(prompt):
         return trajectory_text(right_answer(golds, prompt))
 
-    with pytest.raises(KitError, match=r"1 of 12 items failed .* more than the share endpoint\.tolerate=0\.02"):
+    with pytest.raises(KitError, match=r"1 of 12 items failed .*, more than the share endpoint\.tolerate=0\.02"):
         synthesize(run)
     assert len(read_records(run.stage("synthesize") / "trajectories.jsonl")) == 11
     assert not (run.stage("synthesize") / "manifest.json").exists()
