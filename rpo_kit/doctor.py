@@ -1,11 +1,10 @@
 """Check the machine and the installation: `python -m rpo_kit doctor`, and notebook 00.
 
-Every line is ok, warn (it will work, within a limit that the line names) or fail (it will not work), with a remedy.
-Nothing is downloaded, no network is contacted, no model is loaded, and of a key only the name of its variable is shown.
-Versions are compared with pyproject.toml, so there is one list of pins. A package that is missing is a line of its own:
-this module imports nothing but the standard library at its top. On a GPU each preset gets a line with the memory that
-it is estimated to take (memory.py). Not checked: whether training works (that is what `make demo` is for, and on a GPU
-`make gpu-check`).
+Every line is ok, warn (it works, with the limitation named) or fail (it does not work), with a remedy. Nothing is
+downloaded, no network is contacted, no model is loaded, and of a key only the name of its variable is shown. Versions
+are compared with pyproject.toml, so there is one list of pins. A missing package gets its own line: at its top, this
+module needs no other package. On a GPU, each preset gets a line with its estimated memory (memory.py). Whether training
+works is tested by `make demo`, and on a GPU by `make gpu-check`.
 
     doctor()  ->  [Check("cores", "ok", "2"), Check("trl", "warn", "1.14.0; tested with ==1.15.0", "Run: …"), …]
 """
@@ -70,7 +69,7 @@ def doctor(runs: Path | None = None) -> list[Check]:
 
 
 def unless_missing(name: str, check: Callable[[], Iterable[Check]]) -> list[Check]:
-    """The lines of a check, or one line that names the package which it cannot be made without."""
+    """The lines of a check, or one line that names the package that it lacks."""
     try:
         return list(check())
     except ImportError as error:
@@ -78,7 +77,7 @@ def unless_missing(name: str, check: Callable[[], Iterable[Check]]) -> list[Chec
 
 
 def import_failure(name: str, error: ImportError) -> Check:
-    """Which package is missing; what else is wrong with an import is quoted."""
+    """The line for an import that fails: the missing package, or the error."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         return Check(name, "fail", f"the package {package} is missing", f"Run: python -m pip install {package}")
@@ -190,7 +189,7 @@ def compare(requirement: "Requirement") -> Check:
 
 
 def check_device() -> list[Check]:
-    """torch, the device it computes on, Unsloth, and on a GPU what the presets will take of it."""
+    """torch, the device it computes on, Unsloth, and on a GPU what each preset needs."""
     try:
         import torch
     except ImportError as error:
@@ -217,27 +216,27 @@ def describe_cpu(version: str, nvidia: bool) -> Check:
     bf16 = "with bf16" if cpu_has_bf16() else "without bf16 instructions: training is slower"
     found = f"torch {version} on CPU, {bf16}"
     if nvidia:
-        remedy = "To use the NVIDIA GPU: make clean, then make demo RPO_ROUTE=gpu; see that nvidia-smi works."
-        return Check("device", "warn", f"{found}; torch does not see a GPU, though nvidia-smi is there", remedy)
+        remedy = "To use the NVIDIA GPU: make clean, then make demo RPO_ROUTE=gpu; check that nvidia-smi works."
+        return Check("device", "warn", f"{found}; torch does not see a GPU, though nvidia-smi is installed", remedy)
     return Check("device", "ok", found)
 
 
 def check_presets(gb: float) -> Iterator[Check]:
-    """What each preset will take of a GPU of this size: estimated from shapes, for prompts as long as they may be."""
+    """What each preset needs on a GPU of this size: estimated from shapes, for prompts of the maximum length."""
     for preset in PRESETS.values():
         stages = estimate(preset)
         stage = max(stages, key=lambda name: stages[name])
         listed = ", ".join(f"{name} {size}" for name, size in stages.items())
-        found = f"takes up to {stages[stage]} of {gb:.1f} GB, estimated ({listed})"
+        found = f"needs up to {stages[stage]} of {gb:.1f} GB, estimated ({listed})"
         if stages[stage] <= gb:
             yield Check(f"preset {preset.name}", "ok", found)
         else:
-            remedy = f"Take a smaller preset, or lower reflection.max_seq_length and the batch of {stage}."
+            remedy = f"Choose a smaller preset, or lower reflection.max_seq_length and the batch of {stage}."
             yield Check(f"preset {preset.name}", "warn", found, remedy)
 
 
 def check_unsloth(gpu: bool) -> Check:
-    """Read from the package metadata: importing Unsloth takes 8 s and patches other libraries."""
+    """Unsloth's version, from the package metadata: importing it takes 8 s and patches other libraries."""
     remedy = (
         'Run: python -m pip install -e ".[gpu]"'
         if gpu
@@ -287,7 +286,7 @@ def check_bundled_model() -> Check:
 
 
 def check_keys() -> Iterator[Check]:
-    """Whether a key is set: the name of its variable, never its value or a part of it."""
+    """Whether a key is set: the name of its variable, never its value or part of it."""
     for name in KEY_VARIABLES:
         state = "is set" if os.environ.get(name) else "is not set (needed only for a model behind an endpoint)"
         yield Check("key", "ok", f"{name} {state}")

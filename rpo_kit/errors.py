@@ -1,5 +1,5 @@
-"""The one exception a user is meant to read: a sentence saying what was wrong, where, and what to do."""
+"""The exception whose message is written for the user: what was wrong, with which input, and what to do."""
 
 
 class KitError(ValueError):
-    """Something the user can put right; the message names the file, id or setting and the remedy."""
+    """An error that the user can fix; the message names the file, id or setting and the remedy."""

@@ -19,8 +19,8 @@ def cores() -> int:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of memory of this machine: all, and those that are free or can be freed."""
-    import psutil  # here, so that `doctor` runs without it and names it
+    """Bytes of memory of this machine: total and available."""
+    import psutil  # imported here, so that `doctor` runs without it and reports it
 
     state = psutil.virtual_memory()
     return int(state.total), int(state.available)
@@ -52,7 +52,7 @@ def processor() -> str:
 
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies in bf16: AMX or AVX512-BF16, on Arm the BF16 extension; without it bf16 is slower than
-    fp32. $UNSLOTH_CPU_BF16 (0 or 1) decides otherwise, as it does in Unsloth.
+    fp32. $UNSLOTH_CPU_BF16 (0 or 1) takes precedence, as in Unsloth.
     """
     wanted = os.environ.get("UNSLOTH_CPU_BF16", "").strip().lower()
     if wanted:
@@ -74,11 +74,11 @@ def threads() -> int | None:
 
 
 def describe_machine() -> str:
-    """One line for people: cores, processor, memory, GPU and system."""
+    """One line: cores, processor, memory, GPU and system."""
     size = memory()[0] / 2**30
     return f"{cores()} cores of {processor()}, {size:.0f} GB of memory, {gpu() or 'no GPU'}, {platform.system()}"
 
 
 def cache_root() -> Path:
-    """Where converted models, converted data and vectors are kept: $RPO_CACHE, else ~/.cache/rpo_kit."""
+    """The folder of converted models, converted data and vectors: $RPO_CACHE, else ~/.cache/rpo_kit."""
     return Path(os.environ.get("RPO_CACHE") or "~/.cache/rpo_kit").expanduser().absolute()

@@ -1,19 +1,19 @@
-"""What a stage takes of a GPU's memory, worked out from shapes before anything is loaded: estimates, not measurements.
+"""Estimate the GPU memory that each stage needs, from shapes alone, before anything is loaded.
 
     total = 1.25 (weights + LoRA + the stage's largest moment)                                       in bytes
 
     weights    4-bit linear layers: 0.516 each (NF4 with double quantisation); all else 2 each, 16-bit
     LoRA       per trained number 16 (fp32, its gradient, AdamW's two moments), and 4 for the frozen copy of RL
-    a layer    per token 16 h + 8 i + 4 K d + 2 r t, and 2 H per pair of a token and one that it looks at: what backward
-               needs of one decoder layer (h: hidden size, i: intermediate size, H heads and K key heads of width d,
-               rank r on t linear layers). A test counts on a CPU what autograd keeps.
+    a layer    per token 16 h + 8 i + 4 K d + 2 r t, and 2 H per pair of a token and one that it attends to: what
+               backward needs of one decoder layer (h: hidden size, i: intermediate size, H heads and K key heads of
+               width d, rank r on t linear layers). A test counts on a CPU what autograd keeps.
     scoring    all layers; under gradient checkpointing 2 h per token and layer, and one whole layer
     sampling   keys and values, 4 K d per token and layer; reading all prompts at once, 6 i + 8 h per token; the
                distributions of one decoding step, 14 V per completion (V words)
 
-The factor 1.25 (ours) is for what the allocator holds beside that. It was chosen by four RL steps measured on an H100
-with the code of commit 28892b1, whose LoRA and attention kept a little more: measured / estimate is 0.93 to 1.12. A
-test holds the estimates to these points within a factor of 1.2. Left out: what the driver takes for itself.
+The factor 1.25 (ours) is for what else the allocator holds. It was fitted to four RL steps measured on an H100 with the
+code of commit 28892b1, whose LoRA and attention kept a little more: measured / estimate is 0.93 to 1.12. A test keeps
+the estimates within a factor of 1.2 of these points. Not included: the driver's own memory.
 
     estimate(get_preset("colab-t4"))      # GB: {"prepare": 5.4, "sft": 13.7, "rl": 5.0, "evaluate": 9.4}
 """
@@ -30,13 +30,13 @@ from rpo_kit.presets import ModelSettings, Preset, RLSettings
 
 SLACK = 1.25
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: a half, an 8-bit scale for each 64, and an fp32 one for each 256 of those
-_HEAD_CHUNK, _BLOCK = 64, 128  # tokens whose logits, or scores, stand in memory at a time (training/shared_prefix.py)
-_BASE_BATCH, _BASE_WINDOW = 32, 1024  # prompts at once and their length, of the base model (models/local.py)
+_HEAD_CHUNK, _BLOCK = 64, 128  # tokens whose logits, or scores, are in memory at a time (training/shared_prefix.py)
+_BASE_BATCH, _BASE_WINDOW = 32, 1024  # the base model's batch size and prompt length (models/local.py)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a decoder that decide its memory."""
+    """The dimensions of a decoder that determine its memory."""
 
     hidden: int
     intermediate: int
@@ -71,7 +71,7 @@ KNOWN = {  # the models of the presets, so that nothing has to be downloaded
 
 
 def shape_of(name: str) -> Shape | None:
-    """The shape of a preset's model, or of one in a folder; None for a hub id that is not known here."""
+    """The shape of a preset's model, or of one in a folder; None for any other hub id."""
     config = Path(name).expanduser() / "config.json"
     if name in KNOWN or not config.is_file():
         return KNOWN.get(name)
@@ -94,9 +94,9 @@ def shape_of_config(config: Mapping[str, Any]) -> Shape:
 
 
 def estimate(preset: Preset) -> dict[str, float]:
-    """GB (10^9 bytes) of each stage that needs the reflection module, with prompts as long as they may be.
+    """GB (10^9 bytes) of each stage that needs the reflection module, for prompts of the maximum length.
 
-    {} if the shape of the model is not known.
+    {} if the shape of the model is unknown.
     """
     model, shape = preset.reflection, shape_of(preset.reflection.name)
     if shape is None:
@@ -135,14 +135,14 @@ def lora_parameters(shape: Shape, model: ModelSettings) -> int:
 
 
 def rl_step(shape: Shape, model: ModelSettings, rl: RLSettings, prompt: int) -> float:
-    """Bytes of an RL step on prompts of `prompt` tokens whose completions are as long as they may be."""
+    """Bytes of an RL step on prompts of `prompt` tokens, for completions of the maximum length."""
     fixed = weights(shape, model.load_in_4bit) + lora_parameters(shape, model) * (20 if rl.beta else 16)
     sampling = generating(shape, rl.prompts_per_step, prompt, rl.max_new_tokens, rl.group_size)
     return fixed + max(sampling, scoring(shape, model, rl, prompt))
 
 
 def scoring(shape: Shape, model: ModelSettings, rl: RLSettings, prompt: int) -> float:
-    """Bytes while one micro-batch is scored and its gradient computed, beside what is fixed."""
+    """Bytes while one micro-batch is scored and its gradient computed, besides weights and LoRA."""
     new = rl.group_size * rl.max_new_tokens
     groups = max(1.0, min(rl.prompts_per_step, rl.micro_batch_tokens / (prompt + new)))
     tokens = groups * (prompt + new)
@@ -155,22 +155,22 @@ def scoring(shape: Shape, model: ModelSettings, rl: RLSettings, prompt: int) -> 
 
 
 def pairs(prompt: int, group: int, new: int) -> int:
-    """Pairs of a token and one that it looks at while a group is scored: of a prompt block by block, of each completion
-    with its prompt and in itself.
+    """Pairs of a token and one that it attends to while a group is scored: of a prompt block by block, of each
+    completion with its prompt and with itself.
     """
     blocks = range(0, prompt, _BLOCK)
     return sum((min(n + _BLOCK, prompt) - n) * min(n + _BLOCK, prompt) for n in blocks) + group * new * (prompt + new)
 
 
 def layer(shape: Shape, model: ModelSettings, tokens: float, pairs: float) -> float:
-    """Bytes that backward needs of one decoder layer; of `pairs`, each is a token and one that it looks at."""
+    """Bytes that backward needs of one decoder layer, for so many tokens and `pairs` of attending tokens."""
     thin = 2 * model.lora_rank * sum(name in shape.linear for name in model.lora_targets)
     wide = 16 * shape.hidden + 8 * shape.intermediate + 4 * shape.key_heads * shape.width
     return tokens * (wide + thin) + 2 * shape.heads * pairs
 
 
 def generating(shape: Shape, rows: int, prompt: int, new: int, group: int = 1) -> float:
-    """Bytes while `group` completions of each of `rows` prompts are sampled: the buffers, and reading or writing."""
+    """Bytes while `group` completions of each of `rows` prompts are sampled: buffers, and prefill or decoding."""
     buffers = rows * (prompt + group * new) * 4 * shape.key_heads * shape.width * shape.layers
     reading = rows * prompt * (6 * shape.intermediate + 8 * shape.hidden)
     writing = rows * group * 14 * shape.vocabulary

@@ -1,9 +1,9 @@
-"""A training stage in a process of its own, followed from a notebook: how each of them runs on a GPU.
+"""Run a training stage in its own process and follow it from a notebook, as is done on a GPU.
 
-Unsloth patches transformers for the whole process in which SFT runs, and only a process that ends gives back all of
-its GPU memory. The child does what `python -m rpo_kit STAGE --run NAME` does. What it prints is printed here, the rows
-of its log.csv reach the live plot, and an interrupted cell stops it, as does the end of this process. On a CPU the
-stage runs in this process. Left out: several GPUs, which the command line serves (torchrun).
+Unsloth patches transformers for the whole process in which SFT runs, and a process releases all of its GPU memory only
+when it ends. The child does what `python -m rpo_kit STAGE --run NAME` does. Its output is printed here, the rows of its
+log.csv reach the live plot, and interrupting the cell or ending this process stops it. On a CPU, the stage runs in this
+process. For several GPUs, use the command line (torchrun).
 
     live = live_plot(lambda rows: training_figure(rows, ["loss"]))
     run_stage(run, "sft", live)
@@ -34,15 +34,15 @@ from rpo_kit.runs import Run, existing_run
 Rows = list[dict[str, float]]
 OnLog = Callable[[Rows], None]
 
-_POLL = 0.5  # seconds between two looks at the child
-_PATIENCE = 20.0  # seconds that an interrupted child has to end by itself
-_SENTENCE = "rpo_kit: "  # what the command line writes before a KitError
+_POLL = 0.5  # seconds between two checks of the child
+_PATIENCE = 20.0  # seconds for an interrupted child to end by itself
+_ERROR_PREFIX = "rpo_kit: "  # the command line writes it before a KitError
 
 
 def run_stage(run: Run, stage: str, on_log: OnLog | None = None) -> None:
     """Run "sft", "rl" or "sweep"; `on_log` gets all rows of the log whenever there are new ones.
 
-    In a process of its own where torch sees a GPU, else in this one; $RPO_OWN_PROCESS (1 or 0) decides otherwise.
+    In its own process if torch sees a GPU, else in this one; $RPO_OWN_PROCESS (1 or 0) takes precedence.
     """
     if own_process_wanted():
         in_own_process(run, stage, on_log)
@@ -63,7 +63,7 @@ def in_own_process(run: Run, stage: str, on_log: OnLog | None = None) -> None:
     """Run a stage in a child process and follow it.
 
     Raises:
-        KitError: the stage failed, with its own last sentence; or the settings on the disk are not those of `run`.
+        KitError: the stage failed (the message is the stage's), or the stored settings are not those of `run`.
     """
     if existing_run(run.name, run.folder.parent).preset != run.preset:
         raise KitError(
@@ -72,7 +72,8 @@ def in_own_process(run: Run, stage: str, on_log: OnLog | None = None) -> None:
         )
     _release_gpu_memory()
     command = [sys.executable, "-m", "rpo_kit.own_process", stage, "--run", run.name]
-    with tempfile.TemporaryFile() as file, _bar(run, stage) as bar:
+    steps, title = getattr(run.preset, stage).steps, f"{stage}, in its own process"
+    with tempfile.TemporaryFile() as file, tqdm(total=steps, desc=title, unit="step") as bar:
         output, log = _Output(file), _Log(run.stage(stage), bar, on_log)
         child = subprocess.Popen(
             command,
@@ -99,7 +100,7 @@ def in_own_process(run: Run, stage: str, on_log: OnLog | None = None) -> None:
 
 
 def _release_gpu_memory() -> None:
-    """Give back what this process has freed: the models of earlier cells."""
+    """Release the GPU memory that this process no longer uses: the models of earlier cells."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -107,7 +108,7 @@ def _release_gpu_memory() -> None:
 
 
 def _environment(run: Run) -> dict[str, str]:
-    """The child finds this copy of the kit and this run from any folder."""
+    """The environment in which the child finds this copy of the kit and this run."""
     kit = str(Path(__file__).resolve().parents[1])
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [kit, os.environ.get("PYTHONPATH")])),
@@ -117,12 +118,8 @@ def _environment(run: Run) -> dict[str, str]:
     }
 
 
-def _bar(run: Run, stage: str) -> tqdm[object]:
-    return tqdm(total=getattr(run.preset, stage).steps, desc=f"{stage}, in a process of its own", unit="step")
-
-
 class _Output:
-    """What the child has written to a file, printed line by line; the sentence of a KitError is kept for later."""
+    """The child's output, printed line by line from a file; a KitError's message is kept for later."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.read, self.rest, self.last = file, 0, b"", ""
@@ -136,17 +133,19 @@ class _Output:
         if last:
             lines, self.rest = [*lines, self.rest], b""
         for raw in lines:
-            line = raw.rpartition(b"\r")[2].decode(errors="replace").rstrip()  # before it: bars, since drawn over
+            line = (
+                raw.rpartition(b"\r")[2].decode(errors="replace").rstrip()
+            )  # before it: progress bars, overwritten since
             if not line:
                 continue
-            if not self.last.startswith(_SENTENCE):  # libraries may say something after it, at the exit
+            if not self.last.startswith(_ERROR_PREFIX):  # at exit, libraries may print after it
                 self.last = line
-            if not line.startswith(_SENTENCE):
+            if not line.startswith(_ERROR_PREFIX):
                 print(line, flush=True)
 
 
 class _Log:
-    """The log.csv that the child is writing: a stage's own, or that of the sweep's present cell."""
+    """The log.csv that the child is writing: the stage's, or that of the sweep's current cell."""
 
     def __init__(self, folder: Path, bar: tqdm[object], on_log: OnLog | None) -> None:
         self.folder, self.bar, self.on_log = folder, bar, on_log
@@ -175,7 +174,7 @@ class _Log:
 
 
 def _rows(path: Path) -> Rows:
-    """The log's rows as the training made them: a column that a row lacks is empty in the file."""
+    """The log's rows as training produced them: a column that a row lacks is empty in the file."""
     try:
         table = pd.read_csv(path)
     except (FileNotFoundError, pd.errors.EmptyDataError):
@@ -184,7 +183,7 @@ def _rows(path: Path) -> Rows:
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Interrupt a child that still works, as Ctrl-C does; if that is not enough, kill it and what it has started."""
+    """Interrupt a child that is still running, as Ctrl-C does; if needed, kill it and its own children."""
     if child.poll() is not None:
         return
     child.send_signal(signal.SIGINT)
@@ -198,21 +197,21 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def _why_it_failed(stage: str, code: int, output: _Output) -> str:
-    if output.last.startswith(_SENTENCE):
-        return output.last.removeprefix(_SENTENCE)
+    if output.last.startswith(_ERROR_PREFIX):
+        return output.last.removeprefix(_ERROR_PREFIX)
     if code == -signal.SIGKILL:
         return (
-            f"The process of the stage {stage!r} was killed from outside, most likely because memory ran out. What is "
-            "finished is kept: make room and run this again; it resumes."
+            f"The process of the stage {stage!r} was killed from outside, most likely because memory ran out. Finished "
+            "work is kept: free some memory and run this again to resume."
         )
-    return f"The stage {stage!r} stopped with an error that the kit does not know ({output.last or f'code {code}'})."
+    return f"The stage {stage!r} stopped with an unexpected error ({output.last or f'code {code}'})."
 
 
 # ---- the child ----------------------------------------------------------------------------------------------------
 
 
 def main() -> int:
-    """Do as the command line does, until the process that started this one ends."""
+    """Do what the command line does, but end with the process that started this one."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hands down "ignore"
     parent = int(os.environ["RPO_PARENT"])
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -222,7 +221,7 @@ def main() -> int:
 
 
 def _end_with(parent: int) -> None:
-    """A restarted notebook kernel is killed, and nobody would stop this process."""
+    """End this process when its parent has ended: a restarted notebook kernel is killed and cannot stop it."""
     while os.getppid() == parent:
         time.sleep(1)
     os.killpg(os.getpid(), signal.SIGKILL)

@@ -107,10 +107,10 @@ def stage_function(name: str) -> Callable[[Run], None]:
 
 
 def inputs_of(run: Run, name: str) -> dict[str, Any]:
-    """What decides the result of a stage: settings, files of the stages before it, and plain values.
+    """Everything that determines the result of a stage: settings, files of earlier stages, and plain values.
 
     Raises:
-        KitError: a stage before it is missing or was made with other settings; the message names the first such stage.
+        KitError: an earlier stage is missing or was made with other settings; the message names the first one.
     """
     row = STAGES[name]
     inputs: dict[str, Any] = {key: attrgetter(path)(run.preset) for key, path in row.settings.items()}
@@ -123,7 +123,7 @@ def inputs_of(run: Run, name: str) -> dict[str, Any]:
 
 
 def current(run: Run, name: str) -> Path:
-    """The folder of a stage that is finished and was made with the present settings; KitError otherwise."""
+    """The folder of a stage that is finished and up to date with the settings. Raises KitError otherwise."""
     return require(run, name, **inputs_of(run, name))
 
 

@@ -1,10 +1,10 @@
 """Guards for concurrent use: several ranks of one training, a second call of the same stage, a full disk.
 
 Under torchrun or `accelerate launch` every rank runs the same command; the main one writes, the others wait for its
-files. That needs no process group, which only the training libraries start. A lock is the kernel's own (flock), so
-`kill -9` releases it.
+files. That needs no process group, which only the training libraries start. Locks are the kernel's (flock), so that
+`kill -9` releases them.
 
-    with locked(run.folder / ".locks" / "rl", "The stage 'rl' of run 'demo'"), disk_errors_told(run.folder): ...
+    with locked(run.folder / ".locks" / "rl", "The stage 'rl' of run 'demo'"), disk_errors_explained(run.folder): ...
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from rpo_kit.errors import KitError
 
 try:
     from safetensors import SafetensorError
-except ImportError:  # then `doctor` runs all the same and names it
+except ImportError:  # so that `doctor` can run and report it
     SafetensorError = OSError  # type: ignore[misc, assignment]
 
 _POLL = 0.05  # seconds
-_LOCK_PATIENCE = 10.0  # seconds: the notebook kernel of a `demo` that was killed needs some to notice
+_LOCK_PATIENCE = 10.0  # seconds: the notebook kernel of a killed `demo` needs some to end
 _REPORT_AFTER = 60.0  # seconds of waiting for the main process
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _DISK_FULL = ("No space left", "Disk quota exceeded", "os error 28", "database or disk is full", "inline_container")
@@ -86,8 +86,8 @@ def _acquire(file: IO[str]) -> bool:
 
 
 @contextmanager
-def disk_errors_told(folder: Path) -> Iterator[None]:
-    """Turn what Python, SQLite, torch and safetensors say about a disk that is full or read-only into one sentence."""
+def disk_errors_explained(folder: Path) -> Iterator[None]:
+    """Turn the errors of Python, SQLite, torch and safetensors on a full or read-only disk into a KitError."""
     try:
         yield
     except (OSError, RuntimeError, sqlite3.OperationalError, SafetensorError) as error:
@@ -95,12 +95,12 @@ def disk_errors_told(folder: Path) -> Iterator[None]:
             parent = next(path for path in (folder, *folder.parents) if path.exists())
             free = shutil.disk_usage(parent).free / 1e9
             raise KitError(
-                f"{folder} could not be written: the disk is full ({free:.2f} GB free now). Make room and give the "
-                "same command again; it resumes."
+                f"{folder} could not be written: the disk is full ({free:.2f} GB free now). Free some space and run "
+                "the same command again to resume."
             ) from error
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
             raise KitError(
-                f"{error.filename or folder} cannot be written ({error.strerror}): set RPO_RUNS to a folder you may "
-                "write in, or change its permissions."
+                f"{error.filename or folder} cannot be written ({error.strerror}): set RPO_RUNS to a folder that "
+                "you may write to, or change its permissions."
             ) from error
         raise

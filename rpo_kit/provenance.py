@@ -35,8 +35,8 @@ _PACKAGES = (  # those whose version can change a number
 def fingerprint(value: object) -> str:
     """Sha256 of a file's bytes, of a folder's files, or of a plain value's JSON.
 
-    A setting that was added later, `field(default=…, metadata={"since": …})`, counts only where it is not the default:
-    so runs made before it keep their fingerprints.
+    A setting that was added later, `field(default=…, metadata={"since": …})`, counts only if it is not the default, so
+    that older runs keep their fingerprints.
 
     Raises:
         KitError: `value` is a path that does not exist.
@@ -59,7 +59,7 @@ def _plain(value: object) -> object:
 
 def _fingerprint_path(path: Path) -> str:
     if not path.exists():
-        raise KitError(f"{path} is missing; run the stage before this one again.")
+        raise KitError(f"The input {path} is missing: run the stage that writes it again.")
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
@@ -82,7 +82,7 @@ def provenance() -> dict[str, object]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide numbers; "not installed" for one that is missing."""
+    """Versions of the packages that can change results; "not installed" for one that is missing."""
 
     def version(name: str) -> str:
         try:

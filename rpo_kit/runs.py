@@ -2,11 +2,11 @@
 
 A run is `runs/<name>/` with `run.json` and one folder per stage. A stage writes `manifest.json` last: it holds the
 fingerprints of the stage's inputs, and the settings, packages and commit it was made with. A stage whose manifest
-matches is skipped; one whose inputs changed is run again, with the reason printed. Records are append-only JSONL, one
+matches is skipped; one whose inputs have changed is rerun, with the reason printed. Records are append-only JSONL, one
 line per finished item, so that `kill -9` loses nothing finished.
 
     run = open_run("demo", "cpu", {"rl.steps": 4})
-    with stage(run, "prepare", settings=run.preset.data) as folder:      # None if the stage is done already
+    with stage(run, "prepare", settings=run.preset.data) as folder:      # None if the stage is up to date
         if folder: ...
 """
 
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from rpo_kit.errors import KitError
 from rpo_kit.presets import RETIRED, Preset, as_dict, get_preset, override
-from rpo_kit.processes import disk_errors_told
+from rpo_kit.processes import disk_errors_explained
 
 _FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before it
     "data.source": "",
@@ -36,7 +36,7 @@ _FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before i
 
 
 _RUN_NAME = re.compile(r"[^\s./\\{}][^/\\{}]*")  # braces: papermill takes them for parameters
-_REPORTED: set[tuple[Path, int]] = set()  # damaged lines
+_REPORTED: set[tuple[Path, int]] = set()  # damaged lines that have been reported
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,16 @@ def open_run(
     name: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None, root: Path | str | None = None
 ) -> Run:
     """Open or create `root/name`. An existing run keeps its settings except for the overrides, unless a preset is
-    named, which replaces them all; a new run takes `cpu`. Stages affected by a change are run again.
+    named, which replaces them all; a new run takes `cpu`. Stages affected by a change are rerun.
 
     Raises:
-        KitError: an invalid name, setting or combination of settings, or a place that cannot be written. Nothing is
-            stored then.
+        KitError: an invalid name, setting or combination of settings (nothing is stored then), or a folder that cannot
+            be written.
     """
     run = planned_run(name, preset, overrides, root)
     file = run.folder / "run.json"
     if preset or overrides or not file.exists():
-        with disk_errors_told(file.parent.parent):
+        with disk_errors_explained(file.parent.parent):
             write_json(file, {"name": name, "preset": as_dict(run.preset)})
     return run
 
@@ -89,7 +89,7 @@ def planned_run(
 
 
 def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Make folders among the settings absolute: notebooks run in another folder than the command line."""
+    """Make folders in the settings absolute: notebooks run in another folder than the command line."""
     changed = dict(overrides)
     for key, prefix in _FOLDER_SETTINGS.items():
         folder = str(changed.get(key, "")).removeprefix(prefix)
@@ -102,14 +102,14 @@ def existing_run(name: str, root: Path | str | None = None) -> Run:
     """Reopen a run with its settings.
 
     Raises:
-        KitError: there is no run of this name; the message lists those there are.
+        KitError: there is no run of this name; the message lists the existing ones.
     """
     file = check_exists(name, root)
     return Run(file.parent, _stored_preset(file))
 
 
 def check_exists(name: str, root: Path | str | None = None) -> Path:
-    """The run's `run.json`; KitError if there is no such run."""
+    """The run's `run.json`. Raises KitError if there is no such run."""
     file = _run_file(name, root)
     if not file.exists():
         root = file.parent.parent
@@ -149,12 +149,12 @@ def _stored_preset(file: Path) -> Preset:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write the text in UTF-8, whole or not at all."""
+    """Write the text in UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write whole or not at all: a temporary file beside it, then a rename."""
+    """Write atomically: to a temporary file beside `path`, which is then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -162,7 +162,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        with suppress(OSError):  # disks without permissions refuse it
+        with suppress(OSError):  # file systems without permissions
             os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
@@ -182,9 +182,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a JSONL file. A torn last line (the process was killed while writing) is left out.
+    """All complete lines of a JSONL file, without an incomplete last line (the process was killed while writing).
 
-    So is a damaged line, which is reported once per process: its item then counts as missing and is asked again.
+    A damaged line is skipped too, and reported once per process: its item counts as missing and is requested again.
     """
     if not path.exists():
         return []
@@ -198,23 +198,23 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             records.append(record)
         elif record is not None and (path, number) not in _REPORTED:
             _REPORTED.add((path, number))
-            print(f"{path}, line {number}, is damaged and left out; run its stage again to replace what is missing")
+            print(f"{path}, line {number}, is damaged and skipped; run its stage again to replace it")
     return records
 
 
 def append_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:
-    """Append finished items, one line each; a torn last line is cut off first."""
+    """Append finished items, one line each, after removing an incomplete last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
-        _cut_torn_line(file)
+        _cut_incomplete_line(file)
         file.write(b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records))
         file.flush()
         os.fsync(file.fileno())
 
 
 def sort_records(path: Path, ids: list[str]) -> None:
-    """Sort the records of a finished file into the order of `ids`: endpoints answer in any order, and the same work
-    should give the same bytes.
+    """Sort the records of a finished file into the order of `ids`: endpoints answer in any order, and the same answers
+    should give the same file.
     """
     records = {record["id"]: record for record in read_records(path)}
     lines = [json.dumps(records[id_], ensure_ascii=False) + "\n" for id_ in ids if id_ in records]
@@ -222,7 +222,7 @@ def sort_records(path: Path, ids: list[str]) -> None:
         write_text(path, "".join(lines))
 
 
-def _cut_torn_line(file: BinaryIO) -> None:
+def _cut_incomplete_line(file: BinaryIO) -> None:
     size = file.seek(0, os.SEEK_END)
     while size:
         step = min(size, 65536)

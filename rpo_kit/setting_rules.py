@@ -1,7 +1,7 @@
-"""What settings can be meant: ranges, names and combinations, checked before anything is stored or computed.
+"""Which settings are valid: ranges, names and combinations, checked before anything is stored or computed.
 
-One table per kind of rule, by dotted key. A rule belongs here if a value against it would only fail, or mean nothing,
-several stages later.
+One table per kind of rule, by dotted key. A rule belongs here if breaking it would fail, or make a result meaningless,
+only several stages later.
 
     check({"rl.temperature": 0.0, …})      # KitError: rl.temperature=0.0 must be above 0.
 """
@@ -45,7 +45,7 @@ _SYSTEM = re.compile(r"base|untrained|sft|rl|majority|copy-nearest|context(-\d+)
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Raise KitError for the first setting, by its dotted key, that cannot be meant."""
+    """Raise KitError for the first invalid setting; `settings` are by dotted key."""
     for least, keys in _AT_LEAST.items():
         for key in keys.split():
             _require(settings, key, partial(le, least), f"at least {least}")
@@ -106,8 +106,8 @@ def _check_combinations(settings: Mapping[str, Any]) -> None:
             )
     if settings["data.dev_share"] and settings["data.source"] in ("personas", "official"):
         raise KitError(
-            f"data.dev_share={settings['data.dev_share']:g} divides the users of a folder that has one split alone; "
-            f"{settings['data.source']} has both: take the setting back (data.dev_share=0), or give --data FOLDER."
+            f"data.dev_share={settings['data.dev_share']:g} divides the users of a folder with only one split, but "
+            f"{settings['data.source']} has both: set data.dev_share=0, or add --data FOLDER."
         )
     users = (settings["data.train_users"], settings["data.dev_users"])
     if settings["data.source"] == "personas" and ALL_USERS in users:

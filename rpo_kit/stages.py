@@ -22,7 +22,7 @@ from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.presets import as_dict
-from rpo_kit.processes import disk_errors_told, is_main, locked, wait_for
+from rpo_kit.processes import disk_errors_explained, is_main, locked, wait_for
 from rpo_kit.provenance import fingerprint, provenance
 from rpo_kit.runs import Run, read_json, write_json
 
@@ -54,7 +54,7 @@ def stage(
         yield None
         return
     lock = run.folder / ".locks" / name.replace("/", "-")
-    with disk_errors_told(run.folder), locked(lock, f"The stage {name!r} of run {run.name!r}"):
+    with disk_errors_explained(run.folder), locked(lock, f"The stage {name!r} of run {run.name!r}"):
         work = _open_work(folder, name, wanted, retry)
         yield work
         if work is not None:

@@ -1,4 +1,4 @@
-"""Text repairs that several rooms need."""
+"""Make texts safe: for encoders and tokenizers, and against tags and special tokens in a user's text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # loading transformers takes seconds
     from transformers import PreTrainedTokenizerBase
 
-# Without a compatibility form, so that no tokenizer's normaliser turns them back.
+# Characters without a compatibility form, so that no tokenizer's normaliser restores the originals.
 LOOK_ALIKES = {"<": "‹", "[": "⁅", ">": "›"}
 JOINER = "\u2060"  # word joiner: invisible, breaks a token that begins with any other character
 _MARKUP = re.compile(r"[<\[◁].*[>\]▷]", re.DOTALL)
@@ -21,9 +21,9 @@ def replace_surrogates(text: str) -> str:
 
 
 def break_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text in which nothing is read as one of the tokenizer's own special tokens.
+    """The text, changed so that the tokenizer reads none of its special tokens in it.
 
-    Nothing is deleted: the first character of such a string becomes a look-alike, or gets a word joiner behind it.
+    Nothing is deleted: the first character of such a token becomes a look-alike, or is followed by a word joiner.
     """
     pattern = _special_pattern(tokenizer)
     return pattern.sub(lambda match: LOOK_ALIKES.get(match[0], match[0] + JOINER), text) if pattern else text
@@ -31,7 +31,7 @@ def break_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 @lru_cache(maxsize=8)
 def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """The first character of every special token, wherever one begins; None if there is none.
+    """Matches the first character of every special token; None if the tokenizer has none.
 
     Added tokens that are not special but look like markup (Qwen's <tool_call>) count too; runs of spaces do not.
     """
@@ -44,7 +44,7 @@ def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | No
 
 # ---- tags and special tokens in a user's text ---------------------------------------------------------------------
 
-_BRACKETED = (  # special tokens of Mistral, BERT, GLM and their kin; other words in brackets are left alone
+_BRACKETED = (  # special tokens of Mistral, BERT, GLM and the like; other words in brackets are kept
     "INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|TOOL_CALL|ARGS|CALL_ID|MODEL_SETTINGS|"
     "IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|TRANSCRIBE|PREFIX|MIDDLE|SUFFIX|THINK|"
     "CLS|SEP|MASK|PAD|UNK|BOS|EOS|gMASK|sMASK|sop|eop"
@@ -69,13 +69,13 @@ _ORIGINALS = {look_alike: original for original, look_alike in LOOK_ALIKES.items
 
 
 def escape_tags(text: str) -> str:
-    """The text as one that can open or close neither a trajectory tag nor a chat turn, and that can be encoded.
+    """The text, changed so that it can be encoded and cannot open or close a trajectory tag or a chat turn.
 
-    It knows the forms that special tokens have; `text.break_special_tokens` knows those of a loaded tokenizer.
+    This covers the usual forms of special tokens; `break_special_tokens` covers those of a loaded tokenizer.
     """
     return _POWERFUL.sub(lambda match: LOOK_ALIKES[match[0]], replace_surrogates(text))
 
 
 def restore_tags(text: str) -> str:
-    """What a model wrote, with the characters back that `escape_tags` and `break_special_tokens` replaced."""
+    """The text with the characters restored that `escape_tags` and `break_special_tokens` replaced."""
     return _HARMLESS.sub(lambda match: _ORIGINALS[match[0]], text).replace(JOINER, "")

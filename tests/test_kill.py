@@ -106,7 +106,7 @@ def test_every_stage_survives_a_kill_and_repeats_no_work(tmp_path):
         whole.finish(stage)
         harness.kill_once(stage, has_checkpoint)
         assert not (folder(stage) / "manifest.json").exists()
-        assert "going on from checkpoint-" in harness.finish(stage)
+        assert "resuming from checkpoint-" in harness.finish(stage)
         resumed, uninterrupted = (pd.read_csv(one.folder(stage) / "log.csv") for one in (harness, whole))
         assert resumed["step"].tolist() == steps
         for column in ("loss", "grad_norm", *(("shots", "reward", "kl") if stage == "rl" else ())):
@@ -129,7 +129,7 @@ def test_every_stage_survives_a_kill_and_repeats_no_work(tmp_path):
     assert not (folder(cell) / "manifest.json").exists()
     printed = harness.finish("sweep")
     assert "sweep/sft/scores: done already" in printed
-    assert "going on from checkpoint-1" in printed
+    assert "resuming from checkpoint-1" in printed
     assert pd.read_csv(folder(cell) / "log.csv")["step"].tolist() == [1, 2]
     assert pd.read_csv(folder("sweep") / "bars.csv")["arm"].tolist() == [
         "SFT only", "progressive", "any habit", "oracle",

@@ -372,7 +372,7 @@ def test_a_folder_that_cannot_be_written_gives_one_sentence(tmp_path, monkeypatc
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(runs, "write_bytes", refused)
-    with pytest.raises(KitError, match=r"cannot be written \(.*\): set RPO_RUNS to a folder you may write in"):
+    with pytest.raises(KitError, match=r"cannot be written \(.*\): set RPO_RUNS to a folder that you may write to"):
         open_run("r", "tiny", root=tmp_path)
 
 

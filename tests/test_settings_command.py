@@ -46,7 +46,7 @@ def test_a_demo_with_other_settings_does_not_use_the_default_run(root, arguments
     run = finished(**{"data.task": "LaMP-7"})
     before = (run.folder / "run.json").read_bytes()
     assert main(["demo", *arguments]) == 2
-    assert "The run 'demo' holds results with other settings. Give this demo a name" in capsys.readouterr().err
+    assert "The run 'demo' holds results of other settings: name another run for this demo" in capsys.readouterr().err
     assert (run.folder / "run.json").read_bytes() == before
     monkeypatch.setattr("rpo_kit.study.demo.demo", lambda run: print("demo of", run.name))
     assert main(["demo"]) == 0

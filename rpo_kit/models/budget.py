@@ -1,8 +1,8 @@
 """The budget of a run: what its endpoints may cost, reported before and after, never exceeded.
 
-Every attempt of a request is entered into the run's account before it is sent, with an upper bound of its tokens (no
+Every attempt at a request is entered into the run's account before it is sent, with an upper bound on its tokens (no
 tokenizer makes more tokens than bytes), and corrected when the answer arrives. So neither requests in flight, nor a
-second process, nor a killed one can carry the account past a limit. An answer that never arrived (a time-out, a cut
+second process, nor a killed one can exceed a limit. An answer that never arrived (a time-out, a cut
 connection) stays charged at its bound, because the server may have written it. A request that reached no server costs
 nothing. The account is a file in the run folder; deleting the run deletes it.
 
@@ -39,7 +39,7 @@ class BudgetError(KitError):
 
 @dataclass(frozen=True)
 class Usage:
-    """Requests and tokens; may be negative in a correction."""
+    """Requests and tokens; negative in a correction."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -60,7 +60,7 @@ class Usage:
         return self.prompt_tokens + self.new_tokens
 
     def counted(self, bound: Usage) -> Usage:
-        """The same with the bound for each half that the server did not count; no text has 0 tokens."""
+        """This usage, with the bound for each count that the server left out (0: no text has 0 tokens)."""
         return Usage(self.requests, self.prompt_tokens or bound.prompt_tokens, self.new_tokens or bound.new_tokens)
 
 
@@ -71,7 +71,7 @@ def upper_bound(messages: Conversation, max_new_tokens: int) -> Usage:
 
 
 def estimated(messages: Conversation, max_new_tokens: int) -> Usage:
-    """About what one request with these messages will use; the new tokens are the most that are allowed."""
+    """Roughly what one request with these messages will use, if the answer is as long as it may be."""
     characters = sum(len(message["content"]) for message in messages)
     return Usage(1, characters // _CHARACTERS_PER_TOKEN + 1, max_new_tokens)
 
@@ -83,7 +83,7 @@ class Ledger:
         self.database, self.model, self.settings = database, model, settings
         self._lock = threading.RLock()  # several threads may ask one model
         self.prices = read_prices(settings.prices)
-        self.here = Usage()  # through this object alone
+        self.here = Usage()  # used through this object alone
         if settings.max_cost and model not in self.prices:
             raise KitError(
                 f"endpoint.max_cost is set, but {model} has no price: add it, as in "
@@ -91,9 +91,9 @@ class Ledger:
             )
 
     def reserve(self, bound: Usage) -> bool:
-        """Enter a request that uses at most `bound`; False, and nothing entered, if that could exceed a limit."""
+        """Enter a request that uses at most `bound`; if that could exceed a limit, enter nothing and return False."""
         with self._usable():
-            self.database.execute("BEGIN IMMEDIATE")  # nobody else may write between the check and the entry
+            self.database.execute("BEGIN IMMEDIATE")  # no other process may write between the check and the entry
             try:
                 fits = self._fits(bound)
                 if fits:
@@ -103,7 +103,7 @@ class Ledger:
         return fits
 
     def settle(self, bound: Usage, actual: Usage) -> None:
-        """Replace the bound of a reserved request by what it did use."""
+        """Replace the bound of a reserved request by its actual use."""
         with self._usable():
             self._add(actual + -bound)
             self.here += actual
@@ -140,11 +140,11 @@ class Ledger:
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
-        """One thread at a time; an error of SQLite is a sentence: without its account a run must not spend.
+        """One thread at a time. Any error stops the run: without its account it must not spend.
 
         Raises:
             KitError: the file is damaged, locked or read-only.
-            sqlite3.OperationalError: the disk is full; whoever runs a stage turns that into a sentence.
+            sqlite3.OperationalError: the disk is full; `stages.stage` turns that into a KitError.
         """
         with self._lock:
             try:

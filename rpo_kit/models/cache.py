@@ -1,11 +1,11 @@
-"""Answers that were paid for once: a SQLite file of JSON values, shared by runs and by processes.
+"""The cache of paid answers: a SQLite file of JSON values, shared by runs and by processes.
 
-The key is a hash of everything that decides an answer: endpoint, model, messages (they hold the filled prompt file, so
-a changed prompt is asked anew), sampling settings, and which sample of the same conversation it is. Only complete
-answers are stored: no errors, no refusals, nothing empty or truncated. The file holds no questions, only their hashes.
+The key is a hash of everything that decides an answer: endpoint, model, messages (with the whole prompt, so a changed
+prompt misses the cache), sampling settings, and the number of the sample. Only complete answers are stored: no errors,
+no refusals, nothing empty or truncated. The file holds no prompts, only their hashes.
 
-Who asks a question claims it first, so that others wait for the answer and do not pay for it again. The claim of a
-process that died is void. If the file is damaged or cannot be written, the answers that can be read are used.
+A process claims a request before it sends it, so that others wait for the answer instead of paying for it again. The
+claim of a process that has died is void. If the file is damaged or read-only, the answers that can be read are used.
 
     cache = AnswerCache(open_answers(runs_root() / "answers.sqlite"))
     cache.get(answer_key(url="http://localhost:8000/v1", model="m", messages=[…], max_new_tokens=8, …, sample=0))
@@ -36,12 +36,12 @@ CREATE TABLE IF NOT EXISTS account (model TEXT PRIMARY KEY, requests INTEGER, pr
 CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, host TEXT, pid INTEGER, until REAL)
     WITHOUT ROWID;
 """
-_GET = "SELECT CAST(answer AS BLOB) FROM answers WHERE key = ?"  # bytes, because a damaged row may be no text
+_GET = "SELECT CAST(answer AS BLOB) FROM answers WHERE key = ?"  # bytes, because a damaged row may not be text
 _CLAIM = """INSERT INTO claims VALUES (:key, :owner, :host, :pid, :until) ON CONFLICT DO UPDATE SET
     owner = :owner, host = :host, pid = :pid, until = :until WHERE owner = :before"""
 _LOCK_PATIENCE = 60.0  # seconds to wait for another process to finish writing
 _WRITABLE = "make file and folder writable, or set RPO_RUNS to a folder that is"
-_THIS_PROCESS, _numbers = uuid.uuid4().hex, itertools.count()  # two processes may get the same id after each other
+_THIS_PROCESS, _numbers = uuid.uuid4().hex, itertools.count()  # process ids are reused
 
 
 class StoredAnswer(TypedDict):
@@ -64,7 +64,7 @@ def answer_key(**parts: object) -> str:
 
 
 def open_database(path: Path | None) -> sqlite3.Connection:
-    """Open or create the file, or a database in memory; what is written survives `kill -9`.
+    """Open or create the database; None: in memory. What is written survives `kill -9`.
 
     The same tables serve both uses: the answers, and the account of a run (`budget.py`).
 
@@ -87,33 +87,33 @@ def open_database(path: Path | None) -> sqlite3.Connection:
 
 
 def open_answers(path: Path) -> sqlite3.Connection:
-    """The same for the answers alone, which may also be read where nothing can be written."""
+    """Open the database of answers, read-only if it cannot be written."""
     try:
         return open_database(path)
     except ReadOnlyError as error:
         if not path.is_file():
             raise
-        database = sqlite3.connect(  # immutable: without the files beside it, which SQLite could not make here
+        database = sqlite3.connect(  # immutable: no files beside it, which SQLite could not create here
             f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False, factory=_ReadOnly
         )
         try:
             database.execute("SELECT 1 FROM answers LIMIT 1").fetchone()
         except sqlite3.DatabaseError:
             raise error from None
-        print(f"{path} can only be read: its answers are used, new ones are not stored. To store them, {_WRITABLE}.")
+        print(f"{path} is read-only: its answers are used, new ones are not stored. To store them, {_WRITABLE}.")
         return database
 
 
 class ReadOnlyError(KitError):
-    """A store can be read at most."""
+    """The store cannot be written."""
 
 
 class _ReadOnly(sqlite3.Connection):
-    """A store that can be read."""
+    """The connection to a store that cannot be written."""
 
 
 def store_error(error: Exception, path: str) -> KitError:
-    """An error of SQLite in a sentence."""
+    """SQLite's error as a KitError that says what to do."""
     kind = ReadOnlyError if _remedy(error, path) == _WRITABLE else KitError
     return kind(f"{path} cannot be used as the store of answers or of spending ({error}): {_remedy(error, path)}.")
 
@@ -138,9 +138,9 @@ def path_of(database: sqlite3.Connection) -> str:
 
 
 def _use_write_ahead_log(database: sqlite3.Connection) -> None:
-    """Switch to SQLite's write-ahead log, in which readers and a writer do not wait for each other.
+    """Switch to SQLite's write-ahead log, under which readers and a writer do not wait for each other.
 
-    SQLite does not wait in the switch itself: of two processes that open a new file at once, one gets "locked".
+    SQLite itself does not wait during the switch: of two processes that open a new file at once, one gets "locked".
     """
     deadline = time.monotonic() + _LOCK_PATIENCE
     while True:
@@ -157,7 +157,7 @@ def _use_write_ahead_log(database: sqlite3.Connection) -> None:
 
 
 class AnswerCache:
-    """Answers by key, each a small JSON object, and claims on questions; may be used by several threads."""
+    """Answers by key, each a small JSON object, and claims on requests. Thread-safe."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database, self.path = database, path_of(database)
@@ -166,24 +166,24 @@ class AnswerCache:
         self._reported, self._lock = False, threading.Lock()
 
     def get(self, key: str) -> StoredAnswer | None:
-        """The answer; None if there is none, or none that can be read."""
+        """The answer; None if there is none or it is damaged."""
         try:
             with self._lock:
                 row = self.database.execute(_GET, (key,)).fetchone()
             return _stored(row[0] or b"") if row else None
         except sqlite3.DatabaseError as error:
             self._report(error)
-        except ValueError:  # damaged; without the row the next answer can be stored
+        except ValueError:  # damaged; deleting the row makes room for the next answer
             self._write("DELETE FROM answers WHERE key = ?", (key,))
         return None
 
     def put(self, key: str, answer: Mapping[str, object]) -> None:
-        """Store an answer; if two processes asked for the same one, the first stays."""
+        """Store an answer, unless another process has stored one already."""
         text = json.dumps(answer, ensure_ascii=True, sort_keys=True)
         self._write("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, text))
 
     def claim(self, key: str, seconds: float) -> bool:
-        """Claim a question, or extend one's claim; False if somebody else is asking it. `seconds`: how long at most."""
+        """Claim a request, or extend the claim, for `seconds` at most; False if another caller holds it."""
         if not self.writable:
             return True
         try:
@@ -199,16 +199,16 @@ class AnswerCache:
             return False
         now = {"host": socket.gethostname(), "pid": os.getpid(), "until": time.time() + seconds}
         written = self._write(_CLAIM, {"key": key, "owner": self.owner, "before": before} | now)
-        return written != 0  # 0: somebody was faster
+        return written != 0  # 0: another process was faster
 
     def release(self, key: str) -> None:
         self._write("DELETE FROM claims WHERE key = ? AND owner = ?", (key, self.owner))
 
     def _write(self, statement: str, values: Mapping[str, object] | tuple[str, ...]) -> int | None:
-        """How many rows were written; None if the file cannot be written (any more).
+        """The number of rows written; None if the file cannot be written (any more).
 
         Raises:
-            sqlite3.OperationalError: the disk is full; whoever runs a stage turns that into a sentence.
+            sqlite3.OperationalError: the disk is full; `stages.stage` turns that into a KitError.
         """
         if not self.writable:
             return None
@@ -226,13 +226,13 @@ class AnswerCache:
         if not self._reported:
             self._reported = True
             print(
-                f"{self.path}: {error}. Answers in it that can be read are used, others are asked for again; to mend "
-                f"that, {_remedy(error, self.path)}."
+                f"The store of answers {self.path} is not fully usable ({error}): answers that can be read are used, "
+                f"others are requested again. To repair it, {_remedy(error, self.path)}."
             )
 
 
 def _stored(content: bytes) -> StoredAnswer:
-    """The answer in a row. Raises ValueError if it is none."""
+    """The answer in a row. Raises ValueError if it is not one."""
     try:
         row = json.loads(content)
     except RecursionError:
@@ -250,17 +250,17 @@ def _stored(content: bytes) -> StoredAnswer:
 
 
 def _holds(owner: str, host: str, pid: int, until: float) -> bool:
-    """Whether a claim still holds: in time, and of a process that lives, as far as can be seen from here."""
+    """Whether a claim is still valid: not expired, and its process alive as far as this machine can tell."""
     if not isinstance(until, int | float) or until < time.time():
         return False
     if host != socket.gethostname():
         return True
-    if pid == os.getpid():  # or of an earlier process with this one's id
+    if pid == os.getpid():  # unless an earlier process had this one's id
         return owner.startswith(_THIS_PROCESS)
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError, TypeError):
         return False
-    except OSError:  # it lives, and is somebody else's
+    except OSError:  # alive, but another user's
         pass
     return True

@@ -1,8 +1,8 @@
-"""The protocol of a black-box model (Figure 1, left): conversations in, completions out, whoever answers.
+"""The protocol of a black-box model (Figure 1, left): conversations in, completions out.
 
 `Chat` is all that the rest of the kit knows about a model. `name` and `complete` are enough; a model that can do more
-implements more of the protocol, and the functions at the end fall back where it does not. `open_chat` (in `open.py`)
-turns a string such as `openai:gpt-4o-mini` into a `Chat`. Left out: tools, images, log-probabilities, token streaming.
+implements one of the other protocols, and the functions at the end fall back if it does not. `open_chat` (in `open.py`)
+turns a string such as `openai:gpt-4o-mini` into a `Chat`. Not supported: tools, images, logprobs, token streaming.
 
     >>> class Echo:
     ...     name = "echo"
@@ -53,8 +53,8 @@ class Chat(Protocol):
     ) -> list[Completion]:
         """One completion per conversation, in the same order; greedy at temperature 0.
 
-        A single conversation without an answer gives a completion with `failure`; an exception means that asking for
-        the others makes no sense either.
+        If a single conversation gets no answer, its completion has `failure` set; an exception means that the others
+        cannot be answered either.
         """
         ...
 
@@ -105,7 +105,7 @@ def stream_completions(
 ) -> Iterator[Batch]:
     """Yield batches of (index in `conversations`, completion) as they arrive, so that each can be stored at once.
 
-    A model that streams is sent all conversations together; any other one gets `chunk` conversations at a time.
+    A model that streams gets all conversations at once; any other gets `chunk` conversations at a time.
     """
     if isinstance(chat, StreamingChat):
         yield from chat.stream(conversations, max_new_tokens=max_new_tokens)
@@ -119,5 +119,5 @@ def stream_completions(
 def reporting_cost(
     chat: Chat, conversations: Sequence[Conversation], max_new_tokens: int
 ) -> AbstractContextManager[None]:
-    """Report what the requests cost if the model has a price: the estimate before them, the actual cost after them."""
+    """If the model costs money, print the estimate before the requests and the actual cost after them."""
     return chat.reporting_cost(conversations, max_new_tokens) if isinstance(chat, PricedChat) else nullcontext()

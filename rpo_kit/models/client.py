@@ -1,7 +1,7 @@
-"""One request to an OpenAI-compatible endpoint: what is sent, and what every kind of reply means.
+"""One request to an OpenAI-compatible endpoint: sending it, and classifying whatever comes back.
 
-`endpoint.py` decides when to ask, and how often; `reply.py` reads what came. Nothing that the server says can carry the
-key out of here: it is cut out of answers and errors, and no traceback shows the server's own words.
+`endpoint.py` decides when and how often to send a request; `reply.py` reads the reply. A key that the server repeats is
+removed from answers and errors, and no traceback shows the server's own words.
 
     client = Client(EndpointSpec("http://localhost:8000/v1", "my-model", ""), key="", timeout=120.0)
     await client.send([{"role": "user", "content": "Say hello."}], Sampling(8, 0.0))
@@ -29,7 +29,6 @@ from rpo_kit.models.retry import UNLIMITED, AttemptError, attempt_error, not_sen
 from rpo_kit.text import replace_surrogates
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletionMessageParam
     from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
@@ -42,7 +41,7 @@ for _library in ("httpcore", "httpcore2"):  # at level DEBUG they log headers, i
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is sampled. Part of the cache's key, so the fields keep their names."""
+    """How an answer is sampled. Part of the cache key, so the fields must keep their names."""
 
     max_new_tokens: int
     temperature: float | None  # None: not sent
@@ -51,7 +50,7 @@ class Sampling:
 class Client:
     """Sends single requests to one endpoint; belongs to the event loop in which it first sends.
 
-    A server on this machine is never asked through a proxy. For any other one the variables HTTP_PROXY, HTTPS_PROXY,
+    A server on this machine is never reached through a proxy. For any other, the variables HTTP_PROXY, HTTPS_PROXY,
     ALL_PROXY, NO_PROXY and SSL_CERT_FILE apply.
 
     Raises:
@@ -60,39 +59,36 @@ class Client:
 
     def __init__(self, spec: EndpointSpec, key: str, timeout: float) -> None:
         self.spec, self.key, self.timeout = spec, key, timeout
-        self.proxies = ""  # the variables whose proxy is asked
+        self.proxies = ""  # the proxy variables that apply
         try:
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+
             url = urlsplit(spec.url or _OPENAI_URL)
-            near = on_this_machine(url.geturl())
-            if not near and not proxy_bypass(url.hostname or ""):
+            local = on_this_machine(url.geturl())
+            if not local and not proxy_bypass(url.hostname or ""):
                 names = [f"{name.upper()}_PROXY" for name in (url.scheme, "all") if getproxies().get(name)]
                 self.proxies = " and ".join(names)
-            self.openai = self._open(near)
-        except Exception as error:  # a choice of the libraries below: InvalidURL, ImportError, OSError, SSLError, …
-            raise KitError(self._what_to_correct(error)) from None
+            verify: ssl.SSLContext | bool = True
+            file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+            if local and (file or folder):  # without trust_env the library does not read them
+                verify = ssl.create_default_context(cafile=file, capath=folder)
+            self.openai = AsyncOpenAI(
+                base_url=spec.url or _OPENAI_URL,
+                api_key=key or "not-needed",
+                max_retries=0,  # `endpoint.py` retries, and counts the attempts
+                timeout=Timeout(timeout, connect=timeout / 2),  # so that a host that is off is reported as such
+                http_client=DefaultAsyncHttpxClient(
+                    follow_redirects=False,  # send prompts to the named server only
+                    trust_env=not local,
+                    verify=verify,
+                ),
+            )
+        except Exception as error:  # from the libraries below: InvalidURL, ImportError, OSError, SSLError, …
+            raise KitError(self._setup_error(error)) from None
         if spec.variable != OPENAI:  # the client reads these from the environment, and would send them to any server
             self.openai.organization = self.openai.project = self.openai.admin_api_key = None
 
-    def _open(self, near: bool) -> AsyncOpenAI:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
-
-        verify: ssl.SSLContext | bool = True
-        file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-        if near and (file or folder):  # without trust_env the library does not look
-            verify = ssl.create_default_context(cafile=file, capath=folder)
-        return AsyncOpenAI(
-            base_url=self.spec.url or _OPENAI_URL,
-            api_key=self.key or "not-needed",
-            max_retries=0,  # we retry, and count the attempts
-            timeout=Timeout(self.timeout, connect=self.timeout / 2),  # a host that is off is then reported as such
-            http_client=DefaultAsyncHttpxClient(
-                follow_redirects=False,  # a prompt goes to the named server only
-                trust_env=not near,
-                verify=verify,
-            ),
-        )
-
-    def _what_to_correct(self, error: Exception) -> str:
+    def _setup_error(self, error: Exception) -> str:
         reason = re.sub(r"//[^/@\s]*@", "//…@", " ".join(f"{error}".split()))[:_MAX_REASON]  # without a password
         reason = without_key(f"{type(error).__name__}: {reason}", self.key)
         if isinstance(error, ImportError) and "socks" in reason.lower():
@@ -100,9 +96,9 @@ class Client:
                 f"{self.proxies or 'ALL_PROXY'} names a SOCKS proxy, for which a package is missing: install it with "
                 f"`pip install socksio`, or unset the variable ({reason})."
             )
-        look_at = ["the address", *([self.proxies] if self.proxies else [])]
-        look_at += [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
-        return f"No client can be made for {self.address} ({reason}): correct {' or '.join(look_at)}."
+        suspects = ["the address", *([self.proxies] if self.proxies else [])]
+        suspects += [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
+        return f"The client for {self.address} cannot be created ({reason}): correct {' or '.join(suspects)}."
 
     @property
     def address(self) -> str:
@@ -131,7 +127,7 @@ class Client:
         import openai
 
         try:
-            async with asyncio.timeout(self.timeout):  # a server that sends a byte per minute is too late as well
+            async with asyncio.timeout(self.timeout):  # a server that sends a byte per minute times out too
                 create = self.openai.chat.completions.with_raw_response.create
                 response = (await create(**self._body(messages, sampling))).http_response
         except (TimeoutError, openai.APITimeoutError) as error:
@@ -140,7 +136,7 @@ class Client:
         except openai.APIStatusError as error:
             status, body = error.status_code, error.response.content
             raise attempt_error(error_response(status, body, error.response.headers)) from None
-        except Exception as error:  # whatever the libraries below make of what a server sends
+        except Exception as error:  # whatever the libraries below raise for a broken reply
             cause = f"{error} ({error.__cause__!r})" if error.__cause__ else repr(error)
             unreadable = AttemptError(f"no readable answer: {cause}", "lost", retries=UNLIMITED, charged=True)
             raise not_sent_error(error, self.address, self.proxies) or unreadable from None

@@ -1,15 +1,15 @@
-"""An OpenAI-compatible endpoint as a `Chat`: many requests at once, every answer kept, every failure named.
+"""An OpenAI-compatible endpoint as a `Chat`: many requests at once, every answer stored, every failure reported.
 
-`concurrency` workers draw from one iterator of conversations. Each looks into the cache (`cache.py`), sends a request
-(`client.py`), retries where that can help (`retry.py`), and charges the run's account (`budget.py`). An item that
-keeps failing comes back as a completion with `failure` set, and the others continue. Asking stops early only if no
-other request could succeed either: the key is rejected, the quota or the budget is spent, or twenty items in a row
-failed. Then EndpointError or BudgetError is raised, after all finished answers have been handed out.
+`concurrency` workers draw from one iterator of conversations. Each looks in the cache (`cache.py`), sends a request
+(`client.py`), retries if that can help (`retry.py`), and charges the run's account (`budget.py`). An item that keeps
+failing comes back as a completion with `failure` set, and the others continue. A stream stops early only if no other
+request could succeed either: the key is rejected, the quota or the budget is spent, or twenty items in a row failed.
+Then EndpointError or BudgetError is raised, after all finished answers have been yielded.
 
-A question that is on its way already, from another worker, thread or process, is not asked again: whoever comes second
-waits for the answer. Several threads may ask one `EndpointChat`.
+If another worker, thread or process has the same request in flight, it is not sent again: the second caller waits for
+the answer. An `EndpointChat` is thread-safe.
 
-Works with OpenAI, vLLM, llama.cpp, Ollama, OpenRouter. Left out: token streaming, tools, batch files.
+Works with OpenAI, vLLM, llama.cpp, Ollama, OpenRouter. Not supported: token streaming, tools, batch files.
 
     for batch in chat.stream(conversations, max_new_tokens=32):    # [(17, Completion(text='4', …)), …] as they arrive
         append_records(path, [{"id": ids[index], "text": c.text} for index, c in batch if not c.failure])
@@ -38,19 +38,19 @@ from rpo_kit.models.retry import MAX_RETRY_AFTER, AttemptError, EndpointError, p
 from rpo_kit.models.stream import Stream, event_loop, take_all
 from rpo_kit.presets import EndpointSettings
 
-_MAX_FAILED_IN_A_ROW = 20  # ours: so many items without one that succeeded, and asking on is a waste
-_LOOK_AGAIN = 0.05  # ours: seconds between two looks whether another process has the answer
-_CLAIM_MARGIN = 60.0  # ours: seconds that a claim lasts longer than an attempt with its pause may take
+_MAX_FAILED_IN_A_ROW = 20  # ours: failed items in a row after which the stream stops
+_CLAIM_POLL = 0.05  # ours: seconds between two checks whether another process has the answer
+_CLAIM_MARGIN = 60.0  # ours: seconds by which a claim outlasts the longest attempt with its pause
 
 
 class EndpointChat:
-    """A model at an endpoint. `answers` is the database of the cache, `account` that of the run; None: in memory.
+    """A model at an endpoint. `answers` is the database of the cache, `account` the run's; None: in memory.
 
     Raises:
         KitError: the key is not set, or address, proxy or certificates cannot be used.
     """
 
-    concurrent = True  # several threads may ask at once
+    concurrent = True  # thread-safe
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class EndpointChat:
         self.spec, self.settings = spec, settings or EndpointSettings()
         self.name = f"{spec.url}#{spec.model}" if spec.url else f"openai:{spec.model}"
         self.key = key_in(spec.variable)
-        Client(spec, self.key, self.settings.timeout)  # what it refuses is said now, not at the first question
+        Client(spec, self.key, self.settings.timeout)  # reject bad settings now, not at the first request
         self.cache = AnswerCache(answers or open_database(None)) if self.settings.cache else None
-        self.of_a_run = account is not None  # or of this object alone
+        self.of_a_run = account is not None  # otherwise the budget is that of this object
         self.ledger = Ledger(account or open_database(None), self.name, self.settings)
-        self._on_their_way: dict[str, Future[Completion | None]] = {}  # by key; None: no answer came
+        self._pending: dict[str, Future[Completion | None]] = {}  # answers in flight by cache key; None: no answer
         self._lock = threading.Lock()
-        self._named, self._reported = {spec.model}, {spec.model}  # models that have answered, as the server names them
+        self._named, self._reported = {spec.model}, {spec.model}  # models, as the server names them
 
     def complete(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float = 0.0
@@ -82,7 +82,7 @@ class EndpointChat:
     def stream(
         self, conversations: Iterable[Conversation], *, max_new_tokens: int, temperature: float = 0.0
     ) -> Iterator[Batch]:
-        """Yield what has arrived since the last batch, in any order. `conversations` is read as requests are sent.
+        """Yield the completions since the last batch, in any order. `conversations` is read as requests are sent.
 
         Raises:
             EndpointError: no other request can succeed either, or too many items in a row failed.
@@ -90,7 +90,7 @@ class EndpointChat:
         """
         with event_loop() as loop:
             state = Stream(self.sampling(max_new_tokens, temperature), loop)
-            workers = asyncio.run_coroutine_threadsafe(self._run_workers(enumerate(conversations), state), loop)
+            workers = asyncio.run_coroutine_threadsafe(self._answer_all(enumerate(conversations), state), loop)
             finished = False
             while not finished:
                 results = asyncio.run_coroutine_threadsafe(take_all(state.results), loop).result()
@@ -126,41 +126,41 @@ class EndpointChat:
         return f"{line}; limits of the run: {self.ledger.limits()}"
 
     def sampling(self, max_new_tokens: int, temperature: float) -> Sampling:
-        """What is sent for these arguments: room to think is added, and some models take no temperature."""
+        """The sampling that is sent: with `endpoint.thinking_tokens` added, and no temperature if models reject it."""
         return Sampling(
             max_new_tokens + self.settings.thinking_tokens, temperature if self.settings.send_temperature else None
         )
 
     def cache_key(self, messages: Conversation, sampling: Sampling, sample: int = 0) -> str:
-        """The key of an answer in the cache; `sample` numbers the answers sampled for one conversation."""
+        """The key of an answer in the cache; `sample` numbers the answers to one conversation."""
         return answer_key(
             url=self.spec.url, model=self.spec.model, messages=messages, **asdict(sampling), sample=sample
         )
 
     # ---- the workers ----
 
-    async def _run_workers(self, numbered: Iterator[tuple[int, Conversation]], state: Stream) -> None:
+    async def _answer_all(self, numbered: Iterator[tuple[int, Conversation]], state: Stream) -> None:
+        async def work() -> None:
+            while state.error is None and (following := next(numbered, None)) is not None:
+                index, messages = following
+                try:
+                    completion = await self._answer(messages, state)
+                except (EndpointError, BudgetError) as error:  # no answer for this item; those in flight are finished
+                    state.stop(error)
+                    return
+                await state.results.put((index, completion))
+
         try:
-            await asyncio.gather(*(self._worker(numbered, state) for _ in range(max(1, self.settings.concurrency))))
+            await asyncio.gather(*(work() for _ in range(max(1, self.settings.concurrency))))
         finally:
             if state.client is not None:
                 await state.client.close()
             task = asyncio.current_task()
-            if task and not task.cancelling():  # once cancelled, nobody takes from the queue, and it may be full
+            if task and not task.cancelling():  # once cancelled, the queue has no reader and may be full
                 await state.results.put(None)
 
-    async def _worker(self, numbered: Iterator[tuple[int, Conversation]], state: Stream) -> None:
-        while state.error is None and (following := next(numbered, None)) is not None:
-            index, messages = following
-            try:
-                completion = await self._answer(messages, state)
-            except (EndpointError, BudgetError) as error:  # no answer for this item; requests in flight are finished
-                state.stop(error)
-                return
-            await state.results.put((index, completion))
-
     async def _answer(self, messages: Conversation, state: Stream) -> Completion:
-        """From the cache, from whoever is asking the same already, or from the server."""
+        """The answer from the cache, from the same request in flight, or from the server."""
         sample = 0  # at temperature 0 a conversation has one answer
         if state.sampling.temperature != 0:
             conversation = answer_key(messages=messages)
@@ -173,9 +173,9 @@ class EndpointChat:
             if stored := self.cache.get(key):
                 return Completion(**stored)
             own: Future[Completion | None] = Future()
-            own.set_running_or_notify_cancel()  # from now on nobody who waits can cancel it
+            own.set_running_or_notify_cancel()  # so that no waiting caller can cancel it
             with self._lock:
-                first = self._on_their_way.setdefault(key, own)
+                first = self._pending.setdefault(key, own)
             if first is own:
                 return await self._claimed(self.cache, key, own, messages, state)
             await state.pause(until=first)
@@ -190,12 +190,12 @@ class EndpointChat:
         messages: Conversation,
         state: Stream,
     ) -> Completion:
-        """The answer from the server, or from another process that is asking already. `own` gets it as well."""
+        """The answer from the server, or from another process that has claimed it; `own` gets it as well."""
         completion = None
         try:
             while not cache.claim(key, self._claim_seconds):
-                await state.pause(_LOOK_AGAIN)
-            stored = cache.get(key)  # the other process may have finished just now
+                await state.pause(_CLAIM_POLL)
+            stored = cache.get(key)  # the other process may have stored it just now
             completion = Completion(**stored) if stored else await self._ask(messages, state, key)
             if not stored and completion.finished and not completion.failure:
                 cache.put(key, asdict(completion))
@@ -203,7 +203,7 @@ class EndpointChat:
         finally:
             cache.release(key)
             with self._lock:
-                del self._on_their_way[key]
+                del self._pending[key]
             own.set_result(completion)
 
     @property
@@ -212,20 +212,20 @@ class EndpointChat:
         return 2 * self.settings.timeout + 1.1 * MAX_RETRY_AFTER + _CLAIM_MARGIN
 
     async def _ask(self, messages: Conversation, state: Stream, key: str | None) -> Completion:
-        """From the server; too many failures in a row stop the asking."""
+        """The answer from the server; too many failures in a row stop the stream."""
         completion = await self._attempts(messages, state, key)
         state.failed_in_a_row = state.failed_in_a_row + 1 if completion.failure else 0
         if state.failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
             state.stop(
                 EndpointError(
                     f"{_MAX_FAILED_IN_A_ROW} items in a row failed at {self.name}, the last with: "
-                    f"{completion.failure}. Finished answers are kept; look at the server and run again."
+                    f"{completion.failure}. Finished answers are kept; check the server and run again."
                 )
             )
         return completion
 
     async def _attempts(self, messages: Conversation, state: Stream, key: str | None) -> Completion:
-        """Attempt until there is an answer, or a failure of this item."""
+        """Retry until there is an answer, or this item has failed for good."""
         bound, failures = upper_bound(messages, state.sampling.max_new_tokens), Counter[str]()
         client = state.client = state.client or Client(self.spec, self.key, self.settings.timeout)
         while True:
@@ -236,8 +236,8 @@ class EndpointChat:
                 self._settle(bound, bound if error.charged else Usage(int(error.sent)), state)
                 if error.fatal:
                     raise EndpointError(
-                        f"The model {self.name} answers nothing: {error.reason}. Finished answers are kept; correct "
-                        "this and run again."
+                        f"No request to the model {self.name} can succeed: {error.reason}. Finished answers are kept; "
+                        "correct this and run again."
                     ) from None
                 failures[error.kind] += 1
                 attempts = failures.total()
@@ -265,7 +265,7 @@ class EndpointChat:
                 )
             state.settled.clear()
             await state.settled.wait()
-        if state.error:  # asking stopped while this request waited
+        if state.error:  # the stream stopped while this request waited
             self.ledger.settle(bound, Usage())
             raise state.error
         state.in_flight += 1
@@ -276,12 +276,12 @@ class EndpointChat:
         state.settled.set()
 
     def _report_models(self) -> None:
-        """Say once if another model answers than the one that was asked, as servers do that hold one model only."""
+        """Print once if the server names another model than the one requested: some servers hold one model only."""
         for model in sorted(self._named - self._reported):
             if _plain(model) != _plain(self.spec.model):
                 print(
-                    f"{self.name}: the server says that {model[:100]!r} answers. Its answers count, and are stored, as "
-                    f"those of {self.spec.model!r}; if it is another model, correct the setting."
+                    f"{self.name}: the server reports that its model is {model[:100]!r}. Its answers are used and "
+                    f"stored as those of {self.spec.model!r}; if that is wrong, correct the setting."
                 )
         self._reported |= self._named
 

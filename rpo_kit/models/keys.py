@@ -19,9 +19,9 @@ from urllib.parse import unquote
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import OPENAI
 
-_MIN_LENGTH = 6  # characters; a shorter "key" would blot out ordinary words
-_HEAD = 16  # characters by which a key that was cut off is recognised
-_ESCAPED = 64  # characters of a key that may be escaped one by one; the rest of a longer one stands as it is
+_MIN_LENGTH = 6  # characters; a shorter "key" would mask ordinary words
+_HEAD = 16  # characters by which a truncated key is recognised
+_ESCAPED = 64  # characters of a key that may be escaped one by one; the rest of a longer one is matched literally
 _GAPS = r"\s\u00ad\u200b-\u200f\u2060\ufeff"  # line ends and invisible characters inside a key
 _GAP = re.compile(f"[{_GAPS}]+")
 _HEX = re.compile(r"(?:\\(?:u00|x)|&#[xX]0{0,6})([0-9a-fA-F]{2});?")
@@ -41,20 +41,21 @@ def key_in(variable: str) -> str:
     key = os.environ.get(variable) or _colab_secret(variable)
     if not key:
         raise KitError(
-            f"Set the environment variable {variable} (on Colab: a secret of that name; in a notebook: "
-            f"rpo_kit.models.keys.ask_for_key({variable!r})), or name a server with http://HOST:PORT/v1#MODEL."
+            f"The environment variable {variable}, which should hold the API key, is not set: set it (on Colab: a "
+            f"secret of that name; in a notebook: rpo_kit.models.keys.ask_for_key({variable!r})), or name a server "
+            "without a key as http://HOST:PORT/v1#MODEL."
         )
     key = key.strip()
     if not all("!" <= character <= "~" for character in key):
         raise KitError(
-            f"The key in {variable} contains a character that no key has (a space, a line break or a letter beyond "
-            "ASCII): copy it once more."
+            f"The key in {variable} contains a character that no key has (a space, a line break or a non-ASCII "
+            "character): copy it again."
         )
     return key
 
 
 def ask_for_key(variable: str = OPENAI) -> None:
-    """Ask for a key without showing it. It stays in the memory of this process and its children, in no file."""
+    """Ask for a key without showing it. It stays in the memory of this process and its children, never in a file."""
     os.environ[variable] = getpass.getpass(f"{variable}: ").strip()
 
 
@@ -72,9 +73,9 @@ def _colab_secret(variable: str) -> str:
 def without_key(text: str, key: str) -> str:
     """The text with "…" for the key, which some servers repeat in the message that rejects it.
 
-    The key is found in any case, with line ends inside, escaped for URLs, HTML, JSON or Python, in Base64, as hex
-    digits and backwards; of a long one, its first 16 characters with what follows are enough. If it cannot be told
-    from the rest of the text (escaped in several ways at once), nothing of the text is left.
+    The key is found in any case, with line breaks inside, escaped for URLs, HTML, JSON or Python, in Base64, as hex
+    digits and backwards; of a long key, the first 16 characters are enough. If it cannot be separated from the rest of
+    the text (escaped in several ways at once), the whole text is replaced.
     """
     if len(key) < _MIN_LENGTH or not _holds_key(text, key):
         return text
@@ -105,9 +106,9 @@ def _forms(key: str) -> tuple[str, ...]:
 
 
 def _in_base64(key: str) -> set[str]:
-    """What Base64 makes of the key inside a longer text, such as `Bearer KEY`: one form per offset modulo 3.
+    """The key in Base64 inside a longer text, such as `Bearer KEY`: one form per offset modulo 3.
 
-    The characters that depend on what stands before or after the key are left out.
+    Characters that also depend on the text before or after the key are omitted.
     """
     forms = set()
     for offset in range(3):
@@ -118,13 +119,13 @@ def _in_base64(key: str) -> set[str]:
 
 @lru_cache(maxsize=8)
 def _pattern(key: str) -> re.Pattern[str]:
-    """Matches the key in each of its forms, whole or cut off."""
+    """Matches the key in each of its forms, complete or truncated."""
     forms = _forms(key)
-    heads = [_written(form[:_HEAD]) + _REST for form in forms if len(form) > _HEAD]
-    return re.compile("|".join([*map(_written, forms), *heads]), re.IGNORECASE)
+    heads = [_escaped_regex(form[:_HEAD]) + _REST for form in forms if len(form) > _HEAD]
+    return re.compile("|".join([*map(_escaped_regex, forms), *heads]), re.IGNORECASE)
 
 
-def _written(text: str) -> str:
+def _escaped_regex(text: str) -> str:
     """A regular expression for the text whose characters may each be escaped, as in `%73k&#45;\\u0061`."""
     characters = []
     for character in text[:_ESCAPED]:

@@ -1,8 +1,7 @@
 """A model in this process: loading it with its tokenizer, generating with it, and the `Chat` around it.
 
-Plain transformers, PEFT and bitsandbytes, the same on a CPU and a GPU: base model, inference and RL all load here. Only
-SFT trains through Unsloth (`load_unsloth_trainable`), which patches transformers for the whole process: nothing else
-may import it.
+Plain transformers, PEFT and bitsandbytes, the same on CPU and GPU, for base model, inference and RL. Only SFT trains
+with Unsloth (`load_unsloth_trainable`), which patches transformers for the whole process: nothing else may import it.
 
     model = load_base("smollm2")
     generate(model, [[{"role": "user", "content": "Say hello."}]], max_new_tokens=8)[0].text
@@ -28,7 +27,7 @@ from rpo_kit.presets import ModelSettings
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class LoadedModel:
 
 
 def load_base(name: str, max_seq_length: int = 1024) -> LoadedModel:
-    """The black-box model, in this process: never trained; 4-bit where there is a GPU."""
+    """Load the black-box model, which is never trained; in 4-bit if there is a GPU."""
     import torch
 
     return load_model(ModelSettings(name, load_in_4bit=torch.cuda.is_available(), max_seq_length=max_seq_length))
@@ -56,18 +55,24 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     Raises:
         KitError: it cannot be found or loaded, or its tokenizer has no chat template or no pad token of its own.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    dtype, path = compute_dtype(), model_path(settings.name)
-    quantization = _four_bit(dtype) if settings.load_in_4bit else None
+    dtype, path, quantization = compute_dtype(), model_path(settings.name), None
+    if settings.load_in_4bit:  # as in QLoRA (arXiv 2305.14314): NF4 with double quantisation
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     with _cannot_be_loaded(settings.name), _quiet():
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, quantization_config=quantization, device_map={"": device()}
         )
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     for module in model.modules():
-        # On a CPU, bitsandbytes repacks a 4-bit weight at the first evaluation without gradients and leaves it so: the
-        # gradients that follow are wrong, without an error.
+        # On a CPU, bitsandbytes repacks a 4-bit weight for good at the first forward pass without gradients: all later
+        # gradients would be wrong, without an error.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (mypy: not an attribute of Module)
     return _checked(model.eval(), tokenizer, settings)
@@ -128,16 +133,18 @@ def load_unsloth_trainable(settings: ModelSettings, seed: int) -> LoadedModel:
 
 
 def model_path(name: str) -> str:
-    """Where the model lies: a folder or a hub id. KitError for a folder without one."""
+    """The model's folder or hub id. Raises KitError for a folder without a model."""
     path = str(bundled_model()) if name == "smollm2" else name
     if path.startswith((".", "/", "~")) and not (Path(path) / "config.json").is_file():
-        raise KitError(f"{path} holds no model (config.json is missing): name the folder of one, or a hub id.")
+        raise KitError(
+            f"{path} does not contain a model (config.json is missing): name the folder of one, or a hub id."
+        )
     return path
 
 
 def compute_dtype() -> torch.dtype:
-    """The type that this machine computes in: bf16 where the hardware does, fp16 on older GPUs such as a T4 (no bf16),
-    fp32 on older CPUs. Unsloth chooses the same.
+    """The dtype that this machine computes in: bf16 if the hardware supports it, else fp16 on GPUs (such as a T4) and
+    fp32 on CPUs. Unsloth chooses the same.
     """
     import torch
 
@@ -147,50 +154,38 @@ def compute_dtype() -> torch.dtype:
 
 
 def device() -> str:
-    """Where this process computes; under torchrun each rank has a GPU of its own."""
+    """The device of this process; under torchrun each rank has its own GPU."""
     import torch
 
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-def _four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit as in QLoRA (arXiv 2305.14314): NF4 with double quantisation."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def _checked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> LoadedModel:
     name, window = settings.name, getattr(model.config, "max_position_embeddings", None)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise KitError(
-            f"{name}: the pad token must differ from the end token, or the end of a rewrite is never learned. Set "
-            "another pad_token in the model's tokenizer_config.json."
+            f"The model {name} has no pad token besides its end token, so the end of a rewrite would never be learned: "
+            "set another pad_token in its tokenizer_config.json."
         )
     if tokenizer.chat_template is None:
-        raise KitError(f"{name} has no chat template, so it cannot be asked anything: take an instruct model.")
+        raise KitError(f"The model {name} has no chat template, so it cannot be prompted: choose an instruct model.")
     return LoadedModel(model, tokenizer, min(settings.max_seq_length, window or settings.max_seq_length))
 
 
 @contextlib.contextmanager
 def _cannot_be_loaded(name: str) -> Iterator[None]:
-    """Turn a missing hub id, no network or a full disk into one sentence."""
+    """Turn an unknown hub id, a missing network or a full disk into a KitError."""
     try:
         yield
     except OSError as error:
         raise KitError(
-            f"The model {name} cannot be loaded ({' '.join(str(error).split())[:300]}): look at the name, the network "
+            f"The model {name} cannot be loaded ({' '.join(str(error).split())[:300]}): check the name, the network "
             "and the disk, and run again."
         ) from error
 
 
 def _unsloth() -> Any:
-    """Unsloth's loader, imported before trl (which it patches); its banner is left to `doctor`."""
+    """Unsloth's loader, imported without its banner; import it before trl, which it patches."""
     with _quiet():
         from unsloth import FastLanguageModel
     return FastLanguageModel
@@ -219,7 +214,7 @@ def generate(
     temperature: float = 0.0,
     batch_size: int = 32,
 ) -> list[Completion]:
-    """One completion for each conversation, in the same order; greedy at temperature 0."""
+    """One completion per conversation, in the same order; greedy at temperature 0."""
     import torch
 
     from rpo_kit.models.lora import merged_adapter
@@ -227,7 +222,7 @@ def generate(
     tokenizer, ends = loaded.tokenizer, end_tokens(loaded)
     texts = [chat_text(tokenizer, conversation) for conversation in conversations]
     prompts: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    order = sorted(range(len(prompts)), key=lambda n: len(texts[n]))  # a batch holds prompts of like length
+    order = sorted(range(len(prompts)), key=lambda n: len(texts[n]))  # so that a batch holds prompts of similar length
     completions: dict[int, Completion] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -250,14 +245,19 @@ def sample(
 ) -> list[list[list[int]]]:
     """`group` completions of each prompt, as token ids up to and including their end token; greedy at temperature 0.
 
-    `uniforms` (prompts, group, new_tokens), numbers in [0, 1), decide what is drawn; without them torch's generator.
+    `uniforms` (prompts, group, new_tokens), numbers in [0, 1), decide what is drawn; None: torch's generator does.
     """
+    import torch
+
     from rpo_kit.models import attention, sampling
 
     model, ends = loaded.model, end_tokens(loaded)
-    ids, mask = _left_padded(prompts, int(loaded.tokenizer.pad_token_id), model.device)
+    pad, longest = loaded.tokenizer.pad_token_id, max(map(len, prompts))
+    padded = [[pad] * (longest - len(prompt)) + prompt for prompt in prompts]
+    ids = torch.tensor(padded, device=model.device)  # (prompts, longest), as the mask
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     was_training = model.training
-    model.eval()  # under gradient checkpointing, layers in train mode keep no keys
+    model.eval()  # in train mode, layers under gradient checkpointing cache no keys
     try:
         if attention.shares_prefix(model):
             given = () if uniforms is None else (uniforms,)
@@ -267,16 +267,6 @@ def sample(
     finally:
         model.train(was_training)
     return [[sampling.until_end(row, ends) for row in rows] for rows in new.tolist()]
-
-
-def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, both (prompts, longest)."""
-    import torch
-
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
 
 
 def _generate_rows(
@@ -289,7 +279,7 @@ def _generate_rows(
     ends: list[int],
     uniforms: Tensor | None,
 ) -> Tensor:
-    """The same by `model.generate`, for models whose attention is not known here: a row for each completion."""
+    """`sample` with `model.generate`, one row per completion, for models whose attention the kit does not know."""
     import torch
     from transformers import GenerationConfig
 
@@ -316,19 +306,19 @@ def _generate_rows(
 
 
 def end_tokens(loaded: LoadedModel) -> list[int]:
-    """The tokenizer's end token and those which the model's own settings name beside it."""
+    """The end tokens of the tokenizer and of the model's generation config."""
     named = loaded.model.generation_config.eos_token_id
     return sorted({loaded.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None})
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int]:
-    """The tokens of a conversation, up to where the model is to answer."""
+    """The tokens of a conversation, up to the start of the model's answer."""
     ids: list[int] = tokenizer(chat_text(tokenizer, messages), add_special_tokens=False)["input_ids"]
     return ids
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> str:
-    """A conversation as the model's chat template writes it, up to where the model is to answer."""
+    """A conversation in the model's chat template, up to the start of its answer."""
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 

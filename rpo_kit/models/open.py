@@ -1,4 +1,4 @@
-"""From a string to a model: which `Chat` a setting such as `base` or `synthesis.teacher` names.
+"""Open the model that a setting such as `base` or `synthesis.teacher` names.
 
     local:smollm2, local:HUB-ID-OR-FOLDER          in this process
     openai:gpt-4o-mini                             OpenAI, or the server in OPENAI_BASE_URL; key from OPENAI_API_KEY
@@ -6,7 +6,7 @@
     https://openrouter.ai/api/v1#org/model@MY_KEY  the same, with the key from the environment variable MY_KEY
 
 `openai:MODEL` limits answers with `max_completion_tokens`, URLs with `max_tokens`: OpenAI's newer models reject the
-second, and some servers ignore the first (so name those by their URL). Left out: other APIs than OpenAI's.
+second, and some servers ignore the first (so name those by their URL). APIs other than OpenAI's are not supported.
 
     open_chat("openai:gpt-4o-mini").complete([[{"role": "user", "content": "Say hello."}]], max_new_tokens=8)
     # [Completion(text='Hello!', finished=True, prompt_tokens=10, new_tokens=2, failure=None)]
@@ -32,8 +32,8 @@ def open_chat(
     The cost of an endpoint is charged to `run`; without a run, the limits apply to the returned object alone.
 
     Raises:
-        KitError: `spec` names no model (the message lists the forms), its key is not set, or its address, a proxy
-            variable, a certificate file or a store cannot be used.
+        KitError: `spec` does not name a model (the message lists the forms), its key is not set, or its address, a
+            proxy variable, a certificate file or a store cannot be used.
     """
     kind, _, name = spec.strip().partition(":")
     if kind == "local" and name:

@@ -1,8 +1,8 @@
-"""What stands in the body of a reply: an answer in one of its forms, or the reason why there is none.
+"""Parse the body of a reply: an answer in one of several formats, or the reason why there is none.
 
-Nothing is assumed about the body. Servers send errors with status 200, web pages, texts in parts, usage with one half;
-gateways break off in the middle of an answer. Whatever it is, the result is a completion or an AttemptError that says
-in the server's own words what it sent.
+Nothing is assumed about the body. Servers send errors with status 200, web pages, texts in parts, incomplete usage;
+gateways break off in the middle of an answer. In any case, the result is a completion or an AttemptError that quotes
+what the server sent.
 
 >>> read_reply(b'{"choices": [{"message": {"content": [{"type": "text", "text": "4"}]}, "finish_reason": "stop"}]}')
 Reply(completion=Completion(text='4', finished=True, prompt_tokens=0, new_tokens=0, failure=None), model='')
@@ -21,9 +21,9 @@ from rpo_kit.models.chat import Completion
 from rpo_kit.models.retry import UNLIMITED, AttemptError, ErrorResponse, attempt_error
 from rpo_kit.text import replace_surrogates
 
-MAX_COUNT = 10**9  # ours: tokens; more is no count
+MAX_COUNT = 10**9  # ours: tokens; more cannot be a count
 _EXCERPT = 300  # ours: characters of a body that are shown
-_DEPTH = 5  # ours: how deep in an error its message is looked for
+_DEPTH = 5  # ours: how deep an error is searched for its message
 
 _FINISHED = {"stop", "end", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token", "finished", "complete"}
 _FINISHED |= {"completed", "tool_calls", "function_call", ""}
@@ -31,7 +31,7 @@ _CUT = {"length", "max_tokens", "max_length", "max_output_tokens", "model_length
 _REFUSED = {"content_filter", "safety", "recitation", "prohibited_content", "blocklist", "spii", "refusal", "sensitive"}
 _BROKEN = re.compile(r"error|abort|cancel|fail|insufficient|interrupt|overload|time.?out|unavailable")
 
-_WORDS = {  # what an error means that has no status of its own: the first expression that its words hold
+_WORDS = {  # the status of an error that has none: the first expression that matches its text
     429: r"rate.?limit|too many requests|throttl|resource.?exhausted",
     503: r"overload|busy|unavailable|capacity|try again|temporar|time.?out|timed out|loading|bad gateway|internal"
     r"|server.?error|api_error|upstream|connection|crash",
@@ -39,7 +39,8 @@ _WORDS = {  # what an error means that has no status of its own: the first expre
     r"|not (?:supported|allowed)|too (?:long|large|many)|context.(?:length|window|size)|bad.request|must be|required"
     r"|missing|forbidden|denied|permission|authentic|api.?key|credential|polic[yi]|moderat|credits?\b|balance|billing",
 }
-_MESSAGES = ("message", "msg", "detail", "error", "errors", "error_msg", "error_message", "description", "title")
+_MESSAGES = ("message", "msg", "detail", "error", "errors", "error_msg", "error_message")
+_MESSAGES += ("description", "title", "reason")
 _KNOWN_CODES = ("insufficient_quota", "unsupported_parameter", "unsupported_value")
 
 
@@ -49,7 +50,7 @@ class _Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, and the name of the model that gave it, as the server says ("": it does not)."""
+    """An answer, and the model that gave it, as the server names it ("" if it does not)."""
 
     completion: Completion
     model: str
@@ -78,7 +79,7 @@ def read_reply(body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
     text = _text(message.get("content") if message else choice.get("text"))
     if not text.strip():
         raise _empty_error(message, finish_reason)
-    finished = finish_reason in _FINISHED  # another reason that is not known here: not whole, so never stored
+    finished = finish_reason in _FINISHED  # an answer with an unknown reason counts as cut off: it is not cached
     model = _object(content).get("model")
     return Reply(
         Completion(replace_surrogates(text), finished, *_usage(content)), model if isinstance(model, str) else ""
@@ -86,7 +87,7 @@ def read_reply(body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
 
 
 def error_response(status: int, body: bytes, headers: Mapping[str, str]) -> ErrorResponse:
-    """The error in the body of a reply. A status below 300 is replaced by the one in the error, or that it means."""
+    """The error in the body of a reply. A status below 300 is replaced by that in the error or implied by its text."""
     try:
         content = _parsed(body)
     except _Unreadable:
@@ -118,7 +119,7 @@ def _parsed(body: bytes) -> object:
     """The JSON in the body.
 
     Raises:
-        _Unreadable: something else is there.
+        _Unreadable: the body is not JSON.
     """
     if not body.strip():
         raise _Unreadable("the server sent nothing")
@@ -150,7 +151,7 @@ def _excerpt(body: bytes) -> str:
 
 def _redirected(headers: Mapping[str, str]) -> str:
     target = headers.get("location")
-    return f"; it leads to {target}: if that is the server, name it" if target else ""
+    return f"; it redirects to {target}: if that is the right server, use its address" if target else ""
 
 
 def _object(value: object) -> dict[str, object]:
@@ -173,7 +174,7 @@ def _first_choice(content: object) -> dict[str, object] | None:
 
 
 def _text(content: object, kind: str = "text") -> str:
-    """The text of a message, which may come in parts; thoughts and other kinds of parts are left out."""
+    """The text of a message, which may come in parts; other kinds of parts, such as reasoning, are ignored."""
     parts = content if isinstance(content, list) else [content]
     texts = []
     for part in parts:
@@ -191,20 +192,20 @@ def _text(content: object, kind: str = "text") -> str:
 def _empty_error(message: dict[str, object], finish_reason: str) -> AttemptError:
     if finish_reason in _CUT:
         return AttemptError(
-            "the answer is empty: its tokens were spent before it began (a model that reasons? Then set "
+            "the answer is empty: its tokens were used up before it began (for a reasoning model, set "
             "endpoint.thinking_tokens)",
             charged=True,
         )
-    thoughts = any(message.get(name) for name in ("reasoning_content", "reasoning", "thinking"))
-    more = ": the server sent thoughts alone" if thoughts else ""
+    reasoning = any(message.get(name) for name in ("reasoning_content", "reasoning", "thinking"))
+    more = ": the server sent only its reasoning" if reasoning else ""
     return AttemptError(f"the answer is empty{more}", "empty", retries=1, charged=True)
 
 
 def _usage(content: object) -> tuple[int, int]:
-    """(prompt, new) tokens, 0 for what the server does not count; a half may follow from the total."""
+    """(prompt, new) tokens; a count that the server leaves out is derived from the total, or is 0."""
     usage = _object(_object(content).get("usage"))
     prompt, new, total = (_count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
-    if total > prompt + new:  # some leave thoughts out of the new tokens
+    if total > prompt + new:  # some leave reasoning out of the new tokens
         return (total - new, new) if new and not prompt else (prompt, total - prompt)
     return prompt, new
 
@@ -216,7 +217,7 @@ def _count(value: object) -> int:
 
 
 def _message(error: object, depth: int = _DEPTH) -> str:
-    """The words in an error, wherever they are in it."""
+    """The message of an error, wherever it is in there."""
     if isinstance(error, str):
         return " ".join(error.split())
     if depth == 0:
@@ -224,18 +225,6 @@ def _message(error: object, depth: int = _DEPTH) -> str:
     if isinstance(error, list):
         return "; ".join(filter(None, (_message(each, depth - 1) for each in error[:3])))
     source = _object(error)
-    names = (
-        "message",
-        "msg",
-        "detail",
-        "error",
-        "errors",
-        "error_msg",
-        "error_message",
-        "description",
-        "title",
-        "reason",
-    )
-    message = next(filter(None, (_message(source.get(name), depth - 1) for name in names)), "")
+    message = next(filter(None, (_message(source.get(name), depth - 1) for name in _MESSAGES)), "")
     raw = _object(source.get("metadata")).get("raw")  # OpenRouter: what the provider said
     return f"{message}: {' '.join(raw.split())}" if message and isinstance(raw, str) and raw.strip() else message

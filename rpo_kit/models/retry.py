@@ -1,4 +1,4 @@
-"""What to do when an endpoint does not answer: retry, give this item up, or stop asking.
+"""What to do if an endpoint does not answer: retry, give this item up, or stop altogether.
 
 408, 409, 429, 5xx, time-outs, broken connections, garbage   retry after a jittered, doubling pause or Retry-After
 nothing listens at the address                               the same; no request was sent, so it costs nothing
@@ -7,10 +7,10 @@ other 4xx, a refusal                                         this item fails, th
 401, 402, 404, 407, exhausted quota, a rejected setting,     no other request can succeed: stop
 a certificate that is not trusted
 
-An error that comes with status 200 has the status that stands in it, or that its words mean (`reply.py`). Each kind of
-fault has retries of its own: an empty answer after a 503 is still asked for once more.
+An error sent with status 200 gets the status named in it, or the one that its text means (`reply.py`). Each kind of
+fault has its own number of retries: an empty answer after a 503 is still retried once.
 
->>> pause_after(3, first=0.5, retry_after=None, roll=1.0)      # seconds after the third attempt; the longest draw
+>>> pause_after(3, first=0.5, retry_after=None, roll=1.0)      # seconds after the third attempt; the largest roll
 2.0
 >>> attempt_error(ErrorResponse(503, "", "overloaded", {})).retries == UNLIMITED
 True
@@ -34,28 +34,28 @@ UNLIMITED = 10**6  # retries; `endpoint.tries` is the limit then
 _RETRYABLE = {408, 409, 425, 429}
 _FATAL = {
     401: "the key was rejected",
-    402: "it asks for payment",
+    402: "the server asks for payment",
     404: "there is no such model or address (most addresses end in /v1)",
-    407: "a proxy on the way asks for a password: look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY",
+    407: "a proxy on the way asks for a password: check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY",
 }
 _SETTING_REJECTED = {"unsupported_parameter", "unsupported_value"}  # OpenAI's codes; status 400, but for every request
 
 
-Kind = Literal["busy", "lost", "not sent", "empty", "unknown"]  # each has its own retries
+Kind = Literal["busy", "lost", "not sent", "empty", "unknown"]  # each is retried separately
 
 
 class AttemptError(Exception):
-    """One attempt of a request that brought no usable answer."""
+    """One attempt at a request that brought no usable answer."""
 
     def __init__(
         self,
         reason: str,
         kind: Kind = "busy",
         *,
-        retries: int = 0,  # how many more attempts make sense at most
+        retries: int = 0,  # how many more attempts can make sense
         fatal: bool = False,  # no other request can succeed either
         retry_after: float | None = None,  # seconds that the server asks for
-        charged: bool = False,  # the server may have written an answer nevertheless, and charged for it
+        charged: bool = False,  # the server may have written and charged an answer all the same
         sent: bool = True,  # the request reached a server
     ) -> None:
         super().__init__(reason)
@@ -64,7 +64,7 @@ class AttemptError(Exception):
 
 
 class EndpointError(KitError):
-    """Asking on makes no sense: the key, the address or the quota is at fault, or nothing at all succeeds."""
+    """No further request makes sense: the key, the address or the quota is at fault, or all requests fail."""
 
 
 # ---- what went wrong ----------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ class EndpointError(KitError):
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """An error response: its status (0: none, and none that its words would mean), code, message and headers."""
+    """An error response: its status (0: unknown), code, message and headers."""
 
     status: int
     code: str
@@ -81,13 +81,13 @@ class ErrorResponse:
 
 
 def attempt_error(response: ErrorResponse) -> AttemptError:
-    """What an error response means, by the table above."""
+    """Classify an error response by the table above."""
     reason = f"status {response.status}: {response.message}" if response.status else response.message
     if response.code == "insufficient_quota":
         return AttemptError(f"the quota is exhausted ({reason})", fatal=True)
     if response.code in _SETTING_REJECTED:
         return AttemptError(
-            "it rejects a setting that every request carries: if it is `temperature`, add --set "
+            "the server rejects a setting that every request carries: if it is `temperature`, add --set "
             "endpoint.send_temperature=false; if it wants `max_completion_tokens`, write openai:MODEL with "
             f"OPENAI_BASE_URL and OPENAI_API_KEY ({reason})",
             fatal=True,
@@ -100,7 +100,7 @@ def attempt_error(response: ErrorResponse) -> AttemptError:
         return AttemptError(reason)
     seconds = read_retry_after(response.headers)
     if seconds is not None and seconds > MAX_RETRY_AFTER:
-        return AttemptError(f"it asks to wait {seconds:.0f} s ({reason})")
+        return AttemptError(f"the server asks to wait {seconds:.0f} s ({reason})")
     return AttemptError(reason, retries=UNLIMITED, retry_after=seconds)
 
 
@@ -110,7 +110,7 @@ _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}  # b
 def not_sent_error(error: BaseException, address: str, proxies: str = "") -> AttemptError | None:
     """The error of a request that reached no server, or None if it may have reached one.
 
-    `proxies` names the variables whose proxy is asked, if any is.
+    `proxies` names the proxy variables that apply, if any.
     """
     cause = error.__cause__
     if type(cause).__name__ not in _NOT_SENT:
@@ -118,7 +118,7 @@ def not_sent_error(error: BaseException, address: str, proxies: str = "") -> Att
     if "CERTIFICATE_VERIFY_FAILED" in str(cause):
         return AttemptError(
             f"the certificate of {address} is not trusted ({cause}): if it is your own server's, set SSL_CERT_FILE to "
-            "the file of its authority",
+            "the certificate file of its authority",
             fatal=True,
             sent=False,
         )
@@ -126,7 +126,7 @@ def not_sent_error(error: BaseException, address: str, proxies: str = "") -> Att
         return AttemptError(f"{address} does not speak https: write http:// ({cause})", fatal=True, sent=False)
     if "407" in str(cause):
         return AttemptError(f"{_FATAL[407]} ({cause})", fatal=True, sent=False)
-    way = f"the proxy in {proxies} does not lead to {address}" if proxies else f"nothing answers at {address}"
+    way = f"the proxy in {proxies} does not reach {address}" if proxies else f"nothing answers at {address}"
     return AttemptError(f"{way}: is the server running? ({cause!r})", "not sent", retries=UNLIMITED, sent=False)
 
 
@@ -155,8 +155,8 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
 def pause_after(attempts: int, first: float, retry_after: float | None, roll: float) -> float:
     """Seconds between attempt number `attempts` and the next one; `roll` is drawn from 0..1.
 
-    first · 2^(attempts-1), between half of it and all of it, so that clients that failed together do not return
-    together; never shorter than what the server asks for.
+    Between half of first · 2^(attempts-1) and all of it, so that clients that failed together do not retry together;
+    never shorter than the server asks for.
     """
     pause: float = min(MAX_PAUSE, first * 2 ** (attempts - 1)) * (0.5 + roll / 2)
     return max(pause, (retry_after or 0.0) * (1 + roll / 10))

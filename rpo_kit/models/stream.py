@@ -1,4 +1,4 @@
-"""What the workers of one call of `EndpointChat.stream` share, and the event loop in which they run.
+"""The state that the workers of one `EndpointChat.stream` share, and the event loop in which they run.
 
 with event_loop() as loop:
     state = Stream(Sampling(8, 0.0), loop)     # workers put (index, completion) into state.results, and None last
@@ -23,13 +23,13 @@ _QUEUE_SIZE = 256  # finished answers that may wait to be taken
 
 
 class Stream:
-    """What the workers of one call of `stream` share."""
+    """The state that the workers of one stream share."""
 
     def __init__(self, sampling: Sampling, loop: asyncio.AbstractEventLoop) -> None:
         self.sampling = sampling
-        self.results: asyncio.Queue[tuple[int, Completion] | None] = asyncio.Queue(_QUEUE_SIZE)  # None: no more
+        self.results: asyncio.Queue[tuple[int, Completion] | None] = asyncio.Queue(_QUEUE_SIZE)  # None: the end
         self.client: Client | None = None  # opened for the first answer that is not in the cache
-        self.error: EndpointError | BudgetError | None = None  # why asking stopped early
+        self.error: EndpointError | BudgetError | None = None  # why the stream stopped early
         self.stopped = loop.create_future()  # done when `error` is set
         self.failed_in_a_row = 0
         self.in_flight = 0
@@ -42,10 +42,10 @@ class Stream:
             self.stopped.set_result(None)
 
     async def pause(self, seconds: float | None = None, until: Future[Completion | None] | None = None) -> None:
-        """Wait for `seconds` or `until`, but no longer than asking goes on.
+        """Wait for `seconds` or `until`, but no longer than the stream goes on.
 
         Raises:
-            EndpointError, BudgetError: asking has stopped.
+            EndpointError, BudgetError: the stream has stopped.
         """
         other = asyncio.wrap_future(until) if until else None
         try:
@@ -53,13 +53,13 @@ class Stream:
             await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if other:
-                other.cancel()  # this waiting alone: `until` goes on for the others
+                other.cancel()  # ends this wait alone: others may wait for `until` too
         if self.error:
             raise self.error
 
 
 async def take_all(queue: asyncio.Queue[tuple[int, Completion] | None]) -> list[tuple[int, Completion] | None]:
-    """Wait for one result, and take whatever else is there."""
+    """Wait for one result, and take all others that are ready."""
     results = [await queue.get()]
     while not queue.empty() and results[-1] is not None:
         results.append(queue.get_nowait())

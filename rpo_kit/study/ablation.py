@@ -28,7 +28,7 @@ from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import WEIGHTS, current
 from rpo_kit.presets import RLSettings, as_dict
-from rpo_kit.processes import disk_errors_told, is_main
+from rpo_kit.processes import disk_errors_explained, is_main
 from rpo_kit.rewriting.prepare import load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
 from rpo_kit.runs import Run, write_json, write_text
@@ -54,7 +54,7 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
         train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=trial_settings(run, arm, seed))
         score_adapter(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
     if is_main():
-        with disk_errors_told(run.folder):
+        with disk_errors_explained(run.folder):
             write_tables(run, trials)
 
 

@@ -1,13 +1,13 @@
-"""What an interrupted training goes on from: safetensors and JSON, written whole, the last two kept.
+"""Checkpoints of RL, from which an interrupted training resumes: written atomically, the last two kept.
 
     checkpoints/checkpoint-10/adapter.safetensors      the policy's LoRA
                               optimizer.safetensors    AdamW's two moments and step of each of its tensors
                               state.json               step, log, gradient scaler
                               checksums.json           sha256 of the files above, written last
 
-No random generator's state is kept: what a step draws follows from seed, step and prompt. A checkpoint whose files are
-not those that were written (cut, garbled, missing) is passed over with a sentence, and the one before it is taken.
-SFT's checkpoints are TRL's own; they get a checksums.json as well.
+No random state is stored: what a step draws follows from seed, step and prompt. A checkpoint whose files are not as
+they were written (truncated, garbled, missing) is skipped with a message, and the one before it is used. SFT's
+checkpoints are TRL's own, with a checksums.json added.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Training:
     scaler: GradScaler
     log: Log
     step: int = 0
-    memory: int = 0  # bytes held after the first step; of this process, so in no checkpoint
+    memory: int = 0  # bytes held after the first step; of this process, so not in checkpoints
 
 
 def save(folder: Path, training: Training) -> None:
-    """Write checkpoint-STEP in `folder`, all of it or nothing, and drop the older ones but for the last."""
+    """Write checkpoint-STEP in `folder` atomically, and delete all but the last two."""
     path = folder / f"checkpoint-{training.step}"
     part = path.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -67,10 +67,11 @@ def save(folder: Path, training: Training) -> None:
 
 
 def restore(folder: Path, training: Training, start: str) -> None:
-    """Put the newest whole checkpoint into `training`, in place; says where training goes on. `start` names what it
-    begins from where there are checkpoints and none is whole.
+    """Load the newest intact checkpoint into `training`, in place, and print its name.
+
+    `start` names what training begins from if all are damaged.
     """
-    path = newest_whole(folder, start)
+    path = newest_intact(folder, start)
     if path is None:
         return
     stored = load_file(path / "adapter.safetensors")
@@ -88,27 +89,27 @@ def restore(folder: Path, training: Training, start: str) -> None:
     training.step, training.log[:] = state["step"], state["log"]
 
 
-def newest_whole(folder: Path, start: str) -> Path | None:
-    """The newest checkpoint whose files are as they were written, or None; what is passed over is said."""
+def newest_intact(folder: Path, start: str) -> Path | None:
+    """The newest checkpoint whose files are as they were written, or None; prints which were skipped."""
     for path in reversed(numbered(folder)):
         damage = damage_of(path)
         if damage is None:
-            print(f"going on from {path.name}")
+            print(f"resuming from {path.name}")
             return path
-        print(f"{path.name} is damaged ({damage}) and passed over")
+        print(f"{path.name} is damaged ({damage}) and skipped")
     if numbered(folder):
-        print(f"no checkpoint is whole: training begins again from {start}")
+        print(f"no checkpoint is intact: training starts again from {start}")
     return None
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first; not those that were being written when the process was killed."""
+    """The complete checkpoints in `folder`, oldest first."""
     paths = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
     return sorted(paths, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def seal(path: Path) -> None:
-    """Note the sha256 of all files in the folder, after having seen them onto the disk."""
+    """Flush all files in the folder to the disk and store their sha256."""
     write_text(path / _SUMS, json.dumps(_sums(path, flush=True), indent=1))
 
 
@@ -120,7 +121,7 @@ def damage_of(path: Path) -> str | None:
         return f"{_SUMS} is missing or cannot be read"
     now = _sums(path)
     changed = [name for name, digest in written.items() if now.get(name) != digest]
-    return f"{', '.join(changed)}: cut, changed or missing" if changed or not written else None
+    return f"{', '.join(changed)}: truncated, changed or missing" if changed or not written else None
 
 
 def _sums(path: Path, flush: bool = False) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """How many history items (k, the shots) the reflection module reads at which RL step.
 
 The paper grows k from 2 to 6. The plan is made before training, as one k per step and one example per prompt, in
-training order; so a resumed run meets the same prompts with the same k.
+training order; so a resumed run sees the same prompts with the same k.
 
     >>> shots_plan("progressive", 10)
     [2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
@@ -41,7 +41,7 @@ def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int =
 def prompt_order(examples: Sequence[Example], count: int, seed: int = 0) -> list[Example]:
     """`count` examples in training order; the pool is reshuffled for each pass over it."""
     if not examples:
-        raise KitError("There is no training example: check the data settings of prepare.")
+        raise KitError("There are no training examples: check the data settings of `prepare`.")
     rng = random.Random(f"prompts/{seed}")
     order: list[Example] = []
     while len(order) < count:

@@ -1,7 +1,8 @@
 """What a training log says about the health of an RL run, in sentences with a remedy (Figure 2, right).
 
 The reward alone is not enough: it can rise because the policy copies the history, or stall because no group has any
-variance. Input: the rows of `rl/log.csv`; the thresholds are ours. Left out: what only a held-out metric shows.
+variance. Input: the rows of `rl/log.csv`; the thresholds are ours. A held-out metric can show
+more: see `evaluate`.
 
     >>> diagnose([{"step": n, "reward": 0.1 * n, "kl": 0.0, "frac_reward_zero_std": 0.9} for n in range(1, 9)])
     {'frac_reward_zero_std': '90 % of the groups of the last 5 steps had no variance, so their prompts taught nothing: \
@@ -21,7 +22,7 @@ Rows = Sequence[Mapping[str, float]]
 
 WINDOW = 5  # ours: steps averaged before a warning
 
-# column: (the average above which it is a warning, the sentence)
+# column: (the average above which there is a warning, the warning)
 _ABOVE = {
     "completions/clipped_ratio": (
         0.3,
@@ -63,9 +64,9 @@ _DRIFT = 1.6  # ours: by what factor the length of completions may change
 
 
 def diagnose(rows: Rows) -> dict[str, str]:
-    """What is wrong, one sentence per column; {} for a healthy run.
+    """Warnings, one sentence per column; {} for a healthy run.
 
-    In the first few steps only NaN and infinity are reported.
+    In the first few steps, only NaN and infinity are reported.
     """
     warnings = _not_finite(rows)
     if len(rows) < WINDOW or warnings:
@@ -93,7 +94,7 @@ def warn_on_log(on_log: OnLog | None = None) -> OnLog:
 
 
 def _not_finite(rows: Rows) -> dict[str, str]:
-    """Columns that hold NaN or infinity, with the first step at which they do; no other warning means anything then."""
+    """Columns that hold NaN or infinity, and since which step; other warnings are then meaningless."""
     warnings: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         for column, value in row.items():
@@ -112,7 +113,7 @@ def _drift(rows: Rows) -> dict[str, str]:
         return {}
     return {
         column: f"Completions have gone from {first:.0f} to {last:.0f} tokens: reward may depend on length; look at "
-        "samples, and check that the task's metric does not pay for length alone."
+        "samples, and check that the task's metric does not reward length alone."
     }
 
 
@@ -130,7 +131,7 @@ def _standstill(rows: Rows) -> dict[str, str]:
 
 
 def _mean(rows: Rows, column: str) -> float | None:
-    """The mean of a column over these rows; None if the log lacks it. "unparsed" is 1 - "parsed"."""
+    """The mean of a column over the rows; None if the log lacks it. "unparsed" is 1 - "parsed"."""
     if column == "unparsed":
         parsed = _mean(rows, "parsed")
         return None if parsed is None else 1 - parsed

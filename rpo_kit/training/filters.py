@@ -7,9 +7,9 @@
     suit a small model               "longer than 200 words"
     not be a copy                    "copies a history item" (texts only)
 
-A rewrite that matches the gold closely but not word for word is replaced by the gold: the teacher was asked for it word
-for word, and the module should not learn the teacher's slips. The rule-based teacher must match word for word
-(`RULES`): if it is nearly right, it followed the wrong habit.
+A rewrite that matches the gold closely but not word for word is replaced by the gold: the prompt asks for it word for
+word, and the module should not learn the teacher's slips. The rule-based teacher must match word for word (`RULES`):
+if it is nearly right, it followed the wrong habit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.rewriting.prompts import restore_tags
 from rpo_kit.rewriting.trajectory import Trajectory, trajectory_error
 
-_LEAKED_SHARE = 0.6  # ours: consecutive words of the gold, as a share of all, that `observe` must not contain
+_LEAKED_SHARE = 0.6  # ours: share of consecutive gold words that `observe` must not contain
 _MENTIONS_GOLD = re.compile(
     r"\b(?:user'?s own|true|right|correct|gold|target|expected) (?:answer|output|rating|score|tag|title|headline)\b",
     re.IGNORECASE,
@@ -78,14 +78,14 @@ def matches(task: Task, gold: str, rewrite: str, match_text: float) -> bool:
 def leaks_gold(task: Task, example: Example, shown: Sequence[Item], observe: str) -> bool:
     """Whether `observe` reveals the gold. It must rest on the history, which is all the module sees later.
 
-    Ratings and [1], [2] are figures with other uses as well; for them only an explicit mention counts.
+    Ratings and [1], [2] are numbers that occur for other reasons too; for them, only an explicit mention counts.
     """
     if _MENTIONS_GOLD.search(observe):
         return True
     if not task.gold_is_distinctive:
         return False
     gold, known = _words(example["output"]), [_words(task.item_line(item)) for item in shown]
-    if task.kind == "generation":  # words of the query may come from the query
+    if task.kind == "generation":  # its words may come from the query
         known += [_words(task.query_text(example["input"])), _words(example["generic"])]
     size = min(len(gold), max(3, ceil(_LEAKED_SHARE * len(gold))))
     shared = _ngrams(gold, size) & _ngrams(_words(observe), size)

@@ -1,8 +1,8 @@
 """Do the trajectories fit the token limits of the later stages? Counted with the module's own tokenizer.
 
 A trajectory that is longer than `rl.max_new_tokens` earns no reward in RL, and one longer than
-`evaluation.max_new_tokens` does not parse in `evaluate`; both stages would show it only after a long time. `synthesize`
-is the first stage that can know.
+`evaluation.max_new_tokens` does not parse in `evaluate`; both stages would reveal that only after a long time.
+`synthesize` is the first stage that can check.
 
     report_lengths(run, read_records(run.stage("synthesize") / "trajectories.jsonl"))
     # 400 trajectories, the longest of 190 tokens: 31 exceed rl.max_new_tokens=80, so such texts would be cut off …

@@ -24,7 +24,7 @@ from rpo_kit.models.local import compute_dtype
 from rpo_kit.presets import SFTSettings
 from rpo_kit.processes import is_main
 from rpo_kit.runs import write_text
-from rpo_kit.training.checkpoints import newest_whole, seal
+from rpo_kit.training.checkpoints import newest_intact, seal
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -207,7 +207,7 @@ def remove_printer_callback(trainer: Trainer) -> None:
 
 def run_trainer(trainer: Trainer, stage_dir: Path) -> None:
     """Train from the last whole checkpoint in `stage_dir` on."""
-    checkpoint = newest_whole(stage_dir / "checkpoints", "a new adapter")
+    checkpoint = newest_intact(stage_dir / "checkpoints", "a new adapter")
     assert trainer.model is not None
     with skip_peft_input_cast(trainer.model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,5 +1,5 @@
 """Several processes train together (torchrun, `accelerate launch`): each takes some prompts of a step, and what the
-formula sums over the whole batch is exchanged. With one process all of it does nothing.
+formula sums over the whole batch is exchanged. With one process, nothing here has an effect.
 
     mine = share_of(prompts)                   # rank r of n: the r-th n-th of them, in order
     rewards = gather([...])                    # of all ranks, in the order of the prompts
@@ -24,7 +24,7 @@ def world() -> tuple[int, int]:
 
 
 def start() -> None:
-    """Connect the ranks; again is harmless."""
+    """Connect the ranks; a second call does nothing."""
     if world()[1] < 2 or distributed.is_initialized():
         return
     if torch.cuda.is_available():
@@ -33,7 +33,7 @@ def start() -> None:
 
 
 def share_of(rows: Sequence[T]) -> tuple[int, Sequence[T]]:
-    """This rank's part of the rows, and the number of its first; empty where there are more ranks than rows."""
+    """This rank's part of the rows, and the index of its first; may be empty if there are more ranks than rows."""
     rank, ranks = world()
     first, last = rank * len(rows) // ranks, (rank + 1) * len(rows) // ranks
     return first, rows[first:last]

@@ -12,9 +12,9 @@ included) and all sums over the *global* batch of the step (arXiv 2501.03262; Op
 
 One batch of rollouts is one update here, so rho = 1 and the clip never acts; what counts is the gradient, A_i times
 that of log p. The last term is the KL to the SFT adapter ("k2", arXiv 2510.01555), taken from a frozen copy of that
-adapter on the same model. mu is not zero where length and reward correlate. For the ablation `rl.algorithm` takes the
-advantage of REINFORCE++ without baseline, GRPO or RLOO; the loss stays the same. Left out: several updates per batch, a
-value model, learning-rate schedules.
+adapter on the same model. mu is not zero if length and reward correlate. For ablations, `rl.algorithm` selects the
+advantage of REINFORCE++ without baseline, GRPO or RLOO; the loss stays the same. Not implemented: several updates per
+batch, a value model, learning-rate schedules.
 
     train_rl(run)       # reads sft/adapter; writes rl/adapter, rl/log.csv and rl/rollouts.jsonl
 """
@@ -63,7 +63,7 @@ def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", sett
         loaded = load_trainable(run.preset.reflection, inputs["sft"].parent, settings.seed)
         prompts = training_prompts(run, loaded, settings)
         reason = why_not_shared_prefix(loaded.model)
-        print(f"a group's prompt is {f'read for each rewrite: {reason}' if reason else 'read once'}")
+        print(f"each prompt is read once per {f'completion: {reason}' if reason else 'group'}")
         with memory_error_explained(run, settings):
             train(loaded, prompts, get_task(run.preset.data.task), settings, stage_dir, on_log)
         finish_training(loaded.model, loaded.tokenizer, stage_dir)
@@ -71,23 +71,23 @@ def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", sett
 
 @contextmanager
 def memory_error_explained(run: Run, settings: RLSettings) -> Iterator[None]:
-    """Turn "out of memory" on a GPU into the settings that halve what is needed."""
+    """Turn "out of memory" on a GPU into a KitError that names the settings to lower."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         checkpointing = "" if settings.gradient_checkpointing else "rl.gradient_checkpointing=true, or "
         raise KitError(
-            f"The GPU has not enough memory for an RL step. Set {checkpointing}"
+            f"The GPU does not have enough memory for an RL step: set {checkpointing}"
             f"rl.micro_batch_tokens={settings.micro_batch_tokens // 2}, or a lower reflection.max_seq_length (now "
-            f"{run.preset.reflection.max_seq_length}), and run again; it goes on from the last checkpoint."
+            f"{run.preset.reflection.max_seq_length}), and run again; training resumes from the last checkpoint."
         ) from error
 
 
 def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> list[Prompt]:
-    """One prompt per slot, in training order. The curriculum lies in the order.
+    """One prompt per slot, in training order, with as many items as the curriculum plans.
 
     Raises:
-        KitError: a prompt does not fit into the context window beside its completion.
+        KitError: there is no room for a prompt, or no example fits.
     """
     task, limit = get_task(run.preset.data.task), loaded.max_seq_length - settings.max_new_tokens
     if limit < 1:
@@ -100,10 +100,10 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
     too_long = unfitting(loaded.tokenizer, limit, task, pool, max(plan))
     if too_long:
         why = next(iter(too_long.values()))
-        print(f"{len(too_long)} of {len(pool)} examples are left out, the first because: {why}")
+        print(f"{len(too_long)} of {len(pool)} examples are left out, the first because of this: {why}")
         pool = [example for example in pool if example["id"] not in too_long]
         if not pool:
-            raise KitError(f"No example is left to train on: {why}")
+            raise KitError(f"No training example fits into the context window; the first reason: {why}")
     examples = prompt_order(pool, settings.steps * settings.prompts_per_step, settings.seed)
     prompts, shortened, fewer = [], 0, 0
     for slot, example in enumerate(examples):
@@ -128,7 +128,7 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
 def train(
     loaded: LoadedModel, prompts: Sequence[Prompt], task: Task, settings: RLSettings, folder: Path, on_log: OnLog | None
 ) -> None:
-    """All steps from the last whole checkpoint in `folder` on."""
+    """All steps after the last intact checkpoint in `folder`."""
     training = start_training(loaded, settings)
     checkpoints.restore(folder / "checkpoints", training, "the SFT adapter")
     progress = ProgressLog(folder / "log.csv", "reward", settings.steps, training.step, warn_on_log(on_log))
@@ -152,7 +152,7 @@ def train(
 
 
 def start_training(loaded: LoadedModel, settings: RLSettings) -> checkpoints.Training:
-    """The optimiser over the LoRA that is open, and the frozen copy `ref` of it to which the KL is taken."""
+    """The trainable LoRA with its optimizer; for the KL, a frozen copy of it is added as the adapter `ref`."""
     model = loaded.model
     if settings.beta and "ref" not in model.peft_config:
         copy_adapter(model, "ref")
@@ -161,7 +161,7 @@ def start_training(loaded: LoadedModel, settings: RLSettings) -> checkpoints.Tra
     model.train()
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
-    # fp16 has too few exponents for gradients: the loss is scaled up, and a step whose gradient overflows is left out
+    # In fp16 small gradients underflow: the loss is scaled up, and a step whose gradient overflows is skipped.
     scaler = torch.amp.GradScaler(model.device.type, enabled=causal_lm(model).dtype == torch.float16)
     return checkpoints.Training(parameters, optimizer, scaler, [])
 
@@ -169,7 +169,7 @@ def start_training(loaded: LoadedModel, settings: RLSettings) -> checkpoints.Tra
 def rl_step(
     loaded: LoadedModel, training: checkpoints.Training, prompts: Sequence[Prompt], task: Task, settings: RLSettings
 ) -> tuple[dict[str, float], list[Rollout]]:
-    """One step on the step's prompts of all ranks: its row of the log, and its rollouts."""
+    """One step on `prompts`, those of all ranks; returns its row of the log and its rollouts."""
     step, began = training.step + 1, time.perf_counter()
     first, mine = ranks.share_of(prompts)
 
@@ -210,8 +210,8 @@ def rl_step(
 def sample_completions(
     loaded: LoadedModel, prompts: Sequence[Prompt], settings: RLSettings, step: int, first: int = 0
 ) -> list[Group]:
-    """The prompts' tokens with G completions each. What is drawn follows from seed, step and slot in the step alone, so
-    that a resumed training, and one on several ranks, draws the same; `first` is the slot of the first prompt.
+    """The prompts' tokens with G completions each. The draws depend on seed, step and slot alone, so that a resumed
+    training, and one on several ranks, draws the same; `first` is the slot of the first prompt.
     """
     uniforms = []
     for slot in range(first, first + len(prompts)):
@@ -231,7 +231,7 @@ def sample_completions(
 def advantages(rewards: Tensor, lengths: Tensor, group: int, algorithm: str = "reinforce++-baseline") -> Tensor:
     """One advantage per completion from the rewards and lengths (in tokens) of the global batch; shapes (sequences,).
 
-    Completions of one prompt stand together, `group` of them.
+    The `group` completions of a prompt are consecutive.
     """
     groups = rewards.view(-1, group)
     centred = (groups - groups.mean(1, keepdim=True)).flatten()
@@ -247,7 +247,7 @@ def advantages(rewards: Tensor, lengths: Tensor, group: int, algorithm: str = "r
 
 
 def whiten(values: Tensor, lengths: Tensor) -> Tensor:
-    """Mean 0 and variance 1 (biased) over the tokens of the batch: each value counts once for every token."""
+    """Mean 0 and variance 1 (biased) over the tokens of the batch: each value counts once per token."""
     mu = (lengths * values).sum() / lengths.sum().clamp(min=1)
     var = (lengths * (values - mu) ** 2).sum() / lengths.sum().clamp(min=1)
     return (values - mu) * var.clamp(min=1e-8).rsqrt()
@@ -262,7 +262,7 @@ def accumulate_gradients(
     training: checkpoints.Training,
     step: int,
 ) -> tuple[float, float]:
-    """Add this rank's part of the gradient to the parameters; loss and KL per token, of all ranks."""
+    """Add this rank's part of the gradient to the parameters; returns loss and KL per token, of all ranks."""
     model, device = loaded.model, loaded.model.device
     shared = why_not_shared_prefix(model) is None
     loss_sum = kl_sum = 0.0
@@ -289,7 +289,7 @@ def accumulate_gradients(
 def policy_loss(
     logprobs: Tensor, old: Tensor, reference: Tensor | None, advantage: Tensor, clip: float, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """The loss, summed over tokens; and, for the log, the KL to the reference, summed too. All inputs are (tokens,)."""
+    """The loss and, for the log, the KL to the reference, both summed over tokens. All inputs are (tokens,)."""
     ratio = (logprobs - old).exp()
     loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).sum()
     if reference is None:
@@ -301,12 +301,12 @@ def policy_loss(
 
 
 def update(training: checkpoints.Training, step: int) -> float:
-    """Clip the gradient of all ranks to norm 1 and take AdamW's step; the norm before clipping."""
+    """Clip the gradient of all ranks to norm 1 and take AdamW's step; returns the norm before clipping."""
     parameters, scaler = list(training.parameters.values()), training.scaler
     ranks.sum_gradients(parameters)
     scaler.unscale_(training.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    # in fp16 the scaled gradient may overflow now and then; the scaler then leaves the step out and scales less
+    # In fp16 the scaled gradient may overflow now and then; the scaler then skips the step and lowers its scale.
     if not scaler.is_enabled() or scaler.get_scale() < 1:
         refuse_non_finite(norm, "gradient", step)
     scaler.step(training.optimizer)
@@ -316,9 +316,9 @@ def update(training: checkpoints.Training, step: int) -> float:
 
 
 def refuse_non_finite(values: Tensor, what: str, step: int) -> None:
-    """KitError where NaN or infinity has come up: nothing that is computed from it means anything."""
+    """Raise KitError for NaN or infinity: everything computed from it would be meaningless."""
     if not bool(values.isfinite().all()):
         raise KitError(
             f"Step {step}: a {what} is not a number (NaN or infinite). Training stops; the last checkpoint is kept. "
-            "Lower rl.learning_rate or raise rl.beta, and look at the last steps in log.csv and rollouts.jsonl."
+            "Lower rl.learning_rate or raise rl.beta, and check the last steps in log.csv and rollouts.jsonl."
         )

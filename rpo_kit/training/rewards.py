@@ -1,8 +1,8 @@
 """What RL rewards: the task's own metric on the rewrite, and a small part for a well-formed trajectory.
 
-    R = (1 - w) * score(rewrite, gold) + w        where the completion parses and cites items that exist
-    R = (1 - w) * score(rewrite, gold)            where it parses but cites none, or one that does not exist
-    R = 0                                         where it does not parse: there is no rewrite
+    R = (1 - w) * score(rewrite, gold) + w        if the completion parses and cites items that exist
+    R = (1 - w) * score(rewrite, gold)            if it parses but cites none, or one that does not exist
+    R = 0                                         if it does not parse: there is no rewrite
 
 score is accuracy (0 or 1), 1 - |err|/4 for ratings, or the mean of ROUGE-1 and ROUGE-L, all between 0 and 1. A rewrite
 that the task's evaluator cannot read ("about 4", an unknown tag) scores 0.
@@ -31,7 +31,7 @@ class Judged:
     reward: float  # 0..1
     score: float  # of the rewrite, by the task's metric
     format: float  # 1 for a well-formed trajectory
-    rewrite: str | None  # None where the completion does not parse
+    rewrite: str | None  # None if the completion does not parse
     cited: tuple[int, ...]
     parse_error: str | None
 
@@ -65,6 +65,6 @@ def shares(
     if task.kind == "generation":
         result["copied_history"] = sum(r in own for r, own in zip(rewrites, histories, strict=True)) / count
         result["copied_generic"] = sum(r == g.strip() for r, g in zip(rewrites, generics, strict=True)) / count
-    else:  # a label may be right although it repeats them, but not the same one for every query
+    else:  # a label may rightly repeat them, but not be the same for every query
         result["same_answer"] = max(Counter(rewrites).values()) / count
     return result

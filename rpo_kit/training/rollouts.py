@@ -1,9 +1,9 @@
-"""What RL asks and what it gets: prompt slots, and every completion in `rl/rollouts.jsonl`, one line each.
+"""RL's prompts, and its rollouts: every completion in `rl/rollouts.jsonl`, one line each.
 
     pd.read_json(run.stage("rl") / "rollouts.jsonl", lines=True, dtype=False).query("step == 3")
 
-Append-only, in the order of training: a step's lines are written at once, after its update. A resumed training first
-cuts off the steps that it will do again. Past `rl.rollouts_mb` whole steps are left out and counted in the log's column
+Append-only, in the order of training: a step's lines are written together, after its update. A resumed training first
+removes the steps that it will repeat. Beyond `rl.rollouts_mb`, whole steps are left out and counted in the log's column
 `rollouts_left_out`.
 """
 
@@ -27,7 +27,7 @@ FILE = "rollouts.jsonl"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt slot of the training: what is asked, and what the reward needs to know."""
+    """One prompt slot of the training, with what its reward depends on."""
 
     example: str  # id
     messages: Conversation
@@ -49,7 +49,7 @@ class Rollout(TypedDict):
     example: str  # id
     completion: int  # its number in the group
     text: str
-    rewrite: str | None  # null where the text does not parse
+    rewrite: str | None  # null if the text does not parse
     parse_error: str | None
     cited: list[int]
     reward: float
@@ -95,11 +95,11 @@ def records(
 
 
 def summary(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], task: Task) -> dict[str, float]:
-    """What the log says of a step's rollouts; those of one prompt stand together."""
+    """The log's columns for a step's rollouts, in which those of one prompt are consecutive."""
     group = len(rollouts) // len(prompts)
     rewards = [rollout["reward"] for rollout in rollouts]
     spreads = [stdev(rewards[n : n + group]) for n in range(0, len(rewards), group)]
-    asked = [prompt for prompt in prompts for _ in range(group)]
+    repeated = [prompt for prompt in prompts for _ in range(group)]
     return {
         "reward": fmean(rewards),
         "reward_std": fmean(spreads),  # within the groups
@@ -110,14 +110,14 @@ def summary(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], task: Task) 
         **shares(
             task,
             [rollout["rewrite"] for rollout in rollouts],
-            [prompt.generic for prompt in asked],
-            [prompt.history for prompt in asked],
+            [prompt.generic for prompt in repeated],
+            [prompt.history for prompt in repeated],
         ),
     }
 
 
 def append(folder: Path, rollouts: Sequence[Rollout], limit_mb: float) -> int:
-    """Append a step's rollouts; how many were left out because the file would pass the limit."""
+    """Append a step's rollouts; returns how many were left out because the file would exceed the limit."""
     path = folder / FILE
     size = path.stat().st_size if path.exists() else 0
     size += sum(len(json.dumps(rollout, ensure_ascii=False).encode()) + 1 for rollout in rollouts)
@@ -128,7 +128,7 @@ def append(folder: Path, rollouts: Sequence[Rollout], limit_mb: float) -> int:
 
 
 def cut_after(folder: Path, step: int) -> None:
-    """Keep the rollouts of the first `step` steps; a torn last line goes too."""
+    """Keep the rollouts of the first `step` steps; an incomplete last line is dropped too."""
     path = folder / FILE
     if not path.exists():
         return

@@ -33,7 +33,7 @@ from rpo_kit.training.filters import RULES, Filters, rejection_reason
 from rpo_kit.training.limits import report_lengths
 from rpo_kit.training.teachers import ChatTeacher, Draft, Request, Rules, RuleTeacher, Teacher, persona_teacher
 
-_CHUNK = 64  # ours: requests per chunk; a kill loses at most one chunk
+_CHUNK = 64  # ours: requests per chunk; a killed process loses at most one
 
 
 def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
@@ -48,8 +48,8 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
         requests = list(make_requests(load_prepared(run, "train"), preset.synthesis.shots, preset.synthesis.per_query))
         if not requests:
             raise KitError(
-                "There is nothing to write trajectories on: no train example has history items. If the data folder has "
-                "no train files, set data.dev_share=0.2 and prepare again."
+                "No train example has history items, so there is nothing to write trajectories on. If the data folder "
+                "has no train files, set data.dev_share=0.2 and run `prepare` again."
             )
         done = {record["id"] for name in ("trajectories", "rejected") for record in _records(folder, name)}
         missing = [request for request in requests if request.id not in done]
@@ -83,7 +83,7 @@ def open_teacher(run: Run) -> Rules | ChatTeacher:
 
 
 def filters_for(run: Run) -> Filters:
-    """The rule-based teacher is held to the gold word for word; a chat teacher as the settings say."""
+    """The rule-based teacher must match the gold word for word; for a chat teacher, the settings decide."""
     settings = run.preset.synthesis
     return RULES if settings.teacher == "persona" else Filters(settings.match_text, settings.max_words)
 
@@ -107,7 +107,7 @@ def examine(task: Task, request: Request, text: str, filters: Filters) -> tuple[
 
 
 def _write(task: Task, teacher: Teacher, requests: list[Request], folder: Path, filters: Filters) -> None:
-    """Ask for all requests and store each batch as it arrives."""
+    """Send all requests to the teacher and store each batch as it arrives."""
 
     def judge(request: Request, text: str) -> str | None:
         return examine(task, request, text, filters)[1]
@@ -124,8 +124,8 @@ def _write(task: Task, teacher: Teacher, requests: list[Request], folder: Path, 
 def _record(task: Task, request: Request, draft: Draft, filters: Filters) -> dict[str, Any]:
     """The record of one teacher's text: accepted with its parts, or rejected with a reason.
 
-    `complaint` is set if the text is the second attempt: what was wrong with the first. `wrote` is set if the rewrite
-    came close to the gold, which replaces it.
+    If the text is a second attempt, `complaint` is what was wrong with the first. If the rewrite was close to the gold,
+    which replaces it, `wrote` is the rewrite.
     """
     record: dict[str, Any] = {"id": request.id, "example": request.example["id"], "first": request.first}
     record["items"] = [item["id"] for item in request.items]

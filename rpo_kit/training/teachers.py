@@ -1,14 +1,14 @@
 """Teachers: who writes the Structured Rewriting Trajectories (Figure 2, left).
 
-A teacher sees the query, the generic answer, one or more history items and, if it is a chat model, the gold, and makes
-explicit how one gets from the generic answer to the gold. There are two kinds:
+A teacher sees the query, the generic answer, one or more history items and, if it is a chat model, the gold, and spells
+out how to get from the generic answer to the gold. There are two kinds:
 
-`ChatTeacher` is any chat model. A text that cannot be used is sent back once, with the reason. Texts are handed out as
-they arrive, so a kill loses nothing; a request that an endpoint does not answer fails alone.
+`ChatTeacher` is any chat model. A rejected text is sent back once, with the reason. Texts are yielded as they come, so
+that a killed process loses none; a request that an endpoint does not answer fails alone.
 
-`persona_teacher` is a set of rules for the embedded benchmark. It reads the hidden facts that `personas` stores beside
-the texts and draws its conclusion from the history items alone. So it is wrong, and rejected, if the items do not show
-the user's habit.
+`persona_teacher` is a set of rules for the embedded benchmark. It reads the hidden facts that are stored beside the
+texts and concludes from the history items alone. So it is wrong, and rejected, if the items do not show the user's
+habit.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run
 
 TOKENS = 400  # ours: enough for a trajectory of 200 words and its tags
-_MAX_RETURNED = 4_000  # ours: characters of a useless text that are sent back; TOKENS make about half as many
+_MAX_RETURNED = 4_000  # ours: characters of a rejected text that are sent back; TOKENS are about half as many
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the teacher is asked: one training example, and the history items on which its trajectory should rest."""
+    """One request to a teacher: a training example, and the history items that its trajectory should cite."""
 
     id: str
     example: Example
     items: list[Item]
-    first: int = 1  # an item's number is its rank; this is the first item's
+    first: int = 1  # the number of the first item; an item's number is its rank
 
     @property
     def numbered(self) -> list[tuple[int, Item]]:
@@ -47,8 +47,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Draft:
-    """A teacher's text for a request, or the reason why there is none; `first_error` is what was wrong with its first
-    text, if this is the second.
+    """A teacher's text for a request, or the reason why there is none. If it is a second text, `first_error` says what
+    was wrong with the first.
     """
 
     text: str
@@ -89,7 +89,7 @@ class ChatTeacher:
     def write(
         self, task: Task, requests: list[Request], judge: Judge, chunk: int = 64
     ) -> Iterator[list[tuple[Request, Draft]]]:
-        """Drafts as they arrive; those that `judge` rejects are asked for once more, at the end."""
+        """Drafts as they arrive; what `judge` rejects is requested once more, at the end."""
         prompts: list[Conversation] = [[{"role": "user", "content": teacher_prompt(task, r)}] for r in requests]
         retries: list[tuple[Request, Conversation, str]] = []
         with reporting_cost(self.chat, prompts, TOKENS):
@@ -108,8 +108,8 @@ class ChatTeacher:
 
 
 def retry_conversation(prompt: Conversation, text: str, error: str) -> Conversation:
-    """The conversation that asks once more, and says what was wrong with the first text (cut if it is very long)."""
-    if len(text) > _MAX_RETURNED:  # a server that ignores the limit of tokens; the request would be refused, or paid
+    """The conversation that asks again, with the first text (cut if it is very long) and what was wrong with it."""
+    if len(text) > _MAX_RETURNED:  # from a server that ignores the token limit; the retry would fail, or be expensive
         text = f"{text[:_MAX_RETURNED]} …"
     again = fill("teacher_again", complaint=error)
     return [*prompt, {"role": "assistant", "content": text}, {"role": "user", "content": again}]
@@ -161,12 +161,13 @@ def persona_teacher(task: Task, requests: list[Request]) -> list[str]:
         facts = request.example["facts"]
         if not facts:
             raise KitError(
-                "The persona teacher reads the facts stored with `personas`; for other data set synthesis.teacher."
+                "The rule-based teacher `persona` needs facts that only the embedded benchmark stores: for other data, "
+                "set synthesis.teacher to a chat model."
             )
         read = [(n, item, facts["items"][item["id"]]) for n, item in request.numbered]
         habits = [habit for _, item, fact in read if (habit := rules.shown_habit(item, fact))]
         if not habits:
-            texts.append("")  # nothing to observe: counted as rejected ("no tags")
+            texts.append("")  # nothing to observe: rejected with "no tags"
             continue
         habit = Counter(habits).most_common(1)[0][0]
         observe = "\n".join(f"[{n}] {rules.observe(item, fact)}" for n, item, fact in read)

@@ -154,7 +154,12 @@ def test_answers_in_the_sound_part_of_a_damaged_file_are_used_and_the_damage_is_
     assert ask(endpoint, texts) == [f"echo {text}" for text in texts]
     assert 0 < len(endpoint.requests) - before < 300
     told = capsys.readouterr().out
-    assert told.count("answers.sqlite: database disk image is malformed. Answers in it that can be read are used") == 1
+    assert (
+        told.count(
+            "answers.sqlite is not fully usable (database disk image is malformed): answers that can be read are used"
+        )
+        == 1
+    )
     assert "move it away and run again" in told
 
 
@@ -196,7 +201,7 @@ def test_where_nothing_can_be_written_the_answers_are_read(endpoint, tmp_path, m
     cache.put("key", ANSWER)
     assert cache.get("key") is None
     told = capsys.readouterr().out
-    assert told.count("answers.sqlite can only be read: its answers are used, new ones are not stored.") == 1
+    assert told.count("answers.sqlite is read-only: its answers are used, new ones are not stored.") == 1
     assert len(told.splitlines()) == 1
     with pytest.raises(KitError, match=r"none\.sqlite cannot be used .* make file and folder writable, or set RPO"):
         opened(tmp_path / "none.sqlite")
@@ -214,7 +219,7 @@ def test_a_file_that_another_process_holds_is_named_and_its_answers_are_read(tmp
     cache.put("new", ANSWER)
     assert cache.get("key") == ANSWER
     assert cache.claim("new", 60)
-    assert "database is locked. Answers in it" in (told := capsys.readouterr().out)
+    assert "(database is locked): answers that can be read" in (told := capsys.readouterr().out)
     assert f"end the process that holds it (`fuser {path}` names it)" in told
 
 

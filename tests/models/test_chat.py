@@ -87,7 +87,9 @@ def test_a_url_gets_the_key_of_the_variable_that_it_names(endpoint, monkeypatch)
     assert endpoint.requests[0]["model"] == "org/m"
     assert model.name == f"{endpoint.url}#org/m"
     monkeypatch.delenv("MY_KEY")
-    with pytest.raises(KitError, match=r"Set the environment variable MY_KEY \(on Colab: a secret of that name"):
+    with pytest.raises(
+        KitError, match=r"The environment variable MY_KEY, .* is not set: set it \(on Colab: a secret of that name"
+    ):
         open_chat(f"{endpoint.url}#org/m@MY_KEY")
 
 
@@ -97,7 +99,9 @@ def test_openai_means_the_server_that_the_environment_names_and_needs_a_key(endp
     assert endpoint.requests[0]["model"] == "gpt-4o-mini"
     assert endpoint.keys == [f"Bearer {KEY}"]
     monkeypatch.setenv("OPENAI_API_KEY", "")
-    with pytest.raises(KitError, match=r"Set the environment variable OPENAI_API_KEY .* or name a server"):
+    with pytest.raises(
+        KitError, match=r"The environment variable OPENAI_API_KEY, .* is not set: set it .* or name a server"
+    ):
         open_chat("openai:gpt-4o-mini")
 
 
@@ -241,7 +245,9 @@ def test_a_local_model_is_loaded_once_and_generates(monkeypatch):
 
 @pytest.mark.parametrize("name", ["/no/such", "./no-such"])
 def test_a_folder_without_a_model_is_named(name):
-    with pytest.raises(KitError, match=rf"{name} holds no model \(config\.json is missing\): name the folder of one"):
+    with pytest.raises(
+        KitError, match=rf"{name} does not contain a model \(config\.json is missing\): name the folder of one"
+    ):
         open_chat(f"local:{name}")
 
 
@@ -251,7 +257,7 @@ def test_a_hub_id_that_cannot_be_loaded_is_reported(monkeypatch):
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(
-        KitError, match=r"The model no/such cannot be loaded \(We couldn't .* to load the files\.\): look"
+        KitError, match=r"The model no/such cannot be loaded \(We couldn't .* to load the files\.\): check"
     ):
         open_chat("local:no/such")
 

@@ -93,14 +93,14 @@ def test_a_proxy_that_is_not_there_is_named_without_its_password(monkeypatch, en
     endpoint.server.server_close()
     monkeypatch.setenv("HTTP_PROXY", endpoint.url.replace("http://", "http://me:secret@").removesuffix("/v1"))
     failure = asked("http://far.example/v1").failure
-    assert failure.startswith("the proxy in HTTP_PROXY does not lead to http://far.example/v1: is the server running?")
+    assert failure.startswith("the proxy in HTTP_PROXY does not reach http://far.example/v1: is the server running?")
     assert "secret" not in failure
 
 
 def test_a_proxy_that_asks_for_a_password_stops_the_asking(here, monkeypatch):
     here.reply = lambda body: error(407, "who are you?")
     monkeypatch.setenv("HTTP_PROXY", here.url.removesuffix("/v1"))
-    with pytest.raises(EndpointError, match="a proxy on the way asks for a password: look at HTTP_PROXY"):
+    with pytest.raises(EndpointError, match="a proxy on the way asks for a password: check HTTP_PROXY"):
         asked("http://far.example/v1")
 
 
@@ -114,7 +114,9 @@ def test_a_socks_proxy_without_its_package_is_a_sentence_before_the_first_questi
 @pytest.mark.parametrize("value", ["nonsense://me:secret@x", "http://h:port"])
 def test_a_proxy_that_is_none_is_a_sentence_before_the_first_question(monkeypatch, value):
     monkeypatch.setenv("HTTPS_PROXY", value)
-    with pytest.raises(KitError, match=r"No client can be made for https://far\.example/v1 \(.*\): correct") as caught:
+    with pytest.raises(
+        KitError, match=r"The client for https://far\.example/v1 cannot be created \(.*\): correct"
+    ) as caught:
         open_chat("https://far.example/v1#m")
     assert "secret" not in str(caught.value)
 
@@ -195,7 +197,7 @@ def test_a_certificate_file_that_is_not_there_is_a_sentence_before_the_first_que
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     for url in ("http://localhost:1/v1", "https://far.example/v1"):
         with pytest.raises(
-            KitError, match=r"No client can be made for .* \(FileNotFoundError.*\): correct .*SSL_CERT_FILE"
+            KitError, match=r"The client for .* cannot be created \(FileNotFoundError.*\): correct .*SSL_CERT_FILE"
         ):
             open_chat(f"{url}#m")
 

@@ -166,7 +166,9 @@ def test_where_nothing_can_work_asking_stops_at_once_and_what_is_finished_is_han
     endpoint.reply = lambda body: (200, completion("good")) if last(body) in "01" else reply
     model = open_chat(f"{endpoint.url}#m", settings=EndpointSettings(concurrency=1))
     batches, got = model.stream([ask(str(n)) for n in range(50)], max_new_tokens=5), []
-    with pytest.raises(EndpointError, match=rf"answers nothing: {why}.*Finished answers are kept"):
+    with pytest.raises(
+        EndpointError, match=rf"No request to the model .* can succeed: {why}.*Finished answers are kept"
+    ):
         got.extend(pair for batch in batches for pair in batch)
     assert [index for index, _ in got] == [0, 1]
     assert len(endpoint.requests) == 3
@@ -200,7 +202,9 @@ def test_a_model_that_thinks_gets_room_for_it_and_no_temperature_where_it_takes_
 @pytest.mark.parametrize("text", ["", None])
 def test_a_model_that_reasons_until_its_tokens_are_spent_is_not_paid_twice(endpoint, text):
     endpoint.reply = lambda body: (200, completion(text, "length"))
-    assert complete(endpoint, ["q"])[0].failure.startswith("the answer is empty: its tokens were spent before it began")
+    assert complete(endpoint, ["q"])[0].failure.startswith(
+        "the answer is empty: its tokens were used up before it began"
+    )
     assert len(endpoint.requests) == 1
 
 
@@ -280,7 +284,7 @@ def test_a_reader_who_leaves_does_not_wait_for_a_pause_either(endpoint):
 
 def test_an_hour_is_not_waited_for():
     error = attempt_error(ErrorResponse(429, "", "daily limit", {"retry-after": "3600"}))
-    assert (error.retries, error.reason) == (0, "it asks to wait 3600 s (status 429: daily limit)")
+    assert (error.retries, error.reason) == (0, "the server asks to wait 3600 s (status 429: daily limit)")
     assert isinstance(error, AttemptError)
 
 
@@ -526,9 +530,9 @@ def test_another_model_than_the_one_that_was_asked_is_said_once(endpoint, capsys
     for text in "abc":
         chat.complete([ask(text)], max_new_tokens=2)
     told = capsys.readouterr().out
-    assert told.count("the server says that") == other
+    assert told.count("the server reports that") == other
     if other:
-        assert f"the server says that {answered!r} answers" in told
+        assert f"the server reports that its model is {answered!r}" in told
         assert f"as those of {asked!r}" in told
 
 

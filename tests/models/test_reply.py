@@ -1,4 +1,4 @@
-"""Whatever a server sends: the answer is found in it, or the reason is told in the server's own words."""
+"""Whatever a server sends: the answer is found in it, or the reason is given in the server's own words."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_error_that_cannot_pass_is_not_retried(body, words):
     [
         ({"message": "Who are you?", "code": 401}, "the key was rejected"),
         ({"message": "No such model", "code": 404}, "there is no such model or address"),
-        ({"message": "Add money", "code": 402}, "it asks for payment"),
+        ({"message": "Add money", "code": 402}, "the server asks for payment"),
         ({"message": "Add money", "type": "insufficient_quota"}, "the quota is exhausted"),
     ],
 )
@@ -140,7 +140,10 @@ def test_an_error_status_with_a_web_page_or_nothing_is_named_too():
     assert error_response(500, b"", {}).message == "the server sent nothing"
     assert error_response(503, b"please wait", {}).message == "please wait"
     moved = error_response(308, b"", {"location": "https://h/v1"})
-    assert moved.message == "the server sent nothing; it leads to https://h/v1: if that is the server, name it"
+    assert (
+        moved.message
+        == "the server sent nothing; it redirects to https://h/v1: if that is the right server, use its address"
+    )
     assert attempt_error(error_response(429, b'{"error": {"type": "insufficient_quota"}}', {})).fatal
 
 
@@ -215,7 +218,7 @@ def test_other_forms_of_a_text_are_read_as_well():
 
 def test_thoughts_beside_the_content_are_no_answer():
     body = {"choices": [{"message": {"content": "", "reasoning_content": "Four."}, "finish_reason": "stop"}]}
-    assert fault(body).reason == "the answer is empty: the server sent thoughts alone"
+    assert fault(body).reason == "the answer is empty: the server sent only its reasoning"
     body["choices"][0]["message"]["content"] = "4"
     assert read_reply(json.dumps(body).encode()).completion.text == "4"
 

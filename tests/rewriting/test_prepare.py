@@ -343,7 +343,7 @@ def test_of_a_folder_with_dev_alone_the_baselines_are_evaluated(new_run, recordi
     monkeypatch.setattr(evaluation, "open_chat_for", lambda run, spec: recording_chat())
     evaluation.evaluate(run)
     assert {path.stem for path in (run.stage("evaluate") / "predictions").iterdir()} == set(systems)
-    with pytest.raises(KitError, match=r"no train example has history items.*data\.dev_share=0\.2"):
+    with pytest.raises(KitError, match=r"No train example has history items.*data\.dev_share=0\.2"):
         synthesize(run, lambda task, requests: pytest.fail("there is nothing to ask"))
 
 
@@ -365,7 +365,7 @@ def test_one_split_becomes_train_and_dev_by_users_with_the_seed(new_run, recordi
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"data.dev_share": 0.2}, "personas has both: take the setting back"),
+        ({"data.dev_share": 0.2}, "personas has both: set data.dev_share=0"),
         ({"data.dev_share": 1.0, "data.source": "x"}, "it is a share of users"),
         ({"data.dev_share": -0.1}, "it is a share of users"),
         ({"data.dev_share": 0.2, "data.source": "official"}, "official has both"),

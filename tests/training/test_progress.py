@@ -14,7 +14,7 @@ import torch
 from rpo_kit.errors import KitError
 from rpo_kit.models import local
 from rpo_kit.training import progress
-from rpo_kit.training.checkpoints import newest_whole, seal
+from rpo_kit.training.checkpoints import newest_intact, seal
 from rpo_kit.training.progress import ProgressLog, finish_training, is_trained, log_callback
 
 
@@ -30,23 +30,23 @@ def checkpoint(folder: Path, step: int, sealed: bool = True) -> Path:
 def test_training_goes_on_from_the_newest_checkpoint_and_says_so(tmp_path, capsys):
     for step in (5, 10, 9):
         checkpoint(tmp_path, step)
-    assert newest_whole(tmp_path, "here") == tmp_path / "checkpoint-10", "ten comes after nine"
-    assert capsys.readouterr().out == "going on from checkpoint-10\n"
+    assert newest_intact(tmp_path, "here") == tmp_path / "checkpoint-10", "ten comes after nine"
+    assert capsys.readouterr().out == "resuming from checkpoint-10\n"
 
 
 def test_without_a_checkpoint_training_begins(tmp_path, capsys):
-    assert newest_whole(tmp_path / "none", "here") is None
+    assert newest_intact(tmp_path / "none", "here") is None
     assert capsys.readouterr().out == ""
 
 
 def test_a_checkpoint_that_was_being_written_when_the_process_was_killed_does_not_count(tmp_path, capsys):
     checkpoint(tmp_path, 5)
     checkpoint(tmp_path, 10, sealed=False)
-    assert newest_whole(tmp_path, "here") == tmp_path / "checkpoint-5"
+    assert newest_intact(tmp_path, "here") == tmp_path / "checkpoint-5"
     assert "checkpoint-10 is damaged (checksums.json is missing" in capsys.readouterr().out
     (tmp_path / "checkpoint-5" / "checksums.json").write_text("{}")
-    assert newest_whole(tmp_path, "here") is None, "a list of nothing promises nothing"
-    assert "no checkpoint is whole: training begins again from here" in capsys.readouterr().out
+    assert newest_intact(tmp_path, "here") is None, "a list of nothing promises nothing"
+    assert "no checkpoint is intact: training starts again from here" in capsys.readouterr().out
 
 
 def test_the_log_holds_each_logged_step_once_also_after_a_resume(tmp_path):

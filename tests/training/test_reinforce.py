@@ -669,7 +669,7 @@ def test_a_training_killed_at_any_step_ends_where_an_uninterrupted_one_ends(afte
         capsys.readouterr()
         train_rl(run, stage_name=name, settings=settings)
         last = (step - 1) // save_every * save_every
-        assert ("going on from" in capsys.readouterr().out) == bool(last)
+        assert ("resuming from" in capsys.readouterr().out) == bool(last)
         for key, value in stored(run.stage("whole")).items():
             torch.testing.assert_close(stored(run.stage(name))[key], value, atol=1e-6, rtol=0)
         pd.testing.assert_frame_equal(log_of(run, name), log_of(run, "whole"), atol=1e-6)
@@ -708,7 +708,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(after_sft, capsys, file, dam
     said = capsys.readouterr().out
     assert "checkpoint-3 is damaged (" in said
     assert file in said or file == "checksums.json"
-    assert "going on from checkpoint-2" in said
+    assert "resuming from checkpoint-2" in said
     train_rl(run, stage_name="whole")
     assert all(
         torch.equal(value, stored(run.stage("whole"))[key]) for key, value in stored(run.stage("killed")).items()
@@ -724,7 +724,7 @@ def test_where_no_checkpoint_is_whole_training_begins_again_and_says_so(after_sf
         cut(path / "optimizer.safetensors")
     capsys.readouterr()
     train_rl(run, stage_name="killed")
-    assert "no checkpoint is whole: training begins again from the SFT adapter" in capsys.readouterr().out
+    assert "no checkpoint is intact: training starts again from the SFT adapter" in capsys.readouterr().out
     train_rl(run, stage_name="whole")
     assert all(
         torch.equal(value, stored(run.stage("whole"))[key]) for key, value in stored(run.stage("killed")).items()
@@ -742,11 +742,11 @@ def test_a_full_disk_is_told_and_the_last_whole_checkpoint_is_gone_on_from(after
         save(tensors, path)
 
     monkeypatch.setattr(reinforce.checkpoints, "save_file", on_a_full_disk)
-    with pytest.raises(KitError, match=r"the disk is full .* Make room and give the same command again"):
+    with pytest.raises(KitError, match=r"the disk is full .* Free some space and run the same command again"):
         train_rl(run, stage_name="full")
     monkeypatch.setattr(reinforce.checkpoints, "save_file", save)
     train_rl(run, stage_name="full")
-    assert "going on from checkpoint-1" in capsys.readouterr().out
+    assert "resuming from checkpoint-1" in capsys.readouterr().out
     assert all(torch.equal(value, stored(run.stage("full"))[key]) for key, value in stored(run.stage("whole")).items())
 
 
@@ -827,10 +827,10 @@ def test_every_rollout_is_kept_and_opens_in_one_line(after_sft):
 
 def test_it_is_said_whether_a_group_shares_its_prompt(after_sft, capsys, monkeypatch):
     train_rl(after_sft, stage_name="one", settings=replace(after_sft.preset.rl, steps=1))
-    assert "a group's prompt is read once" in capsys.readouterr().out
+    assert "each prompt is read once per group" in capsys.readouterr().out
     monkeypatch.setattr(reinforce, "why_not_shared_prefix", lambda model: "not today")
     train_rl(after_sft, stage_name="other", settings=replace(after_sft.preset.rl, steps=1))
-    assert "a group's prompt is read for each rewrite: not today" in capsys.readouterr().out
+    assert "each prompt is read once per completion: not today" in capsys.readouterr().out
 
 
 def test_no_gpu_memory_names_the_setting_that_halves_it(after_sft, monkeypatch):
@@ -867,14 +867,14 @@ def spoiled_tokenizer(tiny_llama: Path, folder: Path, **changes: str | None) -> 
 def test_a_tokenizer_whose_pad_token_is_its_end_token_is_refused_by_name(tiny_llama, tmp_path, pad):
     folder = spoiled_tokenizer(tiny_llama, tmp_path / "pad-is-end", pad_token=pad)
     settings = get_preset("tiny", {"reflection.name": folder}).reflection
-    with pytest.raises(KitError, match="pad-is-end: the pad token must differ from the end token"):
+    with pytest.raises(KitError, match="pad-is-end has no pad token besides its end token"):
         load_trainable(settings, None, 0)
 
 
 def test_a_model_without_a_chat_template_is_refused_by_name(tiny_llama, tmp_path):
     folder = spoiled_tokenizer(tiny_llama, tmp_path / "no-chat", chat_template=None)
     settings = get_preset("tiny", {"reflection.name": folder}).reflection
-    with pytest.raises(KitError, match=r"no-chat has no chat template, .* take an instruct model"):
+    with pytest.raises(KitError, match=r"no-chat has no chat template, .* choose an instruct model"):
         load_trainable(settings, None, 0)
 
 

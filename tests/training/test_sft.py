@@ -118,7 +118,7 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_ends(synt
         train_sft(run, kill_in_step_3)
     capsys.readouterr()
     train_sft(run)
-    assert "going on from checkpoint-2" in capsys.readouterr().out
+    assert "resuming from checkpoint-2" in capsys.readouterr().out
     whole, resumed = (load_file(run.folder / n / "adapter/adapter_model.safetensors") for n in ("whole", "sft"))
     for name in whole:
         torch.testing.assert_close(resumed[name], whole[name], atol=0, rtol=0)
@@ -141,8 +141,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(synthesized, capsys, file):
     capsys.readouterr()
     train_sft(run)
     said = capsys.readouterr().out
-    assert f"checkpoint-3 is damaged ({file}: cut, changed or missing) and passed over" in said
-    assert "going on from checkpoint-2" in said
+    assert f"checkpoint-3 is damaged ({file}: truncated, changed or missing) and skipped" in said
+    assert "resuming from checkpoint-2" in said
     assert pd.read_csv(run.stage("sft") / "log.csv")["step"].tolist() == [1, 2, 3, 4]
 
 
