@@ -61,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
     presets = commands.add_parser("presets", help="list the presets and what they are for")
     presets.set_defaults(command=_presets)
+    _add_result_commands(commands)
+    return parser
+
+
+def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The commands that use the results of a run."""
     about = "print LaMP's metrics for an evaluated run, or for a prediction file in LaMP's format"
     score = commands.add_parser("score", help=about, description=about)
     score.add_argument("golds", type=Path, nargs="?", help="file with the golds ({split}_outputs.json)")
@@ -92,7 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     served.add_argument("--port", type=int, default=8765, help="port to listen on (default: 8765)")
     served.set_defaults(command=_serve)
-    return parser
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -147,7 +147,7 @@ def convert(gguf: Path, folder: Path) -> None:
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     model.config.update(ids)
     model.generation_config = GenerationConfig(**ids)
-    # The weights are dequantised by now, yet the model still says GGUF, which save_pretrained refuses to write.
+    # The weights are dequantised by now, but save_pretrained would still refuse to write a GGUF model.
     del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]
     model.is_quantized = False  # type: ignore[assignment]

@@ -1,8 +1,8 @@
-"""Every setting of the kit in one tree of frozen dataclasses; a value whose source is known names it.
+"""Every setting of the kit in one tree of frozen dataclasses; comments name the source of each value.
 
 Sources: *paper* (abstract or figures of RPO, arXiv 2511.05286), *LaMP*, *OpenRLHF* (its REINFORCE++-baseline script),
 *measured* (tests/benchmarks, on the machine named in docs/benchmarks.md) or *ours*. The paper's tables were not
-available, so its learning rates, batch sizes and models are unknown here.
+available, so its learning rates, batch sizes and models are unknown.
 
     >>> get_preset("cpu").rl.shots_to
     6
@@ -39,8 +39,8 @@ class DataSettings:
     items_per_user: int = 12  # ours; LaMP's profiles hold 15 to 200 items on average
     retriever: str = "bm25"  # LaMP; or bm25-lamp (LaMP's order of ties), dense:facebook/contriever, recency, random
     seed: int = 0
-    leave_one_out: int = 0  # ours: items per train user that become queries too
-    # ours: of a folder that has one split alone, this share of its users becomes dev, the rest train
+    leave_one_out: int = 0  # ours: items per train user that become examples too
+    # ours: for a folder with only one split, the share of its users that becomes dev
     dev_share: float = field(default=0.0, metadata={"since": "0.2"})
 
 
@@ -80,7 +80,7 @@ class RLSettings:
     algorithm: str = "reinforce++-baseline"  # paper; or reinforce++, grpo, rloo
     prompts_per_step: int = 6  # OpenRLHF: 128. Measured: the long runs needed 16; a demo has no time for them
     group_size: int = 8  # OpenRLHF
-    micro_batch_tokens: int = 3000  # ours: prompts and rewrites scored in one pass, whole groups; decides memory alone
+    micro_batch_tokens: int = 3000  # ours: tokens scored in one pass, in whole groups; affects memory only
     gradient_checkpointing: bool = False  # keep one tensor per layer and token, and compute the rest twice
     learning_rate: float = 2e-4  # measured on LaMP-7; LaMP-1 and LaMP-3 want 3e-5 to 6e-5; OpenRLHF, all weights: 5e-7
     beta: float = 0.001  # ours; OpenRLHF's k2 loss uses 1e-5, ProRL 1e-4
@@ -254,7 +254,7 @@ def get_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
 
 
 def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
-    """The settings with these changes. Raises KitError for invalid combinations."""
+    """The settings with these changes. Raises KitError for unknown or invalid ones."""
     for key, value in overrides.items():
         if key in RETIRED:
             raise KitError(f"There is no setting {key!r} any more: {RETIRED[key]}.")
@@ -277,7 +277,7 @@ def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:
         raise KitError(f"There is no setting {key!r}; {where} {', '.join(names)}.{meant}")
     current = getattr(node, path[0])
     if dataclasses.is_dataclass(current) != (len(path) > 1):
-        what = "a setting without parts" if len(path) > 1 else "a group of settings: name one of them, as in rl.steps"
+        what = "a single setting" if len(path) > 1 else "a group of settings: name one of them, as in rl.steps"
         raise KitError(f"{key.removesuffix('.' + '.'.join(path[1:]))!r} is {what}.")
     new = _replace(current, path[1:], value, key) if len(path) > 1 else _convert(node, path[0], value, key)
     return dataclasses.replace(node, **{path[0]: new})

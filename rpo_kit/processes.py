@@ -39,13 +39,13 @@ def is_main() -> bool:
     return int(os.environ.get("WORLD_SIZE") or 1) < 2 or os.environ.get("RANK", "0") == "0"
 
 
-def wait_for(holds: Callable[[], bool], what: str) -> None:
+def wait_for(is_done: Callable[[], bool], what: str) -> None:
     """Wait, in another rank, until the main process has reached this point; print a line if it takes long.
 
     There is no time limit, because the main process may be busy for minutes; if it fails, the launcher ends all ranks.
     """
     report_at = time.monotonic() + _REPORT_AFTER
-    while not holds():
+    while not is_done():
         if time.monotonic() > report_at:
             print(f"rank {os.environ['RANK']} waits until the main process {what} (both must see the same run folder)")
             report_at = float("inf")

@@ -1,6 +1,6 @@
 """Provenance of a result: fingerprints of its inputs, versions of the packages, the commit, the machine.
 
-fingerprint(Path("runs/demo/sft/adapter"))      # sha256 of the folder's files, wherever it lies
+fingerprint(Path("runs/demo/sft/adapter"))      # sha256 of the folder's files, independent of its path
 provenance()                                    # {"packages": {"torch": "2.13.0+cpu", …}, "commit": …, …}
 """
 

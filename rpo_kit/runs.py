@@ -35,7 +35,7 @@ _FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before i
 }
 
 
-_RUN_NAME = re.compile(r"[^\s./\\{}][^/\\{}]*")  # braces: papermill takes them for parameters
+_RUN_NAME = re.compile(r"[^\s./\\{}][^/\\{}]*")  # no braces: papermill would read them as parameters
 _REPORTED: set[tuple[Path, int]] = set()  # damaged lines that have been reported
 
 
@@ -55,7 +55,7 @@ class Run:
 
 
 def runs_root() -> Path:
-    """Where runs live: $RPO_RUNS, else `runs/` in the checkout, else `runs/` here."""
+    """The folder of all runs: $RPO_RUNS, else `runs/` in the checkout, else `runs/` in the current folder."""
     checkout = Path(__file__).resolve().parents[1]
     here = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
     return Path(os.environ.get("RPO_RUNS") or here / "runs").expanduser().resolve()

@@ -2,9 +2,9 @@
 
 Every attempt at a request is entered into the run's account before it is sent, with an upper bound on its tokens (no
 tokenizer makes more tokens than bytes), and corrected when the answer arrives. So neither requests in flight, nor a
-second process, nor a killed one can exceed a limit. An answer that never arrived (a time-out, a cut
-connection) stays charged at its bound, because the server may have written it. A request that reached no server costs
-nothing. The account is a file in the run folder; deleting the run deletes it.
+second process, nor a killed one can exceed a limit. An answer that never arrived (a time-out, a cut connection) stays
+charged at its bound, because the server may have written it. A request that reached no server costs nothing. The
+account is a file in the run folder; deleting the run deletes it.
 
     ledger = Ledger(open_database(None), "openai:gpt-4o-mini", EndpointSettings(max_tokens=1000))
     ledger.reserve(Usage(1, 600, 300))     # True; the same again: False, it could exceed 1,000
@@ -81,9 +81,9 @@ class Ledger:
 
     def __init__(self, database: sqlite3.Connection, model: str, settings: EndpointSettings) -> None:
         self.database, self.model, self.settings = database, model, settings
-        self._lock = threading.RLock()  # several threads may ask one model
+        self._lock = threading.RLock()  # several threads may use one ledger
         self.prices = read_prices(settings.prices)
-        self.here = Usage()  # used through this object alone
+        self.used_here = Usage()  # used through this object alone
         if settings.max_cost and model not in self.prices:
             raise KitError(
                 f"endpoint.max_cost is set, but {model} has no price: add it, as in "
@@ -106,7 +106,7 @@ class Ledger:
         """Replace the bound of a reserved request by its actual use."""
         with self._usable():
             self._add(actual + -bound)
-            self.here += actual
+            self.used_here += actual
 
     def total(self) -> dict[str, Usage]:
         """What the run has used so far, by model."""
@@ -123,7 +123,7 @@ class Ledger:
         return cost
 
     def limits(self) -> str:
-        """The limits that are set, in words."""
+        """The limits that are set, as text."""
         limits = []
         if self.settings.max_requests:
             limits.append(f"{self.settings.max_requests:,} requests")

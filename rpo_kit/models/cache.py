@@ -1,6 +1,6 @@
 """The cache of paid answers: a SQLite file of JSON values, shared by runs and by processes.
 
-The key is a hash of everything that decides an answer: endpoint, model, messages (with the whole prompt, so a changed
+The key is a hash of everything that determines an answer: endpoint, model, messages (with the prompt, so that a changed
 prompt misses the cache), sampling settings, and the number of the sample. Only complete answers are stored: no errors,
 no refusals, nothing empty or truncated. The file holds no prompts, only their hashes.
 
@@ -55,7 +55,7 @@ class StoredAnswer(TypedDict):
 
 
 def answer_key(**parts: object) -> str:
-    """Sha256 of the JSON of everything that decides an answer."""
+    """Sha256 of the JSON of everything that determines an answer."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -94,7 +94,7 @@ class WindowedChat(Chat, Protocol):
 
 @runtime_checkable
 class ConcurrentChat(Chat, Protocol):
-    """A model that several threads may ask at once, if `concurrent` is true."""
+    """A model that several threads may call at once, if `concurrent` is true."""
 
     @property
     def concurrent(self) -> bool: ...

@@ -111,7 +111,7 @@ class Client:
         """Send one request and read the answer.
 
         Raises:
-            AttemptError: there is no answer; the error says whether another attempt can help.
+            AttemptError: there is no answer; its attributes say whether another attempt can help.
         """
         try:
             reply = await self._send(messages, sampling)

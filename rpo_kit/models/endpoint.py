@@ -108,7 +108,7 @@ class EndpointChat:
         try:
             yield
         finally:
-            line = f"spent     {self.name}: {self.ledger.describe(self.ledger.here)}"
+            line = f"spent     {self.name}: {self.ledger.describe(self.ledger.used_here)}"
             total = sum(self.ledger.total().values(), Usage())
             print(f"{line}; the run so far: {total.requests:,} requests" if self.of_a_run else line)
 
@@ -208,7 +208,7 @@ class EndpointChat:
 
     @property
     def _claim_seconds(self) -> float:
-        """How long an attempt and the pause after it take at most."""
+        """The longest that an attempt and the pause after it can take."""
         return 2 * self.settings.timeout + 1.1 * MAX_RETRY_AFTER + _CLAIM_MARGIN
 
     async def _ask(self, messages: Conversation, state: Stream, key: str | None) -> Completion:

@@ -1,6 +1,6 @@
 """Keys of endpoints: read from the environment or from Colab's secrets, sent to their own server, never written down.
 
-A key goes only where the user sent it: `OPENAI_API_KEY` to the `openai:` form, and any other variable to the one URL
+A key is sent only to the server it is meant for: `OPENAI_API_KEY` to that of `openai:`, any other variable to the URL
 that names it, as in `https://openrouter.ai/api/v1#some/model@OPENROUTER_API_KEY`. A URL without a variable gets none.
 
     key_in("MY_KEY")                                 # 'sk-…', as it is sent

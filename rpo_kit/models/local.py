@@ -53,7 +53,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     """The model that `settings` names, without an adapter.
 
     Raises:
-        KitError: it cannot be found or loaded, or its tokenizer has no chat template or no pad token of its own.
+        KitError: it cannot be found or loaded, or its tokenizer lacks a chat template or a separate pad token.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -260,8 +260,8 @@ def sample(
     model.eval()  # in train mode, layers under gradient checkpointing cache no keys
     try:
         if attention.shares_prefix(model):
-            given = () if uniforms is None else (uniforms,)
-            new = sampling.sample_groups(model, ids, mask, group, new_tokens, temperature, ends, *given)
+            draws = () if uniforms is None else (uniforms,)
+            new = sampling.sample_groups(model, ids, mask, group, new_tokens, temperature, ends, *draws)
         else:
             new = _generate_rows(loaded, ids, mask, group, new_tokens, temperature, ends, uniforms)
     finally:

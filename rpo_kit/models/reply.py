@@ -39,7 +39,7 @@ _WORDS = {  # the status of an error that has none: the first expression that ma
     r"|not (?:supported|allowed)|too (?:long|large|many)|context.(?:length|window|size)|bad.request|must be|required"
     r"|missing|forbidden|denied|permission|authentic|api.?key|credential|polic[yi]|moderat|credits?\b|balance|billing",
 }
-_MESSAGES = ("message", "msg", "detail", "error", "errors", "error_msg", "error_message")
+_MESSAGES: tuple[str, ...] = ("message", "msg", "detail", "error", "errors", "error_msg", "error_message")
 _MESSAGES += ("description", "title", "reason")
 _KNOWN_CODES = ("insufficient_quota", "unsupported_parameter", "unsupported_value")
 

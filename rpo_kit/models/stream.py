@@ -42,7 +42,7 @@ class Stream:
             self.stopped.set_result(None)
 
     async def pause(self, seconds: float | None = None, until: Future[Completion | None] | None = None) -> None:
-        """Wait for `seconds` or `until`, but no longer than the stream goes on.
+        """Wait for `seconds` or `until`, but no longer than the stream runs.
 
         Raises:
             EndpointError, BudgetError: the stream has stopped.
@@ -68,7 +68,7 @@ async def take_all(queue: asyncio.Queue[tuple[int, Completion] | None]) -> list[
 
 @contextmanager
 def event_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop in a thread of its own, because a notebook has a running one; no task outlives the block."""
+    """An event loop in its own thread, because a notebook already runs one; no task outlives the block."""
 
     async def cancel_all() -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}

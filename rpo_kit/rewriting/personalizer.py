@@ -178,7 +178,7 @@ class Personalizer:
                 raise InputError(
                     f"This is not an input of {self.task.name}: {input[:60]!r}… Make inputs with Task.make_input."
                 )
-            if prompt_tokens(tokenizer, [{"role": "user", "content": input}]) > limit:  # else ranking would take long
+            if prompt_tokens(tokenizer, [{"role": "user", "content": input}]) > limit:  # ranking would take long
                 raise _too_long(input, limit)
         rankings = rank(self.task, examples, self.retriever)
         items = [top_k(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]

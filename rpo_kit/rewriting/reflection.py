@@ -106,7 +106,7 @@ def _shorten(text: str, words: int | None) -> str:
     """The first `words` words, or fewer if a sentence ends in their second half, and "…" for the rest."""
     if words is None:
         return text
-    # Not every script puts spaces between words, so that a "word" may be a whole text.
+    # Some scripts have no spaces between words, so a "word" may be the whole text.
     parts = [part if len(part) <= _WORD_LENGTH else f"{part[:_WORD_LENGTH]}…" for part in text.split()]
     if len(parts) <= words:
         return " ".join(parts)

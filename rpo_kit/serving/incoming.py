@@ -61,7 +61,7 @@ def check_sender(key: str, local_only: bool, headers: Message) -> None:
 def read_body(headers: Message, stream: BufferedIOBase) -> dict[str, object]:
     """The JSON object in the body; read only if the headers declare JSON of an acceptable size."""
     if str(headers.get("Content-Type") or "").partition(";")[0].strip().lower() != "application/json":
-        raise RequestError(415, "The Content-Type is not application/json: send JSON, and say so.")
+        raise RequestError(415, "The Content-Type is not application/json: send JSON with this header.")
     length = str(headers.get("Content-Length") or "").strip()
     if not length.isascii() or not length.isdigit():
         raise RequestError(411, "Content-Length is missing or not a number: send the length of the body in bytes.")

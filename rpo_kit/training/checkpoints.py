@@ -34,7 +34,7 @@ Log = list[dict[str, float]]
 
 @dataclass
 class Training:
-    """What changes while RL trains, and so what a checkpoint holds."""
+    """The state of RL training, which a checkpoint stores."""
 
     parameters: dict[str, Parameter]
     optimizer: torch.optim.Optimizer

@@ -1,4 +1,4 @@
-"""What a training log says about the health of an RL run, in sentences with a remedy (Figure 2, right).
+"""The health of an RL run, from its training log: warnings with a remedy (Figure 2, right).
 
 The reward alone is not enough: it can rise because the policy copies the history, or stall because no group has any
 variance. Input: the rows of `rl/log.csv`; the thresholds are ours. A held-out metric can show
@@ -79,7 +79,7 @@ def diagnose(rows: Rows) -> dict[str, str]:
 
 
 def warn_on_log(on_log: OnLog | None = None) -> OnLog:
-    """A log hook that prints each warning once, when it first holds, and passes the rows on to `on_log`."""
+    """A log hook that prints each warning once, when it first applies, and passes the rows on to `on_log`."""
     warned: set[str] = set()
 
     def listen(rows: list[dict[str, float]]) -> None:
@@ -101,7 +101,7 @@ def _not_finite(rows: Rows) -> dict[str, str]:
             if isinstance(value, int | float) and not math.isfinite(value) and column not in warnings:
                 warnings[column] = (
                     f"{column} is not a number since step {row.get('step', number):.0f} ({value}): training has failed "
-                    "there; lower rl.learning_rate, raise rl.beta, or look at the reward of that step's rollouts."
+                    "there; lower rl.learning_rate, raise rl.beta, or check the rewards of that step's rollouts."
                 )
     return warnings
 

@@ -26,7 +26,7 @@ from rpo_kit.rewriting.trajectory import parse, trajectory_error
 
 @dataclass(frozen=True)
 class Judged:
-    """A completion's reward and what it is made of."""
+    """A completion's reward and its parts."""
 
     reward: float  # 0..1
     score: float  # of the rewrite, by the task's metric

@@ -132,6 +132,6 @@ def cut_after(folder: Path, step: int) -> None:
     path = folder / FILE
     if not path.exists():
         return
-    whole = path.read_bytes().split(b"\n")[:-1]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    complete = path.read_bytes().split(b"\n")[:-1]
+    kept = [line for line in complete if json.loads(line)["step"] <= step]
     write_bytes(path, b"".join(line + b"\n" for line in kept))

@@ -165,7 +165,9 @@ def run_client(url: str, folder: str, count: int, concurrency: int) -> None:
     wall = seconds(lambda: ours(chat, count))
     computed = time.process_time() - before
     print(
-        json.dumps({"wall": wall, "computed": computed, "peak": peak_memory(), "requests": chat.ledger.here.requests})
+        json.dumps(
+            {"wall": wall, "computed": computed, "peak": peak_memory(), "requests": chat.ledger.used_here.requests}
+        )
     )
 
 

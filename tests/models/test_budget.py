@@ -53,7 +53,7 @@ def test_tokens_never_pass_the_limit_and_what_turns_out_cheaper_makes_room(endpo
     run = new_run({"endpoint.max_tokens": 100})
     model = open_chat_for(run, f"{endpoint.url}#m")
     got, why = collected(model)
-    spent = model.ledger.here
+    spent = model.ledger.used_here
     assert spent.tokens == 10 * len(got) <= 100
     assert spent.tokens + upper_bound(QUESTIONS[0], 3).tokens > 100, "no room was left unused"
     assert why
@@ -97,7 +97,7 @@ def test_a_request_that_finds_no_server_costs_nothing(endpoint, new_run):
     endpoint.server.server_close()
     (answer,) = model.complete(QUESTIONS[:1], max_new_tokens=3)
     assert answer.failure.endswith("(5 tries)")
-    assert (model.ledger.here, model.ledger.total()[model.name]) == (Usage(), Usage())
+    assert (model.ledger.used_here, model.ledger.total()[model.name]) == (Usage(), Usage())
 
 
 def test_what_is_cached_costs_nothing(endpoint, new_run):
@@ -112,14 +112,14 @@ def test_a_time_out_stays_charged_at_its_bound(endpoint, new_run):
     run = new_run({"endpoint.timeout": 0.2, "endpoint.tries": 1})
     model = open_chat_for(run, f"{endpoint.url}#m")
     model.complete(QUESTIONS[:1], max_new_tokens=3)
-    assert model.ledger.here == upper_bound(QUESTIONS[0], 3)
+    assert model.ledger.used_here == upper_bound(QUESTIONS[0], 3)
 
 
 def test_a_server_that_counts_nothing_is_charged_the_bound(endpoint, new_run):
     endpoint.reply = lambda body: (200, completion("x", usage=False))
     model = open_chat_for(new_run(), f"{endpoint.url}#m")
     model.complete(QUESTIONS[:1], max_new_tokens=3)
-    assert model.ledger.here == upper_bound(QUESTIONS[0], 3)
+    assert model.ledger.used_here == upper_bound(QUESTIONS[0], 3)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_each_half_that_a_server_does_not_count_is_charged_the_bound(endpoint, n
     endpoint.reply = lambda body: (200, completion("x") | {"usage": usage})
     model = open_chat_for(new_run(), f"{endpoint.url}#m")
     model.complete(QUESTIONS[:1], max_new_tokens=3)
-    assert model.ledger.here == Usage(1, *charged), "the question has 10 bytes, its template up to 16"
+    assert model.ledger.used_here == Usage(1, *charged), "the question has 10 bytes, its template up to 16"
 
 
 @pytest.mark.parametrize("usage", [{"prompt_tokens": 0, "completion_tokens": 1}, {"completion_tokens": 1}, {}, None])
@@ -148,7 +148,7 @@ def test_an_error_with_status_200_costs_what_one_with_its_own_status_costs(endpo
         endpoint.reply = lambda body, reply=reply: reply
         model = open_chat_for(run, f"{endpoint.url}#m")
         model.complete(QUESTIONS[:1], max_new_tokens=3)
-        assert model.ledger.here == Usage(1)
+        assert model.ledger.used_here == Usage(1)
 
 
 def test_the_estimate_is_printed_before_and_the_actual_after_also_when_it_stops(endpoint, new_run, capsys):
@@ -191,7 +191,7 @@ def test_whatever_the_order_of_requests_and_answers_the_limit_holds(steps):
         assert sum(s.tokens for s in ledger.total().values()) <= 1000
     for pair in late:
         ledger.settle(*pair)
-    assert ledger.total().get("m", Usage()) == ledger.here
+    assert ledger.total().get("m", Usage()) == ledger.used_here
 
 
 def test_what_is_not_a_price_is_rejected():

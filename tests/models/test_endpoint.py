@@ -453,7 +453,7 @@ def test_of_one_chat_in_several_threads_too(endpoint):
         thread.join()
     assert [[answer.text for answer in answers] for answers in got] == [["good", "good"]] * 6
     assert Counter(map(last, endpoint.requests)) == {"a": 1, "b": 1}
-    assert chat.ledger.here.requests == 2
+    assert chat.ledger.used_here.requests == 2
 
 
 CHILD = """
@@ -562,7 +562,7 @@ def test_of_a_thousand_items_with_thirty_percent_faults_none_is_lost_none_double
     assert 0 < len(failed) < 100, "about 1000 * (0.3^3 + two empty answers: 0.05 * 0.05)"
     assert all(failure.endswith(" tries)") and len(failure) > 20 for failure in failed)
     assert max(answered.values()) <= 2, "an answer that came too late, if any, was asked for again"
-    assert model.ledger.here.requests >= len(endpoint.requests), "each request that arrived is in the account"
+    assert model.ledger.used_here.requests >= len(endpoint.requests), "each request that arrived is in the account"
 
     endpoint.reply = lambda body: (200, completion(f"answer {last(body)}"))
     before = len(endpoint.requests)
