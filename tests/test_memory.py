@@ -92,7 +92,7 @@ def test_the_models_of_the_presets_have_as_many_parameters_as_their_model_cards_
 
 
 @pytest.mark.parametrize(("preset", "gb"), [("colab-t4", 15), ("gpu-24gb", 24), ("paper", 24)])
-def test_no_stage_of_a_gpu_preset_takes_more_than_its_card_has(preset, gb):
+def test_no_stage_of_a_gpu_preset_needs_more_than_its_card_has(preset, gb):
     estimated = estimate(get_preset(preset))
     assert estimated.keys() == {"sft", "rl", "evaluate", "prepare"}
     assert max(estimated.values()) <= gb
@@ -113,7 +113,7 @@ def test_the_benchmarks_page_shows_these_estimates(preset, gb):
     assert f"| `{preset}`, {gb} GB | {cells} |" in page
 
 
-def test_checkpointing_and_a_smaller_micro_batch_take_less():
+def test_checkpointing_and_a_smaller_micro_batch_need_less():
     preset = get_preset("colab-t4")
     model, rl = preset.reflection, preset.rl
     without = replace(rl, gradient_checkpointing=False)

@@ -33,7 +33,7 @@ def collected(model, questions=QUESTIONS, tokens=3):
     return got, None
 
 
-def test_the_request_that_would_pass_the_limit_is_not_sent_and_all_before_it_are_kept(endpoint, new_run):
+def test_the_request_that_would_exceed_the_limit_is_not_sent_and_earlier_answers_are_kept(endpoint, new_run):
     run = new_run({"endpoint.max_requests": 10})
     got, why = collected(open_chat_for(run, f"{endpoint.url}#m"))
     assert len(endpoint.requests) == len(got) == 10
@@ -48,7 +48,7 @@ def test_retries_count_as_requests(endpoint, new_run):
     assert len(endpoint.requests) == 10
 
 
-def test_tokens_never_pass_the_limit_and_what_turns_out_cheaper_makes_room(endpoint, new_run):
+def test_tokens_never_exceed_the_limit_and_cheaper_answers_free_budget(endpoint, new_run):
     # an answer costs 10 tokens; its bound is 3 new ones and 10 bytes + 16 for the question
     run = new_run({"endpoint.max_tokens": 100})
     model = open_chat_for(run, f"{endpoint.url}#m")
@@ -80,7 +80,7 @@ def test_the_account_is_the_runs_and_outlives_the_process_that_spends(endpoint, 
     assert len(collected(open_chat_for(more, f"{endpoint.url}#base"))[0]) == 40, "20 + 5 + 35, and 5 from the cache"
 
 
-def test_a_run_that_was_deleted_and_made_anew_has_spent_nothing(endpoint, new_run):
+def test_a_run_that_was_deleted_and_created_again_has_spent_nothing(endpoint, new_run):
     def spent():
         model = open_chat_for(new_run({"endpoint.cache": False}), f"{endpoint.url}#m")
         collected(model, QUESTIONS[:4])
@@ -100,7 +100,7 @@ def test_a_request_that_finds_no_server_costs_nothing(endpoint, new_run):
     assert (model.ledger.used_here, model.ledger.total()[model.name]) == (Usage(), Usage())
 
 
-def test_what_is_cached_costs_nothing(endpoint, new_run):
+def test_cached_answers_cost_nothing(endpoint, new_run):
     model = open_chat_for(new_run({"endpoint.max_requests": 40}), f"{endpoint.url}#m")
     assert collected(model)[1] is None
     assert collected(model)[1] is None
@@ -126,7 +126,7 @@ def test_a_server_that_counts_nothing_is_charged_the_bound(endpoint, new_run):
     ("prompt", "new", "charged"),
     [(7, 3, (7, 3)), (0, 3, (26, 3)), (7, 0, (7, 3)), (0, 0, (26, 3)), (None, 2, (26, 2)), (7, None, (7, 3))],
 )
-def test_each_half_that_a_server_does_not_count_is_charged_the_bound(endpoint, new_run, prompt, new, charged):
+def test_a_count_that_a_server_leaves_out_is_charged_at_its_bound(endpoint, new_run, prompt, new, charged):
     usage = {"prompt_tokens": prompt, "completion_tokens": new}
     endpoint.reply = lambda body: (200, completion("x") | {"usage": usage})
     model = open_chat_for(new_run(), f"{endpoint.url}#m")
@@ -135,7 +135,7 @@ def test_each_half_that_a_server_does_not_count_is_charged_the_bound(endpoint, n
 
 
 @pytest.mark.parametrize("usage", [{"prompt_tokens": 0, "completion_tokens": 1}, {"completion_tokens": 1}, {}, None])
-def test_a_usage_without_the_prompt_lets_no_run_pass_its_limit(endpoint, new_run, usage):
+def test_a_usage_without_the_prompt_lets_no_run_exceed_its_limit(endpoint, new_run, usage):
     endpoint.reply = lambda body: (200, completion("x") | {"usage": usage})
     got, why = collected(open_chat_for(new_run({"endpoint.max_tokens": 200}), f"{endpoint.url}#m"))
     assert why
@@ -151,7 +151,7 @@ def test_an_error_with_status_200_costs_what_one_with_its_own_status_costs(endpo
         assert model.ledger.used_here == Usage(1)
 
 
-def test_the_estimate_is_printed_before_and_the_actual_after_also_when_it_stops(endpoint, new_run, capsys):
+def test_the_estimate_is_printed_before_and_the_actual_cost_after_even_if_it_stops(endpoint, new_run, capsys):
     model = open_chat_for(new_run({"endpoint.max_requests": 10}), f"{endpoint.url}#m")
     with pytest.raises(BudgetError), reporting_cost(model, QUESTIONS, 3):
         model.complete(QUESTIONS, max_new_tokens=3)
@@ -163,7 +163,7 @@ def test_the_estimate_is_printed_before_and_the_actual_after_also_when_it_stops(
     assert "10 answers are cached" in model.estimate(QUESTIONS, 3)
 
 
-def test_two_who_spend_from_one_account_do_not_pass_its_limit_together(tmp_path):
+def test_two_processes_with_one_account_do_not_exceed_its_limit_together(tmp_path):
     settings = EndpointSettings(max_requests=200)
     admitted = []
 

@@ -40,7 +40,7 @@ def ask(endpoint, texts):
 # ---- claims -------------------------------------------------------------------------------------------------------
 
 
-def test_a_question_that_somebody_asks_is_claimed_until_it_is_released(tmp_path):
+def test_a_request_in_flight_is_claimed_until_it_is_released(tmp_path):
     first, second = opened(tmp_path / "a.sqlite"), opened(tmp_path / "a.sqlite")
     assert first.claim("key", 60)
     assert not second.claim("key", 60)
@@ -88,14 +88,14 @@ def test_the_claim_of_a_process_holds_as_long_as_it_lives(tmp_path):
         ("pid = 'damaged', owner = 'x'", False),
     ],
 )
-def test_a_claim_is_void_if_nobody_can_be_asking(tmp_path, changes, holds):
+def test_a_claim_holds_only_while_its_process_may_be_alive(tmp_path, changes, holds):
     first, second = opened(tmp_path / "a.sqlite"), opened(tmp_path / "a.sqlite")
     first.claim("key", 60)
     first.database.execute(f"UPDATE claims SET {changes}")
     assert second.claim("key", 60) is not holds
 
 
-def test_of_many_who_claim_at_once_one_gets_it(tmp_path):
+def test_of_many_claims_at_once_one_succeeds(tmp_path):
     caches, barrier, got = [opened(tmp_path / "a.sqlite") for _ in range(8)], threading.Barrier(8), []
 
     def claim(cache: AnswerCache) -> None:
@@ -123,7 +123,7 @@ def filled(path: Path, count: int = 500) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 20), st.integers(1, 8), st.binary(min_size=1, max_size=4))
-def test_wherever_the_file_is_damaged_it_is_a_sentence_or_what_can_be_read_is_read(tmp_path_factory, page, pages, junk):
+def test_wherever_the_file_is_damaged_there_is_an_error_or_the_intact_part_is_read(tmp_path_factory, page, pages, junk):
     path = tmp_path_factory.mktemp("damage") / "answers.sqlite"
     filled(path)
     content = bytearray(path.read_bytes())
@@ -142,7 +142,9 @@ def test_wherever_the_file_is_damaged_it_is_a_sentence_or_what_can_be_read_is_re
     cache.release("another")
 
 
-def test_answers_in_the_sound_part_of_a_damaged_file_are_used_and_the_damage_is_said_once(endpoint, tmp_path, capsys):
+def test_answers_in_the_intact_part_of_a_damaged_file_are_used_and_the_damage_is_reported_once(
+    endpoint, tmp_path, capsys
+):
     texts = [f"question {number}" for number in range(400)]
     ask(endpoint, texts)
     path = tmp_path / "answers.sqlite"
@@ -178,7 +180,7 @@ def test_answers_in_the_sound_part_of_a_damaged_file_are_used_and_the_damage_is_
         '{"text": "4", "finished": 1}',
     ],
 )
-def test_a_row_that_is_no_answer_is_asked_for_again_and_replaced(endpoint, tmp_path, row):
+def test_a_row_that_is_not_an_answer_is_requested_again_and_replaced(endpoint, tmp_path, row):
     ask(endpoint, ["q"])
     with sqlite3.connect(tmp_path / "answers.sqlite") as database:
         database.execute("UPDATE answers SET answer = CAST(? AS TEXT)", (row,))
@@ -187,7 +189,7 @@ def test_a_row_that_is_no_answer_is_asked_for_again_and_replaced(endpoint, tmp_p
     assert [last(body) for body in endpoint.requests].count("q") == 2
 
 
-def test_where_nothing_can_be_written_the_answers_are_read(endpoint, tmp_path, monkeypatch, capsys):
+def test_if_the_store_is_read_only_its_answers_are_read(endpoint, tmp_path, monkeypatch, capsys):
     ask(endpoint, ["q"])
     sqlite3.connect(tmp_path / "answers.sqlite").execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -209,7 +211,7 @@ def test_where_nothing_can_be_written_the_answers_are_read(endpoint, tmp_path, m
         open_database(tmp_path / "answers.sqlite")  # an account must be written
 
 
-def test_a_file_that_another_process_holds_is_named_and_its_answers_are_read(tmp_path, monkeypatch, capsys):
+def test_a_file_that_another_process_has_locked_is_named_and_its_answers_are_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cache_module, "_LOCK_PATIENCE", 0.1)
     path = tmp_path / "answers.sqlite"
     cache = opened(path)
@@ -223,7 +225,7 @@ def test_a_file_that_another_process_holds_is_named_and_its_answers_are_read(tmp
     assert f"end the process that holds it (`fuser {path}` names it)" in told
 
 
-def test_an_account_that_cannot_be_kept_stops_the_spending(tmp_path, monkeypatch):
+def test_an_account_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "_LOCK_PATIENCE", 0.1)
     path = tmp_path / "spent.sqlite"
     ledger = Ledger(open_database(path), "m", EndpointSettings(max_requests=3))
@@ -238,7 +240,7 @@ def test_an_account_that_cannot_be_kept_stops_the_spending(tmp_path, monkeypatch
         ledger.settle(Usage(1, 2, 3), Usage(1, 1, 1))
 
 
-def test_a_full_disk_stays_what_it_is_for_the_stage_to_tell(tmp_path):
+def test_a_full_disk_is_left_to_the_stage_to_report(tmp_path):
     cache = opened(tmp_path / "answers.sqlite")
     cache.database.execute("PRAGMA max_page_count = 1")
     with pytest.raises(sqlite3.OperationalError, match="full"):

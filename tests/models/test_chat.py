@@ -42,7 +42,7 @@ def test_an_endpoint_answers_each_conversation_in_order(endpoint):
     assert (first["model"], first["max_tokens"], first["temperature"]) == ("my-model", 9, 0.5)
 
 
-def test_openais_form_limits_answers_by_the_new_name_and_other_servers_by_the_old_one(endpoint, monkeypatch):
+def test_openai_is_sent_the_new_name_of_the_token_limit_and_other_servers_the_old_one(endpoint, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
     for spec in ("openai:gpt-5-mini", f"{endpoint.url}#m"):
         open_chat(spec).complete([ask("q")], max_new_tokens=9)
@@ -105,7 +105,7 @@ def test_openai_means_the_server_that_the_environment_names_and_needs_a_key(endp
         open_chat("openai:gpt-4o-mini")
 
 
-def test_a_redirect_does_not_carry_the_question_elsewhere(endpoint):
+def test_a_redirect_does_not_send_the_prompt_elsewhere(endpoint):
     elsewhere = Endpoint()
     endpoint.headers = {"Location": f"{elsewhere.url}/chat/completions"}
     endpoint.reply = lambda body: (307, {})
@@ -115,7 +115,7 @@ def test_a_redirect_does_not_carry_the_question_elsewhere(endpoint):
     assert elsewhere.requests == []
 
 
-def test_a_key_asked_for_stays_in_memory_and_a_colab_secret_is_found(monkeypatch):
+def test_a_key_that_was_typed_in_stays_in_memory_and_a_colab_secret_is_found(monkeypatch):
     monkeypatch.setattr(keys.getpass, "getpass", lambda prompt: f" {KEY}2 ")
     monkeypatch.setenv("MY_KEY", "")
     keys.ask_for_key("MY_KEY")
@@ -177,7 +177,7 @@ def test_a_string_names_server_model_and_the_variable_with_the_key(spec, endpoin
         ("gsk_secret0123456789", "looks like a key"),
     ],
 )
-def test_a_secret_in_the_name_of_a_model_is_refused_unrepeated_and_nothing_is_written(spec, why, new_run, tmp_path):
+def test_a_secret_in_the_name_of_a_model_is_rejected_not_repeated_and_nothing_is_written(spec, why, new_run, tmp_path):
     for setting in ("base", "synthesis.teacher"):
         with pytest.raises(KitError, match=why) as refused:
             new_run({setting: spec})
@@ -207,7 +207,7 @@ def test_a_key_that_cannot_be_sent_is_reported_but_not_shown(monkeypatch, key):
 @pytest.mark.parametrize(
     "url", ["http://h:99999/v1", "http://h:port/v1", "http://h:0/v1", "http://[::1/v1", "http:///v1", "ftp://h"]
 )
-def test_what_is_not_an_address_is_rejected(url):
+def test_an_invalid_address_is_rejected(url):
     with pytest.raises(
         KitError, match=r"The address of a model is not a valid address: write http://HOST:PORT/v1, with a port"
     ):
@@ -221,7 +221,7 @@ def test_an_address_without_http_in_the_environment_is_rejected(monkeypatch):
 
 
 @pytest.mark.parametrize("spec", ["", "smollm2", "local:", "openai:", "http://host/v1", "gpt:4", "file:/model#m"])
-def test_a_string_that_names_no_model_is_rejected_with_the_three_forms(spec):
+def test_a_string_that_does_not_name_a_model_is_rejected_with_the_three_forms(spec):
     with pytest.raises(
         KitError, match=r"does not name a model: write local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
     ):
@@ -265,7 +265,7 @@ def test_a_hub_id_that_cannot_be_loaded_is_reported(monkeypatch):
 # ---- many at once -------------------------------------------------------------------------------------------------
 
 
-def test_inside_a_notebook_whose_event_loop_runs_already_it_works_too(endpoint):
+def test_it_works_in_a_notebook_whose_event_loop_is_running(endpoint):
     async def cell() -> list[Completion]:
         return open_chat(f"{endpoint.url}#m").complete([ask("q")], max_new_tokens=2)
 
@@ -291,7 +291,7 @@ def test_no_more_requests_run_at_once_than_allowed(endpoint):
     assert most[0] == 2
 
 
-def test_answers_can_be_taken_while_others_are_still_awaited(endpoint):
+def test_answers_can_be_read_while_others_are_awaited(endpoint):
     taken = threading.Event()
     endpoint.reply = lambda body: (200, completion("ok" if "fast" in str(body) or taken.wait(5) else "too late"))
     model = open_chat(f"{endpoint.url}#m")

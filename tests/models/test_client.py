@@ -46,7 +46,7 @@ def asked(url):
 
 @pytest.mark.parametrize("variable", PROXIES)
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
-def test_a_server_on_this_machine_is_never_asked_through_a_proxy(here, monkeypatch, variable, host):
+def test_a_server_on_this_machine_is_never_reached_through_a_proxy(here, monkeypatch, variable, host):
     proxy = Endpoint()
     monkeypatch.setenv(variable, proxy.url.removesuffix("/v1"))
     answer = asked(here.url.replace("127.0.0.1", host))
@@ -55,7 +55,7 @@ def test_a_server_on_this_machine_is_never_asked_through_a_proxy(here, monkeypat
 
 
 @pytest.mark.parametrize("variable", PROXIES)
-def test_a_proxy_that_cannot_be_used_does_not_bar_the_way_to_this_machine(here, monkeypatch, variable):
+def test_an_unusable_proxy_does_not_affect_this_machine(here, monkeypatch, variable):
     for value in ("socks5://127.0.0.1:9", "http://127.0.0.1:9", "nonsense://x", "http://[", ""):
         monkeypatch.setenv(variable, value)
         assert asked(here.url).text == "echo What is it?"
@@ -79,17 +79,17 @@ def test_the_names_of_this_machine_are_known(url):
 @pytest.mark.parametrize(
     "url", ["http://example.com", "http://8.8.8.8/v1", "http://[2001:db8::1]", "http://localhost.example"]
 )
-def test_other_machines_are_not_taken_for_it(url):
+def test_other_machines_are_not_mistaken_for_it(url):
     assert not on_this_machine(url)
 
 
-def test_a_server_elsewhere_is_asked_through_the_proxy(here, monkeypatch):
+def test_a_server_elsewhere_is_reached_through_the_proxy(here, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", here.url.removesuffix("/v1"))
     assert asked("http://far.example/v1").text == "echo What is it?"
     assert here.paths == ["http://far.example/v1/chat/completions"]
 
 
-def test_a_proxy_that_is_not_there_is_named_without_its_password(monkeypatch, endpoint):
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch, endpoint):
     endpoint.server.server_close()
     monkeypatch.setenv("HTTP_PROXY", endpoint.url.replace("http://", "http://me:secret@").removesuffix("/v1"))
     failure = asked("http://far.example/v1").failure
@@ -97,14 +97,14 @@ def test_a_proxy_that_is_not_there_is_named_without_its_password(monkeypatch, en
     assert "secret" not in failure
 
 
-def test_a_proxy_that_asks_for_a_password_stops_the_asking(here, monkeypatch):
+def test_a_proxy_that_asks_for_a_password_stops_the_stream(here, monkeypatch):
     here.reply = lambda body: error(407, "who are you?")
     monkeypatch.setenv("HTTP_PROXY", here.url.removesuffix("/v1"))
     with pytest.raises(EndpointError, match="a proxy on the way asks for a password: check HTTP_PROXY"):
         asked("http://far.example/v1")
 
 
-def test_a_socks_proxy_without_its_package_is_a_sentence_before_the_first_question(monkeypatch):
+def test_a_socks_proxy_without_its_package_is_reported_before_the_first_request(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "socks5://me:secret@127.0.0.1:9")
     with pytest.raises(KitError, match=r"ALL_PROXY names a SOCKS proxy, .* `pip install socksio`, or unset") as caught:
         open_chat("http://far.example/v1#m")
@@ -112,7 +112,7 @@ def test_a_socks_proxy_without_its_package_is_a_sentence_before_the_first_questi
 
 
 @pytest.mark.parametrize("value", ["nonsense://me:secret@x", "http://h:port"])
-def test_a_proxy_that_is_none_is_a_sentence_before_the_first_question(monkeypatch, value):
+def test_an_invalid_proxy_is_reported_before_the_first_request(monkeypatch, value):
     monkeypatch.setenv("HTTPS_PROXY", value)
     with pytest.raises(
         KitError, match=r"The client for https://far\.example/v1 cannot be created \(.*\): correct"
@@ -125,14 +125,14 @@ def test_a_proxy_that_is_none_is_a_sentence_before_the_first_question(monkeypatc
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", " ", "\t\n"])
-def test_an_address_that_was_copied_with_its_line_end_is_used_without(endpoint, monkeypatch, end):
+def test_an_address_that_was_copied_with_its_line_end_is_used_without_it(endpoint, monkeypatch, end):
     monkeypatch.setenv("OPENAI_BASE_URL", f"{endpoint.url}{end}")
     monkeypatch.setenv("OPENAI_API_KEY", f"a-key-of-mine{end}")
     assert open_chat("openai:m").complete(ASK, max_new_tokens=2)[0].text == "echo What is it?"
     assert open_chat(f"{endpoint.url}#m{end}").spec == parse_spec(f"{endpoint.url}#m")
 
 
-def test_an_address_of_blanks_is_none(monkeypatch):
+def test_an_address_of_spaces_counts_as_unset(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", " \n")
     monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-mine")
     assert str(open_chat("openai:m").spec.url) == ""
@@ -142,14 +142,14 @@ def test_an_address_of_blanks_is_none(monkeypatch):
     st.sampled_from('\n\r\t \x00\x7f\u00a0\u200b\u202e\ufeff"<>\\^`{|}'),
     st.sampled_from(["http://h{}/v1", "http://{}h/v1", "http://h/{}v1", "ht{}tp://h/v1"]),
 )
-def test_a_character_that_no_address_has_is_named(character, address):
+def test_an_impossible_character_in_an_address_is_named(character, address):
     with suppress(KitError):
         assert parse_spec(f"{address.format(character)}#m") is None, "then it names no model, which open_chat says"
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.text(max_size=12))
-def test_whatever_stands_in_an_address_is_a_client_or_a_sentence(host):
+def test_any_address_gives_a_client_or_a_clear_error(host):
     with suppress(KitError):
         assert open_chat(f"http://{host}/v1#m", settings=QUICK).name.endswith("#m")
 
@@ -181,19 +181,19 @@ def secure(here, certificate):
     server.close()
 
 
-def test_a_certificate_that_is_not_trusted_is_named_and_the_asking_stops(secure):
+def test_a_certificate_that_is_not_trusted_is_named_and_the_stream_stops(secure):
     with pytest.raises(
         EndpointError, match=r"the certificate of https://localhost.* is not trusted .*set SSL_CERT_FILE"
     ):
         asked(secure)
 
 
-def test_with_its_authority_it_is_trusted_on_this_machine_too(secure, certificate, monkeypatch):
+def test_with_its_authority_a_certificate_is_trusted_on_this_machine_too(secure, certificate, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_suffix(".crt")))
     assert asked(secure).text == "echo What is it?"
 
 
-def test_a_certificate_file_that_is_not_there_is_a_sentence_before_the_first_question(monkeypatch, tmp_path):
+def test_a_missing_certificate_file_is_reported_before_the_first_request(monkeypatch, tmp_path):
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     for url in ("http://localhost:1/v1", "https://far.example/v1"):
         with pytest.raises(
@@ -202,6 +202,6 @@ def test_a_certificate_file_that_is_not_there_is_a_sentence_before_the_first_que
             open_chat(f"{url}#m")
 
 
-def test_https_where_http_is_spoken_is_named_and_the_asking_stops(here):
+def test_https_for_an_http_server_is_reported_and_the_stream_stops(here):
     with pytest.raises(EndpointError, match=r"does not speak https: write http://"):
         asked(here.url.replace("http://", "https://"))

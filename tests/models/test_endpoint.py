@@ -45,13 +45,13 @@ def complete(endpoint, texts, settings=QUICK):
 
 
 @pytest.mark.parametrize("first", [error(s, "busy") for s in (408, 409, 429, 500, 502, 503, 504)] + [CUT, GARBAGE])
-def test_what_can_pass_is_tried_again(endpoint, first):
+def test_temporary_faults_are_retried(endpoint, first):
     replies = iter([first, first, (200, completion("at last"))])
     endpoint.reply = lambda body: next(replies)
     assert [answer.text for answer in complete(endpoint, ["q"])] == ["at last"]
 
 
-def test_a_server_that_hangs_is_asked_again(endpoint):
+def test_a_request_that_hangs_is_retried(endpoint):
     replies = iter([HANG, (200, completion("at last"))])
     endpoint.reply = lambda body: next(replies)
     settings = EndpointSettings(backoff=0.001, timeout=0.3)
@@ -59,7 +59,7 @@ def test_a_server_that_hangs_is_asked_again(endpoint):
 
 
 @pytest.mark.parametrize("status", [400, 403, 413, 422])
-def test_what_cannot_pass_is_not_tried_again_and_the_others_go_on(endpoint, status):
+def test_permanent_faults_are_not_retried_and_the_others_continue(endpoint, status):
     endpoint.reply = lambda body: error(status, "no") if last(body) == "bad" else (200, completion("good"))
     answers = complete(endpoint, ["a", "bad", "b"])
     assert [answer.text for answer in answers] == ["good", "", "good"]
@@ -67,7 +67,7 @@ def test_what_cannot_pass_is_not_tried_again_and_the_others_go_on(endpoint, stat
     assert len(endpoint.requests) == 3
 
 
-def test_an_item_that_keeps_failing_is_named_after_all_tries(endpoint):
+def test_an_item_that_keeps_failing_is_reported_after_all_tries(endpoint):
     endpoint.reply = lambda body: error(500, "overloaded") if last(body) == "bad" else (200, completion("good"))
     answers = complete(endpoint, ["a", "bad"], EndpointSettings(backoff=0.001, tries=3))
     assert answers[0].text == "good"
@@ -92,7 +92,7 @@ def test_an_empty_answer_is_paid_for_twice_and_no_more(endpoint, answer):
         [GARBAGE, (200, {"error": "It rains."}), (200, completion("")), error(429, "slow down")],
     ],
 )
-def test_each_kind_of_fault_has_retries_of_its_own(endpoint, replies):
+def test_each_kind_of_fault_has_its_own_retries(endpoint, replies):
     left = iter([*replies, (200, completion("at last"))])
     endpoint.reply = lambda body: next(left)
     assert complete(endpoint, ["q"], EndpointSettings(backoff=0.001, tries=3))[0].text == "at last"
@@ -106,20 +106,20 @@ def test_each_kind_of_fault_has_retries_of_its_own(endpoint, replies):
         ([(200, {"error": "It rains."}), GARBAGE, (200, {"error": "It rains."})], 3),
     ],
 )
-def test_the_retries_of_a_kind_come_to_an_end_whatever_comes_between(endpoint, replies, asked):
+def test_the_retries_of_a_kind_are_limited_whatever_happens_in_between(endpoint, replies, asked):
     left = iter([*replies, (200, completion("too late"))])
     endpoint.reply = lambda body: next(left)
     assert complete(endpoint, ["q"], EndpointSettings(backoff=0.001, tries=3))[0].failure.endswith(f"({asked} tries)")
 
 
-def test_with_one_try_nothing_is_asked_twice(endpoint):
+def test_with_one_try_nothing_is_sent_twice(endpoint):
     for reply in (error(503, "busy"), (200, completion("")), GARBAGE, (200, {"error": "It rains."})):
         endpoint.reply, before = lambda body, reply=reply: reply, len(endpoint.requests)
         assert complete(endpoint, ["q"], EndpointSettings(tries=1))[0].failure.endswith("(1 try)")
         assert len(endpoint.requests) == before + 1
 
 
-def test_what_is_garbage_fails_alone(endpoint):
+def test_garbage_fails_alone(endpoint):
     bad = {
         "deep": "[" * 200_000,
         "digits": '{"usage": ' + "9" * 5_000 + "}",
@@ -133,7 +133,7 @@ def test_what_is_garbage_fails_alone(endpoint):
     assert all(answer.failure.endswith("(2 tries)") for answer in answers[1:-1])
 
 
-def test_a_usage_that_is_none_does_not_end_the_asking(endpoint):
+def test_an_invalid_usage_does_not_stop_the_stream(endpoint):
     odd = completion("good") | {"usage": {"prompt_tokens": 10**30, "completion_tokens": -(10**30)}}
     endpoint.reply = lambda body: (200, odd)
     assert [answer.text for answer in complete(endpoint, ["a", "b"])] == ["good", "good"]
@@ -162,7 +162,7 @@ def test_a_refusal_is_a_failure_and_not_an_answer(endpoint):
         (error(429, "You exceeded your quota", "insufficient_quota"), "the quota is exhausted"),
     ],
 )
-def test_where_nothing_can_work_asking_stops_at_once_and_what_is_finished_is_handed_out(endpoint, reply, why):
+def test_if_no_request_can_succeed_the_stream_stops_at_once_and_yields_finished_answers(endpoint, reply, why):
     endpoint.reply = lambda body: (200, completion("good")) if last(body) in "01" else reply
     model = open_chat(f"{endpoint.url}#m", settings=EndpointSettings(concurrency=1))
     batches, got = model.stream([ask(str(n)) for n in range(50)], max_new_tokens=5), []
@@ -181,7 +181,7 @@ def test_where_nothing_can_work_asking_stops_at_once_and_what_is_finished_is_han
         ("unsupported_parameter", "'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
     ],
 )
-def test_a_model_that_refuses_a_setting_is_asked_once_and_the_error_says_what_to_do(endpoint, code, words):
+def test_a_model_that_rejects_a_setting_gets_one_request_and_the_error_says_what_to_do(endpoint, code, words):
     endpoint.reply = lambda body: error(400, words, code)
     settings = EndpointSettings(concurrency=1)
     with pytest.raises(EndpointError, match=r"add --set endpoint\.send_temperature=false; if it wants") as caught:
@@ -190,7 +190,7 @@ def test_a_model_that_refuses_a_setting_is_asked_once_and_the_error_says_what_to
     assert len(endpoint.requests) == 1
 
 
-def test_a_model_that_thinks_gets_room_for_it_and_no_temperature_where_it_takes_none(endpoint):
+def test_a_reasoning_model_gets_more_tokens_and_no_temperature_if_it_rejects_one(endpoint):
     complete(endpoint, ["q"], EndpointSettings())
     complete(endpoint, ["q"], EndpointSettings(send_temperature=False, thinking_tokens=1000))
     plain, thinking = endpoint.requests
@@ -200,7 +200,7 @@ def test_a_model_that_thinks_gets_room_for_it_and_no_temperature_where_it_takes_
 
 
 @pytest.mark.parametrize("text", ["", None])
-def test_a_model_that_reasons_until_its_tokens_are_spent_is_not_paid_twice(endpoint, text):
+def test_a_model_that_reasons_until_its_tokens_are_used_up_is_not_paid_twice(endpoint, text):
     endpoint.reply = lambda body: (200, completion(text, "length"))
     assert complete(endpoint, ["q"])[0].failure.startswith(
         "the answer is empty: its tokens were used up before it began"
@@ -208,14 +208,14 @@ def test_a_model_that_reasons_until_its_tokens_are_spent_is_not_paid_twice(endpo
     assert len(endpoint.requests) == 1
 
 
-def test_when_twenty_items_in_a_row_fail_the_rest_is_not_tried(endpoint):
+def test_after_twenty_failures_in_a_row_the_rest_is_not_tried(endpoint):
     endpoint.reply = lambda body: error(400, "no")
     with pytest.raises(EndpointError, match=r"20 items in a row failed at .*, the last with: status 400"):
         complete(endpoint, map(str, range(500)))
     assert len(endpoint.requests) < 40
 
 
-def test_a_server_that_is_not_there_is_named(endpoint):
+def test_a_server_that_does_not_answer_is_named(endpoint):
     endpoint.server.server_close()
     answer = complete(endpoint, ["q"], EndpointSettings(backoff=0.001, tries=2))[0]
     assert answer.failure.startswith(f"nothing answers at {endpoint.url}: is the server running? (ConnectError(")
@@ -245,7 +245,7 @@ def test_retry_after_is_read_as_seconds_milliseconds_or_a_date():
     assert read_retry_after({}) is None
 
 
-def test_a_pause_that_the_server_asks_for_is_made(endpoint):
+def test_a_pause_that_the_server_asks_for_is_respected(endpoint):
     replies = iter([error(429, "slow down"), (200, completion("ok"))])
     endpoint.headers = {"retry-after-ms": "120"}
     endpoint.reply = lambda body: next(replies)
@@ -343,7 +343,7 @@ def test_drawn_answers_to_one_question_are_different_samples_and_stay_the_same_o
         CUT,
     ],
 )
-def test_errors_refusals_empty_and_truncated_answers_are_not_kept(endpoint, bad):
+def test_errors_refusals_empty_and_truncated_answers_are_not_cached(endpoint, bad):
     settings = EndpointSettings(backoff=0.001, tries=2)
     endpoint.reply = lambda body: bad
     complete(endpoint, ["q"], settings)
@@ -351,13 +351,13 @@ def test_errors_refusals_empty_and_truncated_answers_are_not_kept(endpoint, bad)
     assert complete(endpoint, ["q"], settings)[0].text == "whole"
 
 
-def test_without_the_cache_everything_is_asked_again(endpoint):
+def test_without_the_cache_everything_is_requested_again(endpoint):
     complete(endpoint, ["a"])
     complete(endpoint, ["a"])
     assert len(endpoint.requests) == 2
 
 
-def test_the_store_holds_no_question(endpoint, tmp_path):
+def test_the_store_holds_no_prompts(endpoint, tmp_path):
     complete(endpoint, ["a very secret question"], EndpointSettings())
     endpoint.reply = lambda body: (200, completion("an answer"))
     complete(endpoint, ["another secret question"], EndpointSettings())
@@ -422,7 +422,7 @@ def slow(endpoint, reply):
 
 
 @pytest.mark.parametrize("order", ["in a row", "in turn", "shuffled"])
-def test_a_question_that_is_on_its_way_is_not_asked_again(endpoint, order):
+def test_a_request_in_flight_is_not_sent_again(endpoint, order):
     slow(endpoint, lambda body: (200, completion(f"answer {last(body)}")))
     texts = [str(n // 10) for n in range(60)] if order == "in a row" else [str(n % 6) for n in range(60)]
     if order == "shuffled":
@@ -432,7 +432,7 @@ def test_a_question_that_is_on_its_way_is_not_asked_again(endpoint, order):
     assert Counter(map(last, endpoint.requests)) == Counter(map(str, range(6)))
 
 
-def test_who_waits_for_an_answer_shares_its_failure_or_its_cut_too(endpoint):
+def test_waiting_callers_share_a_failure_or_a_truncated_answer(endpoint):
     slow(endpoint, lambda body: error(400, "no") if last(body) == "bad" else (200, completion("half", "length")))
     answers = complete(endpoint, ["bad", "bad", "cut", "cut"], EndpointSettings())
     assert [(answer.text, answer.finished) for answer in answers[2:]] == [("half", False)] * 2
@@ -440,7 +440,7 @@ def test_who_waits_for_an_answer_shares_its_failure_or_its_cut_too(endpoint):
     assert Counter(map(last, endpoint.requests)) == {"bad": 1, "cut": 1}
 
 
-def test_of_one_chat_in_several_threads_too(endpoint):
+def test_a_request_in_flight_is_not_sent_again_by_another_thread(endpoint):
     slow(endpoint, lambda body: (200, completion("good")))
     chat, got = open_chat(f"{endpoint.url}#m"), []
     threads = [
@@ -466,7 +466,7 @@ print([a.text for a in chat.complete([[{"role": "user", "content": str(n)}] for 
 """
 
 
-def test_of_two_processes_too(endpoint):
+def test_a_request_in_flight_is_not_sent_again_by_another_process(endpoint):
     slow(endpoint, lambda body: (200, completion("good")))
     command = [sys.executable, "-c", CHILD, f"{endpoint.url}#m"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
@@ -484,13 +484,13 @@ def test_of_two_processes_too(endpoint):
     assert Counter(map(last, endpoint.requests)) == Counter(map(str, range(30)))
 
 
-def test_drawn_answers_are_asked_for_one_by_one(endpoint):
+def test_sampled_answers_are_requested_one_by_one(endpoint):
     slow(endpoint, lambda body: (200, completion("good")))
     open_chat(f"{endpoint.url}#m").complete([ask("q")] * 5, max_new_tokens=5, temperature=1.0)
     assert len(endpoint.requests) == 5
 
 
-def test_one_who_leaves_while_asking_leaves_the_question_to_the_next(endpoint):
+def test_a_caller_that_leaves_passes_the_request_to_the_next(endpoint):
     first_arrived, gone = threading.Event(), threading.Event()
 
     def reply(body):
@@ -524,7 +524,7 @@ def test_one_who_leaves_while_asking_leaves_the_question_to_the_next(endpoint):
         ("m", None, False),
     ],
 )
-def test_another_model_than_the_one_that_was_asked_is_said_once(endpoint, capsys, asked, answered, other):
+def test_another_model_than_the_requested_one_is_reported_once(endpoint, capsys, asked, answered, other):
     endpoint.reply = lambda body: (200, completion("good") | {"model": answered})
     chat = open_chat(f"{endpoint.url}#{asked}")
     for text in "abc":

@@ -66,7 +66,7 @@ def test_the_beginning_of_a_long_key_is_cut_out_too(key, length):
     assert key[:length] not in without_key(f"Your key {key[:length]}", key)
 
 
-def test_what_stands_around_the_key_is_kept():
+def test_the_text_around_the_key_is_kept():
     key = "sk-not-a-real-key-0123456789"
     assert without_key(f"Incorrect API key provided: {key}. Look at it.", key) == (
         "Incorrect API key provided: …. Look at it."
@@ -78,7 +78,7 @@ def test_what_stands_around_the_key_is_kept():
 @pytest.mark.parametrize(
     "text", ["s" * 10**6, " " * 10**6, "\\" * 10**5, "%25" * 10**5, "&#0000" * 10**5, "sk-" * 10**5]
 )
-def test_long_texts_are_searched_in_no_time(text):
+def test_long_texts_are_searched_fast(text):
     start = time.perf_counter()
     without_key(text, "sk-not-a-real-key-0123456789")
     without_key(text, "s" * 40)

@@ -80,25 +80,25 @@ def test_an_error_that_cannot_pass_is_not_retried(body, words):
         ({"message": "Add money", "type": "insufficient_quota"}, "the quota is exhausted"),
     ],
 )
-def test_an_error_that_meets_every_request_stops_the_asking(error, why):
+def test_an_error_that_affects_every_request_stops_the_stream(error, why):
     assert fault({"error": error}).fatal
     assert fault({"error": error}).reason.startswith(why)
 
 
 @pytest.mark.parametrize("body", [{"error": "It rains."}, {"message": "Unknown error"}, {"choices": []}, [], 3, None])
-def test_what_says_nothing_about_its_kind_is_retried_once(body):
+def test_an_error_of_unknown_kind_is_retried_once(body):
     error = fault(body)
     assert (error.kind, error.retries, error.charged) == ("unknown", 1, True)
 
 
 @pytest.mark.parametrize("empty", [None, "", {}, [], False])
-def test_an_empty_error_beside_an_answer_is_no_error(empty):
+def test_an_empty_error_beside_an_answer_is_ignored(empty):
     assert read_reply(body_of(error=empty)).completion.text == "4"
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), min_size=1, max_size=40))
-def test_the_words_of_the_server_are_in_the_reason_wherever_they_stand(words):
+def test_the_servers_message_is_in_the_reason_wherever_it_is(words):
     for body in (
         {"error": words},
         {"error": {"message": words}},
@@ -127,7 +127,7 @@ def test_the_words_of_the_server_are_in_the_reason_wherever_they_stand(words):
         (b"\xff\xfe\xff", "is not JSON"),
     ],
 )
-def test_what_is_no_json_is_named(body, words):
+def test_a_body_that_is_not_json_is_described(body, words):
     error = fault(body)
     assert words in error.reason
     assert error.reason.startswith("no readable answer: ")
@@ -216,7 +216,7 @@ def test_other_forms_of_a_text_are_read_as_well():
     assert read_reply(old).completion == Completion("4", False, 0, 0)
 
 
-def test_thoughts_beside_the_content_are_no_answer():
+def test_thoughts_beside_the_content_are_not_an_answer():
     body = {"choices": [{"message": {"content": "", "reasoning_content": "Four."}, "finish_reason": "stop"}]}
     assert fault(body).reason == "the answer is empty: the server sent only its reasoning"
     body["choices"][0]["message"]["content"] = "4"
@@ -231,7 +231,7 @@ def test_a_refusal_in_parts_is_a_refusal():
 
 
 @pytest.mark.parametrize("reason", ["stop", "STOP", "eos_token", "end_turn", "stop_sequence", "", None])
-def test_an_answer_that_came_to_its_end_is_finished(reason):
+def test_an_answer_that_reached_its_end_is_finished(reason):
     assert read_reply(body_of("4", reason)).completion.finished
 
 
@@ -241,7 +241,7 @@ def test_an_answer_that_was_cut_or_ended_for_an_unknown_reason_is_not(reason):
 
 
 @pytest.mark.parametrize("reason", ["error", "network_error", "abort", "insufficient_system_resource", "CANCELLED"])
-def test_an_answer_that_was_broken_off_is_none_and_asked_for_again(reason):
+def test_an_answer_that_was_broken_off_is_retried(reason):
     error = fault(body_of("The head of the", reason))
     assert (error.reason, error.retries) == (f"the answer was broken off ({reason.lower()})", UNLIMITED)
 
@@ -269,14 +269,14 @@ def test_an_answer_that_a_filter_cut_is_a_refusal(reason):
         ([7, 3], (0, 0)),
     ],
 )
-def test_what_is_a_count_is_counted(usage, counts):
+def test_only_valid_counts_are_counted(usage, counts):
     completion = read_reply(body_of(usage=usage)).completion
     assert (completion.prompt_tokens, completion.new_tokens) == counts
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens", "total_tokens"]), JSON))
-def test_no_usage_carries_the_account_away(usage):
+def test_no_reported_usage_breaks_the_account(usage):
     completion = read_reply(body_of(usage=usage)).completion
     for count in (completion.prompt_tokens, completion.new_tokens):
         assert type(count) is int

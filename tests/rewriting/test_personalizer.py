@@ -82,7 +82,7 @@ def test_a_new_user_without_history_gets_an_answer(make):
     assert "(empty)" in asked[0][1]["content"]
 
 
-def test_a_batch_keeps_users_apart_and_asks_each_model_once(make):
+def test_a_batch_keeps_users_apart_and_calls_each_model_once(make):
     inputs = [TASK.make_input(text=f"lid {n}") for n in range(3)]
     personalize, base, asked = make(lambda conversation: "", lambda conversation: conversation[0]["content"][-1])
     done = personalize.batch([(input, [ITEMS[n]]) for n, input in enumerate(inputs)])
@@ -139,7 +139,7 @@ def test_the_personalizer_of_a_run_gives_what_prepare_and_evaluate_gave(
     assert [rewrite.text for rewrite in done] == [record["prediction"] for record in records]
 
 
-def test_a_module_that_was_made_with_other_settings_is_refused(new_run, trained):
+def test_a_module_that_was_made_with_other_settings_is_rejected(new_run, trained):
     trained()
     for changes in ({"data.task": "LaMP-7"}, {"reflection.max_seq_length": 512}):
         with pytest.raises(KitError, match=r"The stage 'rl' of run 'r' was made with other settings \((data|model) ch"):
@@ -176,7 +176,7 @@ def test_an_input_that_fits_alone_but_not_with_the_prompt_around_it_is_rejected_
     assert base.asked == []
 
 
-def test_what_is_not_an_input_of_the_task_is_rejected_before_the_base_model_is_asked(make):
+def test_an_input_of_another_form_is_rejected_before_the_base_model_is_asked(make):
     personalize, base, _ = make(lambda conversation: GOOD)
     with pytest.raises(InputError, match=r"This is not an input of LaMP-3: 'It leaks\.'…"):
         personalize("It leaks.", ITEMS)
@@ -196,7 +196,7 @@ def test_an_item_that_lacks_a_field_is_rejected_with_a_correct_example(name):
 
 
 @pytest.mark.parametrize("profile", [None, {}, "Broke twice.", b"x", 3, {"id": "1"}, iter([])])
-def test_what_is_not_a_list_of_items_is_rejected(make, profile):
+def test_a_profile_that_is_not_a_list_of_items_is_rejected(make, profile):
     personalize, base, _ = make(lambda conversation: GOOD)
     with pytest.raises(InputError, match=r"the profile must be a list of items such as \{\"id\""):
         personalize(INPUT, profile)
@@ -248,7 +248,7 @@ def test_a_prompt_that_the_generic_answer_makes_too_long_is_a_fault_of_the_input
 
 
 @pytest.mark.parametrize("concurrent", [True, False, None])
-def test_a_base_model_is_asked_at_once_only_if_it_says_that_it_can_be(loaded, recording_chat, monkeypatch, concurrent):
+def test_a_base_model_is_called_concurrently_only_if_it_declares_that(loaded, recording_chat, monkeypatch, concurrent):
     """Two threads: with a model that can, both are inside it at the same moment; with another one never."""
     base, inside, most = recording_chat(), [], []
     meet = threading.Barrier(2, timeout=10)

@@ -54,7 +54,7 @@ def test_no_request_to_the_base_model_contains_profile_text(new_run, endpoint, t
             assert json.dumps(text, ensure_ascii=False)[1:-1] not in sent
 
 
-def test_where_items_become_questions_the_base_model_reads_these_and_no_answer_of_the_user(new_run, endpoint):
+def test_with_leave_one_out_the_base_model_reads_the_items_inputs_and_none_of_the_users_answers(new_run, endpoint):
     run = new_run({"data.train_users": 3, "data.leave_one_out": 2, "base": f"{endpoint.url}#base"})
     prepare(run)
     train, dev = load_prepared(run, "train"), load_prepared(run, "dev")

@@ -30,7 +30,7 @@ def test_only_what_could_act_as_a_tag_or_a_turn_loses_its_bracket(text, shown):
 
 
 @given(st.text())
-def test_making_harmless_deletes_nothing_and_is_done_once(text):
+def test_escaping_deletes_nothing_and_is_idempotent(text):
     assert len(escape_tags(text)) == len(text)
     assert escape_tags(escape_tags(text)) == escape_tags(text)
     assert "<|" not in escape_tags(text)
@@ -46,7 +46,7 @@ PIECES = st.lists(
 
 
 @given(PIECES)
-def test_what_the_user_wrote_comes_back(text):
+def test_the_users_text_is_restored(text):
     assert restore_tags(escape_tags(text)) == text
     assert escape_tags(escape_tags(text)) == escape_tags(text)
 

@@ -95,7 +95,7 @@ def test_items_are_cut_at_word_ends_and_keep_their_answer_until_the_prompt_fits(
         (3, "It broke. …"),
     ],
 )
-def test_a_text_is_cut_where_a_sentence_ends_if_that_keeps_more_than_half(words, expected):
+def test_a_text_is_cut_at_the_end_of_a_sentence_if_that_keeps_more_than_half(words, expected):
     text = "It broke. I mended it twice (in vain!) and gave up."
     assert _shorten(text, words) == expected
 
@@ -107,7 +107,7 @@ def test_a_history_item_of_one_endless_word_is_cut_too(untrained):
     assert messages[1]["content"].splitlines()[2] == '[1] "' + "x" * 20 + '…" -> 2'
 
 
-def test_an_answer_of_several_words_stays_whole_where_the_text_is_cut():
+def test_an_answer_of_several_words_is_kept_if_the_text_is_cut():
     movies = get_task("LaMP-2")
     item = {"id": "1", "description": "a long story " * 30, "tag": "based on a book"}
     messages = reflection_messages(movies, movies.make_input(text="A film."), "", [item], words=6)
@@ -133,7 +133,7 @@ def test_an_endless_generic_answer_is_cut_after_the_items_and_the_query_stays(un
     assert len([line for line in messages[1]["content"].splitlines() if line.startswith("[")]) == 6
 
 
-def test_one_query_that_is_too_long_is_left_out_and_the_others_go_on(untrained, monkeypatch):
+def test_one_query_that_is_too_long_is_left_out_and_the_others_are_answered(untrained, monkeypatch):
     monkeypatch.setattr(reflection, "generate", lambda m, asked, **_: [Completion("text", True, 1, 1)] * len(asked))
     long = EXAMPLE | {"id": "411", "input": TASK.make_input(text="leaks " * 3000)}
     examples = [example | {"profile": ITEMS, "ranking": [0, 1]} for example in (EXAMPLE, long, EXAMPLE)]
@@ -178,7 +178,7 @@ def test_no_special_token_of_the_loaded_tokenizer_comes_from_a_user():
         ({"id": "1", "text": ["a"] * 3, "score": "2"}, "text is a list of 3, which is not text"),
     ],
 )
-def test_an_item_that_is_none_is_named_with_how_one_looks(item, said):
+def test_an_invalid_item_is_named_with_a_correct_one(item, said):
     with pytest.raises(KitError, match=said):
         reflection_messages(TASK, QUERY, "3", [item])
 
@@ -200,7 +200,7 @@ def test_a_batch_of_unequal_prompts_gives_what_each_prompt_gives_alone_in_the_sa
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_an_answer_that_reaches_its_end_is_told_from_one_that_was_cut_off(untrained, monkeypatch, ours):
+def test_an_answer_that_reaches_its_end_is_distinguished_from_one_that_was_cut_off(untrained, monkeypatch, ours):
     """From our sampler, and from `model.generate` for models whose attention is not known here."""
     end, pad = untrained.tokenizer.eos_token_id, untrained.tokenizer.pad_token_id
     new = torch.tensor([[50, 51, end, pad], [50, 51, 52, 53]])

@@ -62,13 +62,13 @@ def test_white_space_around_and_between_the_sections_does_not_matter():
         ("<observe>[1] a</observe><plan>b</plan><rewrite>2</REWRITE>", "text outside the tags"),
     ],
 )
-def test_what_does_not_fit_is_no_rewrite_and_says_why(text, error):
+def test_a_text_that_does_not_parse_is_not_a_rewrite_and_the_error_says_why(text, error):
     assert parse(text).trajectory is None
     assert parse(text).error == error
 
 
 @given(st.text() | PIECES, st.text())
-def test_without_a_trajectory_the_generic_answer_stands(text, generic):
+def test_without_a_trajectory_the_generic_answer_is_used(text, generic):
     answer, parsed = rewrite_or_generic(text, generic)
     assert parsed == parse(text)
     assert answer == (restore_tags(parsed.trajectory.rewrite) if parsed.trajectory else generic)
@@ -97,7 +97,7 @@ def test_a_huge_text_of_half_tags_is_read_at_once(text):
 
 
 @given(PIECES)
-def test_what_is_taken_as_the_rewrite_stands_between_the_only_rewrite_tags(text):
+def test_the_rewrite_is_the_text_between_the_only_rewrite_tags(text):
     trajectory = parse(text).trajectory
     if trajectory:
         assert text.count("<rewrite>") == text.count("</rewrite>") == 1
@@ -121,7 +121,7 @@ def test_rendering_and_parsing_are_inverse(observe, plan, rewrite):
         (Trajectory("[1] a", "b", " 2"), "leading or trailing whitespace"),
     ],
 )
-def test_a_trajectory_that_would_not_be_read_back_is_not_written(trajectory, why):
+def test_a_trajectory_that_would_not_parse_again_is_not_written(trajectory, why):
     with pytest.raises(KitError, match=why):
         render(trajectory)
 
@@ -199,7 +199,7 @@ FRAMES = [
 
 
 @pytest.mark.parametrize(("before", "after"), FRAMES)
-def test_what_stands_around_a_teachers_trajectory_does_not_matter(before, after):
+def test_text_around_a_teachers_trajectory_does_not_matter(before, after):
     assert parse_teacher(f"{before}{GOOD}{after}") == parse(GOOD)
     assert (parse(f"{before}{GOOD}{after}").trajectory is None) == bool(before or after), (
         "the module is held to the form"
@@ -217,7 +217,7 @@ def test_what_stands_around_a_teachers_trajectory_does_not_matter(before, after)
         "",
     ],
 )
-def test_a_part_too_many_or_a_text_between_the_parts_is_an_error_of_a_teacher_too(text):
+def test_a_repeated_part_or_text_between_the_parts_is_an_error_of_a_teacher_too(text):
     assert parse_teacher(text) == parse(text)
     assert parse_teacher(text).trajectory is None
 
@@ -230,7 +230,7 @@ def test_a_teachers_text_is_read_without_an_error_and_at_least_as_well_as_the_mo
 
 
 @given(st.lists(st.sampled_from(["<file_sep>", "<b>", "<|im_end|>", "[INST]", "rain", " ", ">", "é"]), min_size=1))
-def test_what_the_user_wrote_survives_training_and_decoding(parts):
+def test_the_users_text_survives_training_and_decoding(parts):
     gold = "".join(parts).strip() or "x"
     text = render(Trajectory("[1] a", "b", gold))
     assert "<|" not in text

@@ -96,7 +96,7 @@ def rejected(served, **body):
 ASK = {"messages": [{"role": "user", "content": "It leaks."}]}
 
 
-def test_an_openai_client_gets_the_rewrite_and_how_it_came_about(served):
+def test_an_openai_client_gets_the_rewrite_and_how_it_was_made(served):
     response = create(served, user="ann")
     assert response.choices[0].message.content == "2"
     assert response.rpo == {
@@ -122,7 +122,7 @@ def test_the_history_can_come_with_the_request_and_the_query_as_a_lamp_input(ser
 
 
 @pytest.mark.parametrize("content", ["no json", '{"a": 1}', '[{"text": "no score"}]', "[" * 100_000, "\ud800"])
-def test_a_profile_file_at_fault_is_named_in_the_servers_log_and_not_to_the_client(served, content, capfd):
+def test_a_broken_profile_file_is_reported_in_the_servers_log_and_not_to_the_client(served, content, capfd):
     path = served.service.profiles / "broken.json"
     path.write_bytes(content.encode("utf-8", "surrogatepass"))
     status, message = rejected(served, **ASK, user="broken")
@@ -163,7 +163,7 @@ def test_numbers_of_a_profile_may_be_numbers_as_in_lamps_files(served, id_, scor
 
 
 @pytest.mark.parametrize("score", [None, True, [1], {"a": 1}, float("nan"), float("inf"), 10**300])
-def test_what_is_neither_text_nor_number_is_told_how_an_item_looks(served, score):
+def test_a_field_that_is_neither_text_nor_number_is_rejected_with_a_correct_item(served, score):
     status, message = rejected(served, **ASK, profile=[PROFILE[0], {"id": "8", "text": "fine", "score": score}])
     assert status == 400
     assert message == (
@@ -172,7 +172,7 @@ def test_what_is_neither_text_nor_number_is_told_how_an_item_looks(served, score
     )
 
 
-def test_a_profile_of_plain_texts_is_told_how_an_item_looks(served):
+def test_a_profile_of_plain_texts_is_rejected_with_a_correct_item(served):
     status, message = rejected(served, **ASK, profile=["Broke twice.", "Fine."])
     assert status == 400
     assert (
@@ -204,7 +204,7 @@ def test_a_client_that_streams_gets_one_chunk(served):
     assert [chunk.choices[0].delta.content for chunk in chunks] == ["2"]
 
 
-def test_a_base_model_that_fails_is_reported_in_a_sentence_and_not_asked_again(served):
+def test_a_base_model_that_fails_is_reported_in_a_sentence_and_not_retried(served):
     again = OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key="none", max_retries=2)
     with pytest.raises(APIStatusError, match="did not answer 1 of 1 queries") as caught:
         again.chat.completions.create(model="rpo", user="ann", messages=[{"role": "user", "content": "fail"}])
@@ -358,7 +358,7 @@ def test_the_size_of_a_request_is_bounded_before_it_is_read(served):
     assert raw(served, b"", **{"Content-Length": "9" * 5000})[0] == 413
 
 
-def test_what_is_not_a_json_object_is_rejected(served):
+def test_a_body_that_is_not_a_json_object_is_rejected(served):
     assert raw(served, b"[1]")[0] == 400
     assert raw(served, b"{")[0] == 400
     assert raw(served, b"[" * 100_000)[0] == 400
@@ -381,7 +381,7 @@ def test_what_is_not_a_json_object_is_rejected(served):
         {"Host": "localhost.:8765"},
     ],
 )
-def test_headers_and_schemes_know_no_case(served, headers):
+def test_headers_and_schemes_are_case_insensitive(served, headers):
     served.service.key = "right"
     status, response = raw(
         served, json.dumps(ASK | {"user": "ann"}).encode(), **{"Authorization": "Bearer right"} | headers
@@ -397,7 +397,7 @@ def test_another_key_stays_wrong(served, sent):
     assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), Authorization=sent)[0] == 401
 
 
-def test_an_address_with_a_slash_or_a_version_behind_is_found(served):
+def test_a_path_with_a_slash_or_a_query_at_its_end_is_found(served):
     for path in ("/v1/chat/completions/", "/v1/chat/completions?api-version=1"):
         assert raw(served, json.dumps(ASK | {"user": "ann"}).encode(), path=path)[0] == 200
 
@@ -454,7 +454,7 @@ def test_clients_that_drip_take_no_slot(impatient):
         assert connection.getresponse().status == 200
 
 
-def test_when_all_slots_are_taken_the_client_is_asked_to_come_back(served):
+def test_when_all_slots_are_taken_the_client_is_asked_to_retry(served):
     served.service.slots = threading.Semaphore(0)
     assert raw(served, json.dumps(ASK).encode())[0] == 503
     assert raw(served, b"{")[0] == 400, "the body has been read before"
@@ -462,7 +462,7 @@ def test_when_all_slots_are_taken_the_client_is_asked_to_come_back(served):
 
 
 @pytest.mark.parametrize(("status", "headers"), [(401, {}), (413, {}), (415, {"Content-Type": "text/plain"})])
-def test_a_client_that_sends_a_large_body_gets_the_refusal(served, status, headers):
+def test_a_client_that_sends_a_large_body_gets_the_error(served, status, headers):
     """A connection that is closed while bytes arrive is reset, and the response may be lost."""
     served.service.key = "right" if status == 401 else ""
     body = b" " * (1_500_000 if status == 413 else 900_000)
@@ -470,14 +470,14 @@ def test_a_client_that_sends_a_large_body_gets_the_refusal(served, status, heade
         assert raw(served, body, **headers)[0] == status
 
 
-def test_a_body_that_ends_early_is_told(served):
+def test_a_body_that_ends_early_is_reported(served):
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as short:
         short.sendall(HEAD + b"Content-Length: 10\r\n\r\n{}")
         short.shutdown(socket.SHUT_WR)
         assert b"shorter than its Content-Length" in short.makefile("rb").read()
 
 
-def test_a_room_full_of_clients_can_connect_at_once(served):
+def test_many_clients_can_connect_at_once(served):
     server = make_server(served.service, port=0)  # it does not accept yet
     with ExitStack() as open_connections:
         open_connections.callback(server.server_close)
@@ -492,7 +492,7 @@ def test_a_room_full_of_clients_can_connect_at_once(served):
         assert all(b" 200 " in connection.recv(100) for connection in clients)
 
 
-def test_a_base_model_at_an_endpoint_is_asked_for_several_users_at_once(endpoint, tiny_llama, monkeypatch):
+def test_a_base_model_at_an_endpoint_answers_several_users_at_once(endpoint, tiny_llama, monkeypatch):
     """One answer is held back until the others have arrived and been rewritten."""
     others, slow = threading.Event(), []
     together = threading.Barrier(4, timeout=10)

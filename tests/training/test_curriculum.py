@@ -33,7 +33,7 @@ def test_random_draws_every_k_about_equally_often_and_depends_on_the_seed_only()
     assert plan != shots_plan("random", 1000, seed=1)
 
 
-def test_a_list_of_ones_own_is_followed_in_stages_of_equal_length():
+def test_a_custom_list_is_followed_in_stages_of_equal_length():
     assert shots_plan("2,6,3", 6) == [2, 2, 6, 6, 3, 3]
     assert shots_plan("1, 12", 3) == [1, 1, 12]
 
@@ -41,18 +41,18 @@ def test_a_list_of_ones_own_is_followed_in_stages_of_equal_length():
 @pytest.mark.parametrize(
     "plan", ["2,", "2,0", "2,x", "", "growing", "fixed", "fixed-", "fixed-0", "fixed--2", "fixed-2.5", "Progressive"]
 )
-def test_an_unknown_plan_is_told_which_there_are(plan):
+def test_an_unknown_curriculum_is_rejected_with_the_known_ones(plan):
     with pytest.raises(KitError, match=r"no curriculum.*progressive, reversed, random, fixed-K.* or a list"):
         shots_plan(plan, 4)
 
 
 @pytest.mark.parametrize(("first", "last"), [(6, 2), (0, 6), (-1, 2)])
-def test_shots_which_do_not_grow_are_refused(first, last):
+def test_shots_that_do_not_grow_are_rejected(first, last):
     with pytest.raises(KitError, match=f"shots_from={first} and rl.shots_to={last}"):
         shots_plan("progressive", 4, first, last)
 
 
-def test_each_pass_over_the_pool_meets_every_example_once_in_a_new_order():
+def test_each_pass_over_the_pool_visits_every_example_once_in_a_new_order():
     pool = [{"id": str(n)} for n in range(8)]
     order = [example["id"] for example in prompt_order(pool, 20)]
     first, second, third = order[:8], order[8:16], order[16:]
@@ -67,6 +67,6 @@ def test_the_order_depends_on_the_seed_and_a_longer_run_begins_with_a_shorter_on
     assert prompt_order(pool, 8, seed=1) != prompt_order(pool, 8, seed=0)
 
 
-def test_an_empty_pool_is_said_and_not_waited_for():
+def test_an_empty_pool_is_an_error_and_not_an_endless_loop():
     with pytest.raises(KitError, match="no training example"):
         prompt_order([], 3)

@@ -29,7 +29,7 @@ def log(steps: int, **changes: float) -> list[dict[str, float]]:
     return rows[:-5] + [row | changes for row in rows[-5:]]
 
 
-def test_a_healthy_run_is_left_in_peace():
+def test_a_healthy_run_gets_no_warning():
     assert diagnose(log(40)) == {}
 
 
@@ -61,16 +61,16 @@ def test_one_bad_step_and_the_first_few_steps_are_not_enough():
 
 
 @pytest.mark.parametrize(("run", "told"), [("demo_LaMP-7", True), ("long_LaMP-1", False), ("long_LaMP-3", False)])
-def test_of_the_stored_runs_it_speaks_of_the_one_that_gained_nothing(run, told):
+def test_of_the_stored_runs_only_the_one_that_gained_nothing_gets_a_warning(run, told):
     stored = pd.read_csv(Path(__file__).parents[2] / f"figures/data/{run}_rl_log.csv").to_dict("records")
     assert any("reward" in diagnose(stored[:steps]) for steps in range(len(stored) + 1)) == told
 
 
-def test_a_column_that_the_log_lacks_is_no_complaint():
+def test_a_column_that_the_log_lacks_causes_no_warning():
     assert diagnose([{"step": n, "reward": 0.1 * n} for n in range(30)]) == {}
 
 
-def test_each_complaint_is_printed_once_and_every_row_is_passed_on(capsys):
+def test_each_warning_is_printed_once_and_every_row_is_passed_on(capsys):
     seen: list[int] = []
     listen = warn_on_log(lambda rows: seen.append(len(rows)))
     rows = log(40, kl=0.9)
@@ -82,7 +82,7 @@ def test_each_complaint_is_printed_once_and_every_row_is_passed_on(capsys):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("column", ["kl", "grad_norm", "loss", "reward", "completions/mean_length"])
-def test_nan_and_infinity_are_said_with_the_first_step_also_in_the_first_few(column, value):
+def test_nan_and_infinity_are_reported_with_their_first_step_even_among_the_first_steps(column, value):
     rows = log(40)
     rows[2] = rows[2] | {column: value}
     found = diagnose(rows)

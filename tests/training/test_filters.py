@@ -21,7 +21,7 @@ def reason(rewrite=TITLE, observe="[3] title opens with Why", plan="open with Wh
     return rejection_reason(HEADLINES, EXAMPLE, [(3, ITEM)], trajectory, gates or Filters())
 
 
-def test_a_trajectory_that_passes_every_gate_has_no_reason_against_it():
+def test_a_trajectory_that_passes_every_filter_is_not_rejected():
     assert reason() is None
 
 
@@ -36,7 +36,7 @@ def test_a_trajectory_that_passes_every_gate_has_no_reason_against_it():
         ({"plan": "so and " * 100}, "longer than 200 words"),
     ],
 )
-def test_each_gate_names_its_reason(changed, why):
+def test_each_filter_names_its_reason(changed, why):
     assert reason(**changed) == why
 
 
@@ -67,13 +67,13 @@ def test_at_a_threshold_of_one_a_text_must_match_word_for_word():
     assert matches(HEADLINES, "a b c", "a b c", 1.0)
 
 
-def test_words_that_stand_in_the_history_or_the_query_give_nothing_away():
+def test_words_from_the_history_or_the_query_do_not_leak_the_gold():
     example = EXAMPLE | {"output": "Bridge closes on Monday, director leaves"}
     assert not leaks_gold(HEADLINES, example, [ITEM], "[3] writes: Why the bridge closes on Monday")
     assert leaks_gold(HEADLINES, example, [ITEM], "[3] would write: closes on Monday, director leaves")
 
 
-def test_a_short_output_is_given_away_by_being_named():
+def test_a_short_gold_leaks_if_it_is_named():
     example = {"input": MOVIES.make_input(text="A heist."), "output": "dark comedy", "generic": "action"}
     shown = [{"id": "1", "description": "A chase.", "tag": "comedy"}]
     assert leaks_gold(MOVIES, example, shown, "[1] likes dark comedy")
@@ -89,5 +89,5 @@ def test_a_short_output_is_given_away_by_being_named():
         (CITATIONS, "[1]", "[1] the correct answer is in graphs", True),
     ],
 )
-def test_figures_stand_for_other_things_too_so_only_speaking_of_the_answer_counts(task, output, observe, given):
+def test_numbers_occur_for_other_reasons_so_only_mentioning_the_answer_counts(task, output, observe, given):
     assert leaks_gold(task, {"input": "", "output": output, "generic": ""}, [], observe) is given

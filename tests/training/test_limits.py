@@ -36,7 +36,7 @@ def test_too_small_a_limit_is_named_with_one_that_fits(new_run, capsys, rl, eval
         assert f"1 exceed {setting}=20" in said
 
 
-def test_synthesize_says_it(prepared, capsys):
+def test_synthesize_reports_it(prepared, capsys):
     run = prepared({"rl.max_new_tokens": 24})
     synthesize(run)
     count = len(read_records(run.stage("synthesize") / "trajectories.jsonl"))

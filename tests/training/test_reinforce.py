@@ -117,7 +117,7 @@ def test_with_equal_lengths_the_mean_is_not_moved():
     assert result.tolist() == pytest.approx([c / math.sqrt(2.125 / 4) for c in (0.25, -0.25, 1.0, -1.0)])
 
 
-def test_an_algorithm_that_is_not_known_is_refused():
+def test_an_unknown_algorithm_is_rejected():
     with pytest.raises(KitError, match=r"no rl\.algorithm='ppo'; there are reinforce"):
         advantages(REWARDS, LENGTHS, 2, "ppo")
 
@@ -415,7 +415,7 @@ def test_a_step_is_trls_with_the_same_advantages(kind, algorithm, tiny_llama, tm
 # ---- prompts ------------------------------------------------------------------------------------------------------
 
 
-def test_prompts_lie_in_training_order_with_k_growing_from_2_to_6(prepared, llama_policy):
+def test_prompts_are_in_training_order_with_k_growing_from_2_to_6(prepared, llama_policy):
     run = prepared()
     settings = RLSettings(steps=5, prompts_per_step=3, max_new_tokens=24)
     prompts = training_prompts(run, llama_policy, settings)
@@ -452,7 +452,7 @@ def test_prompts_that_are_too_long_are_shortened_and_counted(prepared, llama_pol
     assert max(short) <= limit
 
 
-def test_a_context_that_holds_no_prompt_beside_the_completion_is_refused(prepared, llama_policy):
+def test_a_context_window_without_room_for_a_prompt_is_rejected(prepared, llama_policy):
     run = prepared()
     with pytest.raises(KitError, match=r"rl\.max_new_tokens=100 leaves no room for a prompt in 100 tokens"):
         training_prompts(run, replace(llama_policy, max_seq_length=100), RLSettings(max_new_tokens=100))
@@ -525,7 +525,7 @@ def test_without_a_kl_term_there_is_no_reference(llama_policy):
     assert "kl" not in row
 
 
-def test_a_reference_that_is_there_is_left_alone(llama_policy):
+def test_an_existing_reference_is_left_alone(llama_policy):
     copy_adapter(llama_policy.model, "ref")
     for parameter in (p for name, p in llama_policy.model.named_parameters() if ".ref." in name):
         parameter.data += 1
@@ -695,7 +695,7 @@ def garble(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, garble, Path.unlink])
 @pytest.mark.parametrize("file", ["adapter.safetensors", "optimizer.safetensors", "state.json", "checksums.json"])
-def test_a_damaged_newest_checkpoint_is_passed_over(after_sft, capsys, file, damage):
+def test_a_damaged_newest_checkpoint_is_skipped(after_sft, capsys, file, damage):
     run = after_sft
     with pytest.raises(KeyboardInterrupt):
         train_rl(run, kill_at(4), stage_name="killed")
@@ -716,7 +716,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(after_sft, capsys, file, dam
     assert rollouts_of(run, "killed") == rollouts_of(run, "whole")
 
 
-def test_where_no_checkpoint_is_whole_training_begins_again_and_says_so(after_sft, capsys):
+def test_if_no_checkpoint_is_intact_training_starts_again_and_says_so(after_sft, capsys):
     run = after_sft
     with pytest.raises(KeyboardInterrupt):
         train_rl(run, kill_at(3), stage_name="killed")
@@ -731,7 +731,7 @@ def test_where_no_checkpoint_is_whole_training_begins_again_and_says_so(after_sf
     )
 
 
-def test_a_full_disk_is_told_and_the_last_whole_checkpoint_is_gone_on_from(after_sft, capsys, monkeypatch):
+def test_a_full_disk_is_reported_and_training_resumes_from_the_last_intact_checkpoint(after_sft, capsys, monkeypatch):
     run = after_sft
     train_rl(run, stage_name="whole")
     save = reinforce.checkpoints.save_file
@@ -788,7 +788,7 @@ def test_a_stored_adapter_is_loaded_bit_for_bit_with_its_weights_open(after_sft)
         assert torch.equal(parameter, expected[name.replace(".default.", ".")])
 
 
-def test_an_adapter_of_another_model_is_refused_before_training(after_sft, tiny_llama, tmp_path):
+def test_an_adapter_of_another_model_is_rejected_before_training(after_sft, tiny_llama, tmp_path):
     import transformers
 
     folder = Path(shutil.copytree(tiny_llama, tmp_path / "wider"))
@@ -825,7 +825,7 @@ def test_every_rollout_is_kept_and_opens_in_one_line(after_sft):
     assert weighted.tolist() == pytest.approx([0.0] * 4, abs=1e-3)
 
 
-def test_it_is_said_whether_a_group_shares_its_prompt(after_sft, capsys, monkeypatch):
+def test_it_is_reported_whether_a_group_shares_its_prompt(after_sft, capsys, monkeypatch):
     train_rl(after_sft, stage_name="one", settings=replace(after_sft.preset.rl, steps=1))
     assert "each prompt is read once per group" in capsys.readouterr().out
     monkeypatch.setattr(reinforce, "why_not_shared_prefix", lambda model: "not today")
@@ -833,7 +833,7 @@ def test_it_is_said_whether_a_group_shares_its_prompt(after_sft, capsys, monkeyp
     assert "each prompt is read once per completion: not today" in capsys.readouterr().out
 
 
-def test_no_gpu_memory_names_the_setting_that_halves_it(after_sft, monkeypatch):
+def test_running_out_of_gpu_memory_names_the_settings_to_lower(after_sft, monkeypatch):
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.4 GiB")
 
@@ -864,14 +864,14 @@ def spoiled_tokenizer(tiny_llama: Path, folder: Path, **changes: str | None) -> 
 
 
 @pytest.mark.parametrize("pad", ["<|im_end|>", None])
-def test_a_tokenizer_whose_pad_token_is_its_end_token_is_refused_by_name(tiny_llama, tmp_path, pad):
+def test_a_tokenizer_whose_pad_token_is_its_end_token_is_rejected_by_name(tiny_llama, tmp_path, pad):
     folder = spoiled_tokenizer(tiny_llama, tmp_path / "pad-is-end", pad_token=pad)
     settings = get_preset("tiny", {"reflection.name": folder}).reflection
     with pytest.raises(KitError, match="pad-is-end has no pad token besides its end token"):
         load_trainable(settings, None, 0)
 
 
-def test_a_model_without_a_chat_template_is_refused_by_name(tiny_llama, tmp_path):
+def test_a_model_without_a_chat_template_is_rejected_by_name(tiny_llama, tmp_path):
     folder = spoiled_tokenizer(tiny_llama, tmp_path / "no-chat", chat_template=None)
     settings = get_preset("tiny", {"reflection.name": folder}).reflection
     with pytest.raises(KitError, match=r"no-chat has no chat template, .* choose an instruct model"):

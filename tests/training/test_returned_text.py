@@ -9,7 +9,7 @@ PROMPT = [{"role": "user", "content": "Write a trajectory."}]
 
 
 @given(st.text(max_size=TOKENS * 8))
-def test_a_text_of_the_length_that_was_asked_for_is_sent_back_whole(text):
+def test_a_text_of_the_requested_length_is_sent_back_in_full(text):
     first, own, again = retry_conversation(PROMPT, text, "no tags")
     assert first == PROMPT[0]
     assert own == {"role": "assistant", "content": text}

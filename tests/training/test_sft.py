@@ -127,7 +127,7 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_ends(synt
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "adapter_model.safetensors", "trainer_state.json"])
-def test_a_damaged_newest_checkpoint_is_passed_over(synthesized, capsys, file):
+def test_a_damaged_newest_checkpoint_is_skipped(synthesized, capsys, file):
     run = synthesized({"sft.steps": 4, "sft.learning_rate": 0.05})
 
     def kill_in_step_4(rows: list[dict[str, float]]) -> None:
