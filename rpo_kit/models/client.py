@@ -126,23 +126,6 @@ class Client:
     async def _send(self, messages: Conversation, sampling: Sampling) -> Reply:
         import openai
 
-        try:
-            async with asyncio.timeout(self.timeout):  # a server that sends a byte per minute times out too
-                create = self.openai.chat.completions.with_raw_response.create
-                response = (await create(**self._body(messages, sampling))).http_response
-        except (TimeoutError, openai.APITimeoutError) as error:
-            late = AttemptError(f"no answer within {self.timeout:g} s", "lost", retries=UNLIMITED, charged=True)
-            raise not_sent_error(error, self.address, self.proxies) or late from None
-        except openai.APIStatusError as error:
-            status, body = error.status_code, error.response.content
-            raise attempt_error(error_response(status, body, error.response.headers)) from None
-        except Exception as error:  # whatever the libraries below raise for a broken reply
-            cause = f"{error} ({error.__cause__!r})" if error.__cause__ else repr(error)
-            unreadable = AttemptError(f"no readable answer: {cause}", "lost", retries=UNLIMITED, charged=True)
-            raise not_sent_error(error, self.address, self.proxies) or unreadable from None
-        return read_reply(response.content, response.headers)
-
-    def _body(self, messages: Conversation, sampling: Sampling) -> CompletionCreateParamsNonStreaming:
         texts = [{"role": m["role"], "content": replace_surrogates(m["content"])} for m in messages]
         body: CompletionCreateParamsNonStreaming = {
             "model": self.spec.model,
@@ -155,4 +138,18 @@ class Client:
             body["max_tokens"] = sampling.max_new_tokens
         if sampling.temperature is not None:
             body["temperature"] = sampling.temperature
-        return body
+        try:
+            async with asyncio.timeout(self.timeout):  # a server that sends a byte per minute times out too
+                create = self.openai.chat.completions.with_raw_response.create
+                response = (await create(**body)).http_response
+        except (TimeoutError, openai.APITimeoutError) as error:
+            late = AttemptError(f"no answer within {self.timeout:g} s", "lost", retries=UNLIMITED, charged=True)
+            raise not_sent_error(error, self.address, self.proxies) or late from None
+        except openai.APIStatusError as error:
+            content, headers = error.response.content, error.response.headers
+            raise attempt_error(error_response(error.status_code, content, headers)) from None
+        except Exception as error:  # whatever the libraries below raise for a broken reply
+            cause = f"{error} ({error.__cause__!r})" if error.__cause__ else repr(error)
+            unreadable = AttemptError(f"no readable answer: {cause}", "lost", retries=UNLIMITED, charged=True)
+            raise not_sent_error(error, self.address, self.proxies) or unreadable from None
+        return read_reply(response.content, response.headers)
