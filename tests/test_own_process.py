@@ -134,7 +134,7 @@ def test_a_sweep_is_followed_from_arm_to_arm(new_run, child):
             r"^The file x is missing\.$",
         ),
         ("1 / 0", "unexpected error .ZeroDivisionError: division by zero"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed from outside.*memory.*it resumes"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed from outside.*memory.*to resume"),
         ("import sys; sys.exit(3)", "unexpected error .code 3"),
     ],
 )

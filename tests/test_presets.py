@@ -96,7 +96,7 @@ def test_the_settings_accept_exactly_the_known_curricula(plan):
 
 @pytest.mark.parametrize(
     ("key", "what"),
-    [("rl", "'rl' is a group of settings: name one"), ("base.name", "'base' is a setting without parts")],
+    [("rl", "'rl' is a group of settings: name one"), ("base.name", "'base' is a single setting")],
 )
 def test_a_key_that_is_a_group_or_goes_too_deep_is_rejected(key, what):
     with pytest.raises(KitError, match=what):

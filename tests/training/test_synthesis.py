@@ -93,7 +93,7 @@ def test_the_persona_teacher_does_not_read_the_gold(prepared):
 
 
 def test_the_persona_teacher_needs_the_facts_of_the_personas():
-    with pytest.raises(KitError, match=r"for other data set synthesis\.teacher"):
+    with pytest.raises(KitError, match=r"for other data, set synthesis\.teacher"):
         persona_teacher(get_task("LaMP-3"), [next(make_requests([example()], 1, 1))])
 
 
