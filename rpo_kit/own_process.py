@@ -145,7 +145,7 @@ class _Output:
 
 
 class _Log:
-    """The log.csv that the child is writing: the stage's, or that of the sweep's current cell."""
+    """The log.csv that the child is writing: the stage's, or that of the sweep's current trial."""
 
     def __init__(self, folder: Path, bar: tqdm[object], on_log: OnLog | None) -> None:
         self.folder, self.bar, self.on_log = folder, bar, on_log
@@ -158,7 +158,7 @@ class _Log:
         rows = _rows(max(new, key=lambda path: written[path])) if new else []
         if not rows:
             return
-        if rows[-1]["step"] < self.bar.n:  # the next cell of a sweep
+        if rows[-1]["step"] < self.bar.n:  # the next trial of a sweep
             self.bar.reset()
         self.bar.update(int(rows[-1]["step"]) - self.bar.n)
         if self.on_log:

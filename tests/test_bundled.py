@@ -103,7 +103,7 @@ def test_a_damaged_or_outdated_folder_is_replaced(house: Path, damage: str) -> N
     assert (folder / "model.safetensors").read_bytes() == GGUF
 
 
-def test_two_at_once_convert_once(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_callers_at_once_convert_once(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads stand in for processes: the lock belongs to the opened file, so each caller has its own."""
     flock = processes.fcntl.flock
     both_at_the_lock, seen = threading.Barrier(2, timeout=10), set[int]()
@@ -147,7 +147,7 @@ def test_the_error_for_an_unwritable_cache_names_the_variable_that_moves_it(
         bundled_model()
 
 
-def test_a_conversion_that_stops_says_where_to_look(tmp_path: Path) -> None:
+def test_a_conversion_that_fails_says_what_to_check(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(GGUF)
     with pytest.raises(KitError, match=r"Converting .*model\.gguf failed .*300 MB") as failure:
         bundled.run_conversion(tmp_path / "model.gguf", tmp_path / "work")

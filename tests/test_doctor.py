@@ -29,7 +29,7 @@ def test_whatever_is_not_ok_comes_with_a_remedy(tmp_path: Path) -> None:
     assert all(check.remedy for check in doctor.doctor(tmp_path / "runs") if check.status != "ok")
 
 
-def test_looking_makes_no_folder_and_contacts_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checks_create_no_folder_and_contact_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the doctor contacted the network")
 

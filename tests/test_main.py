@@ -50,7 +50,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in (*STAGES, "demo", "doctor"))])
-def test_help_is_there_for_every_command(arguments, capsys):
+def test_every_command_has_help(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 0
@@ -90,7 +90,7 @@ def test_without_a_command_the_help_is_printed(capsys):
     assert "command" in refused(capsys)
 
 
-def test_help_and_mistakes_need_no_training_library():
+def test_help_and_errors_need_no_training_library():
     """A typing mistake is reported at once; torch alone would take seconds to load."""
     code = "import sys; from rpo_kit.__main__ import main; main(['presets']); sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

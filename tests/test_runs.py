@@ -127,7 +127,7 @@ def test_two_finished_results_swap_places(run):
     assert (kept / "made.txt").read_text() == "1"
 
 
-def test_folders_among_the_settings_are_kept_as_whole_paths(tmp_path, monkeypatch):
+def test_folders_in_the_settings_are_stored_as_absolute_paths(tmp_path, monkeypatch):
     for name in ("lamp", "encoder", "official"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
@@ -336,7 +336,7 @@ def test_every_preset_survives_being_stored(tmp_path):
 
 
 @pytest.mark.parametrize("line", [b"\0" * 40, b'{"id": "1"', b"\xff\xfe", b"[" * 100_000, b"3", b'"text"', b"null"])
-def test_a_damaged_line_in_the_middle_is_named_and_the_others_are_read(tmp_path, capsys, line):
+def test_a_damaged_line_in_the_middle_is_reported_and_the_others_are_read(tmp_path, capsys, line):
     path = tmp_path / "generic.jsonl"
     path.write_bytes(b'{"id": "1"}\n' + line + b'\n{"id": "2"}\n')
     for _ in range(2):
@@ -350,7 +350,7 @@ def test_the_path_of_the_runs_folder_may_begin_with_a_tilde(monkeypatch, tmp_pat
     assert runs_root() == tmp_path / "my runs"
 
 
-def test_a_file_in_place_of_the_runs_folder_is_named(tmp_path):
+def test_a_file_in_place_of_the_runs_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(KitError, match=r"Runs cannot be kept in .*file is a file\. Set RPO_RUNS to a folder"):
