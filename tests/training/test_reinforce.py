@@ -838,7 +838,7 @@ def test_running_out_of_gpu_memory_names_the_settings_to_lower(after_sft, monkey
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.4 GiB")
 
     monkeypatch.setattr(reinforce, "score", out_of_memory)
-    with pytest.raises(KitError, match=r"memory .*rl\.micro_batch_tokens=3000.*reflection\.max_seq_length"):
+    with pytest.raises(KitError, match=r"memory .*rl\.micro_batch_tokens=1500.*reflection\.max_seq_length"):
         train_rl(after_sft)
 
 
