@@ -15,7 +15,7 @@ The factor 1.25 (ours) is for what else the allocator holds. It was fitted to fo
 code of commit 28892b1, whose LoRA and attention kept a little more: measured / estimate is 0.93 to 1.12. A test keeps
 the estimates within a factor of 1.2 of these points. Not included: the driver's own memory.
 
-    estimate(get_preset("colab-t4"))      # GB: {"prepare": 5.4, "sft": 13.7, "rl": 5.0, "evaluate": 9.4}
+    estimate(get_preset("colab-t4"))      # GB: {"prepare": 5.4, "sft": 13.7, "rl": 5.2, "evaluate": 9.4}
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rpo_kit.presets import ModelSettings, Preset, RLSettings
 
 SLACK = 1.25
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: a half, an 8-bit scale for each 64, and an fp32 one for each 256 of those
-_HEAD_CHUNK, _BLOCK = 64, 128  # tokens whose logits, or scores, are in memory at a time (training/shared_prefix.py)
+_HEAD_CHUNK, _BLOCK = 128, 128  # tokens whose logits, or scores, are in memory at a time (training/shared_prefix.py)
 _BASE_BATCH, _BASE_WINDOW = 32, 1024  # the base model's batch size and prompt length (models/local.py)
 
 

@@ -216,7 +216,7 @@ PRESETS: dict[str, Preset] = {
         data=DataSettings(train_users=1000, dev_users=300),
         base="local:unsloth/Qwen2.5-1.5B-Instruct",
         reflection=ModelSettings("unsloth/Qwen2.5-1.5B-Instruct", load_in_4bit=True, max_seq_length=2048),
-        # Batch sizes: estimated as for gpu-24gb, not yet measured on a T4. GB: prepare 5.4, sft 13.7, rl 5.0, evaluate
+        # Batch sizes: estimated as for gpu-24gb, not yet measured on a T4. GB: prepare 5.4, sft 13.7, rl 5.2, evaluate
         # 9.4; the weights alone are 1.1. Without gradient checkpointing RL on the longest prompts would take 18.
         sft=SFTSettings(steps=200, batch_size=4, accumulate=2, learning_rate=2e-4),
         rl=RLSettings(

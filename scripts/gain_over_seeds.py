@@ -34,7 +34,7 @@ def differences(run: Run, system: str, minus: str) -> np.ndarray:
         if missing:
             raise KitError(f"Run {run.name!r} has no answer of {name} for {len(missing)} examples: run evaluate again.")
         scores.append(example_scores(task, golds, [answers[example["id"]] for example in examples]))
-    return scores[0] - scores[1]
+    return np.asarray(scores[0] - scores[1])
 
 
 def table(by_run: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -216,7 +216,7 @@ def test_on_a_gpu_each_preset_shows_the_memory_it_will_take() -> None:
     assert lines.keys() == {f"preset {name}" for name in PRESETS}
     small, large = lines["preset colab-t4"], lines["preset gpu-24gb"]
     assert (small.status, large.status) == ("ok", "warn")
-    assert small.found == ("needs up to 13.7 of 16.0 GB, estimated (prepare 5.4, sft 13.7, rl 5.0, evaluate 9.4)")
+    assert small.found == ("needs up to 13.7 of 16.0 GB, estimated (prepare 5.4, sft 13.7, rl 5.2, evaluate 9.4)")
     assert "a smaller preset" in large.remedy
     assert "batch of sft" in large.remedy
     assert all(check.status == "ok" for check in doctor.check_presets(24.0))

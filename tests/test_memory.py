@@ -14,6 +14,7 @@ from rpo_kit import memory
 from rpo_kit.memory import KNOWN, SLACK, estimate, rl_step, scoring, shape_of, shape_of_config, weights
 from rpo_kit.models.lora import add_lora
 from rpo_kit.presets import PRESETS, ModelSettings, RLSettings, get_preset
+from rpo_kit.training import shared_prefix
 from rpo_kit.training.shared_prefix import score
 from rpo_kit.training.shared_prefix import scoring as scored_by
 
@@ -71,6 +72,10 @@ def test_a_layer_keeps_what_the_formula_says(prompt, new):
     pairs = 3 * memory.pairs(prompt, 4, new)
     expected = memory.layer(shape_of_config(config.to_dict()), settings, 3 * (prompt + 4 * new), pairs)
     assert kept[1] - kept[0] == pytest.approx(expected, rel=0.06)
+
+
+def test_as_many_tokens_have_logits_in_memory_as_scoring_takes_at_a_time():
+    assert memory._HEAD_CHUNK == shared_prefix._CHUNK
 
 
 def test_weights_are_counted_as_the_model_has_them():
