@@ -105,7 +105,12 @@ def newest_intact(folder: Path, start: str) -> Path | None:
 def numbered(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     paths = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
-    return sorted(paths, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(paths, key=number_of)
+
+
+def number_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was made."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def seal(path: Path) -> None:

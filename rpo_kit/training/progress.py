@@ -24,7 +24,8 @@ from rpo_kit.models.local import compute_dtype
 from rpo_kit.presets import SFTSettings
 from rpo_kit.processes import is_main
 from rpo_kit.runs import write_text
-from rpo_kit.training.checkpoints import newest_intact, seal
+from rpo_kit.training import running_sums
+from rpo_kit.training.checkpoints import newest_intact, number_of, seal
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -131,11 +132,14 @@ def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Trainer
 
     class KeepLog(TrainerCallback):
         progress: ProgressLog | None = None
+        trainer: Trainer | None = None  # set by whoever makes it; its running sums go into the checkpoints
 
         def on_train_begin(
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
         ) -> None:
             self.progress = ProgressLog(path, shown, state.max_steps, state.global_step, on_log)
+            if self.trainer and state.global_step:
+                running_sums.restore(self.trainer, _checkpoint(args, state), _logged(state))
 
         def on_step_end(
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -144,7 +148,7 @@ def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Trainer
                 self.progress.bar.update(1)
 
         def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-            rows = [row for row in state.log_history if "loss" in row]
+            rows = _logged(state)
             for name in ("loss", "grad_norm"):
                 if rows and not math.isfinite(rows[-1].get(name, 0.0)):
                     raise KitError(
@@ -156,9 +160,11 @@ def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Trainer
         def on_save(
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Module
         ) -> None:
+            if self.trainer:
+                running_sums.save(self.trainer, _checkpoint(args, state))
             if is_main():
                 refuse_non_finite_adapter(others["model"])
-                seal(Path(args.output_dir or "") / f"checkpoint-{state.global_step}")
+                seal(_checkpoint(args, state))
 
         def on_train_end(
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -167,6 +173,14 @@ def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Trainer
                 self.progress.bar.close()
 
     return KeepLog()
+
+
+def _logged(state: TrainerState) -> list[dict[str, float]]:
+    return [running_sums.in_order(row) for row in state.log_history if "loss" in row]
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
 
 
 def common_arguments(settings: SFTSettings, stage_dir: Path) -> dict[str, Any]:
@@ -209,6 +223,9 @@ def run_trainer(trainer: Trainer, stage_dir: Path) -> None:
     """Train from the last whole checkpoint in `stage_dir` on."""
     checkpoint = newest_intact(stage_dir / "checkpoints", "a new adapter")
     assert trainer.model is not None
+    if checkpoint and number_of(checkpoint) >= trainer.args.max_steps:  # the trainer would do one step more
+        trainer._load_from_checkpoint(str(checkpoint))
+        return
     with skip_peft_input_cast(trainer.model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 

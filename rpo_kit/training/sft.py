@@ -98,12 +98,10 @@ def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work
         logging_steps=max(1, settings.steps // 40),
         **common_arguments(settings, work),
     )
+    log: Any = log_callback(work / "log.csv", "loss", on_log)
     trainer = SFTTrainer(
-        model=loaded.model,
-        args=config,
-        train_dataset=rows,
-        processing_class=loaded.tokenizer,
-        callbacks=[log_callback(work / "log.csv", "loss", on_log)],
+        model=loaded.model, args=config, train_dataset=rows, processing_class=loaded.tokenizer, callbacks=[log]
     )
+    log.trainer = trainer
     remove_printer_callback(trainer)
     return trainer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -20,7 +21,8 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import reflection_messages
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, read_records
-from rpo_kit.training import sft
+from rpo_kit.training import progress, running_sums, sft
+from rpo_kit.training.checkpoints import seal
 from rpo_kit.training.sft import make_trainer, sft_dataset, train_sft
 from rpo_kit.training.synthesis import synthesize
 
@@ -124,6 +126,63 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_ends(synt
         torch.testing.assert_close(resumed[name], whole[name], atol=0, rtol=0)
     logs = [pd.read_csv(run.folder / name / "log.csv") for name in ("whole", "sft")]
     assert logs[0]["loss"].tolist() == logs[1]["loss"].tolist()
+
+
+def kill_after_checkpoint(number: int, patch: pytest.MonkeyPatch) -> None:
+    """The process ends once this checkpoint is whole, before the next line of the log."""
+
+    def kill(path: Path) -> None:
+        seal(path)
+        if path.name == f"checkpoint-{number}":
+            raise KeyboardInterrupt
+
+    patch.setattr(progress, "seal", kill)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kills"),
+    [
+        ({"sft.steps": 4}, [2]),
+        ({"sft.steps": 4}, [1, 3]),
+        ({"sft.steps": 4}, [4]),  # all is trained: no step more
+        ({"sft.steps": 90, "sft.save_every": 5}, [15, 45]),  # a line for two steps, and a checkpoint between them
+        ({"sft.steps": 4, "sft.save_every": 2, "sft.accumulate": 2}, [2]),
+    ],
+)
+def test_the_log_of_a_killed_training_is_that_of_an_unbroken_one(synthesized, monkeypatch, settings, kills):
+    run = synthesized(settings)
+    train_sft(run)
+    run.stage("sft").rename(run.folder / "whole")
+    for number in kills:
+        kill_after_checkpoint(number, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            train_sft(run)
+    monkeypatch.setattr(progress, "seal", seal)
+    seen: list[list[dict[str, float]]] = []
+    train_sft(run, seen.append)
+    whole, resumed = ((run.folder / name / "log.csv").read_text() for name in ("whole", "sft"))
+    assert resumed == whole, "each number, and the order of the columns"
+    assert "num_tokens" in whole.splitlines()[0].split(",")
+    assert all(pd.DataFrame(rows).to_csv(index=False) == whole for rows in seen[-1:]), "a live plot sees the same"
+    weights = [load_file(run.folder / n / "adapter/adapter_model.safetensors") for n in ("whole", "sft")]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], atol=0, rtol=0)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_counting_from_the_last_logged_tokens(synthesized, monkeypatch):
+    run = synthesized({"sft.steps": 4})
+    train_sft(run)
+    run.stage("sft").rename(run.folder / "whole")
+    kill_after_checkpoint(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(run)
+    monkeypatch.setattr(progress, "seal", seal)
+    checkpoint = run.stage("sft") / "checkpoints" / "checkpoint-2"
+    (checkpoint / running_sums.FILE).unlink()
+    seal(checkpoint)
+    train_sft(run)
+    logs = [pd.read_csv(run.folder / name / "log.csv") for name in ("whole", "sft")]
+    assert logs[0]["num_tokens"].tolist() == logs[1]["num_tokens"].tolist()
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "adapter_model.safetensors", "trainer_state.json"])
