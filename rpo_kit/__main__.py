@@ -111,12 +111,14 @@ def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
     return parser
 
 
-def open_from(options: argparse.Namespace, may_be_new: bool = True) -> Run:
+def open_from(options: argparse.Namespace) -> Run:
     """The run that the options name: new, or reopened with its stored settings and the changes among the options."""
-    name = options.run or DEFAULT_RUN
-    if not may_be_new:
-        check_exists(name)
-    return open_run(name, options.preset, _overrides(options))
+    return open_run(options.run or DEFAULT_RUN, options.preset, _overrides(options))
+
+
+def planned_from(options: argparse.Namespace) -> Run:
+    """The same with nothing stored."""
+    return planned_run(options.run or DEFAULT_RUN, options.preset, _overrides(options))
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
@@ -133,8 +135,14 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _stage(options: argparse.Namespace) -> None:
+    from rpo_kit.rewriting.ahead import refuse  # `datasets` takes a second to load
+
+    is_first = options.stage == "prepare"
+    if not is_first:
+        check_exists(options.run or DEFAULT_RUN)
+    refuse(planned_from(options), options.stage)  # before settings are stored
     with _no_empty_run(options):
-        stage_function(options.stage)(open_from(options, may_be_new=options.stage == "prepare"))
+        stage_function(options.stage)(open_from(options))
 
 
 @contextmanager
@@ -166,16 +174,18 @@ def _settings(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    from rpo_kit.rewriting.ahead import refuse
     from rpo_kit.study.demo import demo
 
     _check_not_replaced(options)
+    refuse(planned_from(options))
     with _no_empty_run(options):
         demo(open_from(options))
 
 
 def _check_not_replaced(options: argparse.Namespace) -> None:
     """Raise KitError if a demo without --run would replace the default run's results by those of other settings."""
-    wanted = planned_run(options.run or DEFAULT_RUN, options.preset, _overrides(options))
+    wanted = planned_from(options)
     results = any((wanted.stage(row.name) / row.marker).exists() for row in STAGES.values())
     if not options.run and results and wanted.preset != existing_run(DEFAULT_RUN).preset:
         raise KitError(

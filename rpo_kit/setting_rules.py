@@ -23,6 +23,7 @@ CURRICULA = (
     "for an equal share of the steps"
 )
 RETRIEVERS = "bm25, bm25-lamp, recency, random, or dense:ENCODER as in dense:facebook/contriever"
+MODEL_FORMS = "local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
 SYSTEMS = "base, context, context-K, pag-K, majority, copy-nearest, untrained, sft, rl"
 ALL_USERS = 10**9  # as many as LaMP's files hold
 
@@ -58,6 +59,10 @@ def check(settings: Mapping[str, Any]) -> None:
         _require(settings, key, lambda value: len(set(value)) == len(value), "a list without repeated values")
     _require(settings, "data.dev_share", lambda value: 0 <= value < 1, "at least 0 and below 1: it is a share of users")
     _require(settings, "sweep.eval_shots", lambda value: min(value) >= 0, "a list of numbers of at least 0")
+    _require(settings, "sft.seed", lambda value: 0 <= value < 2**32, "from 0 to 4294967295")  # NumPy's
+    _require(settings, "evaluation.seed", lambda value: value >= 0, "at least 0")
+    for key, seeds in (("rl.seed", [settings["rl.seed"]]), ("sweep.seeds", settings["sweep.seeds"])):
+        _require({key: seeds}, key, lambda values: all(-(2**63) <= n < 2**64 for n in values), "below 2**64")  # torch's
     _require(
         settings,
         "rl.group_size",
@@ -89,8 +94,7 @@ def _check_names(settings: Mapping[str, Any]) -> None:
         rules = "persona, " if key == "synthesis.teacher" else ""
         local = spec.startswith("local:") and spec != "local:"
         if not local and not (rules and spec == "persona") and parse_spec(spec) is None:
-            forms = f"{rules}local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
-            raise KitError(f"{key}={spec!r} does not name a model: write {forms}.")
+            raise KitError(f"{key}={spec!r} does not name a model: write {rules}{MODEL_FORMS}.")
 
 
 def _check_combinations(settings: Mapping[str, Any]) -> None:

@@ -176,11 +176,13 @@ def test_an_interrupt_says_to_run_the_command_again(monkeypatch, capsys):
 # ---- which run ----------------------------------------------------------------------------------------------------
 
 
-def test_a_new_run_uses_the_cpu_preset_and_the_given_options(called):
-    assert main(["prepare", "--task", "LaMP-5", "--set", "rl.steps=7", "--data", "some/folder"]) == 0
+def test_a_new_run_uses_the_cpu_preset_and_the_given_options(called, tmp_path):
+    folder = str(tmp_path / "some" / "folder")
+    Path(folder).mkdir(parents=True)
+    assert main(["prepare", "--task", "LaMP-5", "--set", "rl.steps=7", "--data", folder]) == 0
     (run,) = called
     assert (run.name, run.preset.name, run.preset.data.task, run.preset.rl.steps) == ("demo", "cpu", "LaMP-5", 7)
-    assert run.preset.data.source == "some/folder"
+    assert run.preset.data.source == folder
 
 
 def test_a_run_keeps_the_settings_that_no_option_names(called):

@@ -79,11 +79,12 @@ def load_model(settings: ModelSettings) -> LoadedModel:
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The model's tokenizer alone."""
+    """The model's tokenizer alone. Raises KitError as `load_model`."""
     from transformers import AutoTokenizer
 
     with _cannot_be_loaded(settings.name), _quiet():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_path(settings.name))
+    _check_tokenizer(tokenizer, settings.name)
     return tokenizer
 
 
@@ -161,7 +162,12 @@ def device() -> str:
 
 
 def _checked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> LoadedModel:
-    name, window = settings.name, getattr(model.config, "max_position_embeddings", None)
+    _check_tokenizer(tokenizer, settings.name)
+    window = getattr(model.config, "max_position_embeddings", None)
+    return LoadedModel(model, tokenizer, min(settings.max_seq_length, window or settings.max_seq_length))
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise KitError(
             f"The model {name} has no pad token besides its end token, so the end of a rewrite would never be learned: "
@@ -169,7 +175,6 @@ def _checked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, setting
         )
     if tokenizer.chat_template is None:
         raise KitError(f"The model {name} has no chat template, so it cannot be prompted: choose an instruct model.")
-    return LoadedModel(model, tokenizer, min(settings.max_seq_length, window or settings.max_seq_length))
 
 
 @contextlib.contextmanager

@@ -54,6 +54,26 @@ def open_chat(
     return EndpointChat(endpoint, settings, open_answers(folder / ANSWERS), account)
 
 
+def check_spec(spec: str, settings: EndpointSettings | None = None) -> None:
+    """Look, without loading or asking it, whether the model can be opened.
+
+    Raises:
+        KitError: a folder holds no model, or an endpoint's key, address, proxy, certificates or prices are wrong.
+    """
+    kind, _, name = spec.strip().partition(":")
+    if kind == "local":
+        from rpo_kit.models.local import model_path
+
+        if name != "smollm2":  # which would be converted here
+            model_path(name)
+        return
+    endpoint = parse_spec(spec)
+    if endpoint:
+        from rpo_kit.models.endpoint import EndpointChat
+
+        EndpointChat(endpoint, settings)
+
+
 def open_chat_for(run: Run, spec: str) -> Chat:
     """The model for a stage of `run`, with the run's settings; costs are charged to the run."""
     return open_chat(spec, run.preset.reflection.max_seq_length, run.preset.endpoint, run)

@@ -23,13 +23,13 @@ from tqdm.auto import tqdm
 from rpo_kit.lamp.data import excluded_outputs
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.leaks import check_belong_together
-from rpo_kit.lamp.leave_one_out import query_field
 from rpo_kit.lamp.source import SPLITS, Profile, read_source, save_split, source_files, source_folder
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.chat import Chat, reporting_cost, stream_completions
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import current, inputs_of
 from rpo_kit.rewriting import failures
+from rpo_kit.rewriting.ahead import check_data, refuse, warn
 from rpo_kit.rewriting.base import answer_tokens, base_conversations, describe_oddities, generic_record
 from rpo_kit.runs import Run, append_records, read_records, sort_records
 from rpo_kit.stages import made_from, require, stage
@@ -40,12 +40,14 @@ _CHUNK = 64  # ours: generic answers stored at a time, from a model that does no
 def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     """Write `prepare/{train,dev}` (Arrow, with the ranking) and `prepare/generic.jsonl`."""
     preset = run.preset
-    if preset.data.leave_one_out:
-        query_field(get_task(preset.data.task))  # reject an unfit task before an earlier result is moved away
+    check_data(preset)  # before an earlier result is moved away
+    if open_base is None:
+        refuse(run, "prepare")
     inputs, retry = inputs_of(run, "prepare") | source_files(preset.data), failures.pending(run, "prepare")
     with stage(run, "prepare", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:
             return
+        warn(run)
         if preset.data.separation != "user" and preset.data.source != "official":
             print(f"prepare: data.separation={preset.data.separation} is for --data official and changes nothing here.")
         for split in SPLITS:

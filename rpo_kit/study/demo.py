@@ -19,6 +19,7 @@ from rpo_kit.lamp.source import source_files
 from rpo_kit.pipeline import STAGES
 from rpo_kit.presets import PRESETS, flat
 from rpo_kit.provenance import fingerprint
+from rpo_kit.rewriting.ahead import refuse
 from rpo_kit.rewriting.failures import FAILED
 from rpo_kit.runs import Run, read_json, read_records, write_json
 from rpo_kit.stages import result_state
@@ -28,7 +29,12 @@ CHAPTERS = ("00_start_here", *dict.fromkeys(stage.notebook for stage in STAGES.v
 
 
 def demo(run: Run) -> None:
-    """Execute all notebooks in order and print the result table."""
+    """Execute all notebooks in order and print the result table.
+
+    Raises:
+        KitError: a stage would refuse the settings, told before anything is executed; or a notebook stopped.
+    """
+    refuse(run)
     start = time.perf_counter()
     for variable in ("RPO_RUNS", "RPO_DATA", "RPO_CACHE"):  # the kernels run in another folder
         if os.environ.get(variable):

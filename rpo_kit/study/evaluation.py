@@ -34,6 +34,7 @@ from rpo_kit.models.local import LoadedModel
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import WEIGHTS, current, inputs_of
 from rpo_kit.rewriting import failures
+from rpo_kit.rewriting.ahead import refuse
 from rpo_kit.rewriting.prepare import load_excluded, load_prepared
 from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
@@ -62,6 +63,8 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
     Raises:
         KitError: a system is unknown, a stage before this one is missing or stale, or too many answers failed.
     """
+    if systems is None:
+        refuse(run, "evaluate")
     preset, systems = run.preset, chosen_systems(run, systems or run.preset.evaluation.systems)
     inputs = evaluate_inputs(run, systems)
     adapters = {name: run.stage(name) / "adapter" for name in ("sft", "rl")}
@@ -114,6 +117,8 @@ def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
     left_out = [name for name in systems if not is_defined(name, task)]
     if left_out:
         print(f"evaluate: {', '.join(left_out)} left out, because items of {task.name} have no label.")
+    if len(left_out) == len(systems):
+        raise KitError(f"No system is left to evaluate {task.name} with: add base to evaluation.systems.")
     return [name for name in systems if name not in left_out]
 
 

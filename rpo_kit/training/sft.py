@@ -20,6 +20,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.local import LoadedModel, load_unsloth_trainable
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import SFTSettings
+from rpo_kit.rewriting.ahead import refuse
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import DoesNotFitError, fitting_messages
 from rpo_kit.rewriting.trajectory import Trajectory, render
@@ -39,6 +40,7 @@ from rpo_kit.training.progress import (
 def train_sft(run: Run, on_log: OnLog | None = None) -> None:
     """Train the adapter; after an interruption, resume from the last checkpoint."""
     settings = run.preset.sft
+    refuse(run, "sft")
     with stage(run, "sft", every_rank=True, **inputs_of(run, "sft")) as work:
         if work is None or is_trained(work):
             return

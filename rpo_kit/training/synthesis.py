@@ -22,9 +22,11 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.models.local import load_tokenizer
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting import failures
+from rpo_kit.rewriting.ahead import refuse
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse_teacher
 from rpo_kit.runs import Run, append_records, read_records, sort_records
@@ -39,6 +41,8 @@ _CHUNK = 64  # ours: requests per chunk; a killed process loses at most one
 def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
     """Write `synthesize/trajectories.jsonl` and `synthesize/rejected.jsonl`, one line per request."""
     preset = run.preset
+    if teacher is None:
+        refuse(run, "synthesize")
     inputs = inputs_of(run, "synthesize")
     retry = failures.pending(run, "synthesize")
     with stage(run, "synthesize", retry=retry, **inputs) as folder:
@@ -48,12 +52,14 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
         requests = list(make_requests(load_prepared(run, "train"), preset.synthesis.shots, preset.synthesis.per_query))
         if not requests:
             raise KitError(
-                "No train example has history items, so there is nothing to write trajectories on. If the data folder "
-                "has no train files, set data.dev_share=0.2 and run `prepare` again."
+                f"No train example has history items (synthesis.shots={preset.synthesis.shots} are needed), so there "
+                "is nothing to write trajectories on. If the data folder has no train files, set data.dev_share=0.2 "
+                "and run `prepare` again."
             )
         done = {record["id"] for name in ("trajectories", "rejected") for record in _records(folder, name)}
         missing = [request for request in requests if request.id not in done]
         if missing:
+            load_tokenizer(preset.reflection)  # a module that cannot be trained is refused before the teacher is paid
             failures.clear(folder)
             teacher = teacher or open_teacher(run)
             writer = teacher if isinstance(teacher, Teacher) else RuleTeacher(teacher)

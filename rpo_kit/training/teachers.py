@@ -26,6 +26,7 @@ from rpo_kit.models.chat import Chat, Completion, Conversation, reporting_cost, 
 from rpo_kit.rewriting.prompts import escape_tags, fill, prompt_fingerprints
 from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run
+from rpo_kit.setting_rules import MODEL_FORMS
 
 TOKENS = 400  # ours: enough for a trajectory of 200 words and its tags
 _MAX_RETURNED = 4_000  # ours: characters of a rejected text that are sent back; TOKENS are about half as many
@@ -162,7 +163,7 @@ def persona_teacher(task: Task, requests: list[Request]) -> list[str]:
         if not facts:
             raise KitError(
                 "The rule-based teacher `persona` needs facts that only the embedded benchmark stores: for other data, "
-                "set synthesis.teacher to a chat model."
+                f"set synthesis.teacher to {MODEL_FORMS}."
             )
         read = [(n, item, facts["items"][item["id"]]) for n, item in request.numbered]
         habits = [habit for _, item, fact in read if (habit := rules.shown_habit(item, fact))]

@@ -13,6 +13,7 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
+from rpo_kit.__main__ import main
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
 from rpo_kit.presets import PRESETS, get_preset
@@ -167,6 +168,22 @@ def test_changed_lamp_files_make_every_notebook_that_read_them_stale(new_run, ex
     golds["golds"][0]["output"] = "5" if golds["golds"][0]["output"] != "5" else "1"
     (folder / "dev_outputs.json").write_text(json.dumps(golds))
     assert run_all(run) == after(1)
+
+
+def test_what_a_stage_would_refuse_is_told_before_anything_is_executed_or_stored(
+    executed, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "lamp"
+    personas.write(folder, "LaMP-3", {"train": 3, "dev": 2})
+    run = open_run("r", "tiny", {"data.source": str(folder), "data.task": "LaMP-3"}, root=tmp_path)
+    with pytest.raises(KitError, match=r"synthesis\.teacher=persona reads hidden facts"):
+        demo(run)
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path / "runs"))
+    for more in (["--data", str(folder)], ["--set", "synthesis.shots=30"], ["--task", "LaMP-2-news"]):
+        assert main(["demo", "--run", "n", "--task", "LaMP-3", "--preset", "tiny", *more]) == 2
+        assert capsys.readouterr().err.startswith("rpo_kit: ")
+    assert executed == []
+    assert not (tmp_path / "runs" / "n").exists()
 
 
 def test_braces_in_a_path_reach_papermill_as_braces(tmp_path, executed, monkeypatch):

@@ -1,0 +1,216 @@
+"""What a stage would refuse, told at the door: before the first model is asked, and before settings are stored.
+
+Each stage checks what it reads when it reads it. So a teacher that cannot work with the data would be refused only
+after the base model was paid for all its answers. Settings, files on this disk and environment variables can be looked
+at first. `prepare` warns, for its answers are of use without training; `demo` and the stage itself refuse. A finished
+stage is not asked.
+
+    refusals(run)               # {"synthesize": "synthesis.teacher=persona reads …: set synthesis.teacher to …"}
+    refuse(run, "synthesize")   # KitError with that sentence
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from rpo_kit.bundled import cache_folder, is_complete
+from rpo_kit.errors import KitError
+from rpo_kit.lamp import personas
+from rpo_kit.lamp.leave_one_out import examples_from_items, query_field
+from rpo_kit.lamp.source import split_of_files
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.models.open import check_spec
+from rpo_kit.pipeline import STAGES, current
+from rpo_kit.presets import DataSettings, Preset
+from rpo_kit.runs import Run, read_json
+from rpo_kit.setting_rules import MODEL_FORMS
+
+_WITHOUT_TRAINING = '--set \'evaluation.systems=["base", "majority", "copy-nearest", "context"]\''
+
+
+def refusals(run: Run, *stages: str) -> dict[str, str]:
+    """{stage: why it would refuse the run's settings}, for these stages, by default all; not for finished ones."""
+    found: dict[str, str] = {}
+    for stage, checks in _CHECKS.items():
+        if stage in (stages or STAGES):
+            reason = next((reason for check in checks if (reason := _said(check, run.preset))), "")
+            if reason and not _is_current(run, stage):
+                found[stage] = reason
+    return found
+
+
+def refuse(run: Run, *stages: str) -> None:
+    """Raise KitError if one of these stages, by default any, would refuse the run's settings."""
+    for reason in refusals(run, *stages).values():
+        raise KitError(reason)
+
+
+def warn(run: Run) -> None:
+    """Print what the stages after `prepare` will refuse, each reason once."""
+    later = {reason: stage for stage, reason in reversed(refusals(run).items()) if stage != "prepare"}
+    for reason, stage in reversed(later.items()):
+        print(f"prepare: {stage} will refuse these settings: {reason}")
+
+
+def _is_current(run: Run, stage: str) -> bool:
+    with suppress(KitError):
+        current(run, stage)
+        return True
+    return False
+
+
+def _said(check: Callable[[Preset], str], preset: Preset) -> str:
+    try:
+        return check(preset)
+    except KitError as error:
+        return str(error)
+
+
+# ---- prepare ------------------------------------------------------------------------------------------------------
+
+
+def check_data(preset: Preset) -> str:
+    """Raise KitError if there are no such data; "" otherwise."""
+    task = get_task(preset.data.task)
+    if preset.data.leave_one_out:
+        query_field(task)
+    if preset.data.source == "personas":
+        personas.persona(task.name)
+    split_of_files(preset.data, "train")
+    return ""
+
+
+def _base(preset: Preset) -> str:
+    check_spec(preset.base, preset.endpoint)
+    return ""
+
+
+# ---- synthesize ---------------------------------------------------------------------------------------------------
+
+
+def _train_users(preset: Preset) -> str:
+    if split_of_files(preset.data, "train"):
+        return ""
+    return (
+        f"There is nothing to train on, because {preset.data.source} has no train files: set data.dev_share=0.2 to "
+        f"make train and dev of its users, or evaluate what needs no training ({_WITHOUT_TRAINING})."
+    )
+
+
+def _rule_based_teacher(preset: Preset) -> str:
+    data = preset.data
+    if preset.synthesis.teacher != "persona":
+        return ""
+    if data.source != "personas":
+        return (
+            "synthesis.teacher=persona reads hidden facts, which the embedded benchmark alone has: set "
+            f"synthesis.teacher to {MODEL_FORMS}, or evaluate what needs no training ({_WITHOUT_TRAINING})."
+        )
+    if data.leave_one_out and not _facts_of_items(data):
+        return (
+            f"synthesis.teacher=persona has no facts on items of {data.task} that become queries: set "
+            f"data.leave_one_out=0, or synthesis.teacher to {MODEL_FORMS}."
+        )
+    return ""
+
+
+def _facts_of_items(data: DataSettings) -> bool:
+    task = get_task(data.task)
+    row = next(personas.build(task.name, "train", 1))
+    made = examples_from_items(task, [row], {row["id"]: row["facts"]}, 1, data.seed)
+    return all(facts for _, facts in made)
+
+
+def _teacher_model(preset: Preset) -> str:
+    if preset.synthesis.teacher != "persona":
+        check_spec(preset.synthesis.teacher, preset.endpoint)
+    return ""
+
+
+def _items(preset: Preset) -> str:
+    shots, items = preset.synthesis.shots, preset.data.items_per_user
+    if preset.data.source != "personas" or shots <= items:
+        return ""
+    return (
+        f"synthesis.shots={shots} is more than the {items} history items of a user: lower it, or raise "
+        "data.items_per_user."
+    )
+
+
+# ---- the reflection module ----------------------------------------------------------------------------------------
+
+
+def _module(preset: Preset) -> str:
+    check_spec(f"local:{preset.reflection.name}")
+    return ""
+
+
+def _lora_targets(preset: Preset) -> str:
+    folder = _module_folder(preset)
+    modules = _module_names(folder) if folder else set()
+    unknown = [
+        target
+        for target in preset.reflection.lora_targets
+        if not any(f".{module}".endswith(f".{target}") for module in modules)
+    ]
+    if not unknown or not modules:
+        return ""
+    layers = sorted({module.rpartition(".")[2] for module in modules if module.endswith("_proj")})
+    return f"reflection.lora_targets names {', '.join(unknown)}, which {preset.reflection.name} does not have" + (
+        f": choose among {', '.join(layers)}." if layers else ": correct it."
+    )
+
+
+def _rollouts(preset: Preset) -> str:
+    return _room(preset, "rl.max_new_tokens", preset.rl.max_new_tokens)
+
+
+def _rewrites(preset: Preset) -> str:
+    asked = {"untrained", "sft", "rl"} & set(preset.evaluation.systems)
+    return _room(preset, "evaluation.max_new_tokens", preset.evaluation.max_new_tokens) if asked else ""
+
+
+def _room(preset: Preset, key: str, tokens: int) -> str:
+    folder = _module_folder(preset)
+    config = (read_json(folder / "config.json") or {}) if folder else {}
+    window = config.get("max_position_embeddings")
+    if not isinstance(window, int) or tokens < window:
+        return ""
+    return f"{key}={tokens} leaves no room for a prompt in the {window} tokens of {preset.reflection.name}: lower it."
+
+
+def _systems(preset: Preset) -> str:
+    task = get_task(preset.data.task)
+    if task.items_have_labels or set(preset.evaluation.systems) != {"majority"}:
+        return ""
+    return f"No system is left to evaluate {task.name} with, whose items have no label: add base to evaluation.systems."
+
+
+def _module_folder(preset: Preset) -> Path | None:
+    """The folder of the reflection module; None for a hub id, and for the bundled model before it was converted."""
+    if preset.reflection.name == "smollm2":
+        return cache_folder() if is_complete(cache_folder()) else None
+    folder = Path(preset.reflection.name)
+    return folder if (folder / "config.json").is_file() else None
+
+
+def _module_names(folder: Path) -> set[str]:
+    """The modules with weights, such as `model.layers.0.mlp.up_proj`, from the heads of the safetensors files."""
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with suppress(OSError, ValueError), open(path, "rb") as file:
+            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            names |= {name.removesuffix(".weight") for name in head if name.endswith(".weight")}
+    return names
+
+
+_CHECKS: dict[str, tuple[Callable[[Preset], str], ...]] = {
+    "prepare": (check_data, _base),
+    "synthesize": (_train_users, _rule_based_teacher, _teacher_model, _items, _module),
+    "sft": (_module, _lora_targets),
+    "rl": (_module, _rollouts),
+    "evaluate": (_systems, _rewrites),
+}
