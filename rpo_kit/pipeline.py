@@ -46,6 +46,7 @@ _ROWS = (
         function="rewriting.prepare:prepare",
         notebook="01_lamp_and_retrieval",
         settings={"data": "data", "base": "base", "base_tokens": "base_max_new_tokens"},
+        inputs=("model_files:base_files", "model_files:retriever_files"),
         writes=("train", "dev", "generic.jsonl"),
     ),
     Stage(
@@ -54,7 +55,7 @@ _ROWS = (
         function="training.synthesis:synthesize",
         notebook="02_trajectory_synthesis",
         settings={"settings": "synthesis"},
-        inputs=("rewriting.prepare:train_inputs", "training.teachers:prompt_inputs"),
+        inputs=("rewriting.prepare:train_inputs", "training.teachers:prompt_inputs", "model_files:teacher_files"),
         writes=("trajectories.jsonl", "rejected.jsonl"),
     ),
     Stage(
@@ -83,7 +84,8 @@ _ROWS = (
         function="study.evaluation:evaluate",
         notebook="05_evaluate",
         settings={"settings": "evaluation", "base": "base", "base_tokens": "base_max_new_tokens"},
-        inputs=("rewriting.prepare:prepared_inputs",),  # and, for each system that is evaluated, what it reads
+        # and, for each system that is evaluated, what it reads
+        inputs=("rewriting.prepare:prepared_inputs", "model_files:base_files"),
         writes=("metrics.csv", "paired.csv", "predictions", "records"),
     ),
     Stage(

@@ -25,8 +25,8 @@ from rpo_kit.presets import as_dict
 from rpo_kit.processes import disk_errors_explained, is_main, locked, wait_for
 from rpo_kit.provenance import fingerprint, provenance
 from rpo_kit.runs import Run, read_json, write_json
+from rpo_kit.stage_inputs import MODELS, Inputs, changes, equal, without_models
 
-Inputs = dict[str, str]  # name of the input: its fingerprint
 _STARTED, _MANIFEST = "started.json", "manifest.json"
 _KEEP = 5  # ours: results of other inputs that are kept per stage
 
@@ -50,6 +50,7 @@ def stage(
         yield from _other_rank(folder, name, wanted, every_rank)
         return
     if not retry and is_finished(folder, wanted):
+        _note_later(run, folder, wanted)
         print(f"{name}: done already, in {os.path.relpath(folder)}")
         yield None
         return
@@ -69,9 +70,9 @@ def _other_rank(folder: Path, name: str, wanted: Inputs, every_rank: bool) -> It
     if not every_rank or is_finished(folder, wanted):
         yield None
         return
-    wait_for(lambda: _inputs(folder / _STARTED) == wanted, f"starts {name}")
-    yield None if _inputs(folder / _MANIFEST) == wanted else folder
-    wait_for(lambda: _inputs(folder / _MANIFEST) == wanted, f"finishes {name}")
+    wait_for(lambda: equal(_inputs(folder / _STARTED), wanted), f"starts {name}")
+    yield None if equal(_made_from(folder), wanted) else folder
+    wait_for(lambda: equal(_made_from(folder), wanted), f"finishes {name}")
 
 
 def require(run: Run, name: str, **inputs: Any) -> Path:
@@ -81,9 +82,10 @@ def require(run: Run, name: str, **inputs: Any) -> Path:
         KitError: the stage is not finished, was made from something else, or lacks a file that it wrote.
     """
     folder = run.stage(name)
-    stored, why = _inputs(folder / _MANIFEST), "is not finished"
+    stored, why = _made_from(folder), "is not finished"
     if stored is not None:
-        changed = [key for key, value in inputs.items() if fingerprint(value) != stored.get(key)]
+        wanted = {key: fingerprint(value) for key, value in inputs.items()}
+        changed = [key for key in changes(stored, wanted) if key in wanted]
         missing = [file for file in _stored(folder / _MANIFEST, "outputs", {}) if not (folder / file).exists()]
         if not changed and not missing:
             return folder
@@ -95,12 +97,12 @@ def require(run: Run, name: str, **inputs: Any) -> Path:
 
 def made_from(folder: Path) -> Inputs:
     """The fingerprints of a finished stage's inputs."""
-    return _inputs(folder / _MANIFEST) or {}
+    return _made_from(folder) or {}
 
 
 def is_finished(folder: Path, wanted: Inputs) -> bool:
     """Whether the folder holds the result of these inputs, as it was written."""
-    return _inputs(folder / _MANIFEST) == wanted and not damaged(folder)
+    return equal(_made_from(folder), wanted) and not damaged(folder)
 
 
 def damaged(folder: Path) -> list[str]:
@@ -151,11 +153,13 @@ def _open_work(folder: Path, name: str, wanted: Inputs, retry: bool) -> Path | N
     """The folder to work in, with what there is of this work already; None if a finished result was restored."""
     _clear_discarded(folder)
     retried = _retried(folder, wanted)
+    if not retried.exists() and _retried(folder, without_models(wanted)).exists():
+        retried = _retried(folder, without_models(wanted))
     current = _inputs(folder / _STARTED)
-    if current != wanted:
+    if not equal(current, wanted):
         if _exchange(folder, name, wanted, current):
             return None
-    elif _inputs(folder / _MANIFEST) == wanted:
+    elif equal(_inputs(folder / _MANIFEST), wanted):
         if retry and not damaged(folder):
             return retried if retried.exists() else _copied(folder, retried)
         for entry in damaged(folder):
@@ -173,7 +177,7 @@ def _exchange(folder: Path, name: str, wanted: Inputs, current: Inputs | None) -
     One rename each, and each result carries its inputs with it: a kill in between leaves both where they are found.
     """
     if current is not None:
-        changed = ", ".join(key for key in sorted(wanted.keys() | current) if wanted.get(key) != current.get(key))
+        changed = ", ".join(changes(current, wanted))
         finished = _inputs(folder / _MANIFEST) is not None
         kept = _kept(folder, current)
         _discard(kept)
@@ -183,8 +187,10 @@ def _exchange(folder: Path, name: str, wanted: Inputs, current: Inputs | None) -
     elif folder.exists():
         _discard(folder)  # neither finished nor begun: nothing says what it is
     before = folder.with_name(f"{folder.name}.old")  # where versions before 0.2 kept a result
-    for candidate in (_kept(folder, wanted), before, _retried(folder, wanted)):
-        if _inputs(candidate / _STARTED) == wanted:
+    versions = (wanted, without_models(wanted))
+    names = [place(folder, inputs) for place in (_kept, _retried) for inputs in versions]
+    for candidate in (*names, before):
+        if equal(_inputs(candidate / _STARTED), wanted):
             candidate.rename(folder)
             finished = is_finished(folder, wanted)
             print(
@@ -250,6 +256,28 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+# ---- what is stored -----------------------------------------------------------------------------------------------
+
+
+def _note_later(run: Run, folder: Path, wanted: Inputs) -> None:
+    """Note what a finished result does not say of its models, so that a later change is seen. It goes into
+    started.json: the manifest stays as it was written, and what is derived from it holds.
+    """
+    stored = _made_from(folder) or {}
+    if wanted.keys() - stored:
+        with disk_errors_explained(run.folder):
+            write_json(folder / _STARTED, {"inputs": wanted | stored})
+
+
+def _made_from(folder: Path) -> Inputs | None:
+    """The inputs of the finished result in `folder`, with what was noted of its models since; None if there is none."""
+    inputs = _inputs(folder / _MANIFEST)
+    if inputs is None:
+        return None
+    noted = _inputs(folder / _STARTED) or {}
+    return {key: value for key, value in noted.items() if key in MODELS} | inputs
 
 
 def _inputs(path: Path) -> Inputs | None:

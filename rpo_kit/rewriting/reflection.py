@@ -21,6 +21,7 @@ from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.item import read_item
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Item, Task
+from rpo_kit.model_files import module_files
 from rpo_kit.models.chat import Completion, Conversation
 from rpo_kit.models.local import LoadedModel, generate, load_model, prompt_tokens
 from rpo_kit.presets import ModelSettings
@@ -165,4 +166,4 @@ def reflect(
 def module_inputs(run: Run) -> dict[str, object]:
     """The module's settings and prompts, as inputs of the stages that load it (its adapter is another input)."""
     prompts = prompt_fingerprints("reflection_system", "reflection_user")
-    return {"model": run.preset.reflection, "prompts": prompts}
+    return {"model": run.preset.reflection, "prompts": prompts} | module_files(run)

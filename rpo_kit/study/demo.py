@@ -16,6 +16,7 @@ import pandas as pd
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.source import source_files
+from rpo_kit.model_files import all_files
 from rpo_kit.pipeline import STAGES
 from rpo_kit.presets import PRESETS, flat
 from rpo_kit.provenance import fingerprint
@@ -59,7 +60,7 @@ def execute(run: Run, chapter: str) -> bool:
     source, folder = NOTEBOOKS / f"{chapter}.ipynb", run.folder / "notebooks"
     executed, marker = folder / f"{chapter}.ipynb", folder / f"{chapter}.json"
     failed = any(read_records(run.stage(row.name) / FAILED) for row in STAGES.values() if row.notebook == chapter)
-    if not failed and read_json(marker) == _state(run, chapter):
+    if not failed and _holds(marker, _state(run, chapter)):
         return True
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -91,11 +92,27 @@ def _state(run: Run, chapter: str) -> dict[str, Any]:
     stages = [row.name for row in STAGES.values() if row.notebook in chapters]
     files = source_files(run.preset.data) if stages else {}
     return {
+        "models": all_files(run) if stages else {},
         "notebook": fingerprint(NOTEBOOKS / f"{chapter}.ipynb"),
         "preset": fingerprint(run.preset),
         "data": {name: fingerprint(path) for name, path in files.items()},
         "stages": {name: result_state(run.stage(name)) for name in stages},
     }
+
+
+def _holds(marker: Path, state: dict[str, Any]) -> bool:
+    """Whether nothing has changed since the marker was written. A model of which it says nothing counts as unchanged,
+    and is noted from then on.
+    """
+    stored = read_json(marker)
+    if not isinstance(stored, dict):
+        return False
+    before = stored | {"models": state["models"] | stored.get("models", {})}
+    if before != state | {"models": before["models"]} or not state["models"].items() <= before["models"].items():
+        return False
+    if before != stored:
+        write_json(marker, before)
+    return True
 
 
 def _literal(path: Path) -> str:

@@ -170,6 +170,22 @@ def test_changed_lamp_files_make_every_notebook_that_read_them_stale(new_run, ex
     assert run_all(run) == after(1)
 
 
+def test_other_files_of_a_model_make_every_notebook_old_and_a_demo_of_before_holds(
+    trained, executed, tiny_llama, tmp_path
+):
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    run = trained({"base": f"local:{model}"})
+    run_all(run)
+    for marker in (run.folder / "notebooks").glob("*.json"):  # as an earlier version wrote it
+        stored = json.loads(marker.read_text())
+        del stored["models"]
+        marker.write_text(json.dumps(stored))
+    assert run_all(run) == []
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    assert run_all(run) == after(1)
+
+
 def test_what_a_stage_would_refuse_is_told_before_anything_is_executed_or_stored(
     executed, tmp_path, monkeypatch, capsys
 ):

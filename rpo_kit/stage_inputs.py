@@ -1,0 +1,29 @@
+"""The inputs of a stage as fingerprints, and when two of them are the same.
+
+Runs made before version 0.2 say nothing of their models' files, and of a model that this machine does not have nothing
+can be said. Such an input is unknown; it counts as unchanged.
+
+    changes({"settings": "1f0…"}, {"settings": "1f0…", "base_files": "9f2…"})     # []
+    changes({"base_files": "77a…"}, {"base_files": "9f2…"})                       # ["base_files"]
+"""
+
+from __future__ import annotations
+
+Inputs = dict[str, str]  # name of the input: its fingerprint
+MODELS = ("base_files", "teacher_files", "retriever_files", "module_files")  # see model_files.py
+
+
+def equal(stored: Inputs | None, wanted: Inputs) -> bool:
+    return stored is not None and not changes(stored, wanted)
+
+
+def changes(stored: Inputs, wanted: Inputs) -> list[str]:
+    """The names of the inputs that differ."""
+    keys = sorted(stored.keys() | wanted)
+    known = [key for key in keys if key not in MODELS or (key in stored and key in wanted)]
+    return [key for key in known if stored.get(key) != wanted.get(key)]
+
+
+def without_models(inputs: Inputs) -> Inputs:
+    """The inputs as runs of before have them."""
+    return {key: value for key, value in inputs.items() if key not in MODELS}
