@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.pipeline import STAGES, stage_function
+from rpo_kit.pipeline import STAGES, refuse, stage_function
 from rpo_kit.presets import PRESETS, flat
 from rpo_kit.runs import Run, check_exists, existing_run, open_run, planned_run, runs_root
 from rpo_kit.stages import require
@@ -135,8 +135,6 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _stage(options: argparse.Namespace) -> None:
-    from rpo_kit.rewriting.ahead import refuse  # `datasets` takes a second to load
-
     is_first = options.stage == "prepare"
     if not is_first:
         check_exists(options.run or DEFAULT_RUN)
@@ -174,7 +172,6 @@ def _settings(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from rpo_kit.rewriting.ahead import refuse
     from rpo_kit.study.demo import demo
 
     _check_not_replaced(options)

@@ -7,6 +7,7 @@ rooms import this module.
     stage_function("sft")(run)                    # as `python -m rpo_kit sft` does
     with stage(run, "sft", **inputs_of(run, "sft")) as work: ...
     current(run, "sft") / "adapter"               # KitError if sft is missing or was made with other settings
+    refuse(run, "synthesize")                     # KitError if it would refuse the settings, before any model is asked
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from rpo_kit.errors import KitError
 from rpo_kit.runs import Run
 from rpo_kit.stages import require
 
@@ -35,6 +37,7 @@ class Stage:
     settings: Mapping[str, str] = field(default_factory=dict)  # name of the input: the setting that decides it
     reads: Mapping[str, str] = field(default_factory=dict)  # name of the input: "STAGE/FILE", written by that stage
     inputs: tuple[str, ...] = ()  # functions from a run to further inputs
+    checks: tuple[str, ...] = ()  # functions from a preset to why the stage would refuse it, "" if it would not
     writes: tuple[str, ...] = ()  # in the stage's folder
     marker: str = "manifest.json"  # written last
 
@@ -47,6 +50,7 @@ _ROWS = (
         notebook="01_lamp_and_retrieval",
         settings={"data": "data", "base": "base", "base_tokens": "base_max_new_tokens"},
         inputs=("model_files:base_files", "model_files:retriever_files"),
+        checks=("lamp.source:check_data", "training.checks:base"),
         writes=("train", "dev", "generic.jsonl"),
     ),
     Stage(
@@ -56,6 +60,13 @@ _ROWS = (
         notebook="02_trajectory_synthesis",
         settings={"settings": "synthesis"},
         inputs=("rewriting.prepare:train_inputs", "training.teachers:prompt_inputs", "model_files:teacher_files"),
+        checks=(
+            "training.checks:train_users",
+            "training.checks:rule_based_teacher",
+            "training.checks:teacher_model",
+            "training.checks:items",
+            "training.checks:module",
+        ),
         writes=("trajectories.jsonl", "rejected.jsonl"),
     ),
     Stage(
@@ -66,6 +77,7 @@ _ROWS = (
         settings={"settings": "sft"},
         reads={"trajectories": "synthesize/trajectories.jsonl"},
         inputs=("rewriting.prepare:train_inputs", "rewriting.reflection:module_inputs"),
+        checks=("training.checks:module", "training.checks:lora_targets"),
         writes=("adapter", "log.csv"),
     ),
     Stage(
@@ -76,6 +88,7 @@ _ROWS = (
         settings={"settings": "rl"},
         reads={"sft": f"sft/{WEIGHTS}"},
         inputs=("rewriting.prepare:train_inputs", "rewriting.reflection:module_inputs"),
+        checks=("training.checks:module", "training.checks:rollouts"),
         writes=("adapter", "log.csv"),
     ),
     Stage(
@@ -86,6 +99,7 @@ _ROWS = (
         settings={"settings": "evaluation", "base": "base", "base_tokens": "base_max_new_tokens"},
         # and, for each system that is evaluated, what it reads
         inputs=("rewriting.prepare:prepared_inputs", "model_files:base_files"),
+        checks=("training.checks:systems", "training.checks:rewrites"),
         writes=("metrics.csv", "paired.csv", "predictions", "records"),
     ),
     Stage(
@@ -127,6 +141,38 @@ def inputs_of(run: Run, name: str) -> dict[str, Any]:
 def current(run: Run, name: str) -> Path:
     """The folder of a stage that is finished and up to date with the settings. Raises KitError otherwise."""
     return require(run, name, **inputs_of(run, name))
+
+
+def refusals(run: Run, *stages: str) -> dict[str, str]:
+    """{stage: why it would refuse the run's settings}, for these stages, by default all; not for finished ones.
+
+    Seen before the first model is asked and before settings are stored: a teacher that cannot work with the data would
+    otherwise be refused only after the base model was paid for all its answers.
+    """
+    found: dict[str, str] = {}
+    for name in stages or STAGES:
+        for check in STAGES[name].checks:
+            try:
+                reason: str = _load(check)(run.preset)
+            except KitError as error:
+                reason = str(error)
+            if reason and name not in found and not _is_current(run, name):
+                found[name] = reason
+    return found
+
+
+def refuse(run: Run, *stages: str) -> None:
+    """Raise KitError if one of these stages, by default any, would refuse the run's settings."""
+    for reason in refusals(run, *stages).values():
+        raise KitError(reason)
+
+
+def _is_current(run: Run, name: str) -> bool:
+    try:
+        current(run, name)
+    except KitError:
+        return False
+    return True
 
 
 def _load(function: str) -> Any:

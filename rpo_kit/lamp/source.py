@@ -26,12 +26,23 @@ from rpo_kit.lamp.data import read_lamp
 from rpo_kit.lamp.download import fetch
 from rpo_kit.lamp.example import Example, UserFacts
 from rpo_kit.lamp.files import GOLDS, QUESTIONS, check_present
-from rpo_kit.lamp.leave_one_out import examples_from_items
+from rpo_kit.lamp.leave_one_out import examples_from_items, query_field
 from rpo_kit.lamp.retrieval import rank
 from rpo_kit.lamp.tasks import Item, get_task
-from rpo_kit.presets import DataSettings
+from rpo_kit.presets import DataSettings, Preset
 
 SPLITS = ("train", "dev")
+
+
+def check_data(preset: Preset) -> str:
+    """Check whether there are such data. Raises KitError if not; otherwise "", as the checks in `pipeline.py` do."""
+    task = get_task(preset.data.task)
+    if preset.data.leave_one_out:
+        query_field(task)
+    if preset.data.source == "personas":
+        personas.persona(task.name)
+    split_of_files(preset.data, "train")
+    return ""
 
 
 def source_files(settings: DataSettings) -> dict[str, Path]:

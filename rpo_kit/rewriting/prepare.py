@@ -23,13 +23,12 @@ from tqdm.auto import tqdm
 from rpo_kit.lamp.data import excluded_outputs
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.leaks import check_belong_together
-from rpo_kit.lamp.source import SPLITS, Profile, read_source, save_split, source_files, source_folder
+from rpo_kit.lamp.source import SPLITS, Profile, check_data, read_source, save_split, source_files, source_folder
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.chat import Chat, reporting_cost, stream_completions
 from rpo_kit.models.open import open_chat_for
-from rpo_kit.pipeline import current, inputs_of
+from rpo_kit.pipeline import current, inputs_of, refusals, refuse
 from rpo_kit.rewriting import failures
-from rpo_kit.rewriting.ahead import check_data, refuse, warn
 from rpo_kit.rewriting.base import answer_tokens, base_conversations, describe_oddities, generic_record
 from rpo_kit.runs import Run, append_records, read_records, sort_records
 from rpo_kit.stages import made_from, require, stage
@@ -47,7 +46,9 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     with stage(run, "prepare", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:
             return
-        warn(run)
+        later = {reason: name for name, reason in reversed(refusals(run).items()) if name != "prepare"}
+        for reason, name in reversed(later.items()):
+            print(f"prepare: {name} will refuse these settings: {reason}")
         if preset.data.separation != "user" and preset.data.source != "official":
             print(f"prepare: data.separation={preset.data.separation} is for --data official and changes nothing here.")
         for split in SPLITS:

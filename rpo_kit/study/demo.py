@@ -17,10 +17,9 @@ import pandas as pd
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.source import source_files
 from rpo_kit.model_files import all_files
-from rpo_kit.pipeline import STAGES
+from rpo_kit.pipeline import STAGES, refuse
 from rpo_kit.presets import PRESETS, flat
 from rpo_kit.provenance import fingerprint
-from rpo_kit.rewriting.ahead import refuse
 from rpo_kit.rewriting.failures import FAILED
 from rpo_kit.runs import Run, read_json, read_records, write_json
 from rpo_kit.stages import result_state

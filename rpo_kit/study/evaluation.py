@@ -32,9 +32,8 @@ from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.models.local import LoadedModel
 from rpo_kit.models.open import open_chat_for
-from rpo_kit.pipeline import WEIGHTS, current, inputs_of
+from rpo_kit.pipeline import WEIGHTS, current, inputs_of, refuse
 from rpo_kit.rewriting import failures
-from rpo_kit.rewriting.ahead import refuse
 from rpo_kit.rewriting.prepare import load_excluded, load_prepared
 from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect

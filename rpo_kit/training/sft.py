@@ -18,9 +18,8 @@ from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.item import items_by_id
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.local import LoadedModel, load_unsloth_trainable
-from rpo_kit.pipeline import inputs_of
+from rpo_kit.pipeline import inputs_of, refuse
 from rpo_kit.presets import SFTSettings
-from rpo_kit.rewriting.ahead import refuse
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import DoesNotFitError, fitting_messages
 from rpo_kit.rewriting.trajectory import Trajectory, render

@@ -24,9 +24,8 @@ from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.models.local import load_tokenizer
 from rpo_kit.models.open import open_chat_for
-from rpo_kit.pipeline import inputs_of
+from rpo_kit.pipeline import inputs_of, refuse
 from rpo_kit.rewriting import failures
-from rpo_kit.rewriting.ahead import refuse
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse_teacher
 from rpo_kit.runs import Run, append_records, read_records, sort_records

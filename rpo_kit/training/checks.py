@@ -1,89 +1,35 @@
-"""What a stage would refuse, told at the door: before the first model is asked, and before settings are stored.
+"""Why a stage would refuse settings: what can be seen before any model is asked.
 
-Each stage checks what it reads when it reads it. So a teacher that cannot work with the data would be refused only
-after the base model was paid for all its answers. Settings, files on this disk and environment variables can be looked
-at first. `prepare` warns, for its answers are of use without training; `demo` and the stage itself refuse. A finished
-stage is not asked.
+Each function takes a preset and returns a sentence, "" if there is nothing to refuse, or raises KitError with one. It
+looks at settings, at files on this disk and at environment variables. `pipeline.py` names the functions of each stage
+and calls them.
 
-    refusals(run)               # {"synthesize": "synthesis.teacher=persona reads …: set synthesis.teacher to …"}
-    refuse(run, "synthesize")   # KitError with that sentence
+    rule_based_teacher(preset)      # "synthesis.teacher=persona reads …: set synthesis.teacher to …"
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from rpo_kit.bundled import cache_folder, is_complete
-from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
-from rpo_kit.lamp.leave_one_out import examples_from_items, query_field
+from rpo_kit.lamp.leave_one_out import examples_from_items
 from rpo_kit.lamp.source import split_of_files
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.open import check_spec
-from rpo_kit.pipeline import STAGES, current
 from rpo_kit.presets import DataSettings, Preset
-from rpo_kit.runs import Run, read_json
+from rpo_kit.runs import read_json
 from rpo_kit.setting_rules import MODEL_FORMS
 
 _WITHOUT_TRAINING = '--set \'evaluation.systems=["base", "majority", "copy-nearest", "context"]\''
 
 
-def refusals(run: Run, *stages: str) -> dict[str, str]:
-    """{stage: why it would refuse the run's settings}, for these stages, by default all; not for finished ones."""
-    found: dict[str, str] = {}
-    for stage, checks in _CHECKS.items():
-        if stage in (stages or STAGES):
-            reason = next((reason for check in checks if (reason := _said(check, run.preset))), "")
-            if reason and not _is_current(run, stage):
-                found[stage] = reason
-    return found
-
-
-def refuse(run: Run, *stages: str) -> None:
-    """Raise KitError if one of these stages, by default any, would refuse the run's settings."""
-    for reason in refusals(run, *stages).values():
-        raise KitError(reason)
-
-
-def warn(run: Run) -> None:
-    """Print what the stages after `prepare` will refuse, each reason once."""
-    later = {reason: stage for stage, reason in reversed(refusals(run).items()) if stage != "prepare"}
-    for reason, stage in reversed(later.items()):
-        print(f"prepare: {stage} will refuse these settings: {reason}")
-
-
-def _is_current(run: Run, stage: str) -> bool:
-    with suppress(KitError):
-        current(run, stage)
-        return True
-    return False
-
-
-def _said(check: Callable[[Preset], str], preset: Preset) -> str:
-    try:
-        return check(preset)
-    except KitError as error:
-        return str(error)
-
-
 # ---- prepare ------------------------------------------------------------------------------------------------------
 
 
-def check_data(preset: Preset) -> str:
-    """Raise KitError if there are no such data; "" otherwise."""
-    task = get_task(preset.data.task)
-    if preset.data.leave_one_out:
-        query_field(task)
-    if preset.data.source == "personas":
-        personas.persona(task.name)
-    split_of_files(preset.data, "train")
-    return ""
-
-
-def _base(preset: Preset) -> str:
+def base(preset: Preset) -> str:
     check_spec(preset.base, preset.endpoint)
     return ""
 
@@ -91,7 +37,7 @@ def _base(preset: Preset) -> str:
 # ---- synthesize ---------------------------------------------------------------------------------------------------
 
 
-def _train_users(preset: Preset) -> str:
+def train_users(preset: Preset) -> str:
     if split_of_files(preset.data, "train"):
         return ""
     return (
@@ -100,7 +46,7 @@ def _train_users(preset: Preset) -> str:
     )
 
 
-def _rule_based_teacher(preset: Preset) -> str:
+def rule_based_teacher(preset: Preset) -> str:
     data = preset.data
     if preset.synthesis.teacher != "persona":
         return ""
@@ -124,13 +70,13 @@ def _facts_of_items(data: DataSettings) -> bool:
     return all(facts for _, facts in made)
 
 
-def _teacher_model(preset: Preset) -> str:
+def teacher_model(preset: Preset) -> str:
     if preset.synthesis.teacher != "persona":
         check_spec(preset.synthesis.teacher, preset.endpoint)
     return ""
 
 
-def _items(preset: Preset) -> str:
+def items(preset: Preset) -> str:
     shots, items = preset.synthesis.shots, preset.data.items_per_user
     if preset.data.source != "personas" or shots <= items:
         return ""
@@ -143,12 +89,12 @@ def _items(preset: Preset) -> str:
 # ---- the reflection module ----------------------------------------------------------------------------------------
 
 
-def _module(preset: Preset) -> str:
+def module(preset: Preset) -> str:
     check_spec(f"local:{preset.reflection.name}")
     return ""
 
 
-def _lora_targets(preset: Preset) -> str:
+def lora_targets(preset: Preset) -> str:
     folder = _module_folder(preset)
     modules = _module_names(folder) if folder else set()
     unknown = [
@@ -164,11 +110,11 @@ def _lora_targets(preset: Preset) -> str:
     )
 
 
-def _rollouts(preset: Preset) -> str:
+def rollouts(preset: Preset) -> str:
     return _room(preset, "rl.max_new_tokens", preset.rl.max_new_tokens)
 
 
-def _rewrites(preset: Preset) -> str:
+def rewrites(preset: Preset) -> str:
     asked = {"untrained", "sft", "rl"} & set(preset.evaluation.systems)
     return _room(preset, "evaluation.max_new_tokens", preset.evaluation.max_new_tokens) if asked else ""
 
@@ -182,7 +128,7 @@ def _room(preset: Preset, key: str, tokens: int) -> str:
     return f"{key}={tokens} leaves no room for a prompt in the {window} tokens of {preset.reflection.name}: lower it."
 
 
-def _systems(preset: Preset) -> str:
+def systems(preset: Preset) -> str:
     task = get_task(preset.data.task)
     if task.items_have_labels or set(preset.evaluation.systems) != {"majority"}:
         return ""
@@ -205,12 +151,3 @@ def _module_names(folder: Path) -> set[str]:
             head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             names |= {name.removesuffix(".weight") for name in head if name.endswith(".weight")}
     return names
-
-
-_CHECKS: dict[str, tuple[Callable[[Preset], str], ...]] = {
-    "prepare": (check_data, _base),
-    "synthesize": (_train_users, _rule_based_teacher, _teacher_model, _items, _module),
-    "sft": (_module, _lora_targets),
-    "rl": (_module, _rollouts),
-    "evaluate": (_systems, _rewrites),
-}

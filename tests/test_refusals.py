@@ -13,8 +13,8 @@ import pytest
 from rpo_kit.__main__ import main
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
+from rpo_kit.pipeline import refusals
 from rpo_kit.presets import PRESETS
-from rpo_kit.rewriting.ahead import refusals
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.runs import existing_run, open_run
 from rpo_kit.stages import require
