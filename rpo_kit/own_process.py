@@ -29,10 +29,7 @@ from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
 from rpo_kit.pipeline import stage_function
-from rpo_kit.runs import Run, existing_run
-
-Rows = list[dict[str, float]]
-OnLog = Callable[[Rows], None]
+from rpo_kit.runs import LogRows, OnLog, Run, existing_run
 
 _POLL = 0.5  # seconds between two checks of the child
 _PATIENCE = 20.0  # seconds for an interrupted child to end by itself
@@ -173,7 +170,7 @@ class _Log:
         return times
 
 
-def _rows(path: Path) -> Rows:
+def _rows(path: Path) -> LogRows:
     """The log's rows as training produced them: a column that a row lacks is empty in the file."""
     try:
         table = pd.read_csv(path)

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,9 @@ from rpo_kit.errors import KitError
 from rpo_kit.presets import RETIRED, Preset, as_dict, get_preset, override
 from rpo_kit.processes import disk_errors_explained
 
+LogRows = list[dict[str, float]]
+OnLog = Callable[[LogRows], None]  # called with all rows of a stage's log whenever one is added
+
 _FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before it
     "data.source": "",
     "data.retriever": "dense:",
@@ -33,7 +36,6 @@ _FOLDER_SETTINGS = {  # settings that may name a folder, and the prefix before i
     "base": "local:",
     "synthesis.teacher": "local:",
 }
-
 
 _RUN_NAME = re.compile(r"[^\s./\\{}][^/\\{}]*")  # no braces: papermill would read them as parameters
 _REPORTED: set[tuple[Path, int]] = set()  # damaged lines that have been reported

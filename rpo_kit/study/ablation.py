@@ -31,11 +31,10 @@ from rpo_kit.presets import RLSettings, as_dict
 from rpo_kit.processes import disk_errors_explained, is_main
 from rpo_kit.rewriting.prepare import load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
-from rpo_kit.runs import Run, write_json, write_text
+from rpo_kit.runs import OnLog, Run, write_json, write_text
 from rpo_kit.stages import require, stage
 from rpo_kit.study.evaluation import rewrite
 from rpo_kit.study.statistics import bootstrap_interval, references
-from rpo_kit.training.progress import OnLog
 from rpo_kit.training.reinforce import train_rl
 
 CSV_FILES = ("bars.csv", "differences.csv", "curves.csv", "provenance.json")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from tqdm.auto import tqdm
 
-from rpo_kit.training.progress import OnLog
+from rpo_kit.runs import OnLog
 
 Rows = Sequence[Mapping[str, float]]
 

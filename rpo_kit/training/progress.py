@@ -10,7 +10,7 @@ import ctypes
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.models.local import compute_dtype
 from rpo_kit.presets import SFTSettings
 from rpo_kit.processes import is_main
-from rpo_kit.runs import write_text
+from rpo_kit.runs import OnLog, write_text
 from rpo_kit.training import running_sums
 from rpo_kit.training.checkpoints import newest_intact, number_of, seal
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
         TrainerState,
         TrainingArguments,
     )
-
-OnLog = Callable[[list[dict[str, float]]], None]
 
 
 class ProgressLog:

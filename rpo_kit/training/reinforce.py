@@ -40,13 +40,13 @@ from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import fitting_messages, unfitting
-from rpo_kit.runs import Run
+from rpo_kit.runs import OnLog, Run
 from rpo_kit.setting_rules import ALGORITHMS
 from rpo_kit.stages import stage
 from rpo_kit.training import checkpoints, ranks, rollouts
 from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.diagnostics import warn_on_log
-from rpo_kit.training.progress import OnLog, ProgressLog, finish_training, is_trained, release_memory
+from rpo_kit.training.progress import ProgressLog, finish_training, is_trained, release_memory
 from rpo_kit.training.rewards import judge
 from rpo_kit.training.rollouts import Prompt, Rollout
 from rpo_kit.training.shared_prefix import Group, micro_batches, score, scoring, why_not_shared_prefix

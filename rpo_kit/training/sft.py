@@ -23,10 +23,9 @@ from rpo_kit.presets import SFTSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import DoesNotFitError, fitting_messages
 from rpo_kit.rewriting.trajectory import Trajectory, render
-from rpo_kit.runs import Run, read_records
+from rpo_kit.runs import OnLog, Run, read_records
 from rpo_kit.stages import stage
 from rpo_kit.training.progress import (
-    OnLog,
     common_arguments,
     finish_training,
     is_trained,
