@@ -219,8 +219,10 @@ def _figure3(options: argparse.Namespace) -> None:
 
     name = options.data or options.export
     stored = sorted(path.name.removesuffix("_bars.csv") for path in (FIGURES / "data").glob("*_bars.csv"))
-    if options.data and (options.export or name not in stored):
-        raise KitError(f"--data and --export exclude each other; --data takes one of {', '.join(stored)}.")
+    if options.data and options.export:
+        raise KitError("--data draws stored numbers and --export stores those of a run: give one of the two.")
+    if options.data and name not in stored:
+        raise KitError(f"No numbers are stored as {name!r}: --data takes one of {', '.join(stored)}.")
     if not options.data:
         run = existing_run(options.run)
         if options.export:

@@ -144,7 +144,7 @@ def check_runs_folder(runs: Path) -> Check:
         with tempfile.TemporaryFile(dir=folder):
             return Check("runs folder", "ok", f"{runs.absolute()} can be written")
     except OSError as error:
-        remedy = "Start from a folder you may write in, for instance your own clone."
+        remedy = "Set RPO_RUNS to a folder that you may write to."
         return Check("runs folder", "fail", f"cannot write in {folder} ({error.strerror})", remedy)
 
 

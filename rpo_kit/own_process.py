@@ -201,7 +201,10 @@ def _why_it_failed(stage: str, code: int, output: _Output) -> str:
             f"The process of the stage {stage!r} was killed from outside, most likely because memory ran out. Finished "
             "work is kept: free some memory and run this again to resume."
         )
-    return f"The stage {stage!r} stopped with an unexpected error ({output.last or f'code {code}'})."
+    return (
+        f"The stage {stage!r} stopped with an unexpected error ({output.last or f'code {code}'}): its output above "
+        "says where. Run this again to resume."
+    )
 
 
 # ---- the child ----------------------------------------------------------------------------------------------------

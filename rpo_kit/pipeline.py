@@ -6,7 +6,7 @@ rooms import this module.
 
     stage_function("sft")(run)                    # as `python -m rpo_kit sft` does
     with stage(run, "sft", **inputs_of(run, "sft")) as work: ...
-    current(run, "sft") / "adapter"               # KitError if sft is missing or was made with other settings
+    current(run, "sft") / "adapter"               # KitError if sft is missing or was made from other inputs
     refuse(run, "synthesize")                     # KitError if it would refuse the settings, before any model is asked
 """
 
@@ -126,7 +126,7 @@ def inputs_of(run: Run, name: str) -> dict[str, Any]:
     """Everything that determines the result of a stage: settings, files of earlier stages, and plain values.
 
     Raises:
-        KitError: an earlier stage is missing or was made with other settings; the message names the first one.
+        KitError: an earlier stage is missing or was made from other inputs; the message names the first one.
     """
     row = STAGES[name]
     inputs: dict[str, Any] = {key: attrgetter(path)(run.preset) for key, path in row.settings.items()}

@@ -56,10 +56,10 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    teacher: str = "persona"  # the rule-based offline teacher; or local:NAME, or URL#MODEL
+    teacher: str = "persona"  # the rule-based offline teacher; or local:NAME, openai:MODEL, or URL#MODEL
     shots: int = 1  # paper: a generic response and *a* historical example
     per_query: int = 6  # ours: one trajectory for each of the best-ranked items, numbered by its rank
-    match_text: float = 0.9  # ours: ROUGE between a chat teacher's rewrite and the gold
+    match_text: float = 0.9  # ours: lowest accepted ROUGE of a chat teacher's rewrite with the gold
     max_words: int = 200  # ours: of the whole trajectory
 
 
@@ -131,7 +131,7 @@ class EndpointSettings:
     timeout: float = 120.0  # seconds per request
     tries: int = 6  # per request, if trying again can help
     backoff: float = 0.5  # seconds before the second try; doubles, with jitter; Retry-After takes precedence
-    tolerate: float = 0.02  # share of items that may fail without stopping the stage
+    tolerate: float = 0.02  # share of answers that may be missing without stopping the stage
     send_temperature: bool = True  # false for models that reject it; their answers are sampled, but cached like others
     thinking_tokens: int = 0  # extra tokens per answer for models that reason first
     cache: bool = True  # keep answers in answers.sqlite beside the runs
@@ -202,7 +202,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "tiny": Preset(
         name="tiny",
-        about="the same path in two minutes, for tests and a first look; says nothing about quality",
+        about="the same path in a few minutes, for tests and a first look; says nothing about quality",
         data=DataSettings(train_users=12, dev_users=6, items_per_user=7),
         synthesis=SynthesisSettings(per_query=1),
         sft=SFTSettings(steps=3, batch_size=2, save_every=1),

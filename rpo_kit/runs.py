@@ -1,9 +1,9 @@
 """The run folder: settings, one folder per stage, and how a killed run resumes.
 
-A run is `runs/<name>/` with `run.json` and one folder per stage. A stage writes `manifest.json` last: it holds the
-fingerprints of the stage's inputs, and the settings, packages and commit it was made with. A stage whose manifest
-matches is skipped; one whose inputs have changed is rerun, with the reason printed. Records are append-only JSONL, one
-line per finished item, so that `kill -9` loses nothing finished.
+A run is `runs/<name>/` with `run.json` and one folder per stage. A stage (`stages.py`) writes `manifest.json` last: it
+holds the fingerprints of the stage's inputs, and the settings, packages and commit it was made with. A stage whose
+manifest matches is skipped; one whose inputs have changed is rerun, with the reason printed. Records are append-only
+JSONL, one line per finished item, so that `kill -9` loses nothing finished.
 
     run = open_run("demo", "cpu", {"rl.steps": 4})
     with stage(run, "prepare", settings=run.preset.data) as folder:      # None if the stage is up to date

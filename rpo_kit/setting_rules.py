@@ -22,9 +22,9 @@ CURRICULA = (
     "progressive, reversed, random, fixed-K such as fixed-4, or a list such as 2,2,3,6, each of whose values is used "
     "for an equal share of the steps"
 )
-RETRIEVERS = "bm25, bm25-lamp, recency, random, or dense:ENCODER as in dense:facebook/contriever"
+RETRIEVER_FORMS = "bm25, bm25-lamp, recency, random, or dense:ENCODER as in dense:facebook/contriever"
 MODEL_FORMS = "local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
-SYSTEMS = "base, context, context-K, pag-K, majority, copy-nearest, untrained, sft, rl"
+SYSTEM_FORMS = "base, context, context-K, pag-K, majority, copy-nearest, untrained, sft, rl"
 ALL_USERS = 10**9  # as many as LaMP's files hold
 
 _AT_LEAST = {
@@ -67,7 +67,7 @@ def check(settings: Mapping[str, Any]) -> None:
         settings,
         "rl.group_size",
         lambda value: value >= 2,
-        "at least 2: a rewrite is compared with others of its prompt",
+        "at least 2: a completion is compared with the others of its group",
     )
     _check_names(settings)
     _check_combinations(settings)
@@ -85,10 +85,10 @@ def _check_names(settings: Mapping[str, Any]) -> None:
         if not _CURRICULUM.fullmatch(plan):
             raise KitError(f"There is no curriculum {plan!r}: choose {CURRICULA}.")
     if not _RETRIEVER.fullmatch(settings["data.retriever"]):
-        raise KitError(f"There is no retrieval method {settings['data.retriever']!r}; there are {RETRIEVERS}.")
+        raise KitError(f"There is no retriever {settings['data.retriever']!r}; there are {RETRIEVER_FORMS}.")
     for system in settings["evaluation.systems"]:
         if not _SYSTEM.fullmatch(system):
-            raise KitError(f"There is no system {system!r} to evaluate; there are {SYSTEMS}.")
+            raise KitError(f"There is no system {system!r} to evaluate; there are {SYSTEM_FORMS}.")
     for key in ("base", "synthesis.teacher"):
         spec = settings[key]
         rules = "persona, " if key == "synthesis.teacher" else ""

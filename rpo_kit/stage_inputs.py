@@ -1,7 +1,7 @@
 """The inputs of a stage as fingerprints, and when two of them are the same.
 
-Runs made before version 0.2 say nothing of their models' files, and of a model that this machine does not have nothing
-can be said. Such an input is unknown; it counts as unchanged.
+Older runs did not record their models' files, and those of a model that is not on this machine cannot be read. Such an
+input is unknown and counts as unchanged.
 
     changes({"settings": "1f0…"}, {"settings": "1f0…", "base_files": "9f2…"})     # []
     changes({"base_files": "77a…"}, {"base_files": "9f2…"})                       # ["base_files"]
@@ -25,5 +25,5 @@ def changes(stored: Inputs, wanted: Inputs) -> list[str]:
 
 
 def without_models(inputs: Inputs) -> Inputs:
-    """The inputs as runs of before have them."""
+    """The inputs without the models' files, as older runs recorded them."""
     return {key: value for key, value in inputs.items() if key not in MODELS}

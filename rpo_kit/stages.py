@@ -89,7 +89,7 @@ def require(run: Run, name: str, **inputs: Any) -> Path:
         missing = [file for file in _stored(folder / _MANIFEST, "outputs", {}) if not (folder / file).exists()]
         if not changed and not missing:
             return folder
-        why = f"was made with other settings ({', '.join(changed)} changed)" if changed else f"lacks {missing[0]}"
+        why = f"was made from other inputs ({', '.join(changed)} changed)" if changed else f"lacks {missing[0]}"
     raise KitError(
         f"The stage {name!r} of run {run.name!r} {why}: first run `python -m rpo_kit {name} --run {run.name}`."
     )
@@ -108,7 +108,7 @@ def is_finished(folder: Path, wanted: Inputs) -> bool:
 def damaged(folder: Path) -> list[str]:
     """Files and folders of a finished stage that are missing or not as they were written.
 
-    Of records (JSONL) only the presence counts: a line that was corrected by hand is meant, and later stages see it.
+    Of records (JSONL) only the presence counts: a correction by hand is intended, and later stages see it.
     """
     bad = []
     for name, (size, mtime, sha256) in _stored(folder / _MANIFEST, "outputs", {}).items():
@@ -186,7 +186,7 @@ def _exchange(folder: Path, name: str, wanted: Inputs, current: Inputs | None) -
         _prune(folder, name)
     elif folder.exists():
         _discard(folder)  # neither finished nor begun: nothing says what it is
-    before = folder.with_name(f"{folder.name}.old")  # where versions before 0.2 kept a result
+    before = folder.with_name(f"{folder.name}.old")  # where older code kept a result
     versions = (wanted, without_models(wanted))
     names = [place(folder, inputs) for place in (_kept, _retried) for inputs in versions]
     for candidate in (*names, before):
@@ -226,7 +226,7 @@ def _copied(folder: Path, copy: Path) -> Path:
             if not source.endswith(".jsonl"):
                 os.link(source, target)
                 return
-        except OSError:  # a disk that knows no links
+        except OSError:  # a file system without hard links
             pass
         shutil.copy2(source, target)
 
@@ -262,8 +262,8 @@ def _remove(path: Path) -> None:
 
 
 def _note_later(run: Run, folder: Path, wanted: Inputs) -> None:
-    """Note what a finished result does not say of its models, so that a later change is seen. It goes into
-    started.json: the manifest stays as it was written, and what is derived from it holds.
+    """Record the model files that a finished result does not name, so that a later change is noticed. This goes into
+    started.json, because the manifest must stay as it was written: its hash identifies the result.
     """
     stored = _made_from(folder) or {}
     if wanted.keys() - stored:
@@ -272,7 +272,7 @@ def _note_later(run: Run, folder: Path, wanted: Inputs) -> None:
 
 
 def _made_from(folder: Path) -> Inputs | None:
-    """The inputs of the finished result in `folder`, with what was noted of its models since; None if there is none."""
+    """The inputs of the finished result in `folder`, with model files recorded later; None if there is none."""
     inputs = _inputs(folder / _MANIFEST)
     if inputs is None:
         return None

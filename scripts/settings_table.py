@@ -37,8 +37,8 @@ Change a setting with `--set`, on the command line of any stage or of the whole 
 A run keeps its settings; `--set` changes single ones, `--preset` replaces them all. From Python:
 `get_preset("cpu", {"rl.steps": 40})`.
 
-The last column is the comment beside the setting in [presets.py](../rpo_kit/presets.py). The first word names the
-source: *paper* (abstract or figures of arXiv 2511.05286), *LaMP* (its files and scripts), *OpenRLHF* (its
+The last column is the comment beside the setting in [presets.py](../rpo_kit/presets.py). If it names a source, that
+comes first: *paper* (abstract or figures of arXiv 2511.05286), *LaMP* (its files and scripts), *OpenRLHF* (its
 REINFORCE++-baseline script), *measured* (in a run or with a script in tests/benchmarks) or *ours* (our choice). *Not
 stated* means that presets.py gives none. The paper's own learning rates, batch sizes and models were not available.
 """

@@ -132,7 +132,7 @@ def test_other_weights_of_the_base_model_are_prepared_anew_and_come_back_with_th
     weights = (model / "model.safetensors").read_bytes()
     time.sleep(0.01)
     flip(model / "model.safetensors")
-    with pytest.raises(KitError, match=r"'prepare' .* was made with other settings \(base_files changed\)"):
+    with pytest.raises(KitError, match=r"'prepare' .* was made from other inputs \(base_files changed\)"):
         current(run, "synthesize")
     chat = recording_chat()
     prepare(run, lambda spec: chat)

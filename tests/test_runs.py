@@ -72,7 +72,7 @@ def test_a_stage_made_from_other_inputs_is_rejected_if_the_inputs_are_given(run)
     with stage(run, "sft", seed=1, task="LaMP-3"):
         pass
     assert require(run, "sft", seed=1, task="LaMP-3")
-    with pytest.raises(KitError, match=r"'sft' of run 'r' was made with other settings \(seed changed\): first run"):
+    with pytest.raises(KitError, match=r"'sft' of run 'r' was made from other inputs \(seed changed\): first run"):
         require(run, "sft", seed=2, task="LaMP-3")
     assert require(run, "sft"), "what only reads stored numbers may have it"
 

@@ -292,8 +292,10 @@ def write_lamp(folder: Path, task: Task, split: str, rows: Iterable[Mapping[str,
         withheld = split == "test" and row["output"] == ""
         gold = "" if withheld else read_gold(task, row["output"], f"{where}: output")
         example = _example(task, row, gold, where)
-        if not task.is_official(example["input"]) or example["id"] in golds:
-            raise KitError(f"{where} repeats an id or has no official input: use one id per row and Task.make_input.")
+        if example["id"] in golds:
+            raise KitError(f"{where} repeats the id {shown(example['id'])}: give each row its own.")
+        if not task.is_official(example["input"]):
+            raise KitError(f"{where} is not an input of {task.name}: {shown(example['input'])}: use Task.make_input.")
         golds[example["id"]] = gold
         questions.append({key: value for key, value in example.items() if key != "output"})
     write_outputs(Path(folder) / f"{split}_outputs.json", task.official_name, golds)

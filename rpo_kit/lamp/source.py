@@ -35,7 +35,7 @@ SPLITS = ("train", "dev")
 
 
 def check_data(preset: Preset) -> str:
-    """Check whether there are such data. Raises KitError if not; otherwise "", as the checks in `pipeline.py` do."""
+    """ "" if the data that the settings name exist, as for the other checks in `pipeline.py`; else raises KitError."""
     task = get_task(preset.data.task)
     if preset.data.leave_one_out:
         query_field(task)

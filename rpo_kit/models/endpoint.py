@@ -3,7 +3,7 @@
 `concurrency` workers draw from one iterator of conversations. Each looks in the cache (`cache.py`), sends a request
 (`client.py`), retries if that can help (`retry.py`), and charges the run's account (`budget.py`). An item that keeps
 failing comes back as a completion with `failure` set, and the others continue. A stream stops early only if no other
-request could succeed either: the key is rejected, the quota or the budget is spent, or twenty items in a row failed.
+request could succeed either: the key is rejected, the quota or the budget is spent, or twenty requests in a row failed.
 Then EndpointError or BudgetError is raised, after all finished answers have been yielded.
 
 If another worker, thread or process has the same request in flight, it is not sent again: the second caller waits for
@@ -38,7 +38,7 @@ from rpo_kit.models.retry import MAX_RETRY_AFTER, AttemptError, EndpointError, p
 from rpo_kit.models.stream import Stream, event_loop, take_all
 from rpo_kit.presets import EndpointSettings
 
-_MAX_FAILED_IN_A_ROW = 20  # ours: failed items in a row after which the stream stops
+_MAX_FAILED_IN_A_ROW = 20  # ours: failed requests in a row after which the stream stops
 _CLAIM_POLL = 0.05  # ours: seconds between two checks whether another process has the answer
 _CLAIM_MARGIN = 60.0  # ours: seconds by which a claim outlasts the longest attempt with its pause
 
@@ -85,7 +85,7 @@ class EndpointChat:
         """Yield the completions since the last batch, in any order. `conversations` is read as requests are sent.
 
         Raises:
-            EndpointError: no other request can succeed either, or too many items in a row failed.
+            EndpointError: no other request can succeed either, or too many requests in a row failed.
             BudgetError: the next request could exceed a limit of the run.
         """
         with event_loop() as loop:
@@ -218,7 +218,7 @@ class EndpointChat:
         if state.failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
             state.stop(
                 EndpointError(
-                    f"{_MAX_FAILED_IN_A_ROW} items in a row failed at {self.name}, the last with: "
+                    f"{_MAX_FAILED_IN_A_ROW} requests in a row failed at {self.name}, the last with: "
                     f"{completion.failure}. Finished answers are kept; check the server and run again."
                 )
             )

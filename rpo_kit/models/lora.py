@@ -92,7 +92,7 @@ def copy_adapter(model: PreTrainedModel, name: str) -> None:
 @contextmanager
 def using_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[None]:
     """All LoRA layers compute with adapter `name`, in one piece and in the model's own type; a model without LoRA is
-    left alone. Gradients reach A and B of that adapter if they are open, and the layer's input.
+    left alone. Gradients reach A and B of that adapter if they require gradients, and the layer's input.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer) and name in layer.lora_A]
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)  # embeddings, never 4-bit
@@ -109,7 +109,7 @@ def using_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[Non
 
 @contextmanager
 def merged_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[None]:
-    """The same for many passes of few tokens, without gradients: all LoRA layers multiply by W + s B A, made once.
+    """`using_adapter` for many passes of few tokens, without gradients: LoRA layers multiply by W + s B A, made once.
 
     The model's own weights are not touched. For models on a CPU that are not quantised; takes a second copy of their
     weights. Elsewhere it is `using_adapter`. (Measured in bf16 on SmolLM2: a KL to fp32 of 0.0016 per token both ways.)

@@ -55,7 +55,7 @@ def open_chat(
 
 
 def check_spec(spec: str, settings: EndpointSettings | None = None) -> None:
-    """Look, without loading or asking it, whether the model can be opened.
+    """Check that the model can be opened, without loading it or sending a request.
 
     Raises:
         KitError: a folder holds no model, or an endpoint's key, address, proxy, certificates or prices are wrong.

@@ -52,7 +52,7 @@ def sample_groups(
         step = decoder.captured() if graph else decoder.step
         for done in range(2, new_tokens + 1):
             if not graph:
-                decoder.cache.length += group  # of a graph's buffers all is read always: its shapes must not change
+                decoder.cache.length += group  # a graph always reads its whole buffers: its shapes must not change
             step()
             if (not graph or done % _LOOK == 0) and bool(decoder.ended.all()):
                 break
@@ -178,7 +178,7 @@ class Decoder:
         return self.result
 
     def captured(self) -> Callable[[], None]:
-        """`step` as a CUDA graph: recorded once, after one run on the side in which libraries set themselves up."""
+        """`step` as a CUDA graph: recorded after one run on a side stream, in which libraries initialise."""
         self.cache.length = self.cache.capacity
         state = [self.cache.slots, self.positions, self.now, self.bias, self.tokens, self.written, self.ended]
         before = [tensor.clone() for tensor in state]

@@ -27,7 +27,7 @@ def pending(run: Run, stage: str) -> bool:
     if not failed or not (run.stage(stage) / "manifest.json").exists():
         return False
     if is_main():
-        print(f"{stage}: {len(failed)} items failed last time and are retried")
+        print(f"{stage}: {len(failed)} answers were missing last time and are requested again")
     return True
 
 
@@ -43,21 +43,21 @@ def record(stage_dir: Path, failed: dict[str, str]) -> None:
 
 
 def report(stage_dir: Path, total: int, tolerate: float) -> None:
-    """Print how many items failed, and why.
+    """Print how many answers are missing, and why.
 
     Raises:
-        KitError: more than the fraction `tolerate` of the `total` items failed.
+        KitError: more than the fraction `tolerate` of the `total` answers are missing.
     """
     failed = read_records(stage_dir / FAILED)
     if not failed:
         return
     reasons = Counter(item["reason"] for item in failed).most_common()
     shown = "; ".join(f"{count} × {reason}" for reason, count in reasons[:5]) + ("; …" if len(reasons) > 5 else "")
-    summary = f"{len(failed)} of {total} items failed ({shown})"
+    summary = f"{len(failed)} of {total} answers are missing ({shown})"
     if len(failed) > tolerate * total:
         raise KitError(
             f"{summary}, more than the share endpoint.tolerate={tolerate:g} allows; they are listed in "
-            f"{stage_dir / FAILED}. Fix the cause and run again: finished items are kept, only the failed ones are "
+            f"{stage_dir / FAILED}. Fix the cause and run again: finished answers are kept, only the missing ones are "
             "retried."
         )
     print(f"{summary} and are left out; run the stage again to retry them")

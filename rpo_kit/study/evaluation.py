@@ -1,6 +1,6 @@
 """Stage 5, `evaluate`: systems side by side on the dev users, with intervals.
 
-    base        the black box alone; it sees the query
+    base        the black box alone; it sees the input
     context     the black box with the k items in its prompt, LaMP's way (context injection)
     untrained   base → the reflection module before any training
     sft         base → the reflection module after SFT

@@ -41,7 +41,7 @@ def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int =
 def prompt_order(examples: Sequence[Example], count: int, seed: int = 0) -> list[Example]:
     """`count` examples in training order; the pool is reshuffled for each pass over it."""
     if not examples:
-        raise KitError("There are no training examples: check the data settings of `prepare`.")
+        raise KitError("There are no training examples: raise data.train_users, or check data.source.")
     rng = random.Random(f"prompts/{seed}")
     order: list[Example] = []
     while len(order) < count:

@@ -1,4 +1,4 @@
-"""The health of an RL run, from its training log: warnings with a remedy (Figure 2, right).
+"""The health of an RL run, from its training log: warnings with a remedy (Figure 2, bottom).
 
 The reward alone is not enough: it can rise because the policy copies the history, or stall because no group has any
 variance. Input: the rows of `rl/log.csv`; the thresholds are ours. A held-out metric can show
@@ -26,7 +26,7 @@ WINDOW = 5  # ours: steps averaged before a warning
 _ABOVE = {
     "completions/clipped_ratio": (
         0.3,
-        "{share} of the rewrites of the last {window} steps were cut off at the token limit and earn nothing: raise "
+        "{share} of the completions of the last {window} steps were cut off at the token limit and earn nothing: raise "
         "rl.max_new_tokens.",
     ),
     "frac_reward_zero_std": (
@@ -36,7 +36,7 @@ _ABOVE = {
     ),
     "unparsed": (
         0.3,
-        "{share} of the rewrites of the last {window} steps did not parse: train SFT for more steps, or lower "
+        "{share} of the completions of the last {window} steps did not parse: train SFT for more steps, or lower "
         "rl.learning_rate if this share was lower at the start.",
     ),
     "kl": (

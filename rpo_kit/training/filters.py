@@ -1,4 +1,4 @@
-"""Quality filters: which trajectories are worth training on, and why the others are rejected (Figure 2, left).
+"""Quality filters: which trajectories are worth training on, and why the others are rejected (Figure 2, top).
 
     a trajectory must                rejected with
     cite items that were shown       "cites no item", "cites an item that was not shown"

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 
 class ProgressLog:
-    """A progress bar with the column `shown`, the log in `path` (CSV), all its rows to `on_log`. Of several ranks, the
-    main one's.
+    """Shows a progress bar with the column `shown`, writes the log to `path` (CSV) and passes its rows to `on_log`. Of
+    several ranks, only the main one does so.
     """
 
     def __init__(self, path: Path, shown: str, steps: int, done: int, on_log: OnLog | None = None) -> None:
@@ -104,15 +104,15 @@ def refuse_non_finite_adapter(model: Module) -> None:
         if parameter.requires_grad and not bool(parameter.isfinite().all()):
             raise KitError(
                 f"The weights of {name} have become NaN or infinite. Training stops, and the last good checkpoint is "
-                "kept: lower the learning rate and run again."
+                "kept: lower sft.learning_rate or rl.learning_rate and run again."
             )
 
 
 def release_memory(usual: int) -> int:
     """Hand freed memory back to the system once the process holds half as much again as `usual` bytes (0: not known
-    yet); what it usually holds. glibc keeps freed memory in pieces that the next step's tensors, each of another
-    length, do not fit into (measured: four RL steps held 5.5 GB, of which 4 GB were free; left alone it goes on). Not
-    at every step: fetching the pages anew takes 5 % of it (measured).
+    yet). Returns what it usually holds. glibc keeps freed memory in pieces that the next step's tensors, each of
+    another length, do not fit into (measured: four RL steps held 5.5 GB, of which 4 GB were free; left alone it goes
+    on). Not at every step: fetching the pages anew takes 5 % of it (measured).
     """
     held = int(psutil.Process().memory_info().rss)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have no such call

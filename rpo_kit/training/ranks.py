@@ -1,7 +1,7 @@
 """Several processes train together (torchrun, `accelerate launch`): each takes some prompts of a step, and what the
 formula sums over the whole batch is exchanged. With one process, nothing here has an effect.
 
-    mine = share_of(prompts)                   # rank r of n: the r-th n-th of them, in order
+    first, mine = share_of(prompts)            # rank r of n gets the r-th of n equal parts
     rewards = gather([...])                    # of all ranks, in the order of the prompts
     sum_gradients(parameters)                  # after each rank has divided by the tokens of *all* ranks
 """

@@ -1,4 +1,4 @@
-"""Stage 4, `rl`: REINFORCE++ with baseline, under a curriculum of growing history (Figure 2, right).
+"""Stage 4, `rl`: REINFORCE++ with baseline, under a curriculum of growing history (Figure 2, bottom).
 
 For each prompt G completions are sampled. With r_i the reward, L_i the length of completion i in tokens (its end token
 included) and all sums over the *global* batch of the step (arXiv 2501.03262; OpenRLHF's `reinforce_baseline`):
@@ -237,9 +237,9 @@ def advantages(rewards: Tensor, lengths: Tensor, group: int, algorithm: str = "r
     centred = (groups - groups.mean(1, keepdim=True)).flatten()
     if algorithm == "reinforce++-baseline":  # the kit's method
         return whiten(centred, lengths)
-    if algorithm == "reinforce++":  # no baseline: a hard prompt's attempts are all below the mean
+    if algorithm == "reinforce++":  # no baseline: a hard prompt's completions are all below the mean
         return whiten(rewards, lengths)
-    if algorithm == "rloo":  # arXiv 2402.14740; baseline: the mean of the *other* attempts
+    if algorithm == "rloo":  # arXiv 2402.14740; baseline: the mean of the *other* completions
         return centred * group / (group - 1)
     if algorithm == "grpo":  # arXiv 2402.03300, with TRL's constants: Bessel's correction, 1e-4
         return centred / (groups.std(1).repeat_interleave(group) + 1e-4)

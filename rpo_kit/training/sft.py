@@ -1,4 +1,4 @@
-"""Stage 3, `sft`: fine-tune the reflection module on the trajectories (Figure 2, middle).
+"""Stage 3, `sft`: fine-tune the reflection module on the trajectories (Figure 2, top right).
 
 TRL's SFTTrainer on Unsloth with LoRA; the loss counts the completion only. One trajectory rests on one history item.
 
@@ -69,7 +69,10 @@ def sft_dataset(run: Run, loaded: LoadedModel) -> Dataset:
     if left_out:
         print(f"{len(left_out)} of {len(records)} trajectories are left out, the first because: {left_out[0]}")
     if not rows:
-        raise KitError("No trajectory fits the window of the module: raise reflection.max_seq_length.")
+        raise KitError(
+            f"None of the {len(records)} trajectories fits into {loaded.max_seq_length} tokens: raise "
+            "reflection.max_seq_length."
+        )
     return Dataset.from_list(rows)
 
 

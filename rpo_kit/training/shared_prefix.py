@@ -1,10 +1,10 @@
 """Score the G completions of one prompt in a single pass, so that the long prompt is read once instead of G times.
 
-In RL a group of rewrites shares its prompt: query, generic answer and up to six history items. Here all tokens of some
-groups lie in one row without padding ("packed"), each prompt once; positions of a completion go on from its prompt's
-end. Only attention needs to know what belongs together, so it is ours (registered with transformers): a prompt looks at
-itself, a completion at its prompt and at itself. Log-probabilities and gradients equal those of G separate rows. Models
-whose attention is not known here are scored in separate rows, through the same head.
+In RL a group of completions shares its prompt: query, generic answer and up to six history items. Here all tokens of
+some groups lie in one row without padding ("packed"), each prompt once; positions of a completion go on from its
+prompt's end. Only attention needs to know what belongs together, so it is ours (registered with transformers): a prompt
+looks at itself, a completion at its prompt and at itself. Log-probabilities and gradients equal those of G separate
+rows. Models whose attention is not known here are scored in separate rows, through the same head.
 
     tokens       p p p p a a b b b q q c     two prompts (p, q); completions a and b of p, c of q
     positions    0 1 2 3 4 5 4 5 6 0 1 2
@@ -51,7 +51,7 @@ def micro_batches(groups: Sequence[Group], budget: int, shared: bool = True) -> 
 
 @contextmanager
 def scoring(model: PreTrainedModel, adapter: str = "default") -> Iterator[None]:
-    """Around `score` and the backward pass that follows: what adapter scores, and by which attention. (Under gradient
+    """Around `score` and the backward pass that follows: which adapter scores, and by which attention. (Under gradient
     checkpointing the backward pass runs the layers again.)
     """
     lm = causal_lm(model)
@@ -84,7 +84,7 @@ def score(model: PreTrainedModel, groups: Sequence[Group], temperature: float) -
 
 
 def why_not_shared_prefix(model: PreTrainedModel) -> str | None:
-    """Why each rewrite is scored with a prompt of its own, or None where a group shares it."""
+    """Why each completion is scored with a prompt of its own, or None where a group shares it."""
     if shares_prefix(model):
         return None
     return f"the attention of this {model.config.model_type} model is not known here"

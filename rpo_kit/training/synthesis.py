@@ -1,4 +1,4 @@
-"""Stage 2, `synthesize`: a teacher writes Structured Rewriting Trajectories (Figure 2, left).
+"""Stage 2, `synthesize`: a teacher writes Structured Rewriting Trajectories (Figure 2, top).
 
 By default a trajectory rests on *one* historical example (paper), so that RL with 2→6 items has something left to
 teach. What does not parse or does not pass the quality filters (`filters.py`) is rejected and kept with the reason.
@@ -51,8 +51,8 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
         requests = list(make_requests(load_prepared(run, "train"), preset.synthesis.shots, preset.synthesis.per_query))
         if not requests:
             raise KitError(
-                f"No train example has history items (synthesis.shots={preset.synthesis.shots} are needed), so there "
-                "is nothing to write trajectories on. If the data folder has no train files, set data.dev_share=0.2 "
+                f"No train example has synthesis.shots={preset.synthesis.shots} history items, so there is nothing to "
+                "write trajectories about: lower it. If the data folder has no train files, set data.dev_share=0.2 "
                 "and run `prepare` again."
             )
         done = {record["id"] for name in ("trajectories", "rejected") for record in _records(folder, name)}

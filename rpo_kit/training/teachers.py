@@ -1,4 +1,4 @@
-"""Teachers: who writes the Structured Rewriting Trajectories (Figure 2, left).
+"""Teachers: who writes the Structured Rewriting Trajectories (Figure 2, top).
 
 A teacher sees the query, the generic answer, one or more history items and, if it is a chat model, the gold, and spells
 out how to get from the generic answer to the gold. There are two kinds:

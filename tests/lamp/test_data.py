@@ -509,7 +509,7 @@ def test_examples_and_golds_must_have_the_same_ids(tmp_path: Path) -> None:
     ("row", "message"),
     [
         (example(0), "Row 0 .* lacks output"),
-        (example(0, output="5", input="x"), "no official input"),
+        (example(0, output="5", input="x"), "is not an input of .*: use Task.make_input"),
         (example(0, output="5", profile=[{"id": "1"}]), "item 0 lacks text, score"),
     ],
 )

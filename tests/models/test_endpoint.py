@@ -210,7 +210,7 @@ def test_a_model_that_reasons_until_its_tokens_are_used_up_is_not_paid_twice(end
 
 def test_after_twenty_failures_in_a_row_the_rest_is_not_tried(endpoint):
     endpoint.reply = lambda body: error(400, "no")
-    with pytest.raises(EndpointError, match=r"20 items in a row failed at .*, the last with: status 400"):
+    with pytest.raises(EndpointError, match=r"20 requests in a row failed at .*, the last with: status 400"):
         complete(endpoint, map(str, range(500)))
     assert len(endpoint.requests) < 40
 

@@ -142,7 +142,7 @@ def test_the_personalizer_of_a_run_gives_what_prepare_and_evaluate_gave(
 def test_a_module_that_was_made_with_other_settings_is_rejected(new_run, trained):
     trained()
     for changes in ({"data.task": "LaMP-7"}, {"reflection.max_seq_length": 512}):
-        with pytest.raises(KitError, match=r"The stage 'rl' of run 'r' was made with other settings \((data|model) ch"):
+        with pytest.raises(KitError, match=r"The stage 'rl' of run 'r' was made from other inputs \((data|model) ch"):
             Personalizer.of(new_run(changes))
 
 

@@ -343,7 +343,7 @@ def test_of_a_folder_with_dev_alone_the_baselines_are_evaluated(new_run, recordi
     monkeypatch.setattr(evaluation, "open_chat_for", lambda run, spec: recording_chat())
     evaluation.evaluate(run)
     assert {path.stem for path in (run.stage("evaluate") / "predictions").iterdir()} == set(systems)
-    with pytest.raises(KitError, match=r"No train example has history items.*data\.dev_share=0\.2"):
+    with pytest.raises(KitError, match=r"No train example has synthesis\.shots=1 history items.*data\.dev_share=0\.2"):
         synthesize(run, lambda task, requests: pytest.fail("there is nothing to ask"))
 
 
@@ -422,10 +422,10 @@ def test_a_query_that_fails_is_left_out_shown_and_asked_again_by_the_next_call(n
     assert "status 500" in failed["reason"]
     assert len(load_prepared(run, "train") + load_prepared(run, "dev")) == 17
     assert failed["id"] not in {e["id"] for e in load_prepared(run, "train") + load_prepared(run, "dev")}
-    assert "1 of 18 items failed (1 × status 500" in capsys.readouterr().out
+    assert "1 of 18 answers are missing (1 × status 500" in capsys.readouterr().out
     broken.clear()
     prepare(run)
-    assert "prepare: 1 items failed last time and are retried" in capsys.readouterr().out
+    assert "prepare: 1 answers were missing last time and are requested again" in capsys.readouterr().out
     assert len(endpoint.requests) == 19
     assert len(load_prepared(run, "train") + load_prepared(run, "dev")) == 18
 

@@ -342,7 +342,7 @@ def test_what_the_base_model_refuses_is_left_out_reported_and_retried_alone(refu
     assert failed[f"pag-1/{second}"].startswith("no summary: status 500")
     assert len(endpoint.requests) == 6 + 6 + 5, "no prompt without its summary"
     told = capsys.readouterr().out
-    assert "2 of 12 items failed" in told
+    assert "2 of 12 answers are missing" in told
     assert "the tables cover the 4 of 6 examples that every system answered" in told
     assert told.index("estimate ") < told.index("spent ")
     metrics = pd.read_csv(work / "metrics.csv").set_index("system")
@@ -350,7 +350,7 @@ def test_what_the_base_model_refuses_is_left_out_reported_and_retried_alone(refu
     assert len(json.loads((work / "predictions" / "context.json").read_text())["golds"]) == 5
     refused.clear()
     evaluate(run, ["base", "context", "pag-1"])
-    assert "evaluate: 2 items failed last time and are retried" in capsys.readouterr().out
+    assert "evaluate: 2 answers were missing last time and are requested again" in capsys.readouterr().out
     assert len(endpoint.requests) == 17 + 1 + 2
     assert set(pd.read_csv(work / "metrics.csv")["examples"]) == {6}
     assert not (work / "failed.jsonl").exists()
@@ -362,7 +362,7 @@ def test_too_many_failures_are_an_error_after_the_rest_is_stored(refusing, endpo
     run, *_ = refusing
     strict = prepared(demo.overrides(run) | {"endpoint.tolerate": 0.1})
     with pytest.raises(
-        KitError, match=r"2 of 12 items failed .*, more than the share endpoint\.tolerate=0\.1.*run again"
+        KitError, match=r"2 of 12 answers are missing .*, more than the share endpoint\.tolerate=0\.1.*run again"
     ):
         evaluate(strict, ["base", "context", "pag-1"])
     assert len(read_records(run.stage("evaluate") / "records" / "pag-1.jsonl")) == 5
@@ -385,11 +385,9 @@ def test_an_evaluation_is_refused_when_its_inputs_were_made_with_other_settings(
     )
     evaluate(trained())
     for changes in ({"data.task": "LaMP-7"}, {"data.retriever": "recency"}, {"base": "local:other"}):
-        with pytest.raises(
-            KitError, match=r"'prepare' of run 'r' was made with other settings \((data|base) changed\)"
-        ):
+        with pytest.raises(KitError, match=r"'prepare' of run 'r' was made from other inputs \((data|base) changed\)"):
             evaluate(new_run(changes))
-    with pytest.raises(KitError, match=r"'sft' .* other settings \(model changed\): first run `python -m rpo_kit sft"):
+    with pytest.raises(KitError, match=r"'sft' .* other inputs \(model changed\): first run `python -m rpo_kit sft"):
         evaluate(new_run({"reflection.max_seq_length": 1000}))
 
 

@@ -36,9 +36,13 @@ def test_a_healthy_run_gets_no_warning():
 @pytest.mark.parametrize(
     ("column", "changes", "told"),
     [
-        ("completions/clipped_ratio", {"completions/clipped_ratio": 0.5}, "50 % of the rewrites .* raise rl.max_new"),
+        (
+            "completions/clipped_ratio",
+            {"completions/clipped_ratio": 0.5},
+            "50 % of the completions .* raise rl.max_new",
+        ),
         ("frac_reward_zero_std", {"frac_reward_zero_std": 0.8}, "80 % of the groups .* had no variance"),
-        ("unparsed", {"parsed": 0.4}, "60 % of the rewrites .* did not parse"),
+        ("unparsed", {"parsed": 0.4}, "60 % of the completions .* did not parse"),
         ("kl", {"kl": 0.7}, "The KL to the SFT adapter is 0.70 per token"),
         ("same_answer", {"same_answer": 0.97}, "97 % .* are the same label"),
         ("copied_history", {"copied_history": 0.5}, "50 % .* are a history item word for word"),

@@ -270,7 +270,7 @@ def test_requests_that_fail_are_recorded_and_retried_by_the_next_call(prepared, 
     work = run.stage("synthesize")
     assert len(read_records(work / "trajectories.jsonl")) == 10
     assert [record["id"].endswith("/0") for record in read_records(work / "failed.jsonl")] == [True, True]
-    assert "2 of 12 items failed (2 × status 500" in capsys.readouterr().out
+    assert "2 of 12 answers are missing (2 × status 500" in capsys.readouterr().out
     broken.clear()
     before = len(endpoint.requests)
     synthesize(run)
@@ -293,7 +293,7 @@ def test_too_many_failures_are_an_error_after_the_rest_is_stored(prepared, endpo
     def right(prompt):
         return trajectory_text(right_answer(golds, prompt))
 
-    with pytest.raises(KitError, match=r"1 of 12 items failed .*, more than the share endpoint\.tolerate=0\.02"):
+    with pytest.raises(KitError, match=r"1 of 12 answers are missing .*, more than the share endpoint\.tolerate=0\.02"):
         synthesize(run)
     assert len(read_records(run.stage("synthesize") / "trajectories.jsonl")) == 11
     assert not (run.stage("synthesize") / "manifest.json").exists()

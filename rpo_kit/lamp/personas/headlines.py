@@ -1,9 +1,9 @@
 """LaMP-4 users: editors, and how they build a headline. A short local article goes in, the editor's headline comes out.
 
-The first box of Figure 1 for the headline task. An article says who will do what (`who`, `act`, `thing`), `why`, how
-the public reacted (`crowd`), and what somebody says about it (`person`, `say`), each of them word for word. A habit is
-a frame that uses some of these unchanged, so headlines in two different frames share few words. There is no wordplay
-and no title case (a headline here is written like a sentence, so its words are those of the article).
+The query and the profile of Figure 1 for the headline task. An article says who will do what (`who`, `act`, `thing`),
+`why`, how the public reacted (`crowd`), and what somebody says about it (`person`, `say`), each of them word for word.
+A habit is a frame that uses some of these unchanged, so headlines in two different frames share few words. There is no
+wordplay and no title case (a headline here is written like a sentence, so its words are those of the article).
 
     article   'Keldmoor council voted to drain the old pool because of cracks in the floor. The move drew 75 letters.
                "Cold water never hurt anyone," said lifeguard Mara Beldow.'

@@ -1,9 +1,9 @@
 """LaMP-5 users: scholars, and how they title a paper. A short abstract goes in, the scholar's own title comes out.
 
-The first box of Figure 1 for the paper title task. An abstract names the `task`, its `domain`, the system's `name`, its
-`method` and its `aim`, each of them word for word. A habit is a frame that uses two or three of these unchanged, so
-titles in two different frames share few words. There are no real results and no title case (a title here is written
-like a sentence, so its words are those of the abstract).
+The query and the profile of Figure 1 for the paper title task. An abstract names the `task`, its `domain`, the system's
+`name`, its `method` and its `aim`, each of them word for word. A habit is a frame that uses two or three of these
+unchanged, so titles in two different frames share few words. There are no real results and no title case (a title here
+is written like a sentence, so its words are those of the abstract).
 
     abstract  "We study crack detection in drone footage. Our system Lumo uses patch shuffling. Trials show better
                stability under fog."

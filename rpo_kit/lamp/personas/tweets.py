@@ -1,9 +1,9 @@
 """LaMP-7 users: how they tweet. A neutral sentence about a small mishap goes in, the user's own tweet comes out.
 
-The first box of Figure 1 for the tweet task. The query states three facts, each of them word for word: what happened
-(`did`), `when`, and what the user did `then`. A voice uses two of them, in its own order, between its own opening and
-closing words, and rewords them by a rule; so every single tweet shows it, and tweets in two voices share few words.
-There are no hashtags, replies or links, and no user's voice depends on the mood.
+The query and the profile of Figure 1 for the tweet task. The query states three facts, each of them word for word: what
+happened (`did`), `when`, and what the user did `then`. A voice uses two of them, in its own order, between its own
+opening and closing words, and rewords them by a rule; so every single tweet shows it, and tweets in two voices share
+few words. There are no hashtags, replies or links, and no user's voice depends on the mood.
 
     query  "On payday, I missed the last tram home, so I walked two miles in wet socks."
     grumpy "ugh missed last tram home on payday smh"
