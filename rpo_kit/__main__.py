@@ -80,7 +80,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     )
     figure.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_*.csv")
     figure.set_defaults(command=_figure3)
-    results = commands.add_parser("results", help="draw an evaluation from its stored numbers")
+    results = commands.add_parser("results", help="print and draw an evaluation from its stored numbers")
     results.add_argument("--run", default=DEFAULT_RUN, help="the evaluated run (default: demo)")
     results.add_argument("--export", metavar="NAME", help="also store numbers and logs as figures/data/NAME_*.csv")
     results.set_defaults(command=_results)
@@ -238,13 +238,15 @@ def _results(options: argparse.Namespace) -> None:
 
     from rpo_kit.study.ablation import export_results
     from rpo_kit.study.figures import results_figure, save
+    from rpo_kit.study.results import result_text
 
     run = existing_run(options.run)
     if options.export:
         export_results(run, FIGURES / "data", options.export)
-    figure = results_figure(pd.read_csv(require(run, "evaluate") / "metrics.csv"))
+    metrics, paired = (pd.read_csv(require(run, "evaluate") / f"{name}.csv") for name in ("metrics", "paired"))
+    print(result_text(metrics, paired))
     folder, name = (FIGURES, f"{options.export}_results") if options.export else (run.folder / "figures", "results")
-    print("drawn:", *save(figure, folder, name))
+    print("drawn:", *save(results_figure(metrics), folder, name))
 
 
 def _serve(options: argparse.Namespace) -> None:

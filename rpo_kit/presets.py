@@ -23,7 +23,7 @@ from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import refuse_secrets
-from rpo_kit.setting_rules import ALL_USERS, check
+from rpo_kit.setting_rules import ALL_USERS, TRIVIAL, check
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -102,8 +102,9 @@ class EvaluationSettings:
     max_new_tokens: int = 80
     batch_size: int = 64
     bootstrap: int = 2000
-    # majority and copy-nearest cost nothing; context-K and pag-K ask the base model again for every user
-    systems: tuple[str, ...] = ("base", "majority", "copy-nearest", "context", "untrained", "sft", "rl")
+    # echo, lead, constant, majority and copy-nearest cost nothing, and those that a task does not have are left out;
+    # context-K and pag-K ask the base model again for every user
+    systems: tuple[str, ...] = ("base", *TRIVIAL, "context", "untrained", "sft", "rl")
     seed: int = 0
 
 
@@ -158,7 +159,7 @@ class Preset:
 
 
 _ALL_SYSTEMS = (  # LaMP and its followers report context injection at k = 1, 2, 4 and PAG at 0 and 1
-    *("base", "majority", "copy-nearest", "context-1", "context-2", "context-4", "context", "pag-0", "pag-1"),
+    *("base", *TRIVIAL, "context-1", "context-2", "context-4", "context", "pag-0", "pag-1"),
     *("untrained", "sft", "rl"),
 )
 

@@ -24,7 +24,8 @@ CURRICULA = (
 )
 RETRIEVER_FORMS = "bm25, bm25-lamp, recency, random, or dense:ENCODER as in dense:facebook/contriever"
 MODEL_FORMS = "local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
-SYSTEM_FORMS = "base, context, context-K, pag-K, majority, copy-nearest, untrained, sft, rl"
+TRIVIAL = ("echo", "lead", "constant", "majority", "copy-nearest")  # baselines without a model
+SYSTEM_FORMS = f"base, context, context-K, pag-K, {', '.join(TRIVIAL)}, lead-N, untrained, sft, rl"
 ALL_USERS = 10**9  # as many as LaMP's files hold
 
 _AT_LEAST = {
@@ -42,7 +43,7 @@ _SHARES = "synthesis.match_text sft.warmup rl.format_weight endpoint.tolerate"
 _LISTS = "reflection.lora_targets evaluation.systems sweep.arms sweep.seeds sweep.eval_shots"
 _CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)+")
 _RETRIEVER = re.compile(r"bm25|bm25-lamp|recency|random|dense:.+")
-_SYSTEM = re.compile(r"base|untrained|sft|rl|majority|copy-nearest|context(-\d+)?|pag-\d+")
+SYSTEM = re.compile(rf"base|untrained|sft|rl|{'|'.join(TRIVIAL)}|lead-0*[1-9]\d*|context(-\d+)?|pag-\d+")
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -87,7 +88,7 @@ def _check_names(settings: Mapping[str, Any]) -> None:
     if not _RETRIEVER.fullmatch(settings["data.retriever"]):
         raise KitError(f"There is no retriever {settings['data.retriever']!r}; there are {RETRIEVER_FORMS}.")
     for system in settings["evaluation.systems"]:
-        if not _SYSTEM.fullmatch(system):
+        if not SYSTEM.fullmatch(system):
             raise KitError(f"There is no system {system!r} to evaluate; there are {SYSTEM_FORMS}.")
     for key in ("base", "synthesis.teacher"):
         spec = settings[key]

@@ -18,10 +18,9 @@ from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, existing_run, read_records
-from rpo_kit.study.statistics import bootstrap_runs
+from rpo_kit.study.statistics import POWER, bootstrap_runs
 
 DATA = Path(__file__).resolve().parents[1] / "figures" / "data"
-POWER = 1.96 + 0.84  # standard errors: 5 % two-sided, 80 % power
 
 
 def differences(run: Run, system: str, minus: str) -> np.ndarray:

@@ -39,6 +39,7 @@ class Task:
     answer_names: tuple[str, ...] = ()  # what chatty replies call the answer, in lower case: "rating: 4" (ours)
     label_parts: tuple[str, ...] = ()  # LaMP-1: the part of the query that each label stands for
     gold_is_distinctive: bool = True  # False: "4" or "[1]" in a text may mean something other than the gold
+    baselines: tuple[str, ...] = ("copy-nearest",)  # those without a model that make sense here (study/baselines.py)
 
     query: str = "{text}"  # template: what follows the instruction
     query_shown: str = "{text}"  # template: the query in prompts

@@ -3,12 +3,17 @@
     context-K      context injection, LaMP's way: the K best-ranked items in the base model's prompt; `context`: all k
     pag-K          profile-augmented generation: the base model summarises the profile, then answers with the summary
                    and K items (Richardson et al., arXiv 2310.20081)
+    echo           the query, unchanged
+    lead-N         the first N words of the query; `lead`: as many as the median gold of the train split has
+    constant       one label for everybody, the one that scores best on the train split
     majority       the user's most frequent label; for ratings the user's median
     copy-nearest   the gold of the item that is ranked first
 
-The last two use no model, and `majority` needs labels: items of LaMP-1 and of the generation tasks have none. LaMP-1's
-items contain no gold either; there copy-nearest takes the reference that shares more words with the first item. A user
-without history gets the generic answer. No baseline trains the base model.
+The last five, the trivial ones, use no model; `Task.baselines` says which make sense for a task. `echo` is for queries
+that are texts like the gold (LaMP-7), `lead` for golds that shorten the query, `constant` for golds that are labels,
+and `majority` for items that have labels. LaMP-1's items contain no gold; there copy-nearest takes the reference that
+shares more words with the first item. A user without history gets the generic answer from `majority` and
+`copy-nearest`. No baseline trains the base model.
 
 The first two send all requests at once and yield records as the answers arrive, so that each can be stored. An example
 that the base model did not answer yields a record with `failure`.
@@ -19,14 +24,15 @@ that the base model did not answer yields a record with `failure`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import TYPE_CHECKING, Required, TypedDict
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.context import lamp_prompt
 from rpo_kit.lamp.example import Example
+from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.models.chat import Batch, Chat, Completion, WindowedChat, reporting_cost, stream_completions
@@ -34,10 +40,18 @@ from rpo_kit.models.local import prompt_tokens
 from rpo_kit.rewriting.base import answer_tokens, base_conversation, base_conversations, read_answer
 from rpo_kit.rewriting.prompts import escape_tags, fill
 from rpo_kit.runs import append_records, read_records
+from rpo_kit.setting_rules import TRIVIAL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FROM_TRAIN = ("lead", "constant")  # they read the golds of the train split
+_WHY_UNDEFINED = {  # sentences begin with "majority left out, because"
+    "echo": "queries of {} are not texts like the gold",
+    "lead": "golds of {} do not shorten the query",
+    "constant": "golds of {} are not labels",
+    "majority": "items of {} have no label",
+}
 PAG_ITEMS = 16  # ours: the newest items are summarised
 PAG_WORDS = 40  # ours: words of each of their fields
 # ours: (items, characters of each field), tried in turn until the request fits the window of a model in this process
@@ -59,9 +73,18 @@ class Record(TypedDict, total=False):
     failure: str  # why there is no prediction; such a record is not stored
 
 
-def is_defined(name: str, task: Task) -> bool:
-    """Whether the system can answer examples of this task."""
-    return name != "majority" or task.items_have_labels
+def why_undefined(name: str, task: Task) -> str:
+    """Why the system cannot answer examples of this task; "" if it can."""
+    kind = kind_of(name)
+    if kind not in TRIVIAL or kind in task.baselines:
+        return ""
+    return _WHY_UNDEFINED.get(kind, "{} does not have it").format(task.name)
+
+
+def kind_of(name: str) -> str:
+    """The name without its number: "lead" for "lead-12"."""
+    kind, _, number = name.rpartition("-")
+    return kind if number.isdecimal() else name
 
 
 def shots_of(name: str, shots: int) -> int:
@@ -77,6 +100,24 @@ def shots_of(name: str, shots: int) -> int:
 
 
 # ---- without a model ----------------------------------------------------------------------------------------------
+
+
+def echo(task: Task, example: Example) -> str:
+    """The query, unchanged."""
+    return task.query_text(example["input"])
+
+
+def lead(name: str, golds: Sequence[str]) -> Callable[[Task, Example], str]:
+    """The function that returns the query's first N words: the N of "lead-N", or that of the median gold of train."""
+    number = name.removeprefix("lead").removeprefix("-")
+    words = int(number) if number else max(1, median_low(len(gold.split()) for gold in golds))
+    return lambda task, example: " ".join(task.query_text(example["input"]).split()[:words])
+
+
+def constant(task: Task, golds: Sequence[str]) -> Callable[[Task, Example], str]:
+    """The function that returns the label with the best mean score on the golds of train; in a tie the first one."""
+    best = max(task.labels, key=lambda label: example_scores(task, golds, [label] * len(golds)).mean())
+    return lambda task, example: best
 
 
 def majority(task: Task, example: Example) -> str:

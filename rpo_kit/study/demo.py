@@ -23,6 +23,7 @@ from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting.failures import FAILED
 from rpo_kit.runs import Run, read_json, read_records, write_json
 from rpo_kit.stages import result_state
+from rpo_kit.study.results import result_text
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS = ("00_start_here", *dict.fromkeys(stage.notebook for stage in STAGES.values()))
@@ -126,14 +127,11 @@ def overrides(run: Run) -> dict[str, object]:
 
 
 def summary(run: Run) -> str:
-    """The result table, and where to find the numbers, figures and notebooks."""
-    metrics = pd.read_csv(run.stage("evaluate") / "metrics.csv")
-    table = metrics.drop(columns=["task", "shots", "examples"]).round(3).fillna("")
-    about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, {metrics['shots'][0]} history items"
+    """The result with its table, and where to find the numbers, figures and notebooks."""
+    metrics, paired = (pd.read_csv(run.stage("evaluate") / f"{name}.csv") for name in ("metrics", "paired"))
     return "\n".join(
         [
-            f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):",
-            table.to_string(index=False),
+            result_text(metrics, paired),
             "",
             f"numbers    {run.stage('evaluate')}/metrics.csv, paired.csv",
             f"figures    {run.folder}/figures/",

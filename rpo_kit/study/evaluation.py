@@ -6,10 +6,10 @@
     sft         base → the reflection module after SFT
     rl          base → the reflection module after SFT and RL
 
-More baselines (`context-K`, `pag-K`, `majority`, `copy-nearest`) are in `baselines`; `evaluation.systems` chooses the
-systems. On the embedded benchmark, whose hidden habits are known, there are two references: `any habit` is the expected
-score of a reader who understands every text but does not know the user; `oracle` counts the habits that the same k
-items show and follows the majority. Intervals are 95 % percentile bootstraps over users.
+More baselines (`context-K`, `pag-K`, and the trivial ones, such as `majority`) are in `baselines`; `evaluation.systems`
+chooses the systems. On the embedded benchmark, whose hidden habits are known, there are two references: `any habit` is
+the expected score of a reader who understands every text but does not know the user; `oracle` counts the habits that
+the same k items show and follows the majority. Intervals are 95 % percentile bootstraps over users.
 
 If the reflection module's completion does not parse, the generic answer is used, and `unparsed` counts it. Examples
 that the base model did not answer in `context` or `pag` are listed in `failed.jsonl` and retried by the next call.
@@ -25,6 +25,7 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
+from rpo_kit import setting_rules
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import write_predictions
@@ -34,23 +35,28 @@ from rpo_kit.models.local import LoadedModel
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import WEIGHTS, current, inputs_of, refuse
 from rpo_kit.rewriting import failures
-from rpo_kit.rewriting.prepare import load_excluded, load_prepared
+from rpo_kit.rewriting.prepare import load_excluded, load_golds, load_prepared
 from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import rewrite_or_generic
 from rpo_kit.runs import Run, append_records, read_records, sort_records, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study.baselines import (
+    FROM_TRAIN,
     Record,
     answer_with_summary,
+    constant,
     copy_nearest,
+    echo,
     inject_context,
-    is_defined,
+    kind_of,
+    lead,
     majority,
     shots_of,
+    why_undefined,
     without_model,
 )
-from rpo_kit.study.statistics import SYSTEMS, metrics_table, paired_table, scorable
+from rpo_kit.study.statistics import metrics_table, paired_table, scorable
 
 Answers = Callable[[list[Example]], Iterator[list[Record]]]  # yields records as they are ready
 _CHUNK = 64  # ours: examples between two writes to disk; a kill loses at most this many answers of our own models
@@ -64,7 +70,8 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
     """
     if systems is None:
         refuse(run, "evaluate")
-    preset, systems = run.preset, chosen_systems(run, systems or run.preset.evaluation.systems)
+    preset = run.preset
+    systems = with_train_golds(run, chosen_systems(run, systems or preset.evaluation.systems))
     inputs = evaluate_inputs(run, systems)
     adapters = {name: run.stage(name) / "adapter" for name in ("sft", "rl")}
     retry = failures.pending(run, "evaluate")
@@ -110,15 +117,28 @@ def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
     for name in systems:
         if name.partition("-")[0] in ("context", "pag"):
             shots_of(name, run.preset.evaluation.shots)
-        elif name not in (*SYSTEMS, "majority", "copy-nearest"):
-            known = (*SYSTEMS, "context-K", "pag-K", "majority", "copy-nearest")
-            raise KitError(f"There is no system {name!r} to evaluate: choose from {', '.join(known)}.")
-    left_out = [name for name in systems if not is_defined(name, task)]
-    if left_out:
-        print(f"evaluate: {', '.join(left_out)} left out, because items of {task.name} have no label.")
-    if len(left_out) == len(systems):
+        elif not setting_rules.SYSTEM.fullmatch(name):
+            raise KitError(f"There is no system {name!r} to evaluate: choose from {setting_rules.SYSTEMS}.")
+    reasons = {name: why_undefined(name, task) for name in systems}
+    for name, reason in reasons.items():
+        if reason:
+            print(f"evaluate: {name} left out, because {reason}.")
+    return _not_empty(task, [name for name, reason in reasons.items() if not reason])
+
+
+def with_train_golds(run: Run, systems: Sequence[str]) -> list[str]:
+    """The systems without those that read the train split, if it is empty; prints which are left out."""
+    left_out = [name for name in systems if name in FROM_TRAIN]
+    if not left_out or load_golds(run, "train"):
+        return list(systems)
+    print(f"evaluate: {', '.join(left_out)} left out, because the run has no train examples to take the answer from.")
+    return _not_empty(get_task(run.preset.data.task), [name for name in systems if name not in left_out])
+
+
+def _not_empty(task: Task, systems: list[str]) -> list[str]:
+    if not systems:
         raise KitError(f"No system is left to evaluate {task.name} with: add base to evaluation.systems.")
-    return [name for name in systems if name not in left_out]
+    return systems
 
 
 def excluded_predictions(run: Run) -> dict[str, str]:
@@ -179,9 +199,15 @@ def _answerer(run: Run, system: str, adapter: Path | None, stage_dir: Path) -> A
     task, settings = get_task(run.preset.data.task), run.preset.evaluation
     ready: dict[str, Callable[[Task, Example], str]] = {
         "base": lambda task, example: str(example["generic"]),
+        "echo": echo,
         "majority": majority,
         "copy-nearest": copy_nearest,
     }
+    golds = list(load_golds(run, "train").values()) if system in FROM_TRAIN else []
+    if system == "constant":
+        ready[system] = constant(task, golds)
+    elif kind_of(system) == "lead":
+        ready[system] = lead(system, golds)
     if system in ready:
         return _in_chunks(without_model(ready[system], task))
     shots = shots_of(system, settings.shots)

@@ -28,6 +28,7 @@ from matplotlib.ticker import MaxNLocator
 from rpo_kit.errors import KitError
 from rpo_kit.runs import write_bytes, write_text
 from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, SKY, figure1, figure2
+from rpo_kit.study.results import system_name
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -41,16 +42,6 @@ ARM_COLORS = {"fixed-2": SKY, "fixed-4": BLUE, "fixed-6": "#003b66", "random": "
 ARM_COLORS |= {"reversed": "#cc79a7", "SFT only": INK}
 ARM_MARKERS = {"SFT only": "D", "fixed-2": "o", "fixed-4": "o", "fixed-6": "o", "random": "s", "progressive": "^"}
 REFERENCE_STYLES = {"any habit": (0, (1, 2)), "oracle": (0, (5, 2))}
-SYSTEM_NAMES = {  # as in README.md and docs/results.md
-    "base": "base model",
-    "context": "context injection",
-    "pag": "profile summary (PAG)",
-    "majority": "majority label of the user",
-    "copy-nearest": "best-ranked item, copied",
-    "untrained": "reflection module, untrained",
-    "sft": "reflection module after SFT",
-    "rl": "reflection module after SFT + RL",
-}
 _STYLE: dict[RcKeyType, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.grid": True,
@@ -231,14 +222,6 @@ def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str])
     return figure
 
 
-def _system_name(name: str) -> str:
-    """The system's name in tables and figures: "context injection, k = 4" for "context-4"."""
-    kind, dash, items = name.partition("-")
-    if dash and kind in ("context", "pag"):
-        return f"{SYSTEM_NAMES[kind]}, k = {items}"
-    return SYSTEM_NAMES.get(name, name)
-
-
 def results_figure(metrics: pd.DataFrame) -> Figure:
     """Score of each system as a point with its 95 % interval; the references are vertical lines."""
     references = metrics[metrics["system"].isin(REFERENCE_STYLES)]
@@ -256,7 +239,7 @@ def results_figure(metrics: pd.DataFrame) -> Figure:
             ax.axvline(row.score, color=INK, lw=1.2, ls=REFERENCE_STYLES[str(row.system)])
             ax.annotate(row.system, (row.score, 1), (0, 2), xycoords=("data", "axes fraction"),
                         textcoords="offset points", ha="center", va="bottom", fontsize=9)  # fmt: skip
-        ax.set_yticks(range(len(systems)), [_system_name(name) for name in systems["system"]])
+        ax.set_yticks(range(len(systems)), [system_name(name) for name in systems["system"]])
         ax.set_ylim(len(systems) - 0.5, -0.6)
         about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, k = {metrics['shots'][0]}"
         ax.set_xlabel(f"score (0 to 1, higher is better) with 95 % interval · {about}")

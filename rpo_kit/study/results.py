@@ -1,0 +1,73 @@
+"""The result of an evaluation as text: the gain over the best trivial baseline, then the table with systems by name.
+
+print(result_text(metrics, paired))      # the tables in evaluate/metrics.csv and evaluate/paired.csv
+# Gain over the best trivial baseline: +0.438 (0.398 to 0.476), reflection module after SFT + RL minus …
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from rpo_kit.setting_rules import TRIVIAL
+
+SYSTEM_NAMES = {  # as in README.md and docs/results.md
+    "base": "base model",
+    "context": "context injection",
+    "pag": "profile summary (PAG)",
+    "echo": "query, unchanged",
+    "lead": "first words of the query",
+    "constant": "one label for everybody",
+    "majority": "majority label of the user",
+    "copy-nearest": "best-ranked item, copied",
+    "untrained": "reflection module, untrained",
+    "sft": "reflection module after SFT",
+    "rl": "reflection module after SFT + RL",
+}
+MODULE = ("untrained", "sft", "rl")  # the reflection module
+
+
+def system_name(name: str) -> str:
+    """The system's name in tables and figures: "context injection, k = 4" for "context-4"."""
+    kind, dash, number = name.partition("-")
+    if dash and kind in ("context", "pag"):
+        return f"{SYSTEM_NAMES[kind]}, k = {number}"
+    return f"first {number} words of the query" if dash and kind == "lead" else SYSTEM_NAMES.get(name, name)
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of systems or of their differences, with the systems' names in place of the settings' words."""
+    return table.assign(**{column: table[column].map(system_name) for column in ("system", "minus") if column in table})
+
+
+def best_trivial(metrics: pd.DataFrame) -> str | None:
+    """The baseline without a model that scores best on the dev users, in a tie the first; None if there is none."""
+    rows = metrics[[name in TRIVIAL or name.startswith("lead-") for name in metrics["system"]]]
+    return None if rows.empty else str(rows["system"][rows["score"].idxmax()])
+
+
+def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
+    """A sentence: the module's last step minus the best trivial baseline; "" if the tables do not compare them.
+
+    The baseline is chosen on the same dev users, which favours it. For tables stored without `mde`, that part is left
+    out.
+    """
+    best = best_trivial(metrics)
+    rows = paired[paired["system"].isin(MODULE) & (paired["minus"] == best)]
+    if best is None or rows.empty:
+        return ""
+    row = rows.iloc[-1]
+    text = (
+        f"Gain over the best trivial baseline: {row['score']:+.3f} ({row['low']:.3f} to {row['high']:.3f}), "
+        f"{system_name(row['system'])} minus {system_name(best)} (the best by its score on these dev users)."
+    )
+    if "mde" not in row:
+        return text
+    return f"{text} Smallest difference that these users could have shown: {row['mde']:.3f} (80 % power)."
+
+
+def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
+    """The gain over the best trivial baseline, and the table of systems."""
+    table = named(metrics).drop(columns=["task", "shots", "examples"]).round(3).fillna("")
+    about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, {metrics['shots'][0]} history items"
+    heading = f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):"
+    return "\n".join([*filter(None, [gain_over_trivial(metrics, paired)]), heading, table.to_string(index=False)])
