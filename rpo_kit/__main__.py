@@ -234,16 +234,14 @@ def _figure3(options: argparse.Namespace) -> None:
 
 
 def _results(options: argparse.Namespace) -> None:
-    import pandas as pd
-
     from rpo_kit.study.ablation import export_results
     from rpo_kit.study.figures import results_figure, save
-    from rpo_kit.study.results import result_text
+    from rpo_kit.study.results import read_tables, result_text
 
     run = existing_run(options.run)
     if options.export:
         export_results(run, FIGURES / "data", options.export)
-    metrics, paired = (pd.read_csv(require(run, "evaluate") / f"{name}.csv") for name in ("metrics", "paired"))
+    metrics, paired = read_tables(f"{require(run, 'evaluate')}/")
     print(result_text(metrics, paired))
     folder, name = (FIGURES, f"{options.export}_results") if options.export else (run.folder / "figures", "results")
     print("drawn:", *save(results_figure(metrics), folder, name))

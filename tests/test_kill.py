@@ -122,7 +122,7 @@ def test_every_stage_survives_a_kill_and_repeats_no_work(tmp_path):
     for system in ("base", "context", "untrained", "sft", "rl"):
         found = ids(folder("evaluate") / "records" / f"{system}.jsonl")
         assert len(found) == len(set(found)) == 6
-    assert len(pd.read_csv(folder("evaluate") / "metrics.csv")) == 8, "six systems, two references"
+    assert len(pd.read_csv(folder("evaluate") / "metrics.csv")) == 9, "seven systems, two references"
 
     cell = "sweep/progressive-seed0"
     harness.kill_once("sweep", has_checkpoint, cell)

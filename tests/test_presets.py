@@ -197,6 +197,7 @@ def test_every_setting_with_a_number_has_a_range():
         ("evaluation.systems", '["bse"]', "There is no system 'bse'"),
         ("evaluation.systems", '["context-"]', "There is no system 'context-'"),
         ("evaluation.systems", '["pag"]', "There is no system 'pag'"),
+        ("evaluation.systems", '["lead-0"]', "There is no system 'lead-0'"),
         ("evaluation.shots", "-1", "at least 0"),
         ("data.retriever", "bm52", "There is no retriever 'bm52'"),
         ("data.retriever", "dense:", "There is no retriever 'dense:'"),

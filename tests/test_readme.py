@@ -317,6 +317,9 @@ def test_the_map_names_exactly_the_rooms() -> None:
 
 LABELS = {
     "base model": "base",
+    "query, unchanged": "echo",
+    "first words of the query": "lead",
+    "one label for everybody": "constant",
     "best-ranked item, copied": "copy-nearest",
     "majority label of the user": "majority",
     "context injection: 6 items in the base model's prompt": "context",

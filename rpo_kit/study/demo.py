@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.source import source_files
 from rpo_kit.model_files import all_files
@@ -23,7 +21,7 @@ from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting.failures import FAILED
 from rpo_kit.runs import Run, read_json, read_records, write_json
 from rpo_kit.stages import result_state
-from rpo_kit.study.results import result_text
+from rpo_kit.study.results import read_tables, result_text
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS = ("00_start_here", *dict.fromkeys(stage.notebook for stage in STAGES.values()))
@@ -128,10 +126,9 @@ def overrides(run: Run) -> dict[str, object]:
 
 def summary(run: Run) -> str:
     """The result with its table, and where to find the numbers, figures and notebooks."""
-    metrics, paired = (pd.read_csv(run.stage("evaluate") / f"{name}.csv") for name in ("metrics", "paired"))
     return "\n".join(
         [
-            result_text(metrics, paired),
+            result_text(*read_tables(f"{run.stage('evaluate')}/")),
             "",
             f"numbers    {run.stage('evaluate')}/metrics.csv, paired.csv",
             f"figures    {run.folder}/figures/",

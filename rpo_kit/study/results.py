@@ -1,7 +1,11 @@
 """The result of an evaluation as text: the gain over the best trivial baseline, then the table with systems by name.
 
-print(result_text(metrics, paired))      # the tables in evaluate/metrics.csv and evaluate/paired.csv
-# Gain over the best trivial baseline: +0.438 (0.398 to 0.476), reflection module after SFT + RL minus …
+Read from the CSVs of an evaluation; those of earlier versions lack the column `mde`.
+
+    print(result_text(*read_tables("figures/data/demo_LaMP-7_")))       # reads …metrics.csv and …paired.csv
+    # Gain over the best trivial baseline: +0.438 (0.398 to 0.476), reflection module after SFT + RL minus …
+
+*Trivial* are the baselines that use no model (`baselines`).
 """
 
 from __future__ import annotations
@@ -23,7 +27,17 @@ SYSTEM_NAMES = {  # as in README.md and docs/results.md
     "sft": "reflection module after SFT",
     "rl": "reflection module after SFT + RL",
 }
+PAIRED_COLUMNS = ("system", "minus", "score", "low", "high", "mde")
 MODULE = ("untrained", "sft", "rl")  # the reflection module
+
+
+def read_tables(prefix: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables in `<prefix>metrics.csv` and `<prefix>paired.csv`; earlier versions stored no `mde` in the latter."""
+    try:
+        paired = pd.read_csv(f"{prefix}paired.csv")
+    except pd.errors.EmptyDataError:  # an evaluation of a single system, by an earlier version
+        paired = pd.DataFrame(columns=PAIRED_COLUMNS)
+    return pd.read_csv(f"{prefix}metrics.csv"), paired
 
 
 def system_name(name: str) -> str:
@@ -67,7 +81,7 @@ def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
 
 def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
     """The gain over the best trivial baseline, and the table of systems."""
-    table = named(metrics).drop(columns=["task", "shots", "examples"]).round(3).fillna("")
+    table = named(metrics).drop(columns=["task", "shots", "examples"]).round(3)
     about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, {metrics['shots'][0]} history items"
     heading = f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):"
-    return "\n".join([*filter(None, [gain_over_trivial(metrics, paired)]), heading, table.to_string(index=False)])
+    return "\n".join([*filter(None, [gain_over_trivial(metrics, paired)]), heading, table.to_string(index=False, na_rep="")])

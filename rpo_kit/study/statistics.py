@@ -22,6 +22,7 @@ from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.runs import Run
 from rpo_kit.study.baselines import Record
+from rpo_kit.study.results import PAIRED_COLUMNS
 
 POWER = 1.96 + 0.84  # standard errors: 5 % two-sided, 80 % power
 SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the steps of the method: each is compared with the one before
@@ -112,7 +113,7 @@ def paired_table(run: Run, task: Task, examples: list[Example], records: dict[st
         interval = _mean_with_interval(difference, users, settings.bootstrap, settings.seed)
         mde = POWER * float(bootstrap_means(difference, users, settings.bootstrap, settings.seed).std())
         rows.append({"system": system, "minus": other} | interval | {"mde": mde})
-    return pd.DataFrame(rows, columns=["system", "minus", "score", "low", "high", "mde"])
+    return pd.DataFrame(rows, columns=PAIRED_COLUMNS)
 
 
 def compared(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -336,12 +336,13 @@ def one_split(tmp_path, users=10, split="dev"):
 
 def test_of_a_folder_with_dev_alone_the_baselines_are_evaluated(new_run, recording_chat, tmp_path, capsys, monkeypatch):
     systems = ("base", "majority", "copy-nearest", "context")
-    run = new_run({"data.source": one_split(tmp_path), "evaluation.systems": list(systems)})
+    run = new_run({"data.source": one_split(tmp_path), "evaluation.systems": ["constant", *systems]})
     prepare(run, lambda spec: recording_chat())
     assert "has no train files, so nothing can be trained" in capsys.readouterr().out
     assert (len(load_prepared(run, "train")), len(load_prepared(run, "dev"))) == (0, 12), "two of 6 users each"
     monkeypatch.setattr(evaluation, "open_chat_for", lambda run, spec: recording_chat())
     evaluation.evaluate(run)
+    assert "evaluate: constant left out, because the run has no train examples" in capsys.readouterr().out
     assert {path.stem for path in (run.stage("evaluate") / "predictions").iterdir()} == set(systems)
     with pytest.raises(KitError, match=r"No train example has synthesis\.shots=1 history items.*data\.dev_share=0\.2"):
         synthesize(run, lambda task, requests: pytest.fail("there is nothing to ask"))

@@ -12,7 +12,18 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.chat import Completion
 from rpo_kit.models.local import LoadedModel, LocalChat, prompt_tokens
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.study.baselines import answer_with_summary, copy_nearest, inject_context, is_defined, majority, shots_of
+from rpo_kit.setting_rules import TRIVIAL
+from rpo_kit.study.baselines import (
+    answer_with_summary,
+    constant,
+    copy_nearest,
+    echo,
+    inject_context,
+    lead,
+    majority,
+    shots_of,
+    why_undefined,
+)
 
 RATINGS, MOVIES, HEADLINES = get_task("LaMP-3"), get_task("LaMP-2"), get_task("LaMP-4")
 
@@ -54,8 +65,57 @@ def test_for_citations_copying_takes_the_reference_nearer_to_the_item_ranked_fir
 
 def test_a_majority_needs_labels_in_the_history() -> None:
     tasks = ("LaMP-1", "LaMP-2", "LaMP-2-news", "LaMP-3", "LaMP-4", "LaMP-7")
-    assert [is_defined("majority", get_task(name)) for name in tasks] == [False, True, True, True, False, False]
-    assert all(is_defined(system, get_task("LaMP-1")) for system in ("base", "copy-nearest", "pag-0"))
+    undefined = [why_undefined("majority", get_task(name)) for name in tasks]
+    assert undefined[1:4] == ["", "", ""]
+    assert [undefined[n] for n in (0, 4, 5)] == [f"items of {tasks[n]} have no label" for n in (0, 4, 5)]
+    assert not any(why_undefined(system, get_task("LaMP-1")) for system in ("base", "copy-nearest", "pag-0"))
+
+
+@pytest.mark.parametrize(
+    ("name", "baselines"),
+    [
+        ("LaMP-1", ["constant", "copy-nearest"]),
+        ("LaMP-2", ["constant", "majority", "copy-nearest"]),
+        ("LaMP-2-news", ["constant", "majority", "copy-nearest"]),
+        ("LaMP-3", ["constant", "majority", "copy-nearest"]),
+        ("LaMP-4", ["lead", "lead-12", "copy-nearest"]),
+        ("LaMP-5", ["lead", "lead-12", "copy-nearest"]),
+        ("LaMP-6", ["lead", "lead-12", "copy-nearest"]),
+        ("LaMP-7", ["echo", "copy-nearest"]),
+    ],
+)
+def test_each_task_has_the_trivial_baselines_that_make_sense_for_it(name: str, baselines: list[str]) -> None:
+    asked = ("echo", "lead", "lead-12", "constant", "majority", "copy-nearest")
+    assert set(TRIVIAL) == set(asked) - {"lead-12"}
+    assert [system for system in asked if not why_undefined(system, get_task(name))] == baselines
+
+
+def test_an_echo_is_the_tweet_to_paraphrase() -> None:
+    task = get_task("LaMP-7")
+    assert echo(task, {"input": task.make_input(text="I burnt  the toast.")}) == "I burnt  the toast."
+
+
+@pytest.mark.parametrize(
+    ("system", "answer"),
+    [
+        ("lead", "Rain fell on"),
+        ("lead-1", "Rain"),
+        ("lead-5", "Rain fell on Sunday"),
+        ("lead-05", "Rain fell on Sunday"),
+    ],
+)
+def test_a_lead_has_as_many_words_as_its_name_says_or_as_the_median_gold_of_train(system: str, answer: str) -> None:
+    golds = ["one two", "one two three", "a b c d e f", "a b c d e f g h"]  # 2, 3, 6 and 8 words: the lower middle is 3
+    example = {"input": HEADLINES.make_input(text="Rain fell\non Sunday")}
+    assert lead(system, golds)(HEADLINES, example) == answer
+
+
+def test_the_constant_is_the_label_with_the_best_score_on_train_and_for_ratings_not_the_most_frequent_one() -> None:
+    assert constant(MOVIES, ["comedy", "classic", "classic"])(MOVIES, {}) == "classic"
+    # errors of "1": 0 0 0 3 3 4 4, sum 14; of "4": 3 3 3 0 0 1 1, sum 11; of "5": 4 4 4 1 1 0 0, sum 14
+    assert constant(RATINGS, ["1", "1", "1", "4", "4", "5", "5"])(RATINGS, rated("2")) == "4"
+    citations = get_task("LaMP-1")
+    assert constant(citations, ["[2]", "[1]"])(citations, {}) == "[1]", "in a tie the first label"
 
 
 def test_the_number_of_items_is_part_of_the_name() -> None:

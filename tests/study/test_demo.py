@@ -43,6 +43,7 @@ def finished_run(tmp_path: Path, settings: dict[str, Any] | None = None) -> Any:
     run = open_run("r", "tiny", settings, root=tmp_path)
     row = {"system": "sft", "score": 0.71234, "low": 0.6, "high": 0.8, "task": "LaMP-3", "shots": 6, "examples": 6}
     write_text(run.stage("evaluate") / "metrics.csv", pd.DataFrame([row]).to_csv(index=False))
+    write_text(run.stage("evaluate") / "paired.csv", "system,minus,score,low,high,mde\n")
     return run
 
 
@@ -118,6 +119,7 @@ def test_the_summary_shows_the_table_and_where_to_find_the_rest(tmp_path):
     text = summary(run)
     assert "LaMP-3, 6 dev examples, 6 history items" in text
     assert "0.712" in text
+    assert "reflection module after SFT" in text
     for place in ("metrics.csv", "figures/", "notebooks/"):
         assert place in text
 

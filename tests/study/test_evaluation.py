@@ -11,16 +11,20 @@ import pytest
 from fakes import completion, error, last
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.data import write_lamp
 from rpo_kit.lamp.metrics import metrics_of_files
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.chat import Completion
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting import prompts, reflection
 from rpo_kit.rewriting.prepare import load_prepared, prepare
-from rpo_kit.runs import read_records, write_text
+from rpo_kit.runs import existing_run, read_records, write_text
+from rpo_kit.setting_rules import TRIVIAL
 from rpo_kit.stages import require
 from rpo_kit.study import demo, evaluation
+from rpo_kit.study.baselines import kind_of
 from rpo_kit.study.evaluation import chosen_systems, evaluate, evaluate_inputs, predict, rewrite
+from rpo_kit.study.results import read_tables
 from rpo_kit.study.statistics import bootstrap_interval, compared, copy_rate, metrics_table, paired_table, references
 
 RATINGS = get_task("LaMP-3")
@@ -124,6 +128,8 @@ def test_each_system_is_compared_with_the_one_before_and_with_the_first(new_run)
     # sft - base is 0.25 for both users, whatever is drawn; rl - sft is 0.25 or 0
     assert table.loc[0, ["low", "high"]].tolist() == pytest.approx([0.25, 0.25])
     assert table.loc[2, ["low", "high"]].tolist() == pytest.approx([0.0, 0.25])
+    # resampled means of 0.25 and 0: a quarter are 0.25, half 0.125, a quarter 0, so one standard error is 0.0884
+    assert table["mde"].tolist() == pytest.approx([0.0, 0.2475, 0.2475], rel=0.1)
 
 
 def test_the_best_of_the_method_is_compared_with_every_other_baseline():
@@ -138,14 +144,19 @@ def test_systems_are_a_setting_and_an_unknown_one_is_an_error_before_anything_ru
     tweets = new_run({"data.task": "LaMP-7", "evaluation.systems": '["base", "majority", "pag-1", "context-2"]'})
     assert chosen_systems(tweets, tweets.preset.evaluation.systems) == ["base", "pag-1", "context-2"]
     assert "majority left out, because items of LaMP-7 have no label" in capsys.readouterr().out
-    with pytest.raises(KitError, match=r"no system 'gpt' to evaluate: choose from base, .*pag-K, majority"):
+    with pytest.raises(KitError, match=r"no system 'gpt' to evaluate: choose from base, .*pag-K, .*majority"):
         evaluate(new_run(), ["gpt"])
+    for name in ("lead-0", "lead-", "constant-3"):
+        with pytest.raises(KitError, match=rf"no system '{name}' to evaluate: choose from .*lead-N"):
+            evaluate(new_run(), [name])
     with pytest.raises(KitError, match="no system 'context-many': write context-K"):
         evaluate(new_run(), ["context-many"])
 
 
 def test_a_single_system_has_nothing_to_be_compared_with(new_run):
-    assert paired_table(new_run(), RATINGS, examples(["1"], ["a"]), {"base": [record("3")]}).empty
+    table = paired_table(new_run(), RATINGS, examples(["1"], ["a"]), {"base": [record("3")]})
+    assert table.empty
+    assert table.to_csv(index=False) == "system,minus,score,low,high,mde\n"
 
 
 def test_copies_of_shown_items_are_counted_for_generation_tasks():
@@ -274,7 +285,7 @@ def test_the_stage_writes_tables_and_predictions_that_lamps_evaluator_reads(trai
 
     monkeypatch.setattr(evaluation, "_answerer", answerer)
     evaluate(run)
-    names = ["base", "majority", "copy-nearest", "context", "untrained", "sft", "rl"]
+    names = ["base", "constant", "majority", "copy-nearest", "context", "untrained", "sft", "rl"]
     assert opened == [(n, n if n in ("sft", "rl") else None) for n in names]
     work = run.stage("evaluate")
     metrics = pd.read_csv(work / "metrics.csv").set_index("system")
@@ -287,11 +298,59 @@ def test_the_stage_writes_tables_and_predictions_that_lamps_evaluator_reads(trai
     found = metrics_of_files(tmp_path / "golds.json", work / "predictions" / "base.json")
     assert found["MAE"] == pytest.approx(metrics.loc["base", "MAE"])
     paired = pd.read_csv(work / "paired.csv")
-    assert len(paired) == 6 + 3 + 3  # against base, three more against the one before, RL against three baselines
-    assert {"majority", "copy-nearest"} < set(paired[paired["system"] == "rl"]["minus"])
+    assert len(paired) == 7 + 3 + 4  # against base, three more against the one before, RL against four baselines
+    assert {"constant", "majority", "copy-nearest"} < set(paired[paired["system"] == "rl"]["minus"])
     opened.clear()
     evaluate(run)
     assert opened == [], "done already"
+
+
+@pytest.mark.parametrize("name", ["LaMP-1", "LaMP-2", "LaMP-3", "LaMP-4", "LaMP-5", "LaMP-7"])
+def test_the_trivial_baselines_of_a_task_get_their_rows_and_the_others_a_sentence(prepared, capsys, name):
+    run = prepared({"data.task": name})
+    evaluate(run, ["base", *TRIVIAL, "lead-2"])
+    said, task = capsys.readouterr().out, get_task(name)
+    defined = [system for system in (*TRIVIAL, "lead-2") if kind_of(system) in task.baselines]
+    for system in TRIVIAL:
+        assert (f"evaluate: {system} left out, because " in said) == (system not in defined)
+    metrics, paired = read_tables(f"{run.stage('evaluate')}/")
+    assert [system for system in metrics["system"] if system not in ("any habit", "oracle")] == ["base", *defined]
+    assert set(paired["system"]) == {"base", *defined}
+    golds = [example["output"] for example in load_prepared(run, "train")]
+    for system in set(defined) - {"majority", "copy-nearest"}:
+        answers = read_records(run.stage("evaluate") / "records" / f"{system}.jsonl")
+        for example, answer in zip(load_prepared(run, "dev"), answers, strict=True):
+            query, text = task.query_text(example["input"]), answer["prediction"]
+            words = sorted(len(gold.split()) for gold in golds)[(len(golds) - 1) // 2]
+            number = {"lead": words, "lead-2": 2}.get(system)
+            assert text == (" ".join(query.split()[:number]) if number else query) or system == "constant"
+            assert system != "constant" or text in task.labels
+
+
+def test_without_train_examples_only_what_needs_none_is_evaluated(new_run, recording_chat, tmp_path, capsys):
+    task, ids = get_task("LaMP-4"), ("1", "2")
+    rows = [{"id": id_, "input": task.make_input(text="Rain fell."), "output": "Rain", "profile": []} for id_ in ids]
+    write_lamp(tmp_path / "lamp", task, "dev", rows)
+    run = new_run({"data.task": "LaMP-4", "data.source": str(tmp_path / "lamp")})
+    prepare(run, lambda spec: recording_chat())
+    evaluate(run, ["base", "lead", "lead-1", "copy-nearest"])
+    assert "evaluate: lead left out, because the run has no train examples" in capsys.readouterr().out
+    metrics = read_tables(f"{run.stage('evaluate')}/")[0].set_index("system")
+    assert list(metrics.index) == ["base", "lead-1", "copy-nearest"]
+    assert metrics.loc["lead-1", "score"] == 1.0
+    evaluate(run, ["base", "lead", "lead-1", "copy-nearest"])
+    assert "evaluate: done already" in capsys.readouterr().out
+
+
+def test_a_run_with_stored_systems_is_not_evaluated_again(prepared, tmp_path, capsys):
+    """As one made before there were more: it keeps its systems, so that nothing has changed for it."""
+    systems = ["base", "majority", "copy-nearest"]
+    evaluate(prepared({"evaluation.systems": systems}))
+    again = existing_run("r", tmp_path)
+    assert again.preset.evaluation.systems == tuple(systems)
+    capsys.readouterr()
+    evaluate(again)
+    assert "evaluate: done already" in capsys.readouterr().out
 
 
 def test_an_excluded_example_is_in_the_predictions_so_that_lamps_golds_fit(new_run, recording_chat, tmp_path, capsys):

@@ -119,6 +119,9 @@ def test_results_show_each_system_from_top_to_bottom_and_references_as_lines():
     rows = metrics().assign(system=["context-4", "pag-0", "majority", *metrics().system[3:]])
     labels = [text.get_text() for text in figures.results_figure(rows).axes[0].get_yticklabels()]
     assert labels == ["context injection, k = 4", "profile summary (PAG), k = 0", "majority label of the user"]
+    rows = metrics().assign(system=["echo", "lead-12", "constant", *metrics().system[3:]])
+    labels = [text.get_text() for text in figures.results_figure(rows).axes[0].get_yticklabels()]
+    assert labels == ["query, unchanged", "first 12 words of the query", "one label for everybody"]
 
 
 def test_the_oracle_has_one_panel_per_task_with_its_ceiling():
