@@ -41,6 +41,7 @@ from rpo_kit.rewriting.base import answer_tokens, base_conversation, base_conver
 from rpo_kit.rewriting.prompts import escape_tags, fill
 from rpo_kit.runs import append_records, read_records
 from rpo_kit.setting_rules import TRIVIAL
+from rpo_kit.study.results import kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,12 +80,6 @@ def why_undefined(name: str, task: Task) -> str:
     if kind not in TRIVIAL or kind in task.baselines:
         return ""
     return _WHY_UNDEFINED.get(kind, "{} does not have it").format(task.name)
-
-
-def kind_of(name: str) -> str:
-    """The name without its number: "lead" for "lead-12"."""
-    kind, _, number = name.rpartition("-")
-    return kind if number.isdecimal() else name
 
 
 def shots_of(name: str, shots: int) -> int:

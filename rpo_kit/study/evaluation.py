@@ -49,13 +49,13 @@ from rpo_kit.study.baselines import (
     copy_nearest,
     echo,
     inject_context,
-    kind_of,
     lead,
     majority,
     shots_of,
     why_undefined,
     without_model,
 )
+from rpo_kit.study.results import kind_of
 from rpo_kit.study.statistics import metrics_table, paired_table, scorable
 
 Answers = Callable[[list[Example]], Iterator[list[Record]]]  # yields records as they are ready

@@ -40,12 +40,19 @@ def read_tables(prefix: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.read_csv(f"{prefix}metrics.csv"), paired
 
 
+def kind_of(name: str) -> str:
+    """The name without its number: "lead" for "lead-12"."""
+    kind, _, number = name.rpartition("-")
+    return kind if number.isdecimal() else name
+
+
 def system_name(name: str) -> str:
     """The system's name in tables and figures: "context injection, k = 4" for "context-4"."""
-    kind, dash, number = name.partition("-")
-    if dash and kind in ("context", "pag"):
-        return f"{SYSTEM_NAMES[kind]}, k = {number}"
-    return f"first {number} words of the query" if dash and kind == "lead" else SYSTEM_NAMES.get(name, name)
+    kind = kind_of(name)
+    if kind == name:
+        return SYSTEM_NAMES.get(name, name)
+    number = name.removeprefix(f"{kind}-")
+    return f"first {number} words of the query" if kind == "lead" else f"{SYSTEM_NAMES.get(kind, kind)}, k = {number}"
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +62,7 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
 
 def best_trivial(metrics: pd.DataFrame) -> str | None:
     """The baseline without a model that scores best on the dev users, in a tie the first; None if there is none."""
-    rows = metrics[[name in TRIVIAL or name.startswith("lead-") for name in metrics["system"]]]
+    rows = metrics[[kind_of(name) in TRIVIAL for name in metrics["system"]]]
     return None if rows.empty else str(rows["system"][rows["score"].idxmax()])
 
 
@@ -84,4 +91,5 @@ def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
     table = named(metrics).drop(columns=["task", "shots", "examples"]).round(3)
     about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, {metrics['shots'][0]} history items"
     heading = f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):"
-    return "\n".join([*filter(None, [gain_over_trivial(metrics, paired)]), heading, table.to_string(index=False, na_rep="")])
+    lines = [gain_over_trivial(metrics, paired), heading, table.to_string(index=False, na_rep="")]
+    return "\n".join(filter(None, lines))

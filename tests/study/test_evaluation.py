@@ -22,9 +22,8 @@ from rpo_kit.runs import existing_run, read_records, write_text
 from rpo_kit.setting_rules import TRIVIAL
 from rpo_kit.stages import require
 from rpo_kit.study import demo, evaluation
-from rpo_kit.study.baselines import kind_of
 from rpo_kit.study.evaluation import chosen_systems, evaluate, evaluate_inputs, predict, rewrite
-from rpo_kit.study.results import read_tables
+from rpo_kit.study.results import kind_of, read_tables
 from rpo_kit.study.statistics import bootstrap_interval, compared, copy_rate, metrics_table, paired_table, references
 
 RATINGS = get_task("LaMP-3")
