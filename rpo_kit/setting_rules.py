@@ -46,6 +46,12 @@ _RETRIEVER = re.compile(r"bm25|bm25-lamp|recency|random|dense:.+")
 SYSTEM = re.compile(rf"base|untrained|sft|rl|{'|'.join(TRIVIAL)}|lead-0*[1-9]\d*|context(-\d+)?|pag-\d+")
 
 
+def kind_of(system: str) -> str:
+    """The name of an evaluated system without its number: "lead" for "lead-12"."""
+    kind, _, number = system.rpartition("-")
+    return kind if number.isdecimal() else system
+
+
 def check(settings: Mapping[str, Any]) -> None:
     """Raise KitError for the first invalid setting; `settings` are by dotted key."""
     for least, keys in _AT_LEAST.items():

@@ -67,6 +67,7 @@ def test_no_preset_would_be_refused_with_the_key_that_it_names(name, tmp_path, m
         ({"reflection.max_seq_length": 9000, "rl.max_new_tokens": 4096}, "rl", "no room for a prompt in the 4096"),
         ({"reflection.max_seq_length": 9000, "evaluation.max_new_tokens": 5000}, "evaluate", "=5000 leaves no room"),
         ({"data.task": "LaMP-7", "evaluation.systems": ["majority"]}, "evaluate", "add base to evaluation.systems"),
+        ({"evaluation.systems": ["echo", "lead-3"]}, "evaluate", "add base to evaluation.systems"),
     ],
 )
 def test_prepare_warns_of_what_a_later_stage_will_refuse_and_answers_all_the_same(

@@ -40,8 +40,7 @@ from rpo_kit.models.local import prompt_tokens
 from rpo_kit.rewriting.base import answer_tokens, base_conversation, base_conversations, read_answer
 from rpo_kit.rewriting.prompts import escape_tags, fill
 from rpo_kit.runs import append_records, read_records
-from rpo_kit.setting_rules import TRIVIAL
-from rpo_kit.study.results import kind_of
+from rpo_kit.setting_rules import TRIVIAL, kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

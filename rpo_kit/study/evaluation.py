@@ -25,7 +25,6 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
-from rpo_kit import setting_rules
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import write_predictions
@@ -40,6 +39,7 @@ from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import rewrite_or_generic
 from rpo_kit.runs import Run, append_records, read_records, sort_records, write_text
+from rpo_kit.setting_rules import SYSTEM, SYSTEMS, kind_of
 from rpo_kit.stages import stage
 from rpo_kit.study.baselines import (
     FROM_TRAIN,
@@ -55,7 +55,6 @@ from rpo_kit.study.baselines import (
     why_undefined,
     without_model,
 )
-from rpo_kit.study.results import kind_of
 from rpo_kit.study.statistics import metrics_table, paired_table, scorable
 
 Answers = Callable[[list[Example]], Iterator[list[Record]]]  # yields records as they are ready
@@ -117,8 +116,8 @@ def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
     for name in systems:
         if name.partition("-")[0] in ("context", "pag"):
             shots_of(name, run.preset.evaluation.shots)
-        elif not setting_rules.SYSTEM.fullmatch(name):
-            raise KitError(f"There is no system {name!r} to evaluate: choose from {setting_rules.SYSTEMS}.")
+        elif not SYSTEM.fullmatch(name):
+            raise KitError(f"There is no system {name!r} to evaluate: choose from {SYSTEMS}.")
     reasons = {name: why_undefined(name, task) for name in systems}
     for name, reason in reasons.items():
         if reason:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from rpo_kit.setting_rules import TRIVIAL
+from rpo_kit.setting_rules import TRIVIAL, kind_of
 
 SYSTEM_NAMES = {  # as in README.md and docs/results.md
     "base": "base model",
@@ -38,12 +38,6 @@ def read_tables(prefix: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     except pd.errors.EmptyDataError:  # an evaluation of a single system, by an earlier version
         paired = pd.DataFrame(columns=PAIRED_COLUMNS)
     return pd.read_csv(f"{prefix}metrics.csv"), paired
-
-
-def kind_of(name: str) -> str:
-    """The name without its number: "lead" for "lead-12"."""
-    kind, _, number = name.rpartition("-")
-    return kind if number.isdecimal() else name
 
 
 def system_name(name: str) -> str:

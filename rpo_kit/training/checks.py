@@ -21,9 +21,9 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.open import check_spec
 from rpo_kit.presets import DataSettings, Preset
 from rpo_kit.runs import read_json
-from rpo_kit.setting_rules import MODEL_FORMS
+from rpo_kit.setting_rules import MODEL_FORMS, TRIVIAL, kind_of
 
-_WITHOUT_TRAINING = '--set \'evaluation.systems=["base", "majority", "copy-nearest", "context"]\''
+_WITHOUT_TRAINING = '--set \'evaluation.systems=["base", "echo", "majority", "copy-nearest", "context"]\''
 
 
 # ---- prepare ------------------------------------------------------------------------------------------------------
@@ -130,9 +130,9 @@ def _room(preset: Preset, key: str, tokens: int) -> str:
 
 def systems(preset: Preset) -> str:
     task = get_task(preset.data.task)
-    if task.items_have_labels or set(preset.evaluation.systems) != {"majority"}:
+    if {kind_of(name) for name in preset.evaluation.systems} - set(TRIVIAL).difference(task.baselines):
         return ""
-    return f"No system is left to evaluate {task.name} with, whose items have no label: add base to evaluation.systems."
+    return f"No system is left to evaluate {task.name} with: add base to evaluation.systems."
 
 
 def _module_folder(preset: Preset) -> Path | None:

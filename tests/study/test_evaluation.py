@@ -19,11 +19,11 @@ from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting import prompts, reflection
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.runs import existing_run, read_records, write_text
-from rpo_kit.setting_rules import TRIVIAL
+from rpo_kit.setting_rules import TRIVIAL, kind_of
 from rpo_kit.stages import require
 from rpo_kit.study import demo, evaluation
 from rpo_kit.study.evaluation import chosen_systems, evaluate, evaluate_inputs, predict, rewrite
-from rpo_kit.study.results import kind_of, read_tables
+from rpo_kit.study.results import read_tables
 from rpo_kit.study.statistics import bootstrap_interval, compared, copy_rate, metrics_table, paired_table, references
 
 RATINGS = get_task("LaMP-3")
