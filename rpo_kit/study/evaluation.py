@@ -39,7 +39,7 @@ from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import rewrite_or_generic
 from rpo_kit.runs import Run, append_records, read_records, sort_records, write_text
-from rpo_kit.setting_rules import SYSTEM, SYSTEMS, kind_of
+from rpo_kit.setting_rules import SYSTEM, SYSTEM_FORMS, kind_of
 from rpo_kit.stages import stage
 from rpo_kit.study.baselines import (
     FROM_TRAIN,
@@ -117,7 +117,7 @@ def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
         if name.partition("-")[0] in ("context", "pag"):
             shots_of(name, run.preset.evaluation.shots)
         elif not SYSTEM.fullmatch(name):
-            raise KitError(f"There is no system {name!r} to evaluate: choose from {SYSTEMS}.")
+            raise KitError(f"There is no system {name!r} to evaluate: choose from {SYSTEM_FORMS}.")
     reasons = {name: why_undefined(name, task) for name in systems}
     for name, reason in reasons.items():
         if reason:
