@@ -90,6 +90,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     served.add_argument(
         "--stage", choices=("sft", "rl"), default="rl", help="the stage whose adapter rewrites (default: rl)"
     )
+    served.add_argument("--base", metavar="MODEL", help="another base model than the run's; recorded answers need one")
     served.add_argument("--profiles", type=Path, help="folder with one USER.json per user: a JSON list of LaMP items")
     served.add_argument(
         "--host",
@@ -250,7 +251,7 @@ def _results(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from rpo_kit.serving.server import serve
 
-    serve(existing_run(options.run), options.stage, options.profiles, options.host, options.port)
+    serve(existing_run(options.run), options.stage, options.profiles, options.host, options.port, options.base)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A setting names a model, but the files in its folder can change. So a stage's inputs hold the sha256 of the
 folder's weights, configuration and tokenizer. Of a model from the hub they hold the commit that lies in the local
-cache; nothing is asked over the network. What cannot be known is left out and counts as unchanged (`stage_inputs.py`).
+cache; nothing is asked over the network. Of recorded answers they hold the sha256 of the files. What cannot be known is
+left out and counts as unchanged (`stage_inputs.py`).
 
 Contents are read once: `~/.cache/rpo_kit/model_files.json` keeps the hash of each file with its size and times.
 
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from rpo_kit.bundled import cache_folder, is_complete
 from rpo_kit.machine import cache_root
+from rpo_kit.model_spec import recorded_files
 from rpo_kit.provenance import fingerprint
 from rpo_kit.runs import Run, read_json, write_json
 
@@ -26,6 +28,9 @@ _OWN_NOTE = "source.json"  # of the bundled model's conversion; no loader reads 
 
 
 def base_files(run: Run) -> dict[str, str]:
+    recorded = recorded_files(run.preset.base)
+    if recorded and all(path.is_file() for path in recorded):
+        return {"base_files": fingerprint([fingerprint(path) for path in recorded])}
     return _as_input("base_files", _local_name(run.preset.base))
 
 

@@ -14,11 +14,13 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from rpo_kit.errors import KitError
 
 OPENAI = "OPENAI_API_KEY"
+_RECORDED = "file:"
 _URL_FORM = re.compile(r"(?P<url>https?://[^#]+)#(?P<model>.+?)(?:@(?P<variable>[A-Z][A-Z0-9_]*))?")
 _VARIABLE, _VERSION = re.compile(r"[A-Z][A-Z0-9_]*"), re.compile(r"[0-9]{1,8}")
 _KEY = re.compile(r"\b(?:sk-|gsk_|hf_|AIza)[\w-]{12,}|@.*[A-Z0-9]{16,}")  # known prefixes; long runs of capitals
@@ -54,10 +56,24 @@ def parse_spec(spec: str) -> EndpointSpec | None:
     return EndpointSpec(match["url"], match["model"], match["variable"] or "") if match else None
 
 
+def recorded_files(spec: str) -> tuple[Path, ...]:
+    """The files of recorded answers in `file:TRAIN.json,DEV.json`; () for the name of a model."""
+    kind, colon, names = spec.strip().partition(":")
+    if f"{kind}{colon}" != _RECORDED:
+        return ()
+    return tuple(Path(name.strip()).expanduser() for name in names.split(",") if name.strip())
+
+
+def with_absolute_files(spec: str) -> str:
+    """The same spec with absolute paths of its files of recorded answers; the name of a model is unchanged."""
+    files = recorded_files(spec)
+    return f"{_RECORDED}{','.join(str(path.resolve()) for path in files)}" if files else spec
+
+
 def refuse_secrets(spec: str) -> None:
     """Raise KitError if the string looks as if it holds a secret. It may also name a local model, or none at all."""
     spec = spec.strip()
-    if spec.startswith("local:"):
+    if spec.startswith(("local:", _RECORDED)):
         return
     if _KEY.search(spec):
         raise KitError(f"The name of a model contains what looks like a key; such names are stored. {_REMEDY}")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rpo_kit.errors import KitError
+from rpo_kit.model_spec import with_absolute_files
 from rpo_kit.presets import RETIRED, Preset, as_dict, get_preset, override
 from rpo_kit.processes import disk_errors_explained
 
@@ -91,12 +92,14 @@ def planned_run(
 
 
 def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Make folders in the settings absolute: notebooks run in another folder than the command line."""
+    """Make folders and files in the settings absolute: notebooks run in another folder than the command line."""
     changed = dict(overrides)
     for key, prefix in _FOLDER_SETTINGS.items():
         folder = str(changed.get(key, "")).removeprefix(prefix)
         if folder not in ("", "personas", "official", "smollm2") and Path(folder).is_dir():
             changed[key] = f"{prefix}{Path(folder).resolve()}"
+    if "base" in changed:
+        changed["base"] = with_absolute_files(str(changed["base"]))
     return changed
 
 

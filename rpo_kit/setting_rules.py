@@ -15,7 +15,7 @@ from operator import le
 from typing import Any
 
 from rpo_kit.errors import KitError
-from rpo_kit.model_spec import parse_spec
+from rpo_kit.model_spec import parse_spec, recorded_files
 
 ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
 CURRICULA = (
@@ -99,9 +99,11 @@ def _check_names(settings: Mapping[str, Any]) -> None:
     for key in ("base", "synthesis.teacher"):
         spec = settings[key]
         rules = "persona, " if key == "synthesis.teacher" else ""
+        recorded = ", or file:PREDICTIONS.json for recorded answers" if key == "base" else ""
         local = spec.startswith("local:") and spec != "local:"
-        if not local and not (rules and spec == "persona") and parse_spec(spec) is None:
-            raise KitError(f"{key}={spec!r} does not name a model: write {rules}{MODEL_FORMS}.")
+        known = local or (rules and spec == "persona") or (recorded and recorded_files(spec))
+        if not known and parse_spec(spec) is None:
+            raise KitError(f"{key}={spec!r} does not name a model: write {rules}{MODEL_FORMS}{recorded}.")
 
 
 def _check_combinations(settings: Mapping[str, Any]) -> None:

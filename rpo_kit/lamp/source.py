@@ -108,17 +108,7 @@ def source_folder(settings: DataSettings, stage_dir: Path) -> Path:
 def read_source(settings: DataSettings, split: str, stage_dir: Path) -> Dataset:
     """One split with its ranking: from the embedded personas, or from a folder with LaMP's official files."""
     task = get_task(settings.task)
-    users = settings.train_users if split == "train" else settings.dev_users
-    facts: dict[str, UserFacts] = {}
-    folder = source_folder(settings, stage_dir)
-    if settings.source == "personas":
-        personas.write(folder, task.name, {split: users}, items_per_user=settings.items_per_user, seed=settings.seed)
-        facts = json.loads((folder / f"{split}_facts.json").read_text(encoding="utf-8"))
-    dataset = first_users(_read_split(settings, folder, split), users)
-    if settings.leave_one_out and split == "train":
-        own = list(examples_from_items(task, dataset, facts, settings.leave_one_out, settings.seed))
-        dataset = concatenate_datasets([dataset, Dataset.from_list([row for row, _ in own], dataset.features)])
-        facts |= {row["id"]: row_facts for row, row_facts in own}
+    dataset, facts = _read_unranked(settings, split, stage_dir)
     facts_column = [json.dumps(facts.get(example_id, {})) for example_id in dataset["id"]]
     ranking = rank(task, dataset, settings.retriever, settings.seed)
     columns = {
@@ -130,6 +120,29 @@ def read_source(settings: DataSettings, split: str, stage_dir: Path) -> Dataset:
         return Dataset.from_dict({name: [] for name in features}, features=features)
     dataset = dataset.add_column("ranking", ranking, feature=columns["ranking"])
     return dataset.add_column("facts", facts_column, feature=columns["facts"])
+
+
+def unranked_ids(settings: DataSettings, split: str) -> list[str]:
+    """The ids of a split's examples, as `prepare` will read them; ranking, which takes longest, is left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        return list(_read_unranked(settings, split, Path(folder))[0]["id"])
+
+
+def _read_unranked(settings: DataSettings, split: str, stage_dir: Path) -> tuple[Dataset, dict[str, UserFacts]]:
+    """One split, and what is known about its users, by example."""
+    task = get_task(settings.task)
+    users = settings.train_users if split == "train" else settings.dev_users
+    facts: dict[str, UserFacts] = {}
+    folder = source_folder(settings, stage_dir)
+    if settings.source == "personas":
+        personas.write(folder, task.name, {split: users}, items_per_user=settings.items_per_user, seed=settings.seed)
+        facts = json.loads((folder / f"{split}_facts.json").read_text(encoding="utf-8"))
+    dataset = first_users(_read_split(settings, folder, split), users)
+    if settings.leave_one_out and split == "train":
+        own = list(examples_from_items(task, dataset, facts, settings.leave_one_out, settings.seed))
+        dataset = concatenate_datasets([dataset, Dataset.from_list([row for row, _ in own], dataset.features)])
+        facts |= {row["id"]: row_facts for row, row_facts in own}
+    return dataset, facts
 
 
 def _read_split(settings: DataSettings, folder: Path, split: str) -> Dataset:

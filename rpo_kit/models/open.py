@@ -7,6 +7,7 @@
 
 `openai:MODEL` limits answers with `max_completion_tokens`, URLs with `max_tokens`: OpenAI's newer models reject the
 second, and some servers ignore the first (so name those by their URL). APIs other than OpenAI's are not supported.
+Recorded answers (`file:PREDICTIONS.json`) are not a model: `prepare` reads them, and nothing can be asked of them.
 
     open_chat("openai:gpt-4o-mini").complete([[{"role": "user", "content": "Say hello."}]], max_new_tokens=8)
     # [Completion(text='Hello!', finished=True, prompt_tokens=10, new_tokens=2, failure=None)]
@@ -15,7 +16,7 @@ second, and some servers ignore the first (so name those by their URL). APIs oth
 from __future__ import annotations
 
 from rpo_kit.errors import KitError
-from rpo_kit.model_spec import parse_spec
+from rpo_kit.model_spec import parse_spec, recorded_files
 from rpo_kit.models.chat import Chat
 from rpo_kit.presets import EndpointSettings
 from rpo_kit.runs import Run, runs_root
@@ -32,14 +33,19 @@ def open_chat(
     The cost of an endpoint is charged to `run`; without a run, the limits apply to the returned object alone.
 
     Raises:
-        KitError: `spec` does not name a model (the message lists the forms), its key is not set, or its address, a
-            proxy variable, a certificate file or a store cannot be used.
+        KitError: `spec` does not name a model (the message lists the forms) or names recorded answers, its key is not
+            set, or its address, a proxy variable, a certificate file or a store cannot be used.
     """
     kind, _, name = spec.strip().partition(":")
     if kind == "local" and name:
         from rpo_kit.models.local import LocalChat, load_base  # torch takes seconds to import; endpoints do not need it
 
         return LocalChat(load_base(name, max_seq_length), spec)
+    if recorded_files(spec):
+        raise KitError(
+            f"{spec!r} holds recorded answers, which cannot answer new queries, and does not name a model: write "
+            "local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL in Personalizer.of(run, base=…) or serve --base."
+        )
     endpoint = parse_spec(spec)
     if endpoint is None:
         raise KitError(

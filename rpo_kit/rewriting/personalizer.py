@@ -91,8 +91,10 @@ class Personalizer:
         self.lock = threading.Lock()  # held while the module or its tokenizer works
 
     @classmethod
-    def of(cls, run: Run, stage: str = "rl") -> Personalizer:
+    def of(cls, run: Run, stage: str = "rl", base: str | None = None) -> Personalizer:
         """The module that `stage` trained, with all of the run's settings; API cost is charged to the run.
+
+        `base` names another base model than the run's, which recorded answers (`file:…`) need: they are not a model.
 
         For an example of the run's data, generic answer and rewrite are those of `prepare` and `evaluate` (but the
         retriever `random` draws other items).
@@ -101,7 +103,7 @@ class Personalizer:
         data = replace(preset.data, dev_users=0)  # as in `train_inputs`: dev users train nothing
         adapter = require(run, stage, data=data, **module_inputs(run)) / "adapter"
         return cls(
-            open_chat_for(run, preset.base),
+            open_chat_for(run, base or preset.base),
             load_reflection(preset.reflection, adapter),
             get_task(preset.data.task),
             preset.evaluation.shots,

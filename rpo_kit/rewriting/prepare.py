@@ -3,6 +3,7 @@
 The first half of Figure 1, for all queries at once. The base model sees LaMP's input and nothing else (`base.py`).
 Answers are appended to `generic.jsonl` as they arrive; an interrupted call resumes with the missing ones. A query that
 an endpoint does not answer is listed in `failed.jsonl`, left out, and asked again by the next call (`failures.py`).
+With `base=file:PREDICTIONS.json` no model is asked: the answers were recorded before (`recorded.py`).
 
     prepare(run)
     load_prepared(run, "dev")[0]
@@ -16,6 +17,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datasets import load_from_disk
 from tqdm.auto import tqdm
@@ -25,13 +27,16 @@ from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.leaks import check_belong_together
 from rpo_kit.lamp.source import SPLITS, Profile, check_data, read_source, save_split, source_files, source_folder
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.models.chat import Chat, reporting_cost, stream_completions
+from rpo_kit.model_spec import recorded_files
+from rpo_kit.models.chat import Chat, Completion, reporting_cost, stream_completions
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import current, inputs_of, refusals, refuse
+from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.base import answer_tokens, base_conversations, describe_oddities, generic_record
+from rpo_kit.rewriting.recorded import complete_answers
 from rpo_kit.runs import Run, append_records, read_records, sort_records
-from rpo_kit.stages import made_from, require, stage
+from rpo_kit.stages import is_finished, made_from, require, stage
 
 _CHUNK = 64  # ours: generic answers stored at a time, from a model that does not stream
 
@@ -43,6 +48,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     if open_base is None:
         refuse(run, "prepare")
     inputs, retry = inputs_of(run, "prepare") | source_files(preset.data), failures.pending(run, "prepare")
+    recorded = _recorded_answers(run, inputs)
     with stage(run, "prepare", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:
             return
@@ -60,21 +66,41 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
         queries: dict[str, str] = {row["id"]: row["input"] for row in rows}
         done = {record["id"] for record in read_records(stage_dir / "generic.jsonl")}
         missing = {id_: input for id_, input in queries.items() if id_ not in done}
-        if missing:
+        if recorded_files(preset.base):
+            _write_recorded_answers(run, {id_: recorded[id_] for id_ in missing}, stage_dir)
+        elif missing:
             base = open_base(preset.base) if open_base else open_chat_for(run, preset.base)
             _write_generic_answers(run, base, missing, stage_dir)
         failures.report(stage_dir, len(queries), preset.endpoint.tolerate)
         sort_records(stage_dir / "generic.jsonl", list(queries))
-        records = read_records(stage_dir / "generic.jsonl")
-        cut = sum(not record.get("finished", True) for record in records)
-        limit = answer_tokens(get_task(preset.data.task), preset.base_max_new_tokens)
-        if odd := describe_oddities(records, limit):
-            print(odd)
-        if cut:
-            print(
-                f"prepare: {cut} of {len(records)} generic answers were cut off at {limit} tokens; to allow more, run "
-                f"`python -m rpo_kit prepare --run {run.name} --set base_max_new_tokens={2 * limit}`"
-            )
+        _report_oddities(run, read_records(stage_dir / "generic.jsonl"))
+
+
+def _report_oddities(run: Run, records: list[dict[str, Any]]) -> None:
+    cut = sum(not record.get("finished", True) for record in records)
+    limit = answer_tokens(get_task(run.preset.data.task), run.preset.base_max_new_tokens)
+    if odd := describe_oddities(records, limit):
+        print(odd)
+    if cut:
+        print(
+            f"prepare: {cut} of {len(records)} generic answers were cut off at {limit} tokens; to allow more, run "
+            f"`python -m rpo_kit prepare --run {run.name} --set base_max_new_tokens={2 * limit}`"
+        )
+
+
+def _recorded_answers(run: Run, inputs: dict[str, Any]) -> dict[str, str]:
+    """{id: recorded answer}, checked before an earlier result is moved away; {} for a model, or if all is done."""
+    fingerprints = {key: fingerprint(value) for key, value in inputs.items()} if recorded_files(run.preset.base) else {}
+    if not fingerprints or is_finished(run.stage("prepare"), fingerprints):
+        return {}
+    return complete_answers(run.preset)
+
+
+def _write_recorded_answers(run: Run, answers: dict[str, str], stage_dir: Path) -> None:
+    """Store each {id: recorded answer} as if the model had just given it."""
+    task = get_task(run.preset.data.task)
+    records = [generic_record(task, id_, Completion(text, True, 0, 0)) for id_, text in answers.items()]
+    append_records(stage_dir / "generic.jsonl", records)
 
 
 def _write_generic_answers(run: Run, base: Chat, inputs: dict[str, str], stage_dir: Path) -> None:

@@ -236,11 +236,11 @@ def _error(message: str) -> tuple[str, str]:
 # ---- starting -----------------------------------------------------------------------------------------------------
 
 
-def serve(run: Run, stage: str, profiles: Path | None, host: str, port: int) -> None:
-    """Load the run's base model and trained module, and serve until Ctrl-C."""
+def serve(run: Run, stage: str, profiles: Path | None, host: str, port: int, base: str | None = None) -> None:
+    """Load the run's base model, or `base`, and the trained module, and serve until Ctrl-C."""
     key = os.environ.get(KEY_VARIABLE, "").strip()
     check_address(host, port, profiles, key)  # before loading a model, which takes a while
-    personalizer = Personalizer.of(run, stage)
+    personalizer = Personalizer.of(run, stage, base)
     service = Service(personalizer, profiles, key)
     with make_server(service, host, port) as server:
         address = f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}/v1"

@@ -30,6 +30,7 @@ from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import write_predictions
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.model_spec import recorded_files
 from rpo_kit.models.local import LoadedModel
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import WEIGHTS, current, inputs_of, refuse
@@ -118,6 +119,7 @@ def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
             shots_of(name, run.preset.evaluation.shots)
         elif not SYSTEM.fullmatch(name):
             raise KitError(f"There is no system {name!r} to evaluate: choose from {SYSTEM_FORMS}.")
+    systems = _answerable(run, systems)
     reasons = {name: why_undefined(name, task) for name in systems}
     for name, reason in reasons.items():
         if reason:
@@ -138,6 +140,24 @@ def _not_empty(task: Task, systems: list[str]) -> list[str]:
     if not systems:
         raise KitError(f"No system is left to evaluate {task.name} with: add base to evaluation.systems.")
     return systems
+
+
+def _answerable(run: Run, systems: Sequence[str]) -> list[str]:
+    """The systems without those that would ask a base model whose answers are only recorded.
+
+    Raises:
+        KitError: none is left.
+    """
+    asking = [name for name in systems if asks_base(name)] if recorded_files(run.preset.base) else []
+    if asking:
+        why = f"the answers of base={run.preset.base} are recorded, and it cannot be asked anew"
+        if len(asking) == len(systems):
+            raise KitError(
+                f"No system is left to evaluate without {', '.join(asking)}, because {why}: add base to "
+                "evaluation.systems, or choose a base model."
+            )
+        print(f"evaluate: {', '.join(asking)} left out, because {why}.")
+    return [name for name in systems if name not in asking]
 
 
 def excluded_predictions(run: Run) -> dict[str, str]:

@@ -18,6 +18,7 @@ from rpo_kit.lamp import personas
 from rpo_kit.lamp.leave_one_out import examples_from_items
 from rpo_kit.lamp.source import split_of_files
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.model_spec import recorded_files
 from rpo_kit.models.open import check_spec
 from rpo_kit.presets import DataSettings, Preset
 from rpo_kit.runs import read_json
@@ -130,7 +131,10 @@ def _room(preset: Preset, key: str, tokens: int) -> str:
 
 def systems(preset: Preset) -> str:
     task = get_task(preset.data.task)
-    if {kind_of(name) for name in preset.evaluation.systems} - set(TRIVIAL).difference(task.baselines):
+    left_out = set(TRIVIAL).difference(task.baselines)
+    if recorded_files(preset.base):
+        left_out |= {"context", "pag"}
+    if {kind_of(name) for name in preset.evaluation.systems} - left_out:
         return ""
     return f"No system is left to evaluate {task.name} with: add base to evaluation.systems."
 
