@@ -83,6 +83,8 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     results = commands.add_parser("results", help="print and draw an evaluation from its stored numbers")
     results.add_argument("--run", default=DEFAULT_RUN, help="the evaluated run (default: demo)")
     results.add_argument("--export", metavar="NAME", help="also store numbers and logs as figures/data/NAME_*.csv")
+    about = "also print, apart from the run's table, what others have published on the task"
+    results.add_argument("--published", action="store_true", help=about)
     results.set_defaults(command=_results)
     about = "serve the personalizer as an OpenAI-compatible endpoint in front of the base model"
     served = commands.add_parser("serve", help=about, description=about)
@@ -246,6 +248,16 @@ def _results(options: argparse.Namespace) -> None:
     print(result_text(metrics, paired))
     folder, name = (FIGURES, f"{options.export}_results") if options.export else (run.folder / "figures", "results")
     print("drawn:", *save(results_figure(metrics), folder, name))
+    if options.published:
+        _print_published(run)
+
+
+def _print_published(run: Run) -> None:
+    from rpo_kit.study.published import published_report
+
+    print(f"\n{'-' * 100}\n{published_report(run.preset.data.task)}")
+    if run.preset.data.source == "personas":
+        print("\nThis run's users are invented (embedded benchmark), so its numbers are not numbers on LaMP.")
 
 
 def _serve(options: argparse.Namespace) -> None:
