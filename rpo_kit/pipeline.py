@@ -50,7 +50,7 @@ _ROWS = (
         notebook="01_lamp_and_retrieval",
         settings={"data": "data", "base": "base", "base_tokens": "base_max_new_tokens"},
         inputs=("model_files:base_files", "model_files:retriever_files"),
-        checks=("lamp.source:check_data", "training.checks:base", "rewriting.recorded:check_recorded"),
+        checks=("lamp.source:check_data", "training.checks:base", "lamp.recorded:check_recorded"),
         writes=("train", "dev", "generic.jsonl"),
     ),
     Stage(

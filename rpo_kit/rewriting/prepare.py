@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from rpo_kit.lamp.data import excluded_outputs
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.leaks import check_belong_together
+from rpo_kit.lamp.recorded import complete_answers
 from rpo_kit.lamp.source import SPLITS, Profile, check_data, read_source, save_split, source_files, source_folder
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.model_spec import recorded_files
@@ -34,7 +35,6 @@ from rpo_kit.pipeline import current, inputs_of, refusals, refuse
 from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.base import answer_tokens, base_conversations, describe_oddities, generic_record
-from rpo_kit.rewriting.recorded import complete_answers
 from rpo_kit.runs import Run, append_records, read_records, sort_records
 from rpo_kit.stages import is_finished, made_from, require, stage
 
