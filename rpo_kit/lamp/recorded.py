@@ -1,8 +1,8 @@
 """Recorded answers as the black box: `base=file:PREDICTIONS.json`, in LaMP's prediction format.
 
 For a model that answered earlier or elsewhere. `prepare` takes the generic answers from the files instead of asking a
-model, and reads them like any reply (`rewriting/base.py`). A file may answer more examples than the run uses; it must not lack
-one. Everything is checked before `prepare` writes anything.
+model, and reads them like any reply (`rewriting/base.py`). A file may answer more examples than the run uses; it must
+not lack one. Everything is checked before `prepare` writes anything.
 
 In: `{"task": "LaMP_3", "golds": [{"id": "310", "output": "4"}]}`. Out of `complete_answers`: `{"310": "4"}`.
 """
