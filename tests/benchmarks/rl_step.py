@@ -9,7 +9,7 @@ share of bookkeeping (parsing, rewards, advantages, records), the ratios, and th
     --rounds 3       measure in turn so often: A B A B A B; the medians are compared, the spread is printed
     --roofline       what this machine was measured to do, the step's FLOPs and bytes, and the share of the bound that
                      is reached (roofline.py)
-    --demo           the demo's own step: 6 prompts x 8, 80 tokens each, prompts as long as LaMP-7's on average
+    --demo           the demo's own step: 16 prompts x 8, 80 tokens each, prompts as long as LaMP-7's on average
     --curve          also over group sizes and prompt lengths, in bf16
 
 Runs on the GPU if torch sees one. Not a timed test: measure on a machine that does nothing else.
@@ -55,7 +55,7 @@ P, T = ParamSpec("P"), TypeVar("T")
 Figures = dict[str, float]  # seconds of whole, sampling, bookkeeping; tokens of a prompt; GB of memory
 TASK = "LaMP-1"
 GROUPS, LENGTHS = (2, 4, 8, 16), (100, 200, 800)  # and 400 with 8
-DEMO = {"prompts": 6, "group": 8, "length": 220, "new": 80}  # LaMP-7's prompts with 2 to 6 items: 172 to 267 tokens
+DEMO = {"prompts": 16, "group": 8, "length": 220, "new": 80}  # LaMP-7's prompts with 2 to 6 items: 172 to 267 tokens
 PARTS = ("whole", "sampling", "rest")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
