@@ -76,7 +76,7 @@ class SFTSettings:
 
 @dataclass(frozen=True)
 class RLSettings:
-    steps: int = 12
+    steps: int = 15
     algorithm: str = "reinforce++-baseline"  # paper; or reinforce++, grpo, rloo
     prompts_per_step: int = 16  # OpenRLHF: 128. Measured: with 6, 20 steps gained nothing (docs/results.md)
     group_size: int = 8  # OpenRLHF
