@@ -391,6 +391,16 @@ def test_the_longer_runs_of_the_results_are_the_stored_ones() -> None:
             agree(mae, third[system], "MAE")
 
 
+def test_the_gains_by_rl_steps_are_the_stored_ones() -> None:
+    table = rows("docs/results.md", "| RL |")
+    for label, name in (("20 steps of 6 × 8", "20x6"), ("24 steps of 16 × 8", "24x16")):
+        seeds, gain, could_show, _ = table[label]
+        numbers = stored(f"gain_LaMP-7_{name}", "run")
+        assert len(numbers) == 1 + len(seeds.split(","))
+        agree(gain, numbers["all"], "difference", "low", "high")
+        agree(could_show, numbers["all"], "mde")
+
+
 def test_figure_3_of_the_results_is_the_stored_sweep() -> None:
     bars = stored("long_LaMP-7_bars", "arm")
     with (DATA / "long_LaMP-7_differences.csv").open(encoding="utf-8") as file:
@@ -411,6 +421,7 @@ def test_figure_3_of_the_results_is_the_stored_sweep() -> None:
         ("s1", "seeds_LaMP-1_provenance.json"),
         ("f7", "long_LaMP-7_provenance.json"),
         ("b7", "baselines_LaMP-7_run.json"),
+        ("g7", "gain1_LaMP-7_run.json"),
     ],
 )
 def test_the_command_of_a_longer_run_gives_its_stored_settings(
