@@ -13,6 +13,7 @@ import base64
 import getpass
 import os
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import unquote
 
@@ -85,18 +86,30 @@ def without_key(text: str, key: str) -> str:
 
 def _holds_key(text: str, key: str) -> bool:
     """Whether the key is in the text, or in what the text decodes to."""
+    heads = [form[:_HEAD].replace("\\", "").casefold() for form in _forms(key)]
+    texts = [text]
     for _ in range(4):  # a text may be escaped more than once
-        plain = _GAP.sub("", text).replace("\\", "").casefold()
-        if any(form[:_HEAD].replace("\\", "").casefold() in plain for form in _forms(key)):
-            return True
-        decoded = _HEX.sub(lambda match: chr(int(match[1], 16)), unquote(text))
-        decoded = _DECIMAL.sub(lambda match: chr(int(match[1])), decoded)
-        for character, name in _ENTITIES.items():
-            decoded = decoded.replace(f"&{name};", character)
-        if decoded == text:
-            return False
-        text = decoded
+        for plain in (_GAP.sub("", read).replace("\\", "").casefold() for read in texts):
+            if any(head in plain for head in heads):
+                return True
+        # one after the other, because a key may hold what reads as an escape: 0000%00' is 0000%00&#x27; in HTML
+        texts = list(dict.fromkeys(decode(read) for read in texts for decode in _DECODERS))
     return False
+
+
+def _without_entities(text: str) -> str:
+    for character, name in _ENTITIES.items():
+        text = text.replace(f"&{name};", character)
+    return text
+
+
+_DECODERS: tuple[Callable[[str], str], ...] = (
+    lambda text: text,
+    unquote,
+    lambda text: _HEX.sub(lambda match: chr(int(match[1], 16)), text),
+    lambda text: _DECIMAL.sub(lambda match: chr(int(match[1])), text),
+    _without_entities,
+)
 
 
 @lru_cache(maxsize=8)

@@ -118,8 +118,9 @@ def _drift(rows: Rows) -> dict[str, str]:
 
 
 def _standstill(rows: Rows) -> dict[str, str]:
-    """The reward of the last window is not above that of the first. Measured: holds for the demo's few steps, in which
-    RL gains nothing, and at no step of the longer runs, in which it does (figures/data/*_rl_log.csv).
+    """The reward of the last window is not above that of the first. Measured: holds for 20 steps of 6 prompts, in
+    which RL gains nothing, and at no step of the demo and the longer runs, in which it gains
+    (figures/data/*_rl_log.csv).
     """
     first, last = _mean(rows[:WINDOW], "reward"), _mean(rows[-WINDOW:], "reward")
     if len(rows) < 2 * WINDOW or first is None or last is None or last > first:

@@ -64,7 +64,17 @@ def test_one_bad_step_and_the_first_few_steps_are_not_enough():
     assert "reward" not in diagnose(log(9, reward=0.1)), "10 steps before it is said that nothing is learned"
 
 
-@pytest.mark.parametrize(("run", "told"), [("demo_LaMP-7", True), ("long_LaMP-1", False), ("long_LaMP-3", False)])
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        ("short1_LaMP-7", True),
+        ("demo_LaMP-7", False),
+        ("gain1_LaMP-7", False),
+        ("gain2_LaMP-7", False),
+        ("long_LaMP-1", False),
+        ("long_LaMP-3", False),
+    ],
+)
 def test_of_the_stored_runs_only_the_one_that_gained_nothing_gets_a_warning(run, told):
     stored = pd.read_csv(Path(__file__).parents[2] / f"figures/data/{run}_rl_log.csv").to_dict("records")
     assert any("reward" in diagnose(stored[:steps]) for steps in range(len(stored) + 1)) == told
