@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def stage(
     Raises:
         KitError: another process works on this stage, or the disk cannot be written.
     """
-    folder, wanted = run.stage(name), {key: fingerprint(value) for key, value in inputs.items()}
+    folder, wanted = run.stage(name), fingerprints(inputs)
     if not is_main():
         yield from _other_rank(folder, name, wanted, every_rank)
         return
@@ -84,7 +84,7 @@ def require(run: Run, name: str, **inputs: Any) -> Path:
     folder = run.stage(name)
     stored, why = _made_from(folder), "is not finished"
     if stored is not None:
-        wanted = {key: fingerprint(value) for key, value in inputs.items()}
+        wanted = fingerprints(inputs)
         changed = [key for key in changes(stored, wanted) if key in wanted]
         missing = [file for file in _stored(folder / _MANIFEST, "outputs", {}) if not (folder / file).exists()]
         if not changed and not missing:
@@ -98,6 +98,11 @@ def require(run: Run, name: str, **inputs: Any) -> Path:
 def made_from(folder: Path) -> Inputs:
     """The fingerprints of a finished stage's inputs."""
     return _made_from(folder) or {}
+
+
+def fingerprints(inputs: Mapping[str, Any]) -> Inputs:
+    """{name of the input: its fingerprint}."""
+    return {key: fingerprint(value) for key, value in inputs.items()}
 
 
 def is_finished(folder: Path, wanted: Inputs) -> bool:

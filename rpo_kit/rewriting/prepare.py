@@ -32,11 +32,10 @@ from rpo_kit.model_spec import recorded_files
 from rpo_kit.models.chat import Chat, Completion, reporting_cost, stream_completions
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import current, inputs_of, refusals, refuse
-from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.base import answer_tokens, base_conversations, describe_oddities, generic_record
 from rpo_kit.runs import Run, append_records, read_records, sort_records
-from rpo_kit.stages import is_finished, made_from, require, stage
+from rpo_kit.stages import fingerprints, is_finished, made_from, require, stage
 
 _CHUNK = 64  # ours: generic answers stored at a time, from a model that does not stream
 
@@ -90,8 +89,7 @@ def _report_oddities(run: Run, records: list[dict[str, Any]]) -> None:
 
 def _recorded_answers(run: Run, inputs: dict[str, Any]) -> dict[str, str]:
     """{id: recorded answer}, checked before an earlier result is moved away; {} for a model, or if all is done."""
-    fingerprints = {key: fingerprint(value) for key, value in inputs.items()} if recorded_files(run.preset.base) else {}
-    if not fingerprints or is_finished(run.stage("prepare"), fingerprints):
+    if not recorded_files(run.preset.base) or is_finished(run.stage("prepare"), fingerprints(inputs)):
         return {}
     return complete_answers(run.preset)
 

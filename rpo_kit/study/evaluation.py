@@ -100,7 +100,7 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
 def evaluate_inputs(run: Run, systems: Sequence[str]) -> dict[str, Any]:
     """What determines the numbers of these systems: the stage's inputs, and their module, adapters and prompts."""
     inputs = inputs_of(run, "evaluate") | {"systems": list(systems)}
-    if any(name.startswith("pag") for name in systems):
+    if any(kind_of(name) == "pag" for name in systems):
         inputs["pag"] = prompt_fingerprints("pag_summary", "pag_answer")
     if {"untrained", "sft", "rl"} & set(systems):
         inputs |= module_inputs(run)
@@ -115,7 +115,7 @@ def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
     """
     task = get_task(run.preset.data.task)
     for name in systems:
-        if name.partition("-")[0] in ("context", "pag"):
+        if asks_base(name):
             shots_of(name, run.preset.evaluation.shots)
         elif not SYSTEM.fullmatch(name):
             raise KitError(f"There is no system {name!r} to evaluate: choose from {SYSTEM_FORMS}.")

@@ -23,7 +23,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.models.local import compute_dtype
 from rpo_kit.presets import SFTSettings
 from rpo_kit.processes import is_main
-from rpo_kit.runs import OnLog, write_text
+from rpo_kit.runs import LogRows, OnLog, write_text
 from rpo_kit.training import running_sums
 from rpo_kit.training.checkpoints import newest_intact, number_of, seal
 
@@ -55,12 +55,12 @@ class ProgressLog:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def update(self, rows: list[dict[str, float]]) -> None:
+    def update(self, rows: LogRows) -> None:
         """One more step is done; `rows` are those of all steps so far."""
         self.bar.update(1)
         self.write(rows)
 
-    def write(self, rows: list[dict[str, float]]) -> None:
+    def write(self, rows: LogRows) -> None:
         if not self.is_main or not rows:
             return
         write_text(self.path, pd.DataFrame(rows).to_csv(index=False))
@@ -147,12 +147,7 @@ def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Trainer
 
         def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
             rows = _logged(state)
-            for name in ("loss", "grad_norm"):
-                if rows and not math.isfinite(rows[-1].get(name, 0.0)):
-                    raise KitError(
-                        f"Step {rows[-1]['step']}: {name} is not a number (NaN or infinite). Training stops; the last "
-                        "checkpoint is kept. Lower sft.learning_rate."
-                    )
+            _refuse_non_finite_row(rows)
             (self.progress or ProgressLog(path, shown, 0, 0, on_log)).write(rows)
 
         def on_save(
@@ -173,7 +168,16 @@ def log_callback(path: Path, shown: str, on_log: OnLog | None = None) -> Trainer
     return KeepLog()
 
 
-def _logged(state: TrainerState) -> list[dict[str, float]]:
+def _refuse_non_finite_row(rows: LogRows) -> None:
+    for name in ("loss", "grad_norm"):
+        if rows and not math.isfinite(rows[-1].get(name, 0.0)):
+            raise KitError(
+                f"Step {rows[-1]['step']}: {name} is not a number (NaN or infinite). Training stops; the last "
+                "checkpoint is kept. Lower sft.learning_rate."
+            )
+
+
+def _logged(state: TrainerState) -> LogRows:
     return [running_sums.in_order(row) for row in state.log_history if "loss" in row]
 
 
