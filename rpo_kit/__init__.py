@@ -9,6 +9,7 @@ The names that most notebooks and scripts need first can be imported from here. 
 """
 
 import importlib as _importlib
+import logging as _logging
 import os as _os
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,8 @@ _HOMES = {
 _os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 _os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 _os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# On some CPUs bitsandbytes asks at import for a package that would download code from the hub; it works without.
+_logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(_logging.ERROR)
 # Nothing is sent home: TRL and huggingface_hub report usage, Unsloth counts starts and looks for updates.
 _os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 _os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")

@@ -21,6 +21,14 @@ def test_importing_the_kit_loads_no_heavy_library():
     assert loaded == []
 
 
+def test_no_library_asks_for_a_package_that_would_load_code_from_the_hub():
+    """bitsandbytes does on CPUs with AVX512-BF16."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import rpo_kit, bitsandbytes"], capture_output=True, text=True, check=True
+    )
+    assert "kernels" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", rpo_kit.__all__)
 def test_each_name_is_the_one_that_its_room_defines(name):
     assert getattr(rpo_kit, name).__module__ == rpo_kit._HOMES[name]
