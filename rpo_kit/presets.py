@@ -57,7 +57,8 @@ class ModelSettings:
 @dataclass(frozen=True)
 class SynthesisSettings:
     teacher: str = "persona"  # the rule-based offline teacher; or local:NAME, openai:MODEL, or URL#MODEL
-    shots: int = 1  # paper: a generic response and *a* historical example
+    # items per trajectory, in turn. Paper: a generic response and *a* historical example
+    shots: tuple[int, ...] = field(default=(1,), metadata={"a number too": True})
     per_query: int = 6  # ours: one trajectory for each of the best-ranked items, numbered by its rank
     match_text: float = 0.9  # ours: lowest accepted ROUGE of a chat teacher's rewrite with the gold
     max_words: int = 200  # ours: of the whole trajectory
@@ -302,10 +303,14 @@ def _convert(node: Any, name: str, value: Any, key: str) -> Any:
         if typing.get_origin(kind) is not tuple:
             return _exact(kind, value)
         if not isinstance(value, list | tuple):
-            raise TypeError
+            value = [value] if _fields(node)[name].metadata.get("a number too") else None
         return tuple(_exact(typing.get_args(kind)[0], part) for part in value)
     except (ValueError, TypeError):
         raise KitError(f"{key}={value!r} is not {_FORMS.get(kind, _LIST_FORM.format(key=key))}.") from None
+
+
+def _fields(node: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(node)}
 
 
 def _exact(kind: type, value: Any) -> Any:

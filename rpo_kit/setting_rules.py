@@ -25,12 +25,12 @@ CURRICULA = (
 RETRIEVER_FORMS = "bm25, bm25-lamp, recency, random, or dense:ENCODER as in dense:facebook/contriever"
 MODEL_FORMS = "local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
 TRIVIAL = ("echo", "lead", "constant", "majority", "copy-nearest")  # baselines without a model
-SYSTEM_FORMS = f"base, context, context-K, pag-K, {', '.join(TRIVIAL)}, lead-N, untrained, sft, rl"
+SYSTEM_FORMS = f"base, context, context-K, pag-K, {', '.join(TRIVIAL)}, lead-N, untrained, sft, rl, sft-K, rl-K"
 ALL_USERS = 10**9  # as many as LaMP's files hold
 
 _AT_LEAST = {
     1: "data.train_users data.dev_users data.items_per_user base_max_new_tokens reflection.lora_rank "
-    "reflection.lora_alpha synthesis.shots synthesis.per_query synthesis.max_words sft.steps sft.batch_size "
+    "reflection.lora_alpha synthesis.per_query synthesis.max_words sft.steps sft.batch_size "
     "sft.accumulate sft.save_every rl.steps rl.prompts_per_step rl.micro_batch_tokens rl.max_new_tokens rl.shots_from "
     "rl.save_every evaluation.max_new_tokens evaluation.batch_size evaluation.bootstrap sweep.steps "
     "sweep.prompts_per_step sweep.dev_users endpoint.concurrency endpoint.tries",
@@ -43,7 +43,7 @@ _SHARES = "synthesis.match_text sft.warmup rl.format_weight endpoint.tolerate"
 _LISTS = "reflection.lora_targets evaluation.systems sweep.arms sweep.seeds sweep.eval_shots"
 _CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)+")
 _RETRIEVER = re.compile(r"bm25|bm25-lamp|recency|random|dense:.+")
-SYSTEM = re.compile(rf"base|untrained|sft|rl|{'|'.join(TRIVIAL)}|lead-0*[1-9]\d*|context(-\d+)?|pag-\d+")
+SYSTEM = re.compile(rf"base|untrained|(sft|rl)(-\d+)?|{'|'.join(TRIVIAL)}|lead-0*[1-9]\d*|context(-\d+)?|pag-\d+")
 
 
 def kind_of(system: str) -> str:
@@ -66,6 +66,7 @@ def check(settings: Mapping[str, Any]) -> None:
         _require(settings, key, lambda value: len(set(value)) == len(value), "a list without repeated values")
     _require(settings, "data.dev_share", lambda value: 0 <= value < 1, "at least 0 and below 1: it is a share of users")
     _require(settings, "sweep.eval_shots", lambda value: min(value) >= 0, "a list of numbers of at least 0")
+    _require(settings, "synthesis.shots", lambda value: min(value, default=0) >= 1, "a list of numbers of at least 1")
     _require(settings, "sft.seed", lambda value: 0 <= value < 2**32, "from 0 to 4294967295")  # NumPy's
     _require(settings, "evaluation.seed", lambda value: value >= 0, "at least 0")
     for key, seeds in (("rl.seed", [settings["rl.seed"]]), ("sweep.seeds", settings["sweep.seeds"])):

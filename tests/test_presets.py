@@ -130,9 +130,17 @@ def test_a_value_of_the_wrong_type_is_rejected_never_rounded_or_split(key, value
 
 def test_what_the_paper_fixes_is_the_default():
     preset = get_preset("cpu")
-    assert preset.synthesis.shots == 1, "a trajectory rests on one historical example"
+    assert get_preset("paper").synthesis.shots == (1,), "a trajectory rests on one historical example"
     assert (preset.rl.shots_from, preset.rl.shots_to, preset.rl.curriculum) == (2, 6, "progressive")
     assert preset.evaluation.shots == 6
+
+
+def test_a_number_of_shots_stands_for_a_list_of_one_as_in_older_runs():
+    assert get_preset("cpu", {"synthesis.shots": 2}).synthesis.shots == (2,)
+    assert get_preset("cpu", {"synthesis.shots": "[1, 3]"}).synthesis.shots == (1, 3)
+    for wrong in ("0", "[]", "[1, 0]", "1.5", "one"):
+        with pytest.raises(KitError, match=r"synthesis\.shots"):
+            get_preset("cpu", {"synthesis.shots": wrong})
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -47,7 +47,11 @@ def test_no_preset_would_be_refused_with_the_key_that_it_names(name, tmp_path, m
 @pytest.mark.parametrize(
     ("settings", "stage", "told"),
     [
-        ({"synthesis.shots": 8}, "synthesize", "synthesis.shots=8 is more than the 7 history items of a user: lower"),
+        (
+            {"synthesis.shots": 8},
+            "synthesize",
+            "synthesis.shots asks for trajectories on 8 items, but a user has 7 history items: lower",
+        ),
         ({"data.task": "LaMP-5", "data.leave_one_out": 2}, "synthesize", f"set data.leave_one_out=0, .* to {FORMS}"),
         ({"synthesis.teacher": "openai:m"}, "synthesize", "OPENAI_API_KEY"),
         ({"synthesis.teacher": "http://localhost:1/v1#m@A_KEY"}, "synthesize", "A_KEY"),

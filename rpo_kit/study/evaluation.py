@@ -5,6 +5,7 @@
     untrained   base → the reflection module before any training
     sft         base → the reflection module after SFT
     rl          base → the reflection module after SFT and RL
+    sft-K, rl-K  the same modules reading K items in place of `evaluation.shots`
 
 More baselines (`context-K`, `pag-K`, and the trivial ones, such as `majority`) are in `baselines`; `evaluation.systems`
 chooses the systems. On the embedded benchmark, whose hidden habits are known, there are two references: `any habit` is
@@ -56,6 +57,7 @@ from rpo_kit.study.baselines import (
     why_undefined,
     without_model,
 )
+from rpo_kit.study.results import MODULE
 from rpo_kit.study.statistics import metrics_table, paired_table, scorable
 
 Answers = Callable[[list[Example]], Iterator[list[Record]]]  # yields records as they are ready
@@ -84,8 +86,8 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
             print(f"evaluate: {short} of {len(examples)} profiles have fewer than {preset.evaluation.shots} items")
         excluded = excluded_predictions(run)
         failures.clear(stage_dir)
-        records = {name: predict(run, name, examples, stage_dir, adapters.get(name)) for name in systems}
-        asked = sum(asks_base(name) or name in adapters or name == "untrained" for name in systems)
+        records = {name: predict(run, name, examples, stage_dir, adapters.get(kind_of(name))) for name in systems}
+        asked = sum(asks_base(name) or kind_of(name) in MODULE for name in systems)
         failures.report(stage_dir, len(examples) * asked, preset.endpoint.tolerate)
         for name, answers in records.items():
             predictions = {answer["id"]: scorable(task, answer["prediction"]) for answer in answers} | excluded
@@ -102,9 +104,10 @@ def evaluate_inputs(run: Run, systems: Sequence[str]) -> dict[str, Any]:
     inputs = inputs_of(run, "evaluate") | {"systems": list(systems)}
     if any(kind_of(name) == "pag" for name in systems):
         inputs["pag"] = prompt_fingerprints("pag_summary", "pag_answer")
-    if {"untrained", "sft", "rl"} & set(systems):
+    kinds = {kind_of(name) for name in systems}
+    if kinds & set(MODULE):
         inputs |= module_inputs(run)
-    return inputs | {name: current(run, name) / WEIGHTS for name in systems if name in ("sft", "rl")}
+    return inputs | {stage: current(run, stage) / WEIGHTS for stage in ("sft", "rl") if stage in kinds}
 
 
 def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:

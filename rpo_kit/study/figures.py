@@ -28,7 +28,7 @@ from matplotlib.ticker import MaxNLocator
 from rpo_kit.errors import KitError
 from rpo_kit.runs import write_bytes, write_text
 from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, SKY, figure1, figure2
-from rpo_kit.study.results import system_name
+from rpo_kit.study.results import reads_other_k, system_name
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -42,7 +42,7 @@ ARM_COLORS = {"fixed-2": SKY, "fixed-4": BLUE, "fixed-6": "#003b66", "random": "
 ARM_COLORS |= {"reversed": "#cc79a7", "SFT only": INK}
 ARM_MARKERS = {"SFT only": "D", "fixed-2": "o", "fixed-4": "o", "fixed-6": "o", "random": "s", "progressive": "^"}
 REFERENCE_STYLES = {"any habit": (0, (1, 2)), "oracle": (0, (5, 2))}
-_STYLE: dict[RcKeyType, Any] = {
+STYLE: dict[RcKeyType, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.grid": True,
     "grid.color": "#e6e6e6", "axes.axisbelow": True, "legend.frameon": False, "xtick.color": INK, "ytick.color": INK,
@@ -85,7 +85,7 @@ def figure3(prefix: str) -> Figure:
     bars, curves = pd.read_csv(f"{prefix}bars.csv"), pd.read_csv(f"{prefix}curves.csv")
     preset = json.loads(Path(f"{prefix}provenance.json").read_text(encoding="utf-8"))["preset"]
     window = max(1, int(curves["step"].max()) // 10)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 5.1), facecolor="white")
         grid = figure.add_gridspec(
             2, 2, height_ratios=(4, 1), width_ratios=(1, 1.05), left=0.065, right=0.985, top=0.855, bottom=0.2,
@@ -204,7 +204,7 @@ def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str])
         )
     wide = min(3, len(known))
     high = math.ceil(len(known) / wide)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10 if wide > 1 else 6.5, 2.5 * high + 0.2), facecolor="white", layout="constrained")
         steps = log["step"] if "step" in log else log.index + 1
         for number, column in enumerate(known, 1):
@@ -223,10 +223,14 @@ def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str])
 
 
 def results_figure(metrics: pd.DataFrame) -> Figure:
-    """Score of each system as a point with its 95 % interval; the references are vertical lines."""
+    """Score of each system as a point with its 95 % interval; the references are vertical lines.
+
+    The module on other numbers of items ("rl-1") is left to `history_figure`.
+    """
+    metrics = metrics[~metrics["system"].map(reads_other_k)]
     references = metrics[metrics["system"].isin(REFERENCE_STYLES)]
     systems = metrics[~metrics["system"].isin(REFERENCE_STYLES)].reset_index(drop=True)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 1.1 + 0.48 * len(systems)), facecolor="white", layout="constrained")
         ax = figure.add_subplot()
         for row in systems.itertuples():
@@ -253,7 +257,7 @@ def oracle_figure(rows: Sequence[Mapping[str, str | float]]) -> Figure:
     tasks, lowest = list(table["task"].unique()), float(table["score"].min())
     wide = min(3, len(tasks))
     high = math.ceil(len(tasks) / wide)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10 if wide > 1 else 6, 2.7 * high + 0.2), facecolor="white", layout="constrained")
         for number, task in enumerate(tasks, 1):
             ax, part = figure.add_subplot(high, wide, number), table[table["task"] == task]
@@ -268,7 +272,7 @@ def oracle_figure(rows: Sequence[Mapping[str, str | float]]) -> Figure:
 
 def curriculum_figure(curricula: Mapping[str, Sequence[int]]) -> Figure:
     """k at each RL step of each curriculum, one small panel per curriculum."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 2.4), facecolor="white", layout="constrained")
         axes = figure.subplots(1, len(curricula), sharey=True, squeeze=False)[0]
         highest = max(max(shots) for shots in curricula.values())

@@ -31,6 +31,16 @@ PAIRED_COLUMNS = ("system", "minus", "score", "low", "high", "mde")
 MODULE = ("untrained", "sft", "rl")  # the reflection module
 
 
+def reads_other_k(system: str) -> bool:
+    """Whether it is the reflection module, or the oracle, with another number of items than the others: "rl-1"."""
+    return kind_of(system) in (*MODULE, "oracle") and kind_of(system) != system
+
+
+def shots_in(system: str) -> int:
+    """The K in the name of a system: 1 for "rl-1"."""
+    return int(system.rpartition("-")[2])
+
+
 def read_tables(prefix: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables in `<prefix>metrics.csv` and `<prefix>paired.csv`; earlier versions stored no `mde` in the latter."""
     try:
@@ -80,10 +90,26 @@ def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
     return f"{text} Smallest difference that these users could have shown: {row['mde']:.3f} (80 % power)."
 
 
+def gain_by_history(metrics: pd.DataFrame, paired: pd.DataFrame) -> list[str]:
+    """A sentence per K: the module's last step on all k items minus the same on K of them; [] if not evaluated."""
+    itself = [system == kind_of(minus) != minus for system, minus in zip(paired.system, paired.minus, strict=True)]
+    rows = paired[itself].pipe(lambda rows: rows[rows.system == rows.system.iloc[-1]] if len(rows) else rows)
+    return [
+        f"Gain by history: {row.score:+.3f} ({row.low:.3f} to {row.high:.3f}), {system_name(str(row.system))} with "
+        f"{metrics['shots'][0]} items minus the same with {shots_in(str(row.minus))}."
+        for row in rows.itertuples()
+    ]
+
+
 def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
-    """The gain over the best trivial baseline, and the table of systems."""
+    """The gains over the best trivial baseline and by history, and the table of systems."""
     table = named(metrics).drop(columns=["task", "shots", "examples"]).round(3)
     about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, {metrics['shots'][0]} history items"
     heading = f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):"
-    lines = [gain_over_trivial(metrics, paired), heading, table.to_string(index=False, na_rep="")]
+    lines = [
+        gain_over_trivial(metrics, paired),
+        *gain_by_history(metrics, paired),
+        heading,
+        table.to_string(index=False, na_rep=""),
+    ]
     return "\n".join(filter(None, lines))

@@ -21,8 +21,9 @@ from rpo_kit.lamp.personas import oracle, persona
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.runs import Run
+from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.baselines import Record
-from rpo_kit.study.results import PAIRED_COLUMNS
+from rpo_kit.study.results import PAIRED_COLUMNS, reads_other_k, shots_in
 
 POWER = 1.96 + 0.84  # standard errors: 5 % two-sided, 80 % power
 SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the steps of the method: each is compared with the one before
@@ -84,6 +85,7 @@ def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[s
     for name, answers in records.items():
         predictions = [answer["prediction"] for answer in answers]
         values = example_scores(task, golds, predictions)
+        shots = shots_in(name) if reads_other_k(name) else settings.shots
         rows.append(
             {"system": name}
             | _mean_with_interval(values, users, settings.bootstrap, settings.seed)
@@ -91,11 +93,16 @@ def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[s
             | {
                 "unparsed": float(np.mean([bool(answer.get("complaint")) for answer in answers])),
                 "words": float(np.mean([len(prediction.split()) for prediction in predictions])),
-                "copied": copy_rate(task, examples, predictions, settings.shots),
+                "copied": copy_rate(task, examples, predictions, shots),
             }
         )
     for name, values in references(task, examples, settings.shots).items():
         rows.append({"system": name} | _mean_with_interval(values, users, settings.bootstrap, settings.seed))
+    for shots in sorted({shots_in(name) for name in records if reads_other_k(name)}):
+        for name, values in references(task, examples, shots).items():
+            if name == "oracle":  # the other one does not read items
+                interval = _mean_with_interval(values, users, settings.bootstrap, settings.seed)
+                rows.append({"system": f"oracle-{shots}"} | interval)
     return pd.DataFrame(rows).assign(task=task.name, shots=settings.shots, examples=len(examples))
 
 
@@ -120,14 +127,16 @@ def compared(names: Sequence[str]) -> list[tuple[str, str]]:
     """(system, the one it is compared with), in the order of the table.
 
     Each system is compared with the first one and with the preceding step of the method, and the last step of the
-    method with every baseline.
+    method with every baseline. A module that reads all k items is compared with itself on K of them.
     """
+    fewer = [(kind_of(name), name) for name in names if reads_other_k(name) and kind_of(name) in names]
+    names = [name for name in names if not reads_other_k(name)]
     steps = [name for name in names if name in SYSTEMS]
     before = dict(pairwise(reversed(steps)))
     pairs = [(name, other) for name in names for other in dict.fromkeys((names[0], before.get(name, names[0])))]
     baselines = [name for name in names if name not in SYSTEMS or name == "context"]
     others = [(steps[-1], name) for name in baselines] if steps else []
-    return [pair for pair in dict.fromkeys([*pairs, *others]) if pair[0] != pair[1]]
+    return [pair for pair in dict.fromkeys([*pairs, *others, *fewer]) if pair[0] != pair[1]]
 
 
 def copy_rate(task: Task, examples: list[Example], predictions: Sequence[str], shots: int) -> float:

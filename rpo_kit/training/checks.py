@@ -78,12 +78,12 @@ def teacher_model(preset: Preset) -> str:
 
 
 def items(preset: Preset) -> str:
-    shots, items = preset.synthesis.shots, preset.data.items_per_user
+    shots, items = max(preset.synthesis.shots), preset.data.items_per_user
     if preset.data.source != "personas" or shots <= items:
         return ""
     return (
-        f"synthesis.shots={shots} is more than the {items} history items of a user: lower it, or raise "
-        "data.items_per_user."
+        f"synthesis.shots asks for trajectories on {shots} items, but a user has {items} history items: lower it, or "
+        "raise data.items_per_user."
     )
 
 

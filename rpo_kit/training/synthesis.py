@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
         requests = list(make_requests(load_prepared(run, "train"), preset.synthesis.shots, preset.synthesis.per_query))
         if not requests:
             raise KitError(
-                f"No train example has synthesis.shots={preset.synthesis.shots} history items, so there is nothing to "
-                "write trajectories about: lower it. If the data folder has no train files, set data.dev_share=0.2 "
-                "and run `prepare` again."
+                f"No train example has as many history items as synthesis.shots={list(preset.synthesis.shots)} asks "
+                "for, so there is nothing to write trajectories about: lower it. If the data folder has no train "
+                "files, set data.dev_share=0.2 and run `prepare` again."
             )
         done = {record["id"] for name in ("trajectories", "rejected") for record in _records(folder, name)}
         missing = [request for request in requests if request.id not in done]
@@ -72,13 +73,18 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
         report_lengths(run, _records(folder, "trajectories"))
 
 
-def make_requests(examples: Sequence[Example], shots: int, per_query: int) -> Iterator[Request]:
-    """For each query the best-ranked items, `shots` at a time, up to `per_query` requests; none for empty profiles."""
+def make_requests(examples: Sequence[Example], shots: Sequence[int], per_query: int) -> Iterator[Request]:
+    """Up to `per_query` requests per query, each about the next items of its ranking, as many as `shots` says in turn.
+
+    With `shots` (1, 2): item 1; items 2 and 3; item 4; and so on. What the profile has no items for is left out.
+    """
     for example in examples:
-        for n in range(per_query):
-            items = top_k(example, example["ranking"][n * shots :], shots)
-            if len(items) == shots:
-                yield Request(f"{example['id']}/{n}", example, items, n * shots + 1)
+        first = 0
+        for n, count in zip(range(per_query), cycle(shots)):
+            items = top_k(example, example["ranking"][first:], count)
+            if len(items) == count:
+                yield Request(f"{example['id']}/{n}", example, items, first + 1)
+            first += count
 
 
 def open_teacher(run: Run) -> Rules | ChatTeacher:
