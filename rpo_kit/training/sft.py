@@ -1,8 +1,8 @@
 """Stage 3, `sft`: fine-tune the reflection module on the trajectories (Figure 2, top right).
 
-TRL's SFTTrainer on Unsloth with LoRA; the loss counts the completion only. One trajectory rests on one history item.
+TRL's SFTTrainer on Unsloth with LoRA; the loss counts the completion only.
 
-    in:  prompt = system + history of one item + query + generic answer;  completion = the trajectory
+    in:  prompt = system + a few history items + query + generic answer;  completion = the trajectory
     out: `sft/adapter` (LoRA, safetensors), `sft/log.csv`
 """
 

@@ -75,7 +75,7 @@ def test_a_tag_in_the_users_text_reaches_the_teacher_escaped():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_persona_teacher_is_right_if_the_item_shows_the_users_habit_and_rejected_otherwise(prepared, name):
-    run = prepared({"data.task": name, "data.train_users": 30, "synthesis.per_query": 2})
+    run = prepared({"data.task": name, "data.train_users": 30, "synthesis.per_query": 2, "synthesis.shots": [1]})
     synthesize(run)
     work, examples = run.stage("synthesize"), {e["id"]: e for e in load_prepared(run, "train")}
     good, bad = read_records(work / "trajectories.jsonl"), read_records(work / "rejected.jsonl")
