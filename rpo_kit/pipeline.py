@@ -88,7 +88,7 @@ _ROWS = (
         settings={"settings": "rl"},
         reads={"sft": f"sft/{WEIGHTS}"},
         inputs=("rewriting.prepare:train_inputs", "rewriting.reflection:module_inputs"),
-        checks=("training.checks:module", "training.checks:rollouts"),
+        checks=("training.checks:module", "training.checks:rollouts", "training.checks:content_weight"),
         writes=("adapter", "log.csv"),
     ),
     Stage(

@@ -93,6 +93,8 @@ class RLSettings:
     shots_to: int = 6  # paper
     curriculum: str = "progressive"  # paper; or fixed-K, random, reversed, or a list as in "2,4,6"
     format_weight: float = 0.1  # ours: share of the reward for a well-formed trajectory
+    # ours: share of the reward for the content that the rewrite keeps; for tasks whose answers are texts
+    content_weight: float = field(default=0.0, metadata={"since": "0.2"})
     save_every: int = 5
     rollouts_mb: float = 200.0  # ours: size up to which rl/rollouts.jsonl grows
     seed: int = 0
@@ -103,6 +105,9 @@ class EvaluationSettings:
     shots: int = 6  # paper: where the curriculum ends
     max_new_tokens: int = 160
     batch_size: int = 64
+    # measured (docs/results.md): the personalizer and serve use the generic answer in place of a rewrite that keeps
+    # less of the content, or if the profile is empty; evaluate only counts these. 0: every rewrite is used
+    keep_content: float = field(default=0.35, metadata={"since": "0.2"})
     bootstrap: int = 2000
     # echo, lead, constant, majority and copy-nearest cost nothing, and those that a task does not have are left out;
     # context-K and pag-K ask the base model again for every user

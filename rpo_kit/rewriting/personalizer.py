@@ -1,7 +1,8 @@
 """The whole of Figure 1 in one object: base model, retrieval and reflection module, (input, profile) → `Rewrite`.
 
 The base model sees LaMP's input and nothing else. If the module's completion does not parse, the generic answer is used
-instead, and `Rewrite.parse_error` says why. Invalid inputs and profiles are rejected before any model runs. `serving/`
+instead, and `Rewrite.parse_error` says why. If it parses, but the rewrite lost the content, or the profile is empty, the
+generic answer is used too, and `Rewrite.kept_generic` says why (`keep_generic.py`). Invalid inputs and profiles are rejected before any model runs. `serving/`
 puts the personalizer behind an HTTP endpoint.
 
     personalize = Personalizer.of(existing_run("demo"))                # the run's base model, module and settings
@@ -29,6 +30,7 @@ from rpo_kit.models.chat import Chat, ConcurrentChat
 from rpo_kit.models.local import LoadedModel, prompt_tokens
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.rewriting.base import base_answers, read_answer
+from rpo_kit.rewriting.keep_generic import reason_to_keep
 from rpo_kit.rewriting.reflection import fitting_messages, load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import Trajectory, rewrite_or_generic
 from rpo_kit.runs import Run
@@ -42,7 +44,7 @@ Pair = tuple[str, Sequence[Item]]  # LaMP's input and the user's profile
 class Rewrite:
     """What the personalizer did for one input."""
 
-    text: str  # the rewrite, or the generic answer if there is none
+    text: str  # the rewrite, or the generic answer if there is none or it is not used
     generic: str
     items: list[Item]
     trajectory: Trajectory | None
@@ -50,6 +52,7 @@ class Rewrite:
     timings: dict[str, float]  # seconds for retrieval, base, reflection: the batch's time divided by its size
     tokens: dict[str, tuple[int, int]]  # (prompt, new) of base and reflection; 0 if a model's server does not count
     shortened: bool = False  # whether the module's prompt had to be shortened to fit
+    kept_generic: str | None = None  # why the generic answer is used although there is a trajectory
 
     @property
     def observations(self) -> list[str]:
@@ -84,10 +87,12 @@ class Personalizer:
         retriever: str = "bm25",
         new_tokens: int = 80,
         base_tokens: int = 32,
+        keep_content: float = 0.35,
     ) -> None:
         self.base, self.reflection, self.task = base, reflection, task
         self.shots, self.retriever = shots, retriever
         self.new_tokens, self.base_tokens = new_tokens, base_tokens
+        self.keep_content = keep_content  # 0: every rewrite is used
         self.lock = threading.Lock()  # held while the module or its tokenizer works
 
     @classmethod
@@ -97,7 +102,7 @@ class Personalizer:
         `base` names another base model than the run's, which recorded answers (`file:…`) need: they are not a model.
 
         For an example of the run's data, generic answer and rewrite are those of `prepare` and `evaluate` (but the
-        retriever `random` draws other items).
+        retriever `random` draws other items, and `evaluate` uses every rewrite: see `Rewrite.kept_generic`).
         """
         preset = run.preset
         data = replace(preset.data, dev_users=0)  # as in `train_inputs`: dev users train nothing
@@ -110,6 +115,7 @@ class Personalizer:
             preset.data.retriever,
             preset.evaluation.max_new_tokens,
             preset.base_max_new_tokens,
+            preset.evaluation.keep_content,
         )
 
     def __call__(self, input: str, profile: Sequence[Item]) -> Rewrite:
@@ -163,10 +169,20 @@ class Personalizer:
         for example, shown, answer, completion, cut in rows:
             generic = example["generic"]
             text, parsed = rewrite_or_generic(completion.text, generic)
+            kept = self._reason_to_keep(example, text) if parsed.trajectory else None
             tokens = {"base": (answer.prompt_tokens, answer.new_tokens)}
             tokens["reflection"] = (completion.prompt_tokens, completion.new_tokens)
-            rewrites.append(Rewrite(text, generic, shown, parsed.trajectory, parsed.error, dict(timings), tokens, cut))
+            text = generic if kept else text
+            rewrites.append(
+                Rewrite(text, generic, shown, parsed.trajectory, parsed.error, dict(timings), tokens, cut, kept)
+            )
         return rewrites
+
+    def _reason_to_keep(self, example: Example, rewrite: str) -> str | None:
+        query = self.task.query_text(example["input"])
+        return reason_to_keep(
+            self.task, query, example["generic"], rewrite, example["profile"], self.keep_content
+        )
 
     def _fitting_items(self, examples: Sequence[Example]) -> list[list[Item]]:
         """The top-ranked items of each example, which fit into the module's window together with the query.

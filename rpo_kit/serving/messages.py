@@ -150,7 +150,8 @@ class Explanation(TypedDict):
     items: list[str]
     observations: list[str]
     plan: str
-    complaint: str | None
+    complaint: str | None  # why there is no trajectory
+    kept_generic: str | None  # why the generic answer is used although there is one
     shortened: bool
     seconds: dict[str, float]
     tokens: dict[str, dict[str, int]]
@@ -178,6 +179,7 @@ def as_completion(name: str, rewrite: Rewrite, ignored: Sequence[str] = ()) -> C
         "observations": rewrite.observations,
         "plan": rewrite.plan,
         "complaint": rewrite.parse_error,
+        "kept_generic": rewrite.kept_generic,
         "shortened": rewrite.shortened,
         "seconds": {stage: round(seconds, 4) for stage, seconds in rewrite.timings.items()},
         "tokens": {model: {"prompt": p, "new": n} for model, (p, n) in rewrite.tokens.items()},

@@ -185,9 +185,14 @@ _TITLES = {
     "same_answer": "most frequent label",
     "copied_history": "copies of a history item",
     "copied_generic": "copies of the generic answer",
+    "content_kept": "content kept",
+    "cites_many": "cites several items",
+    "faithful": "true observations",
+    "habit_named": "habit named right",
+    "majority": "follows the majority",
 }
 _SHARES = {"parsed", "frac_reward_zero_std", "completions/clipped_ratio"}
-_SHARES |= {"same_answer", "copied_history", "copied_generic"}
+_SHARES |= {"same_answer", "copied_history", "copied_generic", "content_kept", "cites_many", "faithful", "majority"}
 
 
 def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Figure:

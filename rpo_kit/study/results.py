@@ -27,6 +27,16 @@ SYSTEM_NAMES = {  # as in README.md and docs/results.md
     "sft": "reflection module after SFT",
     "rl": "reflection module after SFT + RL",
 }
+CONTENT_COLUMNS = {  # what the columns of `completions` are called in tables
+    "content_kept": "content kept",
+    "content_low": "low",
+    "content_high": "high",
+    "kept_generic": "would keep the generic answer",
+    "cites_many": "cites several items",
+    "faithful": "true observations",
+    "habit_named": "habit named right",
+    "majority": "follows the majority",
+}
 PAIRED_COLUMNS = ("system", "minus", "score", "low", "high", "mde")
 MODULE = ("untrained", "sft", "rl")  # the reflection module
 
@@ -62,6 +72,21 @@ def system_name(name: str) -> str:
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """A table of systems or of their differences, with the systems' names in place of the settings' words."""
     return table.assign(**{column: table[column].map(system_name) for column in ("system", "minus") if column in table})
+
+
+def scores_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The systems by name with their scores: all that is not in `content_table` or in the table's heading."""
+    return named(metrics).drop(columns=["task", "shots", "examples", *CONTENT_COLUMNS], errors="ignore")
+
+
+def content_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The systems by name with the content that they keep and, for the module, how it uses the items.
+
+    Without rows if the table has none of these columns, as those of earlier versions.
+    """
+    columns = [column for column in CONTENT_COLUMNS if column in metrics and metrics[column].notna().any()]
+    rows = named(metrics)[metrics[columns].notna().any(axis=1)] if columns else named(metrics)[:0]
+    return rows[["system", *columns]].rename(columns=CONTENT_COLUMNS)
 
 
 def best_trivial(metrics: pd.DataFrame) -> str | None:
@@ -102,8 +127,8 @@ def gain_by_history(metrics: pd.DataFrame, paired: pd.DataFrame) -> list[str]:
 
 
 def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
-    """The gains over the best trivial baseline and by history, and the table of systems."""
-    table = named(metrics).drop(columns=["task", "shots", "examples"]).round(3)
+    """The gains over the best trivial baseline and by history, the table of systems, and what becomes of the content."""
+    table, content = scores_table(metrics).round(3), content_table(metrics).round(3)
     about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, {metrics['shots'][0]} history items"
     heading = f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):"
     lines = [
@@ -112,4 +137,6 @@ def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
         heading,
         table.to_string(index=False, na_rep=""),
     ]
+    if len(content):
+        lines += ["Content and observations (shares, not scores):", content.to_string(index=False, na_rep="")]
     return "\n".join(filter(None, lines))

@@ -20,9 +20,11 @@ from rpo_kit.lamp.metrics import example_scores, is_parseable, lamp_metrics
 from rpo_kit.lamp.personas import oracle, persona
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
+from rpo_kit.presets import EvaluationSettings
 from rpo_kit.runs import Run
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.baselines import Record
+from rpo_kit.study.completions import completion_columns, content_shares
 from rpo_kit.study.results import PAIRED_COLUMNS, reads_other_k, shots_in
 
 POWER = 1.96 + 0.84  # standard errors: 5 % two-sided, 80 % power
@@ -79,7 +81,10 @@ def bootstrap_runs(by_run: Sequence[np.ndarray], resamples: int = 2000, seed: in
 
 
 def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[str, list[Record]]) -> pd.DataFrame:
-    """One row per system: score (0..1, higher is better) with interval, LaMP's metrics, unparsed, words, copy rate."""
+    """One row per system: score (0..1, higher is better) with interval, LaMP's metrics, unparsed, words, copy rate.
+
+    For texts also the content kept, with interval; for the module how it uses the items (`completions`).
+    """
     golds, users, settings = [e["output"] for e in examples], [e["user_id"] for e in examples], run.preset.evaluation
     rows = []
     for name, answers in records.items():
@@ -95,6 +100,8 @@ def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[s
                 "words": float(np.mean([len(prediction.split()) for prediction in predictions])),
                 "copied": copy_rate(task, examples, predictions, shots),
             }
+            | _content(content_shares(task, examples, predictions), users, settings)
+            | completion_columns(task, examples, answers, settings)
         )
     for name, values in references(task, examples, settings.shots).items():
         rows.append({"system": name} | _mean_with_interval(values, users, settings.bootstrap, settings.seed))
@@ -148,6 +155,13 @@ def copy_rate(task: Task, examples: list[Example], predictions: Sequence[str], s
         for example, prediction in zip(examples, predictions, strict=True)
     ]
     return float(np.mean(copied))
+
+
+def _content(shares: np.ndarray | None, users: Sequence[str], settings: EvaluationSettings) -> dict[str, float]:
+    if shares is None:
+        return {}
+    found = _mean_with_interval(shares, users, settings.bootstrap, settings.seed)
+    return {"content_kept": found["score"], "content_low": found["low"], "content_high": found["high"]}
 
 
 def _mean_with_interval(values: np.ndarray, users: Sequence[str], resamples: int, seed: int) -> dict[str, float]:

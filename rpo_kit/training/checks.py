@@ -115,6 +115,13 @@ def rollouts(preset: Preset) -> str:
     return _room(preset, "rl.max_new_tokens", preset.rl.max_new_tokens)
 
 
+def content_weight(preset: Preset) -> str:
+    task = get_task(preset.data.task)
+    if not preset.rl.content_weight or task.kind == "generation":
+        return ""
+    return f"rl.content_weight rewards content, and the answers of {task.name} are labels: set rl.content_weight=0."
+
+
 def rewrites(preset: Preset) -> str:
     asked = {"untrained", "sft", "rl"} & set(preset.evaluation.systems)
     return _room(preset, "evaluation.max_new_tokens", preset.evaluation.max_new_tokens) if asked else ""

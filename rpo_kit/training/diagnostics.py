@@ -60,6 +60,9 @@ _ABOVE = {
         "change it; check that the SFT trajectories do.",
     ),
 }
+# Columns that later versions added: a log that was begun before has no value in its first rows.
+_ADDED = ("content_kept", "cites_many", "faithful", "habit_named", "majority")
+_LOST = 0.7  # ours: what content_kept may fall to, relative to the first steps; measured: 0.79 where none was lost
 _DRIFT = 1.6  # ours: by what factor the length of completions may change
 
 
@@ -75,7 +78,7 @@ def diagnose(rows: Rows) -> dict[str, str]:
         value = _mean(rows[-WINDOW:], column)
         if value is not None and value > limit:
             warnings[column] = sentence.format(share=f"{value:.0%}".replace("%", " %"), window=WINDOW, value=value)
-    return warnings | _drift(rows) | _standstill(rows)
+    return warnings | _drift(rows) | _content(rows) | _standstill(rows)
 
 
 def warn_on_log(on_log: OnLog | None = None) -> OnLog:
@@ -98,7 +101,8 @@ def _not_finite(rows: Rows) -> dict[str, str]:
     warnings: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         for column, value in row.items():
-            if isinstance(value, int | float) and not math.isfinite(value) and column not in warnings:
+            missing = column in _ADDED and math.isnan(value)
+            if isinstance(value, int | float) and not missing and not math.isfinite(value) and column not in warnings:
                 warnings[column] = (
                     f"{column} is not a number since step {row.get('step', number):.0f} ({value}): training has failed "
                     "there; lower rl.learning_rate, raise rl.beta, or check the rewards of that step's rollouts."
@@ -114,6 +118,17 @@ def _drift(rows: Rows) -> dict[str, str]:
     return {
         column: f"Completions have gone from {first:.0f} to {last:.0f} tokens: reward may depend on length; look at "
         "samples, and check that the task's metric does not reward length alone."
+    }
+
+
+def _content(rows: Rows) -> dict[str, str]:
+    column = "content_kept"
+    first, last = _mean(rows[:WINDOW], column), _mean(rows[-WINDOW:], column)
+    if first is None or last is None or last >= _LOST * first:
+        return {}
+    return {
+        column: f"Content is being lost: the rewrites keep {last:.2f} of it, and kept {first:.2f} in the first steps. "
+        "Look at samples; set rl.content_weight=0.1, or lower rl.learning_rate."
     }
 
 
@@ -136,5 +151,5 @@ def _mean(rows: Rows, column: str) -> float | None:
     if column == "unparsed":
         parsed = _mean(rows, "parsed")
         return None if parsed is None else 1 - parsed
-    values = [row[column] for row in rows if column in row]
+    values = [row[column] for row in rows if column in row and not (column in _ADDED and math.isnan(row[column]))]
     return sum(values) / len(values) if values else None

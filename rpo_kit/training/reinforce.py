@@ -38,6 +38,7 @@ from rpo_kit.models.local import LoadedModel, end_tokens, load_trainable, prompt
 from rpo_kit.models.lora import copy_adapter, merged_adapter
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import RLSettings
+from rpo_kit.rewriting.faithfulness import truth_of
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import fitting_messages, unfitting
 from rpo_kit.runs import OnLog, Run
@@ -110,7 +111,9 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
         items = top_k(example, example["ranking"], plan[slot // settings.prompts_per_step])
         messages, cut = fitting_messages(loaded.tokenizer, limit, task, example, items)
         ids, history = prompt_ids(loaded.tokenizer, messages), [item[task.gold_field] for item in items]
-        prompts.append(Prompt(example["id"], messages, ids, example["output"], example["generic"], history))
+        query, truth = task.query_text(example["input"]), truth_of(task, example, items)
+        prompt = Prompt(example["id"], messages, ids, example["output"], example["generic"], history, query, truth)
+        prompts.append(prompt)
         shortened += cut
         fewer += len(items) < plan[slot // settings.prompts_per_step]
     if fewer:
@@ -179,8 +182,9 @@ def rl_step(
 
     # 2. Parse and reward each.
     texts = [loaded.tokenizer.batch_decode(completions, skip_special_tokens=True) for _, completions in groups]
+    weights = (settings.format_weight, settings.content_weight)
     judged = [
-        judge(task, text, prompt.gold, prompt.shots, settings.format_weight)
+        judge(task, text, prompt.gold, prompt.shots, *weights, prompt.generic, prompt.query)
         for prompt, own in zip(mine, texts, strict=True)
         for text in own
     ]

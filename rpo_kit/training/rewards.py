@@ -1,9 +1,11 @@
-"""What RL rewards: the task's own metric on the rewrite, and a small part for a well-formed trajectory.
+"""What RL rewards: the task's own metric on the rewrite, and small parts for a well-formed trajectory and for content.
 
-    R = (1 - w) * score(rewrite, gold) + w        if the completion parses and cites items that exist
-    R = (1 - w) * score(rewrite, gold)            if it parses but cites none, or one that does not exist
-    R = 0                                         if it does not parse: there is no rewrite
+    R = (1 - w - c) * score(rewrite, gold) + w * format + c * content      if the completion parses
+    R = 0                                                                  if it does not: there is no rewrite
 
+format is 1 if the trajectory cites items, all of which were shown, else 0; content is the share of content that the
+rewrite keeps (`rewrite_content` in `lamp.content`), for tasks whose answers are texts. w is `rl.format_weight`, c is
+`rl.content_weight`, by default 0: then content is measured and not rewarded.
 score is accuracy (0 or 1), 1 - |err|/4 for ratings, or the mean of ROUGE-1 and ROUGE-L, all between 0 and 1. A rewrite
 that the task's evaluator cannot read ("about 4", an unknown tag) scores 0.
 
@@ -19,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rpo_kit.lamp.content import rewrite_content
 from rpo_kit.lamp.metrics import example_scores, is_parseable
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.rewriting.trajectory import parse, trajectory_error
@@ -34,10 +37,22 @@ class Judged:
     rewrite: str | None  # None if the completion does not parse
     cited: tuple[int, ...]
     parse_error: str | None
+    content: float | None = None  # 0..1, what the rewrite keeps; None for labels and ratings, or without a rewrite
 
 
-def judge(task: Task, completion: str, gold: str, items: int, format_weight: float = 0.1) -> Judged:
-    """Judge one completion. `items` is how many history items the prompt showed."""
+def judge(
+    task: Task,
+    completion: str,
+    gold: str,
+    items: int,
+    format_weight: float = 0.1,
+    content_weight: float = 0.0,
+    generic: str = "",
+    query: str = "",
+) -> Judged:
+    """Judge one completion. `items` is how many history items the prompt showed; `generic` and `query` are the texts
+    whose content a rewrite should keep.
+    """
     parsed = parse(completion)
     trajectory = parsed.trajectory
     if trajectory is None:
@@ -45,8 +60,10 @@ def judge(task: Task, completion: str, gold: str, items: int, format_weight: flo
     readable = is_parseable(task, trajectory.rewrite)
     score = float(example_scores(task, [gold], [trajectory.rewrite])[0]) if readable else 0.0
     well_formed = float(trajectory_error(trajectory, range(1, items + 1)) is None)
-    total = (1 - format_weight) * score + format_weight * well_formed
-    return Judged(total, score, well_formed, trajectory.rewrite, trajectory.cited, None)
+    content = rewrite_content(generic, query, trajectory.rewrite).share if task.kind == "generation" else None
+    content_weight = content_weight if content is not None else 0.0
+    total = (1 - format_weight - content_weight) * score + format_weight * well_formed + content_weight * (content or 0)
+    return Judged(total, score, well_formed, trajectory.rewrite, trajectory.cited, None, content)
 
 
 def reward(task: Task, completion: str, gold: str, items: int, format_weight: float = 0.1) -> float:

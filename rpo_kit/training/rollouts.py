@@ -18,6 +18,7 @@ from typing import TypedDict
 
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.models.chat import Conversation
+from rpo_kit.rewriting.faithfulness import Truth, check
 from rpo_kit.runs import append_records, write_bytes
 from rpo_kit.training.rewards import Judged, shares
 from rpo_kit.training.shared_prefix import Group
@@ -35,6 +36,8 @@ class Prompt:
     gold: str
     generic: str
     history: list[str]  # the gold of each history item shown
+    query: str = ""
+    truth: Truth | None = None  # what is true of the items shown; None if it is unknown
 
     @property
     def shots(self) -> int:
@@ -55,6 +58,7 @@ class Rollout(TypedDict):
     reward: float
     score: float
     format: float
+    content: float | None  # share of content kept; null for labels and ratings, or without a rewrite
     advantage: float
     tokens: int  # with the end token
     ended: bool  # false: cut off at rl.max_new_tokens
@@ -86,6 +90,7 @@ def records(
                 reward=one.reward,
                 score=one.score,
                 format=one.format,
+                content=one.content,
                 advantage=advantages[len(rollouts)],
                 tokens=len(tokens),
                 ended=bool(tokens) and tokens[-1] in ends,
@@ -113,7 +118,25 @@ def summary(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], task: Task) 
             [prompt.generic for prompt in repeated],
             [prompt.history for prompt in repeated],
         ),
+        **_content(rollouts, task),
+        **_reading(rollouts, repeated),
     }
+
+
+def _content(rollouts: Sequence[Rollout], task: Task) -> dict[str, float]:
+    """The share of content kept, for texts; of completions without a rewrite 0."""
+    return {"content_kept": fmean(r.get("content") or 0.0 for r in rollouts)} if task.kind == "generation" else {}
+
+
+def _reading(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> dict[str, float]:
+    """How the completions use the items: shares that cite several and, if the truth is known, that read them right."""
+    pairs = zip(rollouts, prompts, strict=True)
+    checked = [check(rollout["text"], prompt.truth, prompt.shots) for rollout, prompt in pairs]
+    columns = {"cites_many": fmean(one.cites_many for one in checked)}
+    if all(prompt.truth for prompt in prompts):
+        for name in ("faithful", "habit_named", "majority"):
+            columns[name] = fmean(getattr(one, name) for one in checked)
+    return columns
 
 
 def append(folder: Path, rollouts: Sequence[Rollout], limit_mb: float) -> int:

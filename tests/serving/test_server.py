@@ -105,6 +105,7 @@ def test_an_openai_client_gets_the_rewrite_and_how_it_was_made(served):
         "observations": ["[1] gave 1"],
         "plan": "one lower",
         "complaint": None,
+        "kept_generic": None,
         "shortened": False,
         "seconds": {"retrieval": 0.1, "base": 0.2, "reflection": 0.3},
         "tokens": {"base": {"prompt": 60, "new": 2}, "reflection": {"prompt": 400, "new": 31}},

@@ -1,0 +1,162 @@
+"""How much content survives a rewrite: content words, numbers, names and negations, and how much of the text changed.
+
+The abstract of the paper separates content, which is the base model's, from style, which is the module's. ROUGE with
+the gold measures both at once; this measures content alone, without a model, for the tasks whose answers are texts.
+
+    content_kept("We missed the last tram, so Ann walked 2 miles.", "ugh missed last tram.. walked two miles smh")
+    # share 0.86: of miss, last, tram, Ann, walk, mile and 2, all but Ann; names 0.0, numbers 1.0
+
+A *unit* is a distinct content word or number of a text, or the fact that it negates. Words are compared without case,
+endings and repeated letters, numbers in digits or in words. Stop words are no content, so that spellings such as 2
+(to), n (and) or w (with) lose nothing. Not seen: synonyms, irregular forms ("burnt", "burned"), and a change of meaning
+that keeps the words.
+
+What a rewrite should keep is the generic answer's content. But a weak base model loses some of the query's, which the
+module then takes from the query itself. So `rewrite_content` compares with both and returns the larger share. (An
+empty generic answer has nothing to keep, so the query alone counts.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_NUMBER = r"\d+(?:[.,:]\d+)*(?!\w)"
+# Scripts without spaces between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese): each character is a word.
+_UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+_LETTER = rf"(?:(?!{_UNSPACED})\w)"
+_WORD = re.compile(rf"{_NUMBER}|{_UNSPACED}|{_LETTER}+(?:['’]{_LETTER}+)*")
+_SENTENCE_END = re.compile(r"[.!?:…\"“”]\s*$")
+
+_STOP = frozenset(
+    "a about above after again ago all also am an and any are as at be because been before being below between both "
+    "but by can could did do does doing down during each else ever every few for from further get gets getting go goes "
+    "going got had has have having he her here hers herself him himself his how i if in into is it its itself just let "
+    "like me more most much must my myself of off on once one only or other our ours out over own rather really same "
+    "shall she should so some still such than that the their theirs them then there these they thing this those though "
+    "through to too under until up us very was we were what when where which while who whom whose why will with would "
+    "yet you your yours im ive id ill youre hes shes theyre thats "
+    # spellings and fillers of informal texts
+    "n w u r b b4 cuz coz cos bc tho thru ur ya yall da dat dis tbh lol haha omg ugh smh xx ok okay rt amp "
+    "gonna wanna gotta s t m d ll re ve".split()
+)
+_NEGATIONS = frozenset("no not never none nothing nobody nowhere nor neither cannot without".split())
+_NEGATED = re.compile(r"(?:is|are|was|were|do|does|did|have|has|had|ca|could|wo|would|should|must|need|ai)n['’]?t")
+_SMALL = "zero _ two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred"
+_NUMBER_WORDS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen nineteen".split())}  # "one" is seldom 1
+_NUMBER_WORDS |= {word: str(10 * n) for n, word in enumerate(_TENS.split(), 2)}
+_SOUNDS_LIKE = {"2": ("to", "too"), "4": ("for",)}  # as in "gone 2 work"
+_ENDINGS = (("ies", "i"), ("ied", "i"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", ""))
+
+
+@dataclass(frozen=True)
+class ContentKept:
+    """What survived: shares in 0..1. Those of a kind of unit are None if the first text has none of it."""
+
+    share: float  # of all units; 1 if there is none, so that nothing could be lost
+    words: float | None  # names included
+    numbers: float | None
+    names: float | None  # words with a capital inside a sentence
+    negation: float | None  # 1 if both texts negate
+    changed: float  # share of the words changed: 1 - words in common / words of the longer text
+    units: int  # of the first text
+    lost: tuple[str, ...]  # words and numbers of the first text that are gone, in their order
+
+
+@dataclass(frozen=True)
+class _Text:
+    words: dict[str, str]  # the stem of each content word: how it is first written
+    numbers: dict[str, str]
+    names: set[str]  # stems
+    negates: bool
+    spelled: Counter[str]  # all words, without case
+
+    @property
+    def units(self) -> set[str]:
+        return {*self.words, *self.numbers, *(["not"] if self.negates else [])}
+
+
+def content_kept(before: str, after: str) -> ContentKept:
+    """How much of the content of `before` is in `after`. Never raises; takes time proportional to the words."""
+    return _compare(_read(before), _read(after))
+
+
+def rewrite_content(generic: str, query: str, rewrite: str) -> ContentKept:
+    """What the rewrite keeps of the generic answer or of the query, whichever is more; never raises."""
+    new = _read(rewrite)
+    of_query, of_generic = (_compare(_read(text), new) for text in (query, generic))
+    return of_generic if of_generic.units and of_generic.share >= of_query.share else of_query
+
+
+def units(text: str) -> set[str]:
+    """The units of a text: stems, numbers in digits, and "not" if it negates."""
+    return _read(text).units
+
+
+def _compare(old: _Text, new: _Text) -> ContentKept:
+    words = {stem: stem in new.words for stem in old.words}
+    numbers = {number: _has_number(number, old, new) for number in old.numbers}
+    negation = [new.negates] if old.negates else []
+    longer = max(old.spelled.total(), new.spelled.total())
+    common = (old.spelled & new.spelled).total()
+    return ContentKept(
+        share=_share([*words.values(), *numbers.values(), *negation], 1.0) or 0.0,
+        words=_share(words.values()),
+        numbers=_share(numbers.values()),
+        names=_share(stem in new.words for stem in old.names),
+        negation=_share(negation),
+        changed=1 - common / longer if longer else 0.0,
+        units=len(old.units),
+        lost=tuple((old.words | old.numbers)[unit] for unit, kept in (words | numbers).items() if not kept),
+    )
+
+
+def _share(kept: Iterable[bool], of_none: float | None = None) -> float | None:
+    values = list(kept)
+    return sum(values) / len(values) if values else of_none
+
+
+def _has_number(number: str, old: _Text, new: _Text) -> bool:
+    """Whether the number is there or, where it stood for a word ("gone 2 work"), one more of that word."""
+    sounds = _SOUNDS_LIKE.get(number, ())
+    return number in new.numbers or any(new.spelled[word] > old.spelled[word] for word in sounds)
+
+
+def _read(text: str) -> _Text:
+    found = _Text({}, {}, set(), False, Counter())
+    inside: list[tuple[bool, str]] = []  # content words inside sentences: (has a capital, stem)
+    negates, end = False, 0
+    for match in _WORD.finditer(text):
+        starts, end = end == 0 or bool(_SENTENCE_END.search(text, end, match.start())), match.end()
+        word = match[0].casefold().replace("’", "'")
+        found.spelled[word] += 1
+        if word in _NEGATIONS or _NEGATED.fullmatch(word):
+            negates = True
+        elif number := _number(word):
+            found.numbers.setdefault(number, match[0])
+        elif (plain := word.removesuffix("'s").replace("'", "")) not in _STOP:
+            found.words.setdefault(stem := _stem(plain), match[0])
+            if not starts:
+                inside.append((match[0][0].isupper(), stem))
+    if 2 * sum(capital for capital, _ in inside) <= len(inside):  # otherwise it is in title case or in capitals
+        found.names.update(stem for capital, stem in inside if capital)
+    return _Text(found.words, found.numbers, found.names, negates, found.spelled)
+
+
+def _number(word: str) -> str | None:
+    """The number that a word is, in digits without separators; None for other words."""
+    if word[0].isdigit() and not any(character.isalpha() for character in word):
+        return re.sub(r",(?=\d{3})", "", word)
+    return _NUMBER_WORDS.get(word)
+
+
+def _stem(word: str) -> str:
+    """The word without a common ending and without repeated letters: misses, missed, missing and miss are "mis"."""
+    for ending, instead in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) > 1 and not word.endswith("ss"):
+            word = word.removesuffix(ending) + instead
+            break
+    return re.sub(r"(.)\1+", r"\1", re.sub(r"(?<=..)y$", "i", word))

@@ -1,0 +1,88 @@
+"""What completions do beside scoring: the content they keep, the items they cite, and whether they tell the truth.
+
+Columns of `metrics.csv` and the curve along RL's rollouts. What each number means stands in `lamp.content`,
+`rewriting.faithfulness` and `rewriting.keep_generic`; here they are averaged.
+
+    completion_columns(task, examples, answers, settings)     # {"kept_generic": 0.02, "cites_many": 0.1, "faithful": …}
+    rollout_curve(task, load_prepared(run, "train"), read_records(run.stage("rl") / "rollouts.jsonl"))
+    #    step  k  cites_many  faithful  habit_named  majority  content_kept
+    # 0     1  2        0.00      0.64         0.88      0.66          0.58
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from rpo_kit.lamp.content import rewrite_content
+from rpo_kit.lamp.example import Example
+from rpo_kit.lamp.retrieval import top_k
+from rpo_kit.lamp.tasks import Task
+from rpo_kit.presets import EvaluationSettings
+from rpo_kit.rewriting.faithfulness import Checked, Truth, check, truth_of
+from rpo_kit.rewriting.keep_generic import reason_to_keep
+from rpo_kit.study.baselines import Record
+
+if TYPE_CHECKING:  # its module imports torch
+    from rpo_kit.training.rollouts import Rollout
+
+_TRUE = ("faithful", "habit_named", "majority")
+
+
+def content_shares(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray | None:
+    """The share of content that each text keeps, shape (n,); None for tasks whose answers are labels."""
+    if task.kind != "generation":
+        return None
+    queries = [task.query_text(example["input"]) for example in examples]
+    triples = zip(examples, queries, texts, strict=True)
+    return np.array([rewrite_content(e["generic"], query, text).share for e, query, text in triples])
+
+
+def completion_columns(
+    task: Task, examples: Sequence[Example], answers: Sequence[Record], settings: EvaluationSettings
+) -> dict[str, float]:
+    """How the module's completions use the items; {} for systems without completions.
+
+    `kept_generic` is the share of rewrites in place of which the personalizer would use the generic answer.
+    """
+    if not all("raw" in answer and "complaint" in answer for answer in answers):  # as `evaluation.rewrite` writes them
+        return {}
+    checked, kept = [], []
+    for example, answer in zip(examples, answers, strict=True):
+        items = top_k(example, example["ranking"], settings.shots)
+        checked.append(check(answer["raw"], truth_of(task, example, items), len(items)))
+        text, query = answer["prediction"], task.query_text(example["input"])
+        unused = reason_to_keep(
+            task, query, example["generic"], text, example["profile"], settings.keep_content
+        )
+        kept.append(bool(unused) and not answer.get("complaint"))
+    return {"kept_generic": float(np.mean(kept)), **_shares(checked)}
+
+
+def rollout_curve(task: Task, examples: Sequence[Example], rollouts: Sequence[Rollout]) -> pd.DataFrame:
+    """One row per RL step: k and the shares of its completions that read the items truly, as far as they are known."""
+    by_id, truths = {example["id"]: example for example in examples}, dict[tuple[str, int], Truth | None]()
+    rows = []
+    for rollout in rollouts:
+        example, k = by_id[rollout["example"]], rollout["k"]
+        if (example["id"], k) not in truths:
+            truths[example["id"], k] = truth_of(task, example, top_k(example, example["ranking"], k))
+        row: dict[str, float] = {"step": rollout["step"], "k": k}
+        row |= _shares([check(rollout["text"], truths[example["id"], k], k)])
+        if task.kind == "generation":
+            text = rollout["rewrite"]
+            query = task.query_text(example["input"])
+            row["content_kept"] = rewrite_content(example["generic"], query, text).share if text else 0.0
+        rows.append(row)
+    return pd.DataFrame(rows).groupby("step", as_index=False).mean() if rows else pd.DataFrame()
+
+
+def _shares(checked: Sequence[Checked]) -> dict[str, float]:
+    """Means over completions; without the truth, how many cite several items is all that is known."""
+    shares = {"cites_many": float(np.mean([one.cites_many for one in checked]))}
+    if all(one.faithful is not None for one in checked):
+        shares |= {name: float(np.mean([getattr(one, name) for one in checked])) for name in _TRUE}
+    return shares
