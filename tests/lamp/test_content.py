@@ -1,0 +1,93 @@
+"""What of a text's content survives a rewrite: the metric on texts whose answer can be counted by hand."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rpo_kit.lamp.content import content_kept, rewrite_content, units
+
+TRAM = "We missed the last tram, so Ann walked 2 miles."
+
+
+def test_content_words_numbers_and_names_are_counted_by_hand() -> None:
+    # units: miss, last, tram, Ann, walk, mile, 2; all but Ann are there: 6 of 7
+    kept = content_kept(TRAM, "ugh missed last tram.. walked two miles smh")
+    assert kept.share == pytest.approx(6 / 7)
+    assert (kept.words, kept.numbers, kept.names, kept.negation) == (pytest.approx(5 / 6), 1.0, 0.0, None)
+    assert (kept.units, kept.lost) == (7, ("Ann",))
+    # 10 words before and 8 after, of which missed, last, tram, walked, miles are in both
+    assert kept.changed == pytest.approx(1 - 5 / 10)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("missed boxes", "misses a box"),
+        ("he hoped and cried", "hoping, I cry"),
+        ("we were running", "run"),
+        ("a cool cat", "coooool cat"),
+        ("Ann met Bob", "ann met bob"),
+        ("it took twelve hours", "took 12 hours"),
+        ("1,200 people", "1200 people"),
+        ("I went to work with you and Ann before four", "went 2 work w u n ann b4 4"),
+        ("so gone 2 work 4 Ann", "gone to work for ann"),
+        ("I didn't sleep", "never slept, no sleep"),
+        ("我昨天没有吃饭", "我昨天没有吃饭 哈哈"),
+    ],
+)
+def test_spelling_endings_case_and_numerals_lose_nothing(before: str, after: str) -> None:
+    assert content_kept(before, after).share == 1.0
+
+
+def test_a_lost_negation_number_or_word_is_a_loss() -> None:
+    assert content_kept("I did not sleep", "i slept").negation == 0.0
+    assert content_kept("I can't swim", "i cant swim").negation == 1.0
+    assert content_kept("2 dogs", "to the dogs to").numbers == 1.0, "as in 'gone 2 work': more to's than before"
+    assert content_kept("I went to 2 dogs", "went to dogs").numbers == 0.0
+    assert content_kept("The boiler broke", "the cooker broke").lost == ("boiler",)
+
+
+def test_names_are_capitals_inside_sentences_and_none_are_seen_in_title_case_or_lower_case() -> None:
+    assert content_kept("Then Ann left. Bob stayed with Eve at home.", "ann").names == 0.5, "Bob begins a sentence"
+    assert content_kept("Council Votes To Drain Pool", "x").names is None
+    assert content_kept("ann left home", "x").names is None
+
+
+def test_a_text_without_content_can_lose_nothing() -> None:
+    for empty in ("", "😀😀", "it was", "…"):
+        kept = content_kept(empty, TRAM)
+        assert (kept.share, kept.words, kept.numbers, kept.units) == (1.0, None, None, 0)
+        assert content_kept(TRAM, empty).share == 0.0
+    assert content_kept("", "").changed == 0.0
+
+
+def test_a_rewrite_is_compared_with_the_generic_answer_or_the_query_whichever_it_keeps_more_of() -> None:
+    query, generic = "The red boat sank near Oslo", "A boat sank"
+    assert rewrite_content(generic, query, "boat sank lol").share == 1.0, "all of the generic answer"
+    assert rewrite_content("I am sorry, I cannot help", query, "red boat sank near oslo").share == 1.0, "of the query"
+    assert rewrite_content("", query, "boat").share == pytest.approx(1 / 5), "no generic answer: the query alone"
+    assert rewrite_content(generic, query, "boat").share == 0.5
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(), st.text())
+def test_every_text_gives_shares_between_0_and_1(before: str, after: str) -> None:
+    kept = content_kept(before, after)
+    shares = (kept.share, kept.words, kept.numbers, kept.names, kept.negation, kept.changed)
+    assert all(share is None or 0 <= share <= 1 for share in shares)
+    assert content_kept(before, before).share == 1.0
+    assert content_kept(before, before).changed == 0.0
+
+
+@pytest.mark.parametrize("piece", ["a", "'", "a'", "! ", "1,", "ß 7 ", "\ud800", "的", "no\n\t ", "𝕏 ½ "])
+def test_ten_thousand_characters_take_no_longer_than_their_number(piece: str) -> None:
+    text = piece * (10_000 // len(piece))
+    began = time.process_time()
+    for _ in range(3):
+        rewrite_content(text, TRAM, text[::-1])
+    assert time.process_time() - began < 2
+    assert units(text) <= units(text + " boat")
