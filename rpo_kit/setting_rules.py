@@ -39,9 +39,7 @@ _AT_LEAST = {
     64: "reflection.max_seq_length",
 }
 _ABOVE_ZERO = "sft.learning_rate rl.learning_rate rl.temperature endpoint.timeout"
-_SHARES = (
-    "synthesis.match_text sft.warmup rl.format_weight rl.content_weight evaluation.keep_content endpoint.tolerate"
-)
+_SHARES = "synthesis.match_text sft.warmup rl.format_weight rl.content_weight evaluation.keep_content endpoint.tolerate"
 _LISTS = "reflection.lora_targets evaluation.systems sweep.arms sweep.seeds sweep.eval_shots"
 _CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)+")
 _RETRIEVER = re.compile(r"bm25|bm25-lamp|recency|random|dense:.+")
@@ -115,8 +113,8 @@ def _check_combinations(settings: Mapping[str, Any]) -> None:
         raise KitError(f"rl.shots_from={first} must not be greater than rl.shots_to={last}: the history grows.")
     if settings["rl.format_weight"] + settings["rl.content_weight"] > 1:
         raise KitError(
-            f"rl.format_weight={settings['rl.format_weight']} and rl.content_weight={settings['rl.content_weight']} are "
-            "shares of the reward, and more than all of it: lower one."
+            f"rl.format_weight={settings['rl.format_weight']} and rl.content_weight={settings['rl.content_weight']} "
+            "are shares of the reward, and more than all of it: lower one."
         )
     window = settings["reflection.max_seq_length"]
     for key in ("rl.max_new_tokens", "evaluation.max_new_tokens"):

@@ -218,3 +218,9 @@ def test_every_setting_with_a_number_has_a_range():
 def test_an_impossible_combination_is_rejected_and_the_error_says_what_would_work(key, value, why):
     with pytest.raises(KitError, match=why):
         get_preset("cpu", {key: value})
+
+
+def test_the_parts_of_the_reward_are_at_most_all_of_it():
+    assert get_preset("cpu", {"rl.content_weight": 0.9}).rl.content_weight == 0.9
+    with pytest.raises(KitError, match=r"rl\.format_weight=0\.1 and rl\.content_weight=0\.95 are shares of the reward"):
+        get_preset("cpu", {"rl.content_weight": 0.95})

@@ -30,7 +30,7 @@ _LETTER = rf"(?:(?!{_UNSPACED})\w)"
 _WORD = re.compile(rf"{_NUMBER}|{_UNSPACED}|{_LETTER}+(?:['’]{_LETTER}+)*")
 _SENTENCE_END = re.compile(r"[.!?:…\"“”]\s*$")
 
-_STOP = frozenset(
+_STOP_WORDS = (
     "a about above after again ago all also am an and any are as at be because been before being below between both "
     "but by can could did do does doing down during each else ever every few for from further get gets getting go goes "
     "going got had has have having he her here hers herself him himself his how i if in into is it its itself just let "
@@ -40,9 +40,11 @@ _STOP = frozenset(
     "yet you your yours im ive id ill youre hes shes theyre thats "
     # spellings and fillers of informal texts
     "n w u r b b4 cuz coz cos bc tho thru ur ya yall da dat dis tbh lol haha omg ugh smh xx ok okay rt amp "
-    "gonna wanna gotta s t m d ll re ve".split()
+    "gonna wanna gotta s t m d ll re ve"
 )
-_NEGATIONS = frozenset("no not never none nothing nobody nowhere nor neither cannot without".split())
+_STOP = frozenset(_STOP_WORDS.split())
+_NEGATING = "no not never none nothing nobody nowhere nor neither cannot without"
+_NEGATIONS = frozenset(_NEGATING.split())
 _NEGATED = re.compile(r"(?:is|are|was|were|do|does|did|have|has|had|ca|could|wo|would|should|must|need|ai)n['’]?t")
 _SMALL = "zero _ two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred"

@@ -2,7 +2,7 @@
 
 Three questions for a completion, each answered between 0 and 1:
 
-    faithful    share of its statements that say of each item cited what the persona's own rules say of it, word for word
+    faithful    share of its statements that say of each item cited what the persona's own rules say, word for word
     habit_named share of its statements that name the habit which each item cited shows (softer: the words may differ)
     majority    whether it follows the habit that most of the items shown show, in a tie the first one: its rewrite is
                 that habit's answer or, if it is no habit's answer, its plan names that habit and no other
@@ -88,7 +88,8 @@ def check(completion: str, truth: Truth | None, shots: int) -> Checked:
 def statements(observe: str) -> list[tuple[list[int], str]]:
     """(numbers of the items cited, what is said of them) for each statement; blanks and case do not matter."""
     return [
-        ([int(number) for number in _NUMBER.findall(cited)], _plain(text)) for cited, text in _STATEMENT.findall(observe)
+        ([int(number) for number in _NUMBER.findall(cited)], _plain(text))
+        for cited, text in _STATEMENT.findall(observe)
     ]
 
 

@@ -1,9 +1,9 @@
 """The whole of Figure 1 in one object: base model, retrieval and reflection module, (input, profile) → `Rewrite`.
 
 The base model sees LaMP's input and nothing else. If the module's completion does not parse, the generic answer is used
-instead, and `Rewrite.parse_error` says why. If it parses, but the rewrite lost the content, or the profile is empty, the
-generic answer is used too, and `Rewrite.kept_generic` says why (`keep_generic.py`). Invalid inputs and profiles are rejected before any model runs. `serving/`
-puts the personalizer behind an HTTP endpoint.
+instead, and `Rewrite.parse_error` says why. If it parses, but the rewrite lost the content or the profile is empty, the
+generic answer is used too, and `Rewrite.kept_generic` says why (`keep_generic.py`). Invalid inputs and profiles are
+rejected before any model runs. `serving/` puts the personalizer behind an HTTP endpoint.
 
     personalize = Personalizer.of(existing_run("demo"))                # the run's base model, module and settings
     personalize("What is the score … review: The lid leaks.", profile).text                              # '1'
@@ -180,9 +180,7 @@ class Personalizer:
 
     def _reason_to_keep(self, example: Example, rewrite: str) -> str | None:
         query = self.task.query_text(example["input"])
-        return reason_to_keep(
-            self.task, query, example["generic"], rewrite, example["profile"], self.keep_content
-        )
+        return reason_to_keep(self.task, query, example["generic"], rewrite, example["profile"], self.keep_content)
 
     def _fitting_items(self, examples: Sequence[Example]) -> list[list[Item]]:
         """The top-ranked items of each example, which fit into the module's window together with the query.

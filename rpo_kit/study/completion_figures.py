@@ -1,7 +1,7 @@
 """Pictures of `completions`: content kept against fit for all systems, and how true RL's observations are by step.
 
-    content_figure(read_tables("runs/demo/evaluate/")[0])
-    faithful_figure(rollout_curve(task, load_prepared(run, "train"), read_records(run.stage("rl") / "rollouts.jsonl")))
+content_figure(read_tables("runs/demo/evaluate/")[0])
+faithful_figure(rollout_curve(task, load_prepared(run, "train"), read_records(run.stage("rl") / "rollouts.jsonl")))
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def content_figure(metrics: pd.DataFrame) -> Figure:
             color, marker = {"rl": RED, "sft": BLUE}.get(str(row.system), GREY), _MARKERS[row.Index % len(_MARKERS)]
             wide = [[max(0.0, row.content_kept - row.content_low)], [max(0.0, row.content_high - row.content_kept)]]
             high = [[max(0.0, row.score - row.low)], [max(0.0, row.high - row.score)]]
-            ax.errorbar(row.content_kept, row.score, yerr=high, xerr=wide, fmt=marker, color=color, ms=9, elinewidth=1.4,
-                        mfc="none", mew=1.8, label=system_name(str(row.system)))  # fmt: skip
+            ax.errorbar(row.content_kept, row.score, yerr=high, xerr=wide, fmt=marker, color=color, elinewidth=1.4,
+                        ms=9, mfc="none", mew=1.8, label=system_name(str(row.system)))  # fmt: skip
         about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, k = {metrics['shots'][0]}"
         ax.set(xlim=(-0.03, 1.03), xlabel="content kept, of the generic answer or of the query", ylabel="score (fit)")
         ax.set_title(f"Content and fit, with 95 % intervals · {about}")

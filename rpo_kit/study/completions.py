@@ -55,9 +55,7 @@ def completion_columns(
         items = top_k(example, example["ranking"], settings.shots)
         checked.append(check(answer["raw"], truth_of(task, example, items), len(items)))
         text, query = answer["prediction"], task.query_text(example["input"])
-        unused = reason_to_keep(
-            task, query, example["generic"], text, example["profile"], settings.keep_content
-        )
+        unused = reason_to_keep(task, query, example["generic"], text, example["profile"], settings.keep_content)
         kept.append(bool(unused) and not answer.get("complaint"))
     return {"kept_generic": float(np.mean(kept)), **_shares(checked)}
 

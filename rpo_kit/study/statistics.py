@@ -86,14 +86,14 @@ def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[s
     For texts also the content kept, with interval; for the module how it uses the items (`completions`).
     """
     golds, users, settings = [e["output"] for e in examples], [e["user_id"] for e in examples], run.preset.evaluation
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, answers in records.items():
         predictions = [answer["prediction"] for answer in answers]
         values = example_scores(task, golds, predictions)
         shots = shots_in(name) if reads_other_k(name) else settings.shots
-        rows.append(
-            {"system": name}
-            | _mean_with_interval(values, users, settings.bootstrap, settings.seed)
+        row: dict[str, object] = {"system": name}
+        row |= (
+            _mean_with_interval(values, users, settings.bootstrap, settings.seed)
             | lamp_metrics(task, golds, [scorable(task, prediction) for prediction in predictions])
             | {
                 "unparsed": float(np.mean([bool(answer.get("complaint")) for answer in answers])),
@@ -103,6 +103,7 @@ def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[s
             | _content(content_shares(task, examples, predictions), users, settings)
             | completion_columns(task, examples, answers, settings)
         )
+        rows.append(row)
     for name, values in references(task, examples, settings.shots).items():
         rows.append({"system": name} | _mean_with_interval(values, users, settings.bootstrap, settings.seed))
     for shots in sorted({shots_in(name) for name in records if reads_other_k(name)}):

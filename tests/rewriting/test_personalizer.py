@@ -82,6 +82,32 @@ def test_a_new_user_without_history_gets_an_answer(make):
     assert "(empty)" in asked[0][1]["content"]
 
 
+def test_a_rewrite_that_lost_the_content_gives_way_to_the_generic_answer_and_says_why(make):
+    tweets = get_task("LaMP-7")
+    input = tweets.make_input(text="The boiler broke on Christmas Eve and we ate cold pizza in our coats.")
+    generic = "Our boiler broke on Christmas Eve, so we ate cold pizza."
+    joker = GOOD.replace("<rewrite>2<", "<rewrite>christmas eve joker<")
+    personalize, _, _ = make(lambda conversation: joker, lambda conversation: generic)
+    personalize.task = tweets
+    profile = [{"id": str(n), "text": f"finally finished essay number {n}, time for bed"} for n in range(15)]
+    done = personalize(input, profile)
+    assert (done.text, done.generic, done.parse_error) == (generic, generic, None)
+    assert done.kept_generic == "The rewrite keeps 25 % of the content; missing: boiler, broke, ate, …"
+    assert done.trajectory.rewrite == "christmas eve joker", "what was not used can still be read"
+    personalize.keep_content = 0.0
+    done = personalize(input, profile)
+    assert (done.text, done.kept_generic) == ("christmas eve joker", None)
+
+
+def test_without_a_profile_the_generic_answer_is_kept_even_if_there_is_a_rewrite(make):
+    personalize, _, _ = make(lambda conversation: GOOD)
+    done = personalize(INPUT, [])
+    assert (done.text, done.kept_generic) == ("3", "The profile is empty: there is nothing to fit the answer to.")
+    assert personalize(INPUT, ITEMS).kept_generic is None
+    unparsed, _, _ = make(lambda conversation: "2")
+    assert (unparsed(INPUT, []).parse_error, unparsed(INPUT, []).kept_generic) == ("no tags", None)
+
+
 def test_a_batch_keeps_users_apart_and_calls_each_model_once(make):
     inputs = [TASK.make_input(text=f"lid {n}") for n in range(3)]
     personalize, base, asked = make(lambda conversation: "", lambda conversation: conversation[0]["content"][-1])
@@ -112,6 +138,7 @@ def test_the_personalizer_of_a_run_gives_what_prepare_and_evaluate_gave(
 ):
     endpoint.reply = lambda body: (200, completion(last(body)[-20:]))
     settings = {"data.task": "LaMP-7", "data.retriever": "recency", "evaluation.shots": 3, "base_max_new_tokens": 20}
+    settings |= {"evaluation.keep_content": 0.0}  # evaluate uses every rewrite
     run = new_run(settings | {"base": f"{endpoint.url}#m", "endpoint.cache": False, "evaluation.max_new_tokens": 50})
     prepare(run)
     as_trained(run)

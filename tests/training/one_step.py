@@ -36,7 +36,7 @@ def some_prompts(loaded: LoadedModel, golds: Sequence[str]) -> list[Prompt]:
     return prompts
 
 
-def judge_by_text(task: Task, text: str, gold: str, items: int, format_weight: float = 0.1) -> Judged:
+def judge_by_text(task: Task, text: str, gold: str, items: int, *weights_and_texts: object) -> Judged:
     """A reward that differs within a group and has nothing to do with the task; 0.5 where the gold is "same"."""
     value = 0.5 if gold == "same" else (sum(text.encode()) % 17) / 16
     return Judged(value, value, 0.0, text, (), None)

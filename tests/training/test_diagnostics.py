@@ -20,6 +20,8 @@ HEALTHY = {
     "same_answer": 0.55,
     "copied_history": 0.01,
     "copied_generic": 0.1,
+    "content_kept": 0.6,
+    "faithful": 0.6,
 }
 
 
@@ -46,6 +48,11 @@ def test_a_healthy_run_gets_no_warning():
         ("kl", {"kl": 0.7}, "The KL to the SFT adapter is 0.70 per token"),
         ("same_answer", {"same_answer": 0.97}, "97 % .* are the same label"),
         ("copied_history", {"copied_history": 0.5}, "50 % .* are a history item word for word"),
+        (
+            "content_kept",
+            {"content_kept": 0.35},
+            r"Content is being lost: .* keep 0\.35 of it, and kept 0\.60 .* rl\.content_w",
+        ),
         ("copied_generic", {"copied_generic": 0.95}, "95 % .* are the generic answer word for word"),
         ("completions/mean_length", {"completions/mean_length": 95.0}, "gone from 50 to 95 tokens"),
         ("completions/mean_length", {"completions/mean_length": 20.0}, "gone from 50 to 20 tokens"),
@@ -103,3 +110,16 @@ def test_nan_and_infinity_are_reported_with_their_first_step_even_among_the_firs
     assert list(found) == [column]
     assert f"{column} is not a number since step 3 ({value})" in found[column]
     assert diagnose(rows[:3]) == found
+
+
+def test_columns_that_a_later_version_added_may_be_missing_in_the_first_rows():
+    """A training begun by an earlier version and resumed: its log.csv has blanks there."""
+    rows = [row | {"content_kept": float("nan"), "faithful": float("nan")} for row in log(40)[:7]] + log(40)[7:]
+    assert diagnose(rows) == {}
+    assert list(diagnose([*rows[:-5], *(row | {"content_kept": float("inf")} for row in rows[-5:])])) == [
+        "content_kept"
+    ]
+
+
+def test_a_little_less_content_is_no_sign():
+    assert diagnose(log(40, content_kept=0.47)) == {}, "0.78 of the first steps: as in a run that lost none"

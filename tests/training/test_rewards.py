@@ -73,6 +73,24 @@ def test_the_format_weight_shares_out_the_reward():
     assert reward(task, written("2"), "1", items=1, format_weight=0.0) == pytest.approx(0.75)
 
 
+def test_content_has_its_share_of_the_reward_if_it_is_given_one():
+    # gold "a b c d", rewrite "boat sank": ROUGE 0; of the units boat, sank, oslo two are kept
+    task, text = get_task("LaMP-7"), written("boat sank")
+    free = judge(task, text, "a b c d", 1, 0.1, 0.0, "A boat sank at Oslo", "boats sinking and rising and at oslo")
+    assert (free.reward, free.content) == pytest.approx((0.1, 2 / 3))
+    paid = judge(task, text, "a b c d", 1, 0.1, 0.3, "A boat sank at Oslo", "ships rising and falling and at oslo")
+    assert paid.reward == pytest.approx(0.1 + 0.3 * 2 / 3)
+    whole = judge(task, written("boat sank"), "boat sank", 1, 0.1, 0.3, "boat sank", "boat sank")
+    assert whole.reward == pytest.approx(1.0), "(1 - 0.1 - 0.3) * 1 + 0.1 + 0.3"
+    assert judge(task, "no tags", "boat", 1, 0.1, 0.3, "boat", "boat").reward == 0.0
+    assert judge(task, "no tags", "boat", 1, 0.1, 0.3, "boat", "boat").content is None
+
+
+def test_labels_have_no_content_and_no_share_of_the_reward_for_it():
+    one = judge(get_task("LaMP-3"), written("2"), "1", 2, 0.1, 0.3, "3", "It leaks.")
+    assert (one.reward, one.content) == (pytest.approx(0.775), None)
+
+
 def test_a_completion_is_judged_with_its_parts():
     task = get_task("LaMP-3")
     right = judge(task, written("2"), "1", items=2)
