@@ -3,7 +3,7 @@
 Columns of `metrics.csv` and the curve along RL's rollouts. What each number means stands in `lamp.content`,
 `rewriting.faithfulness` and `rewriting.keep_generic`; here they are averaged.
 
-    completion_columns(task, examples, answers, settings)     # {"kept_generic": 0.02, "cites_many": 0.1, "faithful": …}
+    completion_columns(task, examples, answers, 6, 0.35)     # {"kept_generic": 0.02, "cites_many": 0.1, "faithful": …}
     rollout_curve(task, load_prepared(run, "train"), read_records(run.stage("rl") / "rollouts.jsonl"))
     #    step  k  cites_many  faithful  habit_named  majority  content_kept
     # 0     1  2        0.00      0.64         0.88      0.66          0.58
@@ -21,7 +21,6 @@ from rpo_kit.lamp.content import rewrite_content
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
-from rpo_kit.presets import EvaluationSettings
 from rpo_kit.rewriting.faithfulness import Checked, Truth, check, truth_of
 from rpo_kit.rewriting.keep_generic import reason_to_keep
 from rpo_kit.study.baselines import Record
@@ -42,20 +41,21 @@ def content_shares(task: Task, examples: Sequence[Example], texts: Sequence[str]
 
 
 def completion_columns(
-    task: Task, examples: Sequence[Example], answers: Sequence[Record], settings: EvaluationSettings
+    task: Task, examples: Sequence[Example], answers: Sequence[Record], shots: int, keep_content: float
 ) -> dict[str, float]:
-    """How the module's completions use the items; {} for systems without completions.
+    """How the module's completions use the `shots` items shown; {} for systems without completions.
 
-    `kept_generic` is the share of rewrites in place of which the personalizer would use the generic answer.
+    `kept_generic` is the share of rewrites in place of which the personalizer would use the generic answer, with the
+    setting `keep_content`.
     """
     if not all("raw" in answer and "complaint" in answer for answer in answers):  # as `evaluation.rewrite` writes them
         return {}
     checked, kept = [], []
     for example, answer in zip(examples, answers, strict=True):
-        items = top_k(example, example["ranking"], settings.shots)
+        items = top_k(example, example["ranking"], shots)
         checked.append(check(answer["raw"], truth_of(task, example, items), len(items)))
         text, query = answer["prediction"], task.query_text(example["input"])
-        unused = reason_to_keep(task, query, example["generic"], text, example["profile"], settings.keep_content)
+        unused = reason_to_keep(task, query, example["generic"], text, example["profile"], keep_content)
         kept.append(bool(unused) and not answer.get("complaint"))
     return {"kept_generic": float(np.mean(kept)), **_shares(checked)}
 

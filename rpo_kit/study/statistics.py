@@ -101,16 +101,16 @@ def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[s
                 "copied": copy_rate(task, examples, predictions, shots),
             }
             | _content(content_shares(task, examples, predictions), users, settings)
-            | completion_columns(task, examples, answers, settings)
+            | completion_columns(task, examples, answers, shots, settings.keep_content)
         )
         rows.append(row)
     for name, values in references(task, examples, settings.shots).items():
-        rows.append({"system": name} | _mean_with_interval(values, users, settings.bootstrap, settings.seed))
+        rows.append({"system": name, **_mean_with_interval(values, users, settings.bootstrap, settings.seed)})
     for shots in sorted({shots_in(name) for name in records if reads_other_k(name)}):
         for name, values in references(task, examples, shots).items():
             if name == "oracle":  # the other one does not read items
                 interval = _mean_with_interval(values, users, settings.bootstrap, settings.seed)
-                rows.append({"system": f"oracle-{shots}"} | interval)
+                rows.append({"system": f"oracle-{shots}", **interval})
     return pd.DataFrame(rows).assign(task=task.name, shots=settings.shots, examples=len(examples))
 
 

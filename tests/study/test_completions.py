@@ -13,7 +13,6 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.personas import build
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import refusals
-from rpo_kit.presets import EvaluationSettings
 from rpo_kit.rewriting.faithfulness import truth_of
 from rpo_kit.study.completion_figures import content_figure, faithful_figure
 from rpo_kit.study.completions import completion_columns, content_shares, rollout_curve
@@ -71,9 +70,9 @@ def test_labels_have_no_content_and_real_users_no_truth():
     assert content_shares(get_task("LaMP-3"), [], []) is None
     rows = [row | {"facts": {}} for row in examples(2)]
     answers = [record("a", text) for text in oracle(examples(2))]
-    columns = completion_columns(TWEETS, rows, answers, EvaluationSettings(shots=3))
+    columns = completion_columns(TWEETS, rows, answers, 3, 0.35)
     assert columns == {"kept_generic": 1.0, "cites_many": 1.0}
-    assert completion_columns(TWEETS, rows, [record("a"), record("b")], EvaluationSettings()) == {}
+    assert completion_columns(TWEETS, rows, [record("a"), record("b")], 3, 0.35) == {}
 
 
 def test_tables_of_earlier_versions_have_no_such_columns_and_are_shown_as_before():
