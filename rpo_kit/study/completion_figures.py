@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rpo_kit.errors import KitError
 from rpo_kit.study.drawing import BLUE, GREEN, GREY, ORANGE, RED
-from rpo_kit.study.figures import _STYLE as STYLE
+from rpo_kit.study.figures import STYLE
 from rpo_kit.study.results import CONTENT_COLUMNS, system_name
 
 _LINES = {"faithful": (RED, "o"), "habit_named": (ORANGE, "s"), "majority": (BLUE, "^"), "cites_many": (GREEN, "D")}

@@ -127,7 +127,7 @@ def gain_by_history(metrics: pd.DataFrame, paired: pd.DataFrame) -> list[str]:
 
 
 def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
-    """The gains over the best trivial baseline and by history, the table of systems, and what becomes of the content."""
+    """The gains over the best trivial baseline and by history, and the tables of systems and of their content."""
     table, content = scores_table(metrics).round(3), content_table(metrics).round(3)
     about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, {metrics['shots'][0]} history items"
     heading = f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):"
