@@ -284,11 +284,11 @@ def test_the_stage_writes_tables_and_predictions_that_lamps_evaluator_reads(trai
 
     monkeypatch.setattr(evaluation, "_answerer", answerer)
     evaluate(run)
-    names = ["base", "constant", "majority", "copy-nearest", "context", "untrained", "sft", "rl"]
-    assert opened == [(n, n if n in ("sft", "rl") else None) for n in names]
+    names = ["base", "constant", "majority", "copy-nearest", "context", "untrained", "sft-1", "sft", "rl-1", "rl"]
+    assert opened == [(n, n.removesuffix("-1") if n[:2] in ("sf", "rl") else None) for n in names]
     work = run.stage("evaluate")
     metrics = pd.read_csv(work / "metrics.csv").set_index("system")
-    assert list(metrics.index) == [*names, "any habit", "oracle"]
+    assert list(metrics.index) == [*names, "any habit", "oracle", "oracle-1"]
     assert metrics.loc["rl", "score"] == 1.0
     rows = load_prepared(run, "dev")
     golds = {"task": "LaMP_3", "golds": [{"id": e["id"], "output": e["output"]} for e in rows]}
@@ -297,7 +297,8 @@ def test_the_stage_writes_tables_and_predictions_that_lamps_evaluator_reads(trai
     found = metrics_of_files(tmp_path / "golds.json", work / "predictions" / "base.json")
     assert found["MAE"] == pytest.approx(metrics.loc["base", "MAE"])
     paired = pd.read_csv(work / "paired.csv")
-    assert len(paired) == 7 + 3 + 4  # against base, three more against the one before, RL against four baselines
+    # against base, three more against the one before, RL against four baselines, SFT and RL against themselves at k = 1
+    assert len(paired) == 7 + 3 + 4 + 2
     assert {"constant", "majority", "copy-nearest"} < set(paired[paired["system"] == "rl"]["minus"])
     opened.clear()
     evaluate(run)
