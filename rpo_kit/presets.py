@@ -85,6 +85,7 @@ class RLSettings:
     micro_batch_tokens: int = 3000  # ours: tokens scored in one pass, in whole groups; affects memory only
     gradient_checkpointing: bool = False  # keep one tensor per layer and token, and compute the rest twice
     learning_rate: float = 2e-4  # measured on LaMP-7; LaMP-1 and LaMP-3 want 3e-5 to 6e-5; OpenRLHF, all weights: 5e-7
+    warmup: float = field(default=0.0, metadata={"since": "0.2"})  # share of the steps; OpenRLHF: 0.03 of many more
     beta: float = 0.001  # ours; OpenRLHF's k2 loss uses 1e-5, ProRL 1e-4
     clip: float = 0.2  # OpenRLHF
     temperature: float = 1.0  # OpenRLHF

@@ -39,7 +39,10 @@ _AT_LEAST = {
     64: "reflection.max_seq_length",
 }
 _ABOVE_ZERO = "sft.learning_rate rl.learning_rate rl.temperature endpoint.timeout"
-_SHARES = "synthesis.match_text sft.warmup rl.format_weight rl.content_weight evaluation.keep_content endpoint.tolerate"
+_SHARES = (
+    "synthesis.match_text sft.warmup rl.warmup rl.format_weight rl.content_weight evaluation.keep_content "
+    "endpoint.tolerate"
+)
 _LISTS = "reflection.lora_targets evaluation.systems sweep.arms sweep.seeds sweep.eval_shots"
 _CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)+")
 _RETRIEVER = re.compile(r"bm25|bm25-lamp|recency|random|dense:.+")

@@ -14,7 +14,7 @@ One batch of rollouts is one update here, so rho = 1 and the clip never acts; wh
 that of log p. The last term is the KL to the SFT adapter ("k2", arXiv 2510.01555), taken from a frozen copy of that
 adapter on the same model. mu is not zero if length and reward correlate. For ablations, `rl.algorithm` selects the
 advantage of REINFORCE++ without baseline, GRPO or RLOO; the loss stays the same. Not implemented: several updates per
-batch, a value model, learning-rate schedules.
+batch, a value model, learning-rate schedules but `rl.warmup`.
 
     train_rl(run)       # reads sft/adapter; writes rl/adapter, rl/log.csv and rl/rollouts.jsonl
 """
@@ -198,13 +198,15 @@ def rl_step(
 
     # 4. Log-probabilities, loss and gradient, in micro-batches that hold whole groups; 5. the update.
     loss, kl = accumulate_gradients(loaded, groups, own_advantages, float(lengths.sum()), settings, training, step)
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(settings, step)
     grad_norm = update(training, step)
     training.step, training.memory = step, release_memory(training.memory)
 
     records = ranks.gather(
         rollouts.records(step, mine, groups, texts, judged, own_advantages.tolist(), end_tokens(loaded))
     )
-    row = {"step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": settings.learning_rate}
+    row = {"step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate(settings, step)}
     row |= {"kl": kl} if settings.beta else {}
     row |= rollouts.summary(records, prompts, task)
     row |= {"seconds_sampling": sampled - began, "seconds_scoring": time.perf_counter() - sampled}
@@ -302,6 +304,15 @@ def policy_loss(
     with torch.no_grad():
         kl = ((-distance).exp() - 1 + distance).sum()  # "k3": never negative, and right on average
     return loss + beta * (distance**2 / 2).sum(), kl
+
+
+def learning_rate(settings: RLSettings, step: int) -> float:
+    """Of step 1, 2, …: rises over the first share `rl.warmup` of the steps, then stays.
+
+    AdamW's first steps have full length whatever the gradient is worth, and with few completions that is mostly noise.
+    """
+    rising = max(1.0, settings.warmup * settings.steps)
+    return settings.learning_rate * min(1.0, step / rising)
 
 
 def update(training: checkpoints.Training, step: int) -> float:

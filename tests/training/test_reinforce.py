@@ -38,6 +38,7 @@ from rpo_kit.training.curriculum import prompt_order
 from rpo_kit.training.reinforce import (
     accumulate_gradients,
     advantages,
+    learning_rate,
     policy_loss,
     sample_completions,
     start_training,
@@ -235,6 +236,19 @@ def step_by_hand(
     torch.nn.utils.clip_grad_norm_(weights, 1.0)
     optimizer.step()
     return {"advantages": advantage, "logprobs": policy, "loss": loss.detach(), "gradients": gradients}
+
+
+def test_the_learning_rate_rises_over_the_warmup_and_stays(policy):
+    settings = replace(SETTINGS, learning_rate=0.01, steps=10, warmup=0.4)
+    assert [learning_rate(settings, step) for step in (1, 2, 4, 5, 10)] == pytest.approx(
+        [0.0025, 0.005, 0.01, 0.01, 0.01]
+    )
+    assert learning_rate(replace(settings, warmup=0.0), 1) == 0.01
+    before = adapter_of(policy.model)
+    row, _, _ = run_step(policy, settings)
+    moved = max(float((value - before[name]).abs().max()) for name, value in adapter_of(policy.model).items())
+    assert row["learning_rate"] == pytest.approx(0.0025)
+    assert moved == pytest.approx(0.0025, rel=0.01), "AdamW's first step is as long as the learning rate"
 
 
 @pytest.mark.parametrize("moved", [0.0, 0.3])
@@ -621,7 +635,7 @@ def sft_is_done(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     settings = {"data.task": "LaMP-3", "base": f"local:{name}", "reflection.name": name}
     settings |= {"reflection.max_seq_length": 2048, "sft.steps": 2, "sft.learning_rate": 0.05}
     settings |= {"rl.learning_rate": 0.01, "rl.beta": 0.1, "rl.max_new_tokens": 12, "rl.prompts_per_step": 2}
-    run = open_run("r", "tiny", settings | {"rl.group_size": 3, "rl.steps": 4}, root=root)
+    run = open_run("r", "tiny", settings | {"rl.group_size": 3, "rl.steps": 4, "rl.warmup": 0.5}, root=root)
     prepare(run, lambda spec: Always3())
     synthesize(run)
     train_sft(run)
