@@ -59,8 +59,8 @@ class SynthesisSettings:
     teacher: str = "persona"  # the rule-based offline teacher; or local:NAME, openai:MODEL, or URL#MODEL
     # items per trajectory, in turn. Paper: [1], a generic response and *a* historical example. Ours, measured: a module
     # that has only seen one item cites only one, and gets worse with more (docs/results.md)
-    shots: tuple[int, ...] = field(default=(1, 2, 3), metadata={"a number too": True})
-    per_query: int = 6  # ours: trajectories per query, each on the next items of its ranking, numbered by their rank
+    shots: tuple[int, ...] = field(default=(1, 3, 6), metadata={"a number too": True})
+    per_query: int = 3  # ours: trajectories per query, each on the next items of its ranking, numbered by their rank
     match_text: float = 0.9  # ours: lowest accepted ROUGE of a chat teacher's rewrite with the gold
     max_words: int = 200  # ours: of the whole trajectory
 

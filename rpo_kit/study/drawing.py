@@ -87,7 +87,7 @@ def figure2() -> Figure:
 def _stage1(ax: Axes) -> None:
     inputs = [
         ("query, generic answer", PALE, INK),
-        ("1 to 3 history items", PALE_ORANGE, ORANGE),
+        ("1, 3 or 6 history items", PALE_ORANGE, ORANGE),
         ("gold answer $y$", PALE_GREEN, GREEN),
     ]
     for row, (text, fill, edge) in enumerate(inputs):

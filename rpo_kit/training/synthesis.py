@@ -1,6 +1,6 @@
 """Stage 2, `synthesize`: a teacher writes Structured Rewriting Trajectories (Figure 2, top).
 
-In the paper a trajectory rests on *one* historical example. By default it rests on one, two or three here: otherwise
+In the paper a trajectory rests on *one* historical example. By default it rests on one, three or six here: otherwise
 the module never writes a second observation, and RL with 2→6 items has nothing to reinforce. What does not parse or
 does not pass the quality filters (`filters.py`) is rejected and kept with the reason.
 The setting `synthesis.teacher` names the teacher: `persona`, or any chat model (`teachers.py`).

@@ -344,7 +344,7 @@ def test_of_a_folder_with_dev_alone_the_baselines_are_evaluated(new_run, recordi
     evaluation.evaluate(run)
     assert "evaluate: constant left out, because the run has no train examples" in capsys.readouterr().out
     assert {path.stem for path in (run.stage("evaluate") / "predictions").iterdir()} == set(systems)
-    with pytest.raises(KitError, match=r"as many .* synthesis\.shots=\[1, 2, 3\].*data\.dev_share=0\.2"):
+    with pytest.raises(KitError, match=r"as many .* synthesis\.shots=\[1, 3, 6\].*data\.dev_share=0\.2"):
         synthesize(run, lambda task, requests: pytest.fail("there is nothing to ask"))
 
 
