@@ -130,6 +130,8 @@ class SweepSettings:
     prompts_per_step: int = 2  # ours: a demo; runs meant to learn something take more
     eval_shots: tuple[int, ...] = (6,)
     dev_users: int = 12
+    # ours: the difference that the sweep is meant to find, from `plan`; recorded with the comparisons; 0: none named
+    difference: float = field(default=0.0, metadata={"since": "0.2"})
 
 
 @dataclass(frozen=True)

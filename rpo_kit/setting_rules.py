@@ -35,7 +35,7 @@ _AT_LEAST = {
     "rl.save_every evaluation.max_new_tokens evaluation.batch_size evaluation.bootstrap sweep.steps "
     "sweep.prompts_per_step sweep.dev_users endpoint.concurrency endpoint.tries",
     0: "data.leave_one_out rl.beta rl.clip rl.rollouts_mb evaluation.shots endpoint.backoff endpoint.thinking_tokens "
-    "endpoint.max_requests endpoint.max_tokens endpoint.max_cost",
+    "endpoint.max_requests endpoint.max_tokens endpoint.max_cost sweep.difference",
     64: "reflection.max_seq_length",
 }
 _ABOVE_ZERO = "sft.learning_rate rl.learning_rate rl.temperature endpoint.timeout"

@@ -4,11 +4,14 @@ A trial is one arm (a curriculum) with one seed: RL from the same SFT adapter, f
 prompts; then its answers for the dev users are scored with k items, for each k of `sweep.eval_shots`. Each trial is a
 stage of its own: an interrupted sweep resumes within its trial, and adding an arm or a seed runs only the new trials.
 
-    sweep/progressive-seed0/{adapter, log.csv, scores/scores.csv}
-    sweep/bars.csv          arm, shots, score, low, high, users, seeds  (mean over seeds, intervals over users)
-    sweep/differences.csv   arm, minus, shots, score, low, high, users  (paired on the same users)
+    sweep/plan.json         the comparisons, written before the first trial (`comparisons`)
+    sweep/progressive-seed0/{adapter, log.csv, scores/{scores.csv, timing.json}}
+    sweep/bars.csv          arm, shots, score, low, high, users, seeds  (intervals over users and seeds)
+    sweep/differences.csv   arm, minus, shots, score, low, high, users, seeds, mde, p, p_holm  (paired on users)
     sweep/curves.csv        arm, seed, step, reward, shots
     sweep/provenance.json
+
+All arms start from one SFT adapter, and the differences hold for this one: the intervals do not cover how SFT varies.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +35,27 @@ from rpo_kit.presets import RLSettings, as_dict
 from rpo_kit.processes import disk_errors_explained, is_main
 from rpo_kit.rewriting.prepare import load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
-from rpo_kit.runs import OnLog, Run, write_json, write_text
+from rpo_kit.runs import OnLog, Run, read_json, write_json, write_text
 from rpo_kit.stages import require, stage
+from rpo_kit.study.comparisons import PLAN, SFT_ONLY, families, with_holm, write_plan
 from rpo_kit.study.evaluation import rewrite
-from rpo_kit.study.statistics import bootstrap_interval, references
+from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
+from rpo_kit.study.statistics import references
 from rpo_kit.training.reinforce import train_rl
 
 CSV_FILES = ("bars.csv", "differences.csv", "curves.csv", "provenance.json")
-SFT_ONLY = "SFT only"
+TIMING = "timing.json"  # seconds that the scoring of one adapter took, for `power`
 Trials = list[tuple[str, int]]  # (arm, seed)
-_KEYS = ["id", "user", "shots"]
 
 
 def sweep(run: Run, on_log: OnLog | None = None) -> None:
-    """Train and score every trial, then write the numbers behind Figure 3."""
-    settings = run.preset.sweep
+    """Write down the comparisons, train and score every trial, then write the numbers behind Figure 3."""
+    settings, adapter = run.preset.sweep, (current(run, "sft") / WEIGHTS).parent
     trials = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
-    score_adapter(run, "sft", (current(run, "sft") / WEIGHTS).parent)
+    if is_main():
+        with disk_errors_explained(run.folder):
+            write_plan(run)
+    score_adapter(run, "sft", adapter)
     for number, (arm, seed) in enumerate(trials, 1):
         print(f"trial {number} of {len(trials)}: {arm}, seed {seed}, {settings.steps} steps")
         train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=trial_settings(run, arm, seed))
@@ -87,6 +95,7 @@ def score_adapter(run: Run, name: str, adapter: Path) -> None:
     with stage(run, f"sweep/{name}/scores", **inputs) as stage_dir:
         if stage_dir is None:
             return
+        began = time.perf_counter()
         loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run)
         task = get_task(run.preset.data.task)
         rows: list[dict[str, object]] = []
@@ -97,6 +106,7 @@ def score_adapter(run: Run, name: str, adapter: Path) -> None:
             scores = example_scores(task, [example["output"] for example in examples], predictions)
             rows += _score_rows(examples, shots, scores)
         write_text(stage_dir / "scores.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_json(stage_dir / TIMING, {"seconds": time.perf_counter() - began, "examples": len(rows)})
 
 
 def dev_examples(run: Run) -> list[Example]:
@@ -107,29 +117,70 @@ def dev_examples(run: Run) -> list[Example]:
 
 
 def bars(run: Run, trials: Trials) -> pd.DataFrame:
-    """Mean score of each arm at each k; each example's score is averaged over seeds before users are resampled."""
-    rows = []
-    for arm, names in folders_by_arm(trials).items():
-        for shots, chosen in arm_scores(run, names).groupby("shots"):
-            rows.append(_bar(run, arm, int(str(shots)), chosen) | {"seeds": len(names)})
+    """Mean score of each arm at each k, with intervals over users and seeds."""
+    rows, sweep_scores = [], Scores.of(run, trials)
+    for arm in sweep_scores.arms:
+        for shots in run.preset.sweep.eval_shots:
+            values_SE = sweep_scores.of_arm(arm, shots)
+            seeds = ONE_SEED if arm == SFT_ONLY else sweep_scores.seeds(shots)
+            row = _interval(run, values_SE, sweep_scores.users, seeds, 1)
+            rows.append({"arm": arm, "shots": shots} | row | {"seeds": len(values_SE)})
     task, examples = get_task(run.preset.data.task), dev_examples(run)
+    users = [example["user_id"] for example in examples]
     for shots in run.preset.sweep.eval_shots:
         for name, values in references(task, examples, shots).items():
-            rows.append(_bar(run, name, shots, pd.DataFrame(_score_rows(examples, shots, values))) | {"seeds": 0})
-    return pd.DataFrame(rows)
+            row = _interval(run, values[None], users, ONE_SEED, 1)
+            rows.append({"arm": name, "shots": shots} | row | {"seeds": 0})
+    columns = ["arm", "shots", "score", "low", "high", "users", "seeds"]
+    return pd.DataFrame(rows)[columns]
 
 
 def differences(run: Run, trials: Trials) -> pd.DataFrame:
-    """Each arm minus SFT only, and progressive minus each other arm, with intervals paired over the same users."""
-    scores = {arm: arm_scores(run, names).set_index(_KEYS)["score"] for arm, names in folders_by_arm(trials).items()}
-    arms = [arm for arm in scores if arm != SFT_ONLY]
-    pairs = [(arm, SFT_ONLY) for arm in arms]
-    pairs += [("progressive", arm) for arm in arms if arm != "progressive" and "progressive" in arms]
-    rows = []
-    for arm, other in pairs:
-        for shots, chosen in (scores[arm] - scores[other]).reset_index().groupby("shots"):
-            rows.append({"arm": arm, "minus": other} | _bar(run, arm, int(str(shots)), chosen))
-    return pd.DataFrame(rows)
+    """The comparisons of all families at each k, paired on the same users and seeds, with Holm-adjusted p-values."""
+    rows, sweep_scores = [], Scores.of(run, trials)
+    arms = [arm for arm in sweep_scores.arms if arm != SFT_ONLY]
+    for arm, other in [pair for pairs in families(arms).values() for pair in pairs]:
+        for shots in run.preset.sweep.eval_shots:
+            difference_SE = sweep_scores.of_arm(arm, shots) - sweep_scores.of_arm(other, shots)
+            adapters = 1 if other == SFT_ONLY else 2
+            row = _interval(run, difference_SE, sweep_scores.users, sweep_scores.seeds(shots), adapters)
+            rows.append({"arm": arm, "minus": other, "shots": shots} | row | {"seeds": len(difference_SE)})
+    columns = ["arm", "minus", "shots", "score", "low", "high", "users", "seeds", "mde", "p"]
+    return with_holm(pd.DataFrame(rows)[columns])
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The scores of all arms, of the same examples in the same order."""
+
+    by_arm: dict[str, dict[int, np.ndarray]]  # arm: {k: (seeds, examples)}; of SFT only one row
+    users: list[str]  # of the examples
+
+    @classmethod
+    def of(cls, run: Run, trials: Trials) -> Scores:
+        tables = {arm: [read_scores(run, name) for name in names] for arm, names in folders_by_arm(trials).items()}
+        by_arm = {
+            arm: {k: np.stack([table["score"].xs(k, level="shots") for table in of_seeds]) for k in _shots(of_seeds[0])}
+            for arm, of_seeds in tables.items()
+        }
+        first = tables[SFT_ONLY][0]
+        return cls(by_arm, first.xs(_shots(first)[0], level="shots")["user"].tolist())
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.by_arm)
+
+    def of_arm(self, arm: str, shots: int) -> np.ndarray:
+        """Scores (seeds, examples) with k = `shots`."""
+        return self.by_arm[arm][shots]
+
+    def seeds(self, shots: int) -> SeedVariance:
+        """The variance between seeds with k = `shots`, pooled over the arms that were trained."""
+        return seed_variance([self.of_arm(arm, shots) for arm in self.arms if arm != SFT_ONLY], self.users)
+
+
+def _shots(scores: pd.DataFrame) -> list[int]:
+    return [int(k) for k in scores.index.unique("shots")]
 
 
 def folders_by_arm(trials: Trials) -> dict[str, list[str]]:
@@ -140,12 +191,11 @@ def folders_by_arm(trials: Trials) -> dict[str, list[str]]:
     return folders
 
 
-def arm_scores(run: Run, names: list[str]) -> pd.DataFrame:
-    """The mean score over these trials: columns `id`, `user`, `shots`, `score`."""
-    files = [run.stage(f"sweep/{name}") / "scores/scores.csv" for name in names]
+def read_scores(run: Run, name: str) -> pd.DataFrame:
+    """The scores of one adapter: columns `user` and `score`, indexed by `id` and `shots` in sorted order."""
     text = {"id": str, "user": str}  # a user may be called "NA" or "null"
-    scores = pd.concat([pd.read_csv(file, dtype=text, keep_default_na=False) for file in files])
-    return scores.groupby(_KEYS, as_index=False)["score"].mean()
+    file = run.stage(f"sweep/{name}") / "scores/scores.csv"
+    return pd.read_csv(file, dtype=text, keep_default_na=False).set_index(["id", "shots"]).sort_index()
 
 
 def curves(run: Run, trials: Trials) -> pd.DataFrame:
@@ -158,13 +208,14 @@ def curves(run: Run, trials: Trials) -> pd.DataFrame:
 
 
 def provenance(run: Run, trials: Trials) -> dict[str, object]:
-    """Settings, machine and packages behind the numbers, with every commit that scored a trial."""
+    """Settings, machine, packages and plan behind the numbers, with every commit that scored a trial."""
     names = [name for names in folders_by_arm(trials).values() for name in names]
     files = [run.stage(f"sweep/{name}/scores") / "manifest.json" for name in names]
     manifests = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     commits = ", ".join(dict.fromkeys(manifest["commit"] for manifest in manifests))
     last = {key: manifests[-1][key] for key in ("machine", "packages")}
-    return {"preset": as_dict(run.preset), "commit": commits} | last
+    plan = read_json(run.stage("sweep") / PLAN)
+    return {"preset": as_dict(run.preset), "commit": commits, "plan": plan} | last
 
 
 def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
@@ -202,8 +253,9 @@ def _score_rows(examples: list[Example], shots: int, scores: np.ndarray) -> list
     return [{"id": e["id"], "user": e["user_id"], "shots": shots, "score": float(score)} for e, score in pairs]
 
 
-def _bar(run: Run, arm: str, shots: int, scores: pd.DataFrame) -> dict[str, object]:
-    settings, users = run.preset.evaluation, scores["user"].astype(str).tolist()
-    low, high = bootstrap_interval(scores["score"].to_numpy(), users, settings.bootstrap, settings.seed)
-    bar = {"arm": arm, "shots": shots, "score": float(scores["score"].mean()), "low": low, "high": high}
-    return bar | {"users": len(set(users))}
+def _interval(
+    run: Run, values_SE: np.ndarray, users: list[str], seeds: SeedVariance, adapters: int
+) -> dict[str, float]:
+    settings = run.preset.evaluation
+    row = compare(values_SE, users, seeds, adapters, settings.bootstrap, settings.seed)
+    return row | {"users": len(set(users))}

@@ -2,7 +2,8 @@
 
 Each function takes a table (rows of a log, a metrics.csv, the CSVs of a sweep) and returns a matplotlib
 `Figure`. pyplot is not used, because its global state breaks in notebook callbacks. `save` writes PNG
-and SVG; the same numbers give the same bytes. Figures 1 and 2 are drawings, in `drawing.py`.
+and SVG; the same numbers give the same bytes. Figures 1 and 2 are drawings, in `drawing.py`; Figure 3 is drawn in
+`sweep_figure.py`.
 
     figure3("figures/data/long_LaMP-7_")              # reads …bars.csv, …curves.csv, …provenance.json
     save(figure3(…), Path("figures"), "figure3")      # [figures/figure3.png, figures/figure3.svg]
@@ -11,42 +12,26 @@ and SVG; the same numbers give the same bytes. Figures 1 and 2 are drawings, in 
 from __future__ import annotations
 
 import io
-import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rpo_kit.errors import KitError
 from rpo_kit.runs import write_bytes, write_text
-from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, SKY, figure1, figure2
+from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, RED, SKY, figure1, figure2
 from rpo_kit.study.results import reads_other_k, system_name
-
-if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
+from rpo_kit.study.style import REFERENCE_STYLES, STYLE, style_of
+from rpo_kit.study.sweep_figure import figure3
 
 __all__ = [
     "curriculum_figure", "figure1", "figure2", "figure3", "oracle_figure", "png", "results_figure", "save",
     "training_figure",
 ]  # fmt: skip
-
-ARM_COLORS = {"fixed-2": SKY, "fixed-4": BLUE, "fixed-6": "#003b66", "random": "#999999", "progressive": RED}
-ARM_COLORS |= {"reversed": "#cc79a7", "SFT only": INK}
-ARM_MARKERS = {"SFT only": "D", "fixed-2": "o", "fixed-4": "o", "fixed-6": "o", "random": "s", "progressive": "^"}
-REFERENCE_STYLES = {"any habit": (0, (1, 2)), "oracle": (0, (5, 2))}
-STYLE: dict[RcKeyType, Any] = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
-    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.grid": True,
-    "grid.color": "#e6e6e6", "axes.axisbelow": True, "legend.frameon": False, "xtick.color": INK, "ytick.color": INK,
-}  # fmt: skip
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -68,105 +53,6 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
-
-
-# ---- Figure 3 -----------------------------------------------------------------------------------------------------
-
-
-def figure3(prefix: str) -> Figure:
-    """Fixed versus growing k, from `<prefix>bars.csv`, `<prefix>curves.csv` and `<prefix>provenance.json`.
-
-    Raises:
-        KitError: one of the files is missing.
-    """
-    for name in ("bars.csv", "curves.csv", "provenance.json"):
-        if not Path(prefix + name).exists():
-            raise KitError(f"The file {prefix}{name} is missing: finish `python -m rpo_kit sweep --run NAME` first.")
-    bars, curves = pd.read_csv(f"{prefix}bars.csv"), pd.read_csv(f"{prefix}curves.csv")
-    preset = json.loads(Path(f"{prefix}provenance.json").read_text(encoding="utf-8"))["preset"]
-    window = max(1, int(curves["step"].max()) // 10)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 5.1), facecolor="white")
-        grid = figure.add_gridspec(
-            2, 2, height_ratios=(4, 1), width_ratios=(1, 1.05), left=0.065, right=0.985, top=0.855, bottom=0.2,
-            wspace=0.16, hspace=0.14,
-        )  # fmt: skip
-        reward, shots = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
-        _draw_curves(reward, shots, curves, window)
-        _draw_bars(figure.add_subplot(grid[:, 1]), bars)
-        lines = {line.get_label(): line for ax in figure.axes for line in ax.get_legend_handles_labels()[0]}
-        arms = [arm for arm in bars["arm"].unique() if arm in lines]
-        figure.legend([lines[arm] for arm in arms], arms, loc="upper center", ncols=len(arms), fontsize=9.5)
-        caption = _caption(bars, curves, preset, window)
-        # parse_math=False: a folder's name may contain a dollar sign
-        figure.text(0.012, 0.012, caption, fontsize=8.5, color=GREY, va="bottom", parse_math=False)
-    return figure
-
-
-def _draw_curves(reward: Axes, shots: Axes, curves: pd.DataFrame, window: int) -> None:
-    """Mean reward over the seeds, a centred running mean over `window` steps; below it the k of each arm."""
-    arms = list(curves["arm"].unique())
-    for index, arm in enumerate(arms):
-        mean = curves[curves["arm"] == arm].groupby("step")[["reward", "shots"]].mean()
-        smooth = mean["reward"].rolling(window, center=True, min_periods=1).mean()
-        color, marker = _style_of(arm)
-        marker = marker if len(mean) < 6 else ""  # few points are invisible without one
-        if window > 1:
-            reward.plot(mean.index, mean["reward"], color=color, alpha=0.18, lw=0.8)
-        reward.plot(smooth.index, smooth, color=color, lw=2.6 if arm == "progressive" else 1.7, marker=marker, ms=5)
-        offset = (index - (len(arms) - 1) / 2) * 0.06  # otherwise lines of equal k would hide each other
-        k = mean["shots"] + offset
-        shots.step(mean.index, k, where="mid", color=color, lw=1.2, alpha=0.55, marker=marker, ms=4)
-    reward.set(title="training reward", xlim=_steps(curves))
-    reward.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    reward.tick_params(labelbottom=False)
-    shots.set(xlabel="RL step", ylabel="$k$", yticks=(2, 4, 6), ylim=(1.5, 6.6), xlim=_steps(curves))
-    shots.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _steps(curves: pd.DataFrame) -> tuple[float, float]:
-    first, last = float(curves["step"].min()), float(curves["step"].max())
-    return (first, last) if last > first else (first - 0.5, last + 0.5)
-
-
-def _draw_bars(ax: Axes, bars: pd.DataFrame) -> None:
-    """Score with 95 % interval of each arm, grouped by k; the references are lines across their group."""
-    arms = [arm for arm in bars["arm"].unique() if arm not in REFERENCE_STYLES]
-    groups = sorted(bars["shots"].unique())
-    width = 0.8 / len(arms)
-    for index, arm in enumerate(arms):
-        rows = bars[bars["arm"] == arm]
-        x = [groups.index(k) + (index - (len(arms) - 1) / 2) * width for k in rows["shots"]]
-        error = np.array([rows["score"] - rows["low"], rows["high"] - rows["score"]]).clip(0)
-        color, marker = _style_of(arm)
-        ax.errorbar(x, rows["score"], error, label=arm, ls="none", color=color, marker=marker, ms=6.5, elinewidth=1.6)
-    for name, style in REFERENCE_STYLES.items():
-        for row in bars[bars["arm"] == name].itertuples():
-            at = groups.index(row.shots)
-            ax.plot([at - 0.45, at + 0.45], [row.score] * 2, color=INK, lw=1.2, ls=style)
-            if at == len(groups) - 1:
-                ax.annotate(name, (at + 0.45, row.score), (0, 3), textcoords="offset points", ha="right", fontsize=9)
-    ax.set(title="score on dev users, with 95 % intervals", xlabel="history items $k$ at evaluation")
-    ax.set_xticks(range(len(groups)), [str(k) for k in groups])
-    ax.set_xlim(-0.55, len(groups) - 0.45)
-    ax.grid(axis="x", visible=False)
-
-
-def _style_of(arm: str) -> tuple[str, str]:
-    """Colour and marker of an arm's curve and bars."""
-    return ARM_COLORS.get(arm, ORANGE), ARM_MARKERS.get(arm, "v")
-
-
-def _caption(bars: pd.DataFrame, curves: pd.DataFrame, preset: Mapping[str, Any], window: int) -> str:
-    seeds = ", ".join(str(seed) for seed in sorted(curves["seed"].unique()))
-    smoothing = f"Reward: mean over seeds, running mean over {window} steps. " if window > 1 else ""
-    data, model, steps = preset["data"], preset["reflection"]["name"], curves["step"].max()
-    text = (
-        f"{data['task']} ({data['source']}), {bars['users'].max()} dev users; {model}; each arm {steps} RL steps from "
-        f"the same SFT adapter; seeds: {seeds}. {smoothing}Intervals: bootstrap over users. any habit: understands "
-        "every text, does not know the user. oracle: follows the majority habit of the same k items."
-    )
-    return textwrap.fill(text, 152)
 
 
 # ---- the stages ---------------------------------------------------------------------------------------------------
@@ -282,8 +168,7 @@ def curriculum_figure(curricula: Mapping[str, Sequence[int]]) -> Figure:
         axes = figure.subplots(1, len(curricula), sharey=True, squeeze=False)[0]
         highest = max(max(shots) for shots in curricula.values())
         for ax, (name, shots) in zip(axes, curricula.items(), strict=True):
-            color = ARM_COLORS.get(name, ORANGE)
-            ax.bar(range(1, len(shots) + 1), shots, width=0.85, color=color)
+            ax.bar(range(1, len(shots) + 1), shots, width=0.85, color=style_of(name)[0])
             ax.set(title=name, xlabel="RL step", ylim=(0, highest + 0.5), yticks=range(0, highest + 1, 2))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.grid(axis="x", visible=False)

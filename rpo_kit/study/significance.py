@@ -137,7 +137,7 @@ def degrees_of_freedom(user_variance: float, users: int, seeds: SeedVariance, ad
 
 
 def sign_flip_test(values_SE: np.ndarray, users: Sequence[str], seed: int, flips: int = FLIPS) -> float:
-    """Two-sided p that the mean is 0: each user's values, averaged over seeds, change their sign at random (Fisher 1935).
+    """Two-sided p that the mean is 0: each user's mean over seeds changes its sign at random (Fisher 1935).
 
     p = (1 + number of flips whose mean is at least as far from 0) / (1 + flips).
     """
@@ -157,7 +157,7 @@ def t_test(mean: float, error: float, freedom: float) -> float:
 
 
 def t_tails(t: float, freedom: float) -> float:
-    """P(|T| >= t) of Student's t. With T = tan(a) * sqrt(freedom), the density of a is proportional to cos(a)^(freedom-1).
+    """P(|T| >= t) of Student's t. With T = tan(a) sqrt(freedom), the density of a is that of cos(a)^(freedom-1).
 
     >>> [round(t_tails(t, f), 3) for t, f in ((12.706, 1), (4.303, 2), (2.228, 10), (1.96, float("inf")))]
     [0.05, 0.05, 0.05, 0.05]

@@ -105,6 +105,52 @@ def test_the_differences_are_paired_on_the_same_users(swept):
     assert (alike["low"], alike["score"], alike["high"]) == (0, 0, 0), "the same answers: no interval, as it is paired"
 
 
+def test_the_differences_have_power_and_adjusted_p_values(swept):
+    run, _ = swept
+    sweep(run)
+    found = pd.read_csv(run.stage("sweep") / "differences.csv")
+    assert found.columns.tolist() == [
+        *("arm", "minus", "shots", "score", "low", "high", "users", "seeds", "mde", "p", "p_holm"),
+    ]
+    alike = found[found["score"] == 0]
+    assert (alike["mde"].tolist(), alike["p"].tolist()) == ([0] * len(alike), [1] * len(alike))
+    gain = found.set_index(["arm", "minus", "shots"]).loc[("progressive", "SFT only", 6)]
+    assert gain["p"] > 0.3, "one of two seeds is right: no evidence that the next one is"
+    assert gain["low"] < 0 < gain["mde"]
+    assert (found["p_holm"] >= found["p"]).all()
+
+
+def test_the_plan_is_written_before_the_first_trial_and_survives_a_kill(swept, new_run, monkeypatch):
+    run, _ = swept
+    train = ablation.train_rl
+
+    def killed(run: Run, on_log: Any, stage_name: str, settings: RLSettings) -> None:
+        assert (run.stage("sweep") / "plan.json").exists()
+        if stage_name != "sweep/fixed-2-seed0":
+            raise KeyboardInterrupt
+        train(run, on_log, stage_name, settings)
+
+    monkeypatch.setattr(ablation, "train_rl", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(run)
+    before = (run.stage("sweep") / "plan.json").read_bytes()
+    monkeypatch.setattr(ablation, "train_rl", train)
+    sweep(run)
+    assert (run.stage("sweep") / "plan.json").read_bytes() == before
+    sweep(new_run({"sweep.eval_shots": [6]}))
+    plan = json.loads((run.stage("sweep") / "provenance.json").read_text())["plan"]
+    assert plan["changes"][0]["changed"] == {"shots": [6]}
+    assert plan["plan"]["shots"] == [2, 6]
+
+
+def test_what_scoring_takes_is_stored_for_the_planning_of_a_larger_sweep(swept):
+    run, _ = swept
+    sweep(run)
+    timing = json.loads((run.stage("sweep/sft/scores") / "timing.json").read_text())
+    assert timing["examples"] == 4 * 2
+    assert timing["seconds"] > 0
+
+
 def test_the_curves_are_the_training_logs(swept):
     run, _ = swept
     sweep(run)
@@ -152,7 +198,8 @@ def test_the_numbers_carry_their_provenance_and_can_be_stored_with_the_code(swep
     assert [path.name for path in paths] == [f"long_{file}" for file in ablation.CSV_FILES]
     told = json.loads(paths[-1].read_text())
     assert told["preset"]["sweep"]["seeds"] == [0, 1]
-    assert told.keys() == {"preset", "machine", "packages", "commit"}
+    assert told.keys() == {"preset", "machine", "packages", "commit", "plan"}
+    assert told["plan"]["plan"]["seeds"] == [0, 1]
     assert str(tmp_path) not in told["machine"]
     before = told["commit"]
     monkeypatch.setattr(provenance, "git_commit", lambda: "later")

@@ -1,0 +1,153 @@
+"""What a sweep compares, written down before its first trial, and which differences its numbers resolve.
+
+`sweep/plan.json` is the sweep's pre-registration: arms, seeds, k, users, metric, test and correction. It is written
+before the first trial and never replaced once a trial was scored; what changes after that is recorded beside it, and
+Figure 3 says so in its caption. The plan is part of the sweep's `provenance.json`.
+
+The comparisons form two families, and Holm's correction counts all comparisons and all k of a family:
+
+    arms minus SFT only            does RL gain, with this curriculum?
+    progressive minus each other   does a growing k beat the others?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.presets import Preset
+from rpo_kit.provenance import git_commit
+from rpo_kit.runs import Run, read_json, write_json
+from rpo_kit.study.significance import LEVEL, holm
+
+SFT_ONLY, GROWING = "SFT only", "progressive"
+PLAN = "plan.json"
+UNRESOLVED = "not resolved"
+TEST = "two-sided: sign-flip permutation over users; with several seeds also a t-test that counts the seeds"
+CORRECTION = f"Holm over all comparisons and k of a family, at {LEVEL}"
+_METRICS = {
+    "classification": "accuracy",
+    "regression": "1 - |error| / 4",
+    "generation": "mean of ROUGE-1 and ROUGE-L",
+}
+
+
+def families(arms: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """The comparisons (arm, the one subtracted) of each family.
+
+    >>> families(["fixed-2", "progressive"])["progressive minus each other arm"]
+    [('progressive', 'fixed-2')]
+    """
+    others = [arm for arm in arms if arm != GROWING] if GROWING in arms else []
+    return {
+        f"arms minus {SFT_ONLY}": [(arm, SFT_ONLY) for arm in arms],
+        f"{GROWING} minus each other arm": [(GROWING, arm) for arm in others],
+    }
+
+
+def family_of(minus: str) -> str:
+    """The family of a comparison, by what is subtracted."""
+    return f"arms minus {SFT_ONLY}" if minus == SFT_ONLY else f"{GROWING} minus each other arm"
+
+
+def with_holm(differences: pd.DataFrame) -> pd.DataFrame:
+    """The table of differences with a column `p_holm`: `p` adjusted within each family."""
+    adjusted = differences.groupby(differences["minus"].map(family_of))["p"].transform(lambda p: holm(p.tolist()))
+    return differences.assign(p_holm=adjusted)
+
+
+# ---- what a table resolves ----------------------------------------------------------------------------------------
+
+
+def resolved(differences: pd.DataFrame) -> pd.Series:
+    """Whether each difference is told apart from 0: by the adjusted p if there is one, else by its 95 % interval."""
+    if "p_holm" in differences:
+        return differences["p_holm"] < LEVEL
+    return (differences["low"] > 0) | (differences["high"] < 0)
+
+
+def with_verdict(differences: pd.DataFrame) -> pd.DataFrame:
+    """The table with `score` called `difference`, and a last column that says which differences are not resolved."""
+    verdict = ["" if is_resolved else UNRESOLVED for is_resolved in resolved(differences)]
+    return differences.rename(columns={"score": "difference"}).assign(verdict=verdict)
+
+
+def differences_text(differences: pd.DataFrame) -> str:
+    """The differences as text; "" if there are none. Those that the data cannot tell from 0 carry the words."""
+    if differences.empty:
+        return ""
+    by = f"Holm-adjusted p is {LEVEL} or more" if "p_holm" in differences else "the 95 % interval contains 0"
+    missed = "; a difference below mde may be missed" if "mde" in differences else ""
+    heading = f"Differences, paired on the same users ({UNRESOLVED}: {by}{missed}):"
+    return f"{heading}\n{with_verdict(differences).round(3).to_string(index=False)}"
+
+
+# ---- the plan -----------------------------------------------------------------------------------------------------
+
+
+def planned_comparisons(preset: Preset) -> dict[str, Any]:
+    """The comparisons that a sweep with these settings makes, as plain JSON values."""
+    settings, task = preset.sweep, get_task(preset.data.task)
+    return {
+        "task": task.name,
+        "metric": _METRICS[task.kind],
+        "users": settings.dev_users,
+        "arms": list(settings.arms),
+        "seeds": list(settings.seeds),
+        "steps": settings.steps,
+        "prompts_per_step": settings.prompts_per_step,
+        "shots": list(settings.eval_shots),
+        "comparisons": {name: [list(pair) for pair in pairs] for name, pairs in families(settings.arms).items()},
+        "test": TEST,
+        "correction": CORRECTION,
+        "difference": settings.difference or None,
+    }
+
+
+def write_plan(run: Run) -> None:
+    """Write `sweep/plan.json` if no trial was scored; after that, only add to it what has changed."""
+    path, now = run.stage("sweep") / PLAN, planned_comparisons(run.preset)
+    stored, scored = read_json(path), trial_was_scored(run)
+    stamp = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "commit": git_commit()}
+    if not isinstance(stored, dict) or (not scored and latest(stored) != now):
+        write_json(path, {"plan": now, "changes": [], "before_first_trial": not scored} | stamp)
+    elif latest(stored) != now:
+        changed = {key: value for key, value in now.items() if latest(stored).get(key) != value}
+        write_json(path, stored | {"changes": [*stored["changes"], {"changed": changed} | stamp]})
+        print(f"sweep: {change_sentence(read_json(path))} Figure 3 will say so.")
+
+
+def latest(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan with all later changes."""
+    plan: dict[str, Any] = dict(stored["plan"])
+    for change in stored["changes"]:
+        plan |= change["changed"]
+    return plan
+
+
+def trial_was_scored(run: Run) -> bool:
+    """Whether a trial of the sweep has scores, of these settings or of earlier ones. SFT's own scores do not count."""
+    scored = run.stage("sweep").glob("*/scores*/manifest.json")
+    return any(not path.parent.parent.name.startswith("sft") for path in scored)
+
+
+def change_sentence(stored: Mapping[str, Any] | None) -> str:
+    """What Figure 3 says of a plan that was changed or written too late; "" if there is nothing to say."""
+    if not stored:
+        return ""
+    if stored["changes"]:
+        before, after = stored["plan"], latest(stored)
+        named = [key for key in after if key != "comparisons" and before.get(key) != after[key]]
+        changes = "; ".join(f"{key} {_short(before.get(key))} → {_short(after[key])}" for key in named)
+        return f"Comparisons changed after the first trial: {changes or 'and changed back'}."
+    return "" if stored["before_first_trial"] else "Comparisons were written down after the first trial."
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)

@@ -1,0 +1,120 @@
+"""A sweep's comparisons are written down before its first trial; what changes later is recorded and said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from rpo_kit.runs import Run, write_text
+from rpo_kit.study.comparisons import (
+    PLAN,
+    change_sentence,
+    differences_text,
+    families,
+    resolved,
+    with_holm,
+    with_verdict,
+    write_plan,
+)
+
+DATA = Path(__file__).parents[2] / "figures" / "data"
+
+
+def table(**columns: list[float]) -> pd.DataFrame:
+    rows = {"arm": ["a", "b", "progressive"], "minus": ["SFT only", "SFT only", "a"], "score": [0.1, 0.2, 0.3]}
+    return pd.DataFrame(rows | {"low": [0.01, -0.1, 0.1], "high": [0.2, 0.3, 0.5]} | columns)
+
+
+def stored(run: Run) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads((run.stage("sweep") / PLAN).read_text())
+    return plan
+
+
+def score(run: Run, trial: str) -> None:
+    write_text(run.stage(f"sweep/{trial}/scores") / "manifest.json", "{}")
+
+
+def test_the_comparisons_are_each_arm_minus_sft_and_progressive_minus_each_other_arm() -> None:
+    first, second = families(["fixed-2", "progressive", "random"]).values()
+    assert first == [("fixed-2", "SFT only"), ("progressive", "SFT only"), ("random", "SFT only")]
+    assert second == [("progressive", "fixed-2"), ("progressive", "random")]
+    assert list(families(["random"]).values()) == [[("random", "SFT only")], []]
+
+
+def test_holm_counts_the_comparisons_of_a_family() -> None:
+    assert with_holm(table(p=[0.01, 0.03, 0.04]))["p_holm"].tolist() == pytest.approx([0.02, 0.03, 0.04])
+
+
+def test_a_difference_is_resolved_by_its_adjusted_p_or_where_none_is_stored_by_its_interval() -> None:
+    assert resolved(table(p_holm=[0.2, 0.01, 0.05])).tolist() == [False, True, False]
+    assert resolved(table()).tolist() == [True, False, True]
+    assert with_verdict(table())["verdict"].tolist() == ["", "not resolved", ""]
+
+
+def test_the_text_marks_with_words_what_is_not_resolved() -> None:
+    lines = differences_text(table(mde=[0.1, 0.1, 0.1])).splitlines()
+    assert lines[0] == (
+        "Differences, paired on the same users (not resolved: the 95 % interval contains 0; a difference below mde may "
+        "be missed):"
+    )
+    assert [line.endswith("not resolved") for line in lines[2:]] == [False, True, False]
+    assert "Holm-adjusted p is 0.05 or more" in differences_text(table(p_holm=[1, 1, 1]))
+    assert differences_text(table()[:0]) == ""
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*_differences.csv")), ids=lambda path: path.name)
+def test_stored_differences_have_a_verdict(path: Path) -> None:
+    assert len(differences_text(pd.read_csv(path)).splitlines()) == 2 + len(pd.read_csv(path))
+
+
+def test_the_plan_says_what_is_compared_how_and_on_whom(new_run: Callable[..., Run]) -> None:
+    run = new_run({"sweep.seeds": [0, 1], "sweep.difference": 0.02})
+    write_plan(run)
+    plan = stored(run)["plan"]
+    assert (plan["task"], plan["metric"], plan["users"], plan["seeds"]) == ("LaMP-3", "1 - |error| / 4", 4, [0, 1])
+    assert plan["comparisons"]["progressive minus each other arm"] == [["progressive", "fixed-2"]]
+    assert "sign-flip" in plan["test"]
+    assert "Holm" in plan["correction"]
+    assert plan["difference"] == 0.02
+    assert stored(run)["before_first_trial"] is True
+    assert change_sentence(stored(run)) == ""
+
+
+def test_before_a_trial_is_scored_the_plan_follows_the_settings(new_run: Callable[..., Run]) -> None:
+    write_plan(new_run())
+    score(new_run(), "sft")
+    write_plan(new_run({"sweep.seeds": [0, 1]}))
+    assert (stored(new_run())["plan"]["seeds"], stored(new_run())["changes"]) == ([0, 1], [])
+
+
+@pytest.mark.parametrize("trial", ["fixed-2-seed0", "fixed-2-seed0.kept-0a1b2c3d"])
+def test_after_a_trial_was_scored_the_first_plan_stays_and_the_change_is_told(
+    new_run: Callable[..., Run], trial: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(new_run())
+    first = stored(new_run())
+    score(new_run(), trial)
+    write_plan(new_run())
+    assert stored(new_run()) == first, "killed and resumed: nothing is new"
+    for _ in range(2):
+        write_plan(new_run({"sweep.seeds": [0, 1], "sweep.dev_users": 6}))
+    assert stored(new_run())["plan"] == first["plan"]
+    assert len(stored(new_run())["changes"]) == 1
+    said = "Comparisons changed after the first trial: users 4 → 6; seeds 0 → 0, 1."
+    assert change_sentence(stored(new_run())) == said
+    assert said in capsys.readouterr().out
+    write_plan(new_run({"sweep.seeds": [0], "sweep.dev_users": 4}))
+    assert len(stored(new_run())["changes"]) == 2
+    assert "changed back" in change_sentence(stored(new_run()))
+
+
+def test_a_plan_that_comes_after_the_first_trial_says_so(new_run: Callable[..., Run]) -> None:
+    score(new_run(), "fixed-2-seed0")
+    write_plan(new_run())
+    assert change_sentence(stored(new_run())) == "Comparisons were written down after the first trial."
+    assert change_sentence(None) == ""
