@@ -86,6 +86,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     about = "also print, apart from the run's table, what others have published on the task"
     results.add_argument("--published", action="store_true", help=about)
     results.set_defaults(command=_results)
+    _add_plan(commands)
     about = "serve the personalizer as an OpenAI-compatible endpoint in front of the base model"
     served = commands.add_parser("serve", help=about, description=about)
     served.add_argument("--run", default=DEFAULT_RUN, help="the trained run (default: demo)")
@@ -101,6 +102,23 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     )
     served.add_argument("--port", type=int, default=8765, help="port to listen on (default: 8765)")
     served.set_defaults(command=_serve)
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = "from a pilot run: users, queries per user, seeds and hours that a wished difference takes"
+    plan = commands.add_parser("plan", help=about, description=about)
+    plan.add_argument(
+        "--run", default=DEFAULT_RUN, help="the pilot: a run with an evaluation or a sweep (default: demo)"
+    )
+    plan.add_argument("--difference", type=float, default=0.02, help="the wished difference in score (default: 0.02)")
+    plan.add_argument("--power", type=float, default=0.8, help="the chance of finding it (default: 0.8)")
+    about = "what of the pilot is read (default: evaluate, where seeds are one; a sweep may have several)"
+    plan.add_argument("--from", dest="source", choices=("evaluate", "sweep"), default="evaluate", help=about)
+    plan.add_argument("--system", help="a system or arm of the pilot (default: rl, or progressive)")
+    plan.add_argument("--minus", help="what is subtracted from it (default: sft, or SFT only)")
+    about = "standard deviation between seeds, as in 0.05, or stored numbers, as in gain_LaMP-7_24x16"
+    plan.add_argument("--seed-spread", metavar="SD", help=about)
+    plan.set_defaults(command=_plan)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -218,6 +236,7 @@ def _score(options: argparse.Namespace) -> None:
 
 def _figure3(options: argparse.Namespace) -> None:
     from rpo_kit.study.ablation import export_figure_data
+    from rpo_kit.study.comparisons import stored_differences
     from rpo_kit.study.figures import figure3, save
 
     name = options.data or options.export
@@ -230,26 +249,36 @@ def _figure3(options: argparse.Namespace) -> None:
         run = existing_run(options.run)
         if options.export:
             export_figure_data(run, FIGURES / "data", name)
-    if name:
-        print("drawn:", *save(figure3(f"{FIGURES}/data/{name}_"), FIGURES, f"{name}_figure3"))
-    else:
-        print("drawn:", *save(figure3(f"{run.stage('sweep')}/"), run.stage("sweep"), "figure3"))
+    prefix, folder = (f"{FIGURES}/data/{name}_", FIGURES) if name else (f"{run.stage('sweep')}/", run.stage("sweep"))
+    drawn = save(figure3(prefix), folder, f"{name}_figure3" if name else "figure3")
+    print(*filter(None, [stored_differences(prefix)]), f"drawn: {' '.join(map(str, drawn))}", sep="\n")
 
 
 def _results(options: argparse.Namespace) -> None:
     from rpo_kit.study.ablation import export_results
+    from rpo_kit.study.comparisons import differences_text
     from rpo_kit.study.figures import results_figure, save
-    from rpo_kit.study.results import read_tables, result_text
+    from rpo_kit.study.results import named, read_tables, result_text
 
     run = existing_run(options.run)
     if options.export:
         export_results(run, FIGURES / "data", options.export)
     metrics, paired = read_tables(f"{require(run, 'evaluate')}/")
-    print(result_text(metrics, paired))
+    print(*filter(None, [result_text(metrics, paired), differences_text(named(paired))]), sep="\n\n")
     folder, name = (FIGURES, f"{options.export}_results") if options.export else (run.folder / "figures", "results")
     print("drawn:", *save(results_figure(metrics), folder, name))
     if options.published:
         _print_published(run)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from rpo_kit.study.pilot import pilot_of_evaluation, pilot_of_sweep
+    from rpo_kit.study.power import plan_report, seed_spread_of
+
+    run, stated = existing_run(options.run), options.seed_spread
+    read = pilot_of_evaluation if options.source == "evaluate" else pilot_of_sweep
+    seed_spread = None if stated is None else seed_spread_of(stated, FIGURES / "data")
+    print(plan_report(read(run, options.system, options.minus), options.difference, options.power, seed_spread))
 
 
 def _print_published(run: Run) -> None:

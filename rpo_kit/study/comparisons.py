@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -84,6 +85,12 @@ def differences_text(differences: pd.DataFrame) -> str:
     missed = "; a difference below mde may be missed" if "mde" in differences else ""
     heading = f"Differences, paired on the same users ({UNRESOLVED}: {by}{missed}):"
     return f"{heading}\n{with_verdict(differences).round(3).to_string(index=False)}"
+
+
+def stored_differences(prefix: str) -> str:
+    """`differences_text` of `<prefix>differences.csv`; "" if there is no such file."""
+    file = Path(f"{prefix}differences.csv")
+    return differences_text(pd.read_csv(file)) if file.exists() else ""
 
 
 # ---- the plan -----------------------------------------------------------------------------------------------------

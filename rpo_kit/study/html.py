@@ -242,11 +242,12 @@ def preset_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def show_table(table: pd.DataFrame, caption: str = "") -> HTML:
-    """A small table with untruncated texts, left-aligned, numbers to three places."""
+def show_table(table: pd.DataFrame, caption: str = "", grey: Sequence[bool] = ()) -> HTML:
+    """A small table with untruncated texts, left-aligned, numbers to three places; rows marked in `grey` are pale."""
     head = "".join(f"<th style='{_CELL}'>{html.escape(str(name))}</th>" for name in table.columns)
     rows = ["".join(f"<td style='{_CELL}'>{_cell(value)}</td>" for value in row) for row in table.to_numpy(object)]
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    pale = [" style='opacity:0.45'" if is_grey else "" for is_grey in grey] or [""] * len(rows)
+    body = "".join(f"<tr{style}>{row}</tr>" for style, row in zip(pale, rows, strict=True))
     label = f"<div style='{LABEL}'>{html.escape(caption)}</div>" if caption else ""
     return page(f"{label}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 

@@ -106,8 +106,9 @@ def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
     if best is None or rows.empty:
         return ""
     row = rows.iloc[-1]
+    verdict = "" if row["low"] > 0 or row["high"] < 0 else "; not resolved"
     text = (
-        f"Gain over the best trivial baseline: {row['score']:+.3f} ({row['low']:.3f} to {row['high']:.3f}), "
+        f"Gain over the best trivial baseline: {row['score']:+.3f} ({row['low']:.3f} to {row['high']:.3f}{verdict}), "
         f"{system_name(row['system'])} minus {system_name(best)} (the best by its score on these dev users)."
     )
     if "mde" not in row:

@@ -47,7 +47,7 @@ def figure3(prefix: str) -> Figure:
     window = max(1, int(curves["step"].max()) // 10)
     caption = _caption(bars, curves, differences, stored, window)
     with matplotlib.rc_context(STYLE):
-        figure = _canvas(bars, curves, differences, window, 0.5 + _LINE * (caption.count("\n") + 1))
+        figure = _canvas(bars, curves, differences, window, 0.62 + _LINE * (caption.count("\n") + 1))
         # parse_math=False: a folder's name may contain a dollar sign
         figure.text(0.012, 0.012, caption, fontsize=8.5, color=GREY, va="bottom", parse_math=False)
     return figure
@@ -72,7 +72,7 @@ def _canvas(bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame,
     figure.legend([lines[arm] for arm in arms], arms, loc="upper center", ncols=len(arms), fontsize=9.5)
     if rows:
         under = figure.add_gridspec(
-            1, 2, left=0.135, right=0.985, top=(bottom + _ROW * rows) / high, bottom=bottom / high, wspace=0.32
+            1, 2, left=0.145, right=0.985, top=(bottom + _ROW * rows) / high, bottom=bottom / high, wspace=0.32
         )
         for column, part in enumerate(families):
             _draw_differences(figure.add_subplot(under[0, column]), part, rows)

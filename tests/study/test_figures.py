@@ -12,6 +12,7 @@ from matplotlib.collections import PolyCollection
 from rpo_kit.errors import KitError
 from rpo_kit.study import figures
 from rpo_kit.study.drawing import REWARDS
+from rpo_kit.study.style import ARM_COLORS, UNRESOLVED_COLOR
 
 ARMS = ("fixed-2", "progressive")
 
@@ -183,3 +184,59 @@ def test_the_committed_drawings_are_those_of_the_code(tmp_path):
         words = re.compile(r"<!-- (.*?) -->")  # matplotlib writes each text as a comment beside its outlines
         assert words.findall(svg) == words.findall((committed / f"{name}.svg").read_text())
         assert len(words.findall(svg)) > 15
+
+
+def with_differences(prefix: str, shots: tuple[int, ...], **columns: object) -> str:
+    """The first difference of each family is resolved."""
+    pairs = [("fixed-2", "SFT only"), ("progressive", "SFT only"), ("progressive", "fixed-2")]
+    rows = [
+        {"arm": arm, "minus": minus, "shots": k, "score": 0.1, "low": 0.05 if arm == "fixed-2" else -0.1, "high": 0.2}
+        for arm, minus in pairs
+        for k in shots
+    ]
+    pd.DataFrame(rows).assign(**columns).to_csv(f"{prefix}differences.csv", index=False)
+    return prefix
+
+
+@pytest.mark.parametrize("shots", [(2,), (2, 4, 6)])
+def test_figure_3_shows_the_differences_and_greys_out_what_is_not_resolved(tmp_path, shots):
+    panels = figures.figure3(with_differences(sweep_files(tmp_path, 2, 1, shots), shots)).axes[3:]
+    assert [panel.get_title(loc="left") for panel in panels] == [
+        "arms minus SFT only",
+        "progressive minus each other arm",
+    ]
+    labels = [text.get_text() for text in panels[0].get_yticklabels()]
+    assert labels == [f"{arm}, k = {k}" if len(shots) > 1 else arm for arm in ARMS for k in shots]
+    drawn = [container.lines[0].get_color() for container in panels[0].containers]
+    assert [color == UNRESOLVED_COLOR for color in drawn] == [False] * len(shots) + [True] * len(shots)
+    assert {container.lines[0].get_color() for container in panels[1].containers} == {UNRESOLVED_COLOR}
+
+
+def test_figure_3_says_by_what_a_difference_counts_as_resolved(tmp_path):
+    prefix = with_differences(sweep_files(tmp_path, 2, 2, (2,)), (2,))
+    caption = " ".join(figures.figure3(prefix).texts[0].get_text().split())
+    assert "Grey: not resolved (the interval contains 0)" in caption
+    assert "bootstrap over users." in caption
+    with_differences(prefix, (2,), mde=[0.03, 0.04, 0.05], p=0.01, p_holm=[0.2, 0.01, 0.01])
+    figure = figures.figure3(prefix)
+    caption = " ".join(figure.texts[0].get_text().split())
+    assert "Holm-adjusted p of 0.05 or more" in caption
+    assert "80 % power: 0.030 to 0.050" in caption
+    assert "bootstrap over users and seeds." in caption
+    colors = [container.lines[0].get_color() for container in figure.axes[3].containers]
+    assert colors[0] == UNRESOLVED_COLOR, "its interval is above 0, its adjusted p is not below"
+
+
+def test_figure_3_says_that_the_comparisons_were_changed(tmp_path):
+    prefix = sweep_files(tmp_path, 2, 1, (2,))
+    stored = json.loads((tmp_path / "x_provenance.json").read_text())
+    plan = {"plan": {"seeds": [0]}, "changes": [{"changed": {"seeds": [0, 1]}}], "before_first_trial": True}
+    (tmp_path / "x_provenance.json").write_text(json.dumps(stored | {"plan": plan}))
+    caption = " ".join(figures.figure3(prefix).texts[0].get_text().split())
+    assert caption.endswith("Comparisons changed after the first trial: seeds 0 → 0, 1.")
+
+
+def test_no_arm_is_grey():
+    for color in ARM_COLORS.values():
+        channels = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+        assert max(channels) - min(channels) > 20 or max(channels) < 64, "black is SFT only"
