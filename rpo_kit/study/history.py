@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from rpo_kit.errors import KitError
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.drawing import BLUE, INK, RED
-from rpo_kit.study.style import REFERENCE_STYLES, STYLE
 from rpo_kit.study.results import shots_in, system_name
+from rpo_kit.study.style import REFERENCE_STYLES, STYLE
 
 _CURVES = {"sft": (BLUE, "o", "solid"), "rl": (RED, "^", "solid"), "oracle": (INK, "", REFERENCE_STYLES["oracle"])}
 

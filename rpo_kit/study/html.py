@@ -9,7 +9,7 @@ User text is escaped, so it is shown and never interpreted. `widgets.py` puts co
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
@@ -242,7 +242,7 @@ def preset_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def show_table(table: pd.DataFrame, caption: str = "", grey: Sequence[bool] = ()) -> HTML:
+def show_table(table: pd.DataFrame, caption: str = "", grey: Iterable[bool] = ()) -> HTML:
     """A small table with untruncated texts, left-aligned, numbers to three places; rows marked in `grey` are pale."""
     head = "".join(f"<th style='{_CELL}'>{html.escape(str(name))}</th>" for name in table.columns)
     rows = ["".join(f"<td style='{_CELL}'>{_cell(value)}</td>" for value in row) for row in table.to_numpy(object)]

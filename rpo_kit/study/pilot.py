@@ -1,8 +1,8 @@
 """A pilot for `power`: paired differences and timings of a run that is already there.
 
 Two sources: an evaluation (one system minus another, one seed), or a sweep (one arm minus another, at its largest k,
-with all seeds). Timings are those that the run has stored: of RL steps in its logs, of scoring in `timing.json` of a sweep's
-scores, else the time between the record files of an evaluation.
+with all seeds). Timings are those that the run has stored: of RL steps in its logs, of scoring in a sweep's
+`timing.json`, else the time between the record files of an evaluation.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def bootstrap_means(values: np.ndarray, users: Sequence[str], resamples: int, se
 def bootstrap_runs(by_run: Sequence[np.ndarray], resamples: int = 2000, seed: int = 0) -> np.ndarray:
     """Means (resamples,) of values measured in several runs, resampling runs and then the users of each drawn run.
 
-    `by_run` holds one value per user for each run. Two levels, because the users of a run share its adapters.
+    `by_run` holds one value per user for each run, and each run has users of its own (seeds of the data). Two levels,
+    because the users of a run share its adapters. For several seeds on the same users see `significance`.
     """
     generator, means = np.random.default_rng(seed), np.empty(resamples)
     for n in range(resamples):

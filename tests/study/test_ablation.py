@@ -112,7 +112,7 @@ def test_the_differences_have_power_and_adjusted_p_values(swept):
     assert found.columns.tolist() == [
         *("arm", "minus", "shots", "score", "low", "high", "users", "seeds", "mde", "p", "p_holm"),
     ]
-    alike = found[found["score"] == 0]
+    alike = found[found["shots"] == 2]
     assert (alike["mde"].tolist(), alike["p"].tolist()) == ([0] * len(alike), [1] * len(alike))
     gain = found.set_index(["arm", "minus", "shots"]).loc[("progressive", "SFT only", 6)]
     assert gain["p"] > 0.3, "one of two seeds is right: no evidence that the next one is"
@@ -137,7 +137,7 @@ def test_the_plan_is_written_before_the_first_trial_and_survives_a_kill(swept, n
     monkeypatch.setattr(ablation, "train_rl", train)
     sweep(run)
     assert (run.stage("sweep") / "plan.json").read_bytes() == before
-    sweep(new_run({"sweep.eval_shots": [6]}))
+    sweep(new_run({"sweep.seeds": [0, 1], "sweep.steps": 3, "sweep.eval_shots": [6], "rl.learning_rate": 0.5}))
     plan = json.loads((run.stage("sweep") / "provenance.json").read_text())["plan"]
     assert plan["changes"][0]["changed"] == {"shots": [6]}
     assert plan["plan"]["shots"] == [2, 6]

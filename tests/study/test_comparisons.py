@@ -105,7 +105,7 @@ def test_after_a_trial_was_scored_the_first_plan_stays_and_the_change_is_told(
         write_plan(new_run({"sweep.seeds": [0, 1], "sweep.dev_users": 6}))
     assert stored(new_run())["plan"] == first["plan"]
     assert len(stored(new_run())["changes"]) == 1
-    said = "Comparisons changed after the first trial: users 4 → 6; seeds 0 → 0, 1."
+    said = "Comparisons changed after the first trial: seeds 0 → 0, 1; users 4 → 6."
     assert change_sentence(stored(new_run())) == said
     assert said in capsys.readouterr().out
     write_plan(new_run({"sweep.seeds": [0], "sweep.dev_users": 4}))
