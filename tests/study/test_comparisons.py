@@ -21,6 +21,8 @@ from rpo_kit.study.comparisons import (
     with_verdict,
     write_plan,
 )
+from rpo_kit.study.html import show_table
+from rpo_kit.study.results import gain_over_trivial
 
 DATA = Path(__file__).parents[2] / "figures" / "data"
 
@@ -118,3 +120,16 @@ def test_a_plan_that_comes_after_the_first_trial_says_so(new_run: Callable[..., 
     write_plan(new_run())
     assert change_sentence(stored(new_run())) == "Comparisons were written down after the first trial."
     assert change_sentence(None) == ""
+
+
+def test_a_table_in_a_notebook_shows_in_grey_what_is_not_resolved() -> None:
+    rows = show_table(with_verdict(table()), grey=~resolved(table())).data.split("<tbody>")[1].split("</tr>")[:-1]
+    assert ["opacity" in row for row in rows] == [False, True, False]
+    assert "opacity:0.45" not in show_table(table()).data
+
+
+def test_the_gain_over_the_best_trivial_baseline_says_if_it_is_not_resolved() -> None:
+    metrics = pd.DataFrame({"system": ["echo", "rl"], "score": [0.5, 0.6]})
+    paired = pd.DataFrame({"system": ["rl"], "minus": ["echo"], "score": [0.1], "low": [-0.1], "high": [0.3]})
+    assert "+0.100 (-0.100 to 0.300; not resolved), " in gain_over_trivial(metrics, paired)
+    assert "not resolved" not in gain_over_trivial(metrics, paired.assign(low=0.01))
