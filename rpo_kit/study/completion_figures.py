@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from rpo_kit.errors import KitError
 from rpo_kit.study.drawing import BLUE, GREEN, GREY, ORANGE, RED
-from rpo_kit.study.figures import STYLE
 from rpo_kit.study.results import CONTENT_COLUMNS, system_name
+from rpo_kit.study.style import STYLE
 
 _LINES = {"faithful": (RED, "o"), "habit_named": (ORANGE, "s"), "majority": (BLUE, "^"), "cites_many": (GREEN, "D")}
 _MARKERS = "osD^v<>phX*P"
