@@ -2,8 +2,8 @@
 
 A setting names a model, but the files in its folder can change. So a stage's inputs hold the sha256 of the
 folder's weights, configuration and tokenizer. Of a model from the hub they hold the commit that lies in the local
-cache; nothing is asked over the network. Of recorded answers they hold the sha256 of the files. What cannot be known is
-left out and counts as unchanged (`stage_inputs.py`).
+cache; nothing is asked over the network. Of recorded texts they hold the sha256 of the files. What cannot be known is left out and counts
+as unchanged (`stage_inputs.py`).
 
 Contents are read once: `~/.cache/rpo_kit/model_files.json` keeps the hash of each file with its size and times.
 
@@ -28,14 +28,11 @@ _OWN_NOTE = "source.json"  # of the bundled model's conversion; no loader reads 
 
 
 def base_files(run: Run) -> dict[str, str]:
-    recorded = recorded_files(run.preset.base)
-    if recorded and all(path.is_file() for path in recorded):
-        return {"base_files": fingerprint([fingerprint(path) for path in recorded])}
-    return _as_input("base_files", _local_name(run.preset.base))
+    return _files_of("base_files", run.preset.base)
 
 
 def teacher_files(run: Run) -> dict[str, str]:
-    return _as_input("teacher_files", _local_name(run.preset.synthesis.teacher))
+    return _files_of("teacher_files", run.preset.synthesis.teacher)
 
 
 def retriever_files(run: Run) -> dict[str, str]:
@@ -50,6 +47,13 @@ def module_files(run: Run) -> dict[str, str]:
 def all_files(run: Run) -> dict[str, str]:
     """Those of all models of a run."""
     return base_files(run) | teacher_files(run) | retriever_files(run) | module_files(run)
+
+
+def _files_of(key: str, spec: str) -> dict[str, str]:
+    recorded = recorded_files(spec)
+    if recorded and all(path.is_file() for path in recorded):
+        return {key: fingerprint([fingerprint(path) for path in recorded])}
+    return _as_input(key, _local_name(spec))
 
 
 def _local_name(spec: str) -> str:

@@ -57,7 +57,7 @@ def parse_spec(spec: str) -> EndpointSpec | None:
 
 
 def recorded_files(spec: str) -> tuple[Path, ...]:
-    """The files of recorded answers in `file:TRAIN.json,DEV.json`; () for the name of a model."""
+    """The files of recorded texts in `file:TRAIN.json,DEV.json`; () for the name of a model."""
     kind, colon, names = spec.strip().partition(":")
     if f"{kind}{colon}" != _RECORDED:
         return ()
@@ -65,7 +65,7 @@ def recorded_files(spec: str) -> tuple[Path, ...]:
 
 
 def with_absolute_files(spec: str) -> str:
-    """The same spec with absolute paths of its files of recorded answers; the name of a model is unchanged."""
+    """The same spec with absolute paths of its recorded files; the name of a model is unchanged."""
     files = recorded_files(spec)
     return f"{_RECORDED}{','.join(str(path.resolve()) for path in files)}" if files else spec
 

@@ -64,6 +64,7 @@ _ROWS = (
             "training.checks:train_users",
             "training.checks:rule_based_teacher",
             "training.checks:teacher_model",
+            "training.imported:check_imported",
             "training.checks:items",
             "training.checks:module",
         ),

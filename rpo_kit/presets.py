@@ -56,7 +56,8 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    teacher: str = "persona"  # the rule-based offline teacher; or local:NAME, openai:MODEL, or URL#MODEL
+    # ours: rules (persona for personas, hindsight for other data), local:NAME, openai:MODEL, URL#MODEL, or file:JSONL
+    teacher: str = "rules"
     # items per trajectory, in turn. Paper: [1], a generic response and *a* historical example. Ours, measured: a module
     # that has only seen one item cites only one, and gets worse with more (docs/results.md)
     shots: tuple[int, ...] = field(default=(1, 3, 6), metadata={"a number too": True})
@@ -265,6 +266,14 @@ def get_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
     if name not in PRESETS:
         raise KitError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
     return override(PRESETS[name], overrides or {})
+
+
+def teacher_of(preset: Preset) -> str:
+    """What `synthesis.teacher` names: `rules` are `persona` on the embedded benchmark, `hindsight` on other data."""
+    named = preset.synthesis.teacher
+    if named != "rules":
+        return named
+    return "persona" if preset.data.source == "personas" else "hindsight"
 
 
 def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:

@@ -98,8 +98,8 @@ def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
         folder = str(changed.get(key, "")).removeprefix(prefix)
         if folder not in ("", "personas", "official", "smollm2") and Path(folder).is_dir():
             changed[key] = f"{prefix}{Path(folder).resolve()}"
-    if "base" in changed:
-        changed["base"] = with_absolute_files(str(changed["base"]))
+    for key in {"base", "synthesis.teacher"} & changed.keys():
+        changed[key] = with_absolute_files(str(changed[key]))
     return changed
 
 

@@ -23,6 +23,7 @@ CURRICULA = (
     "for an equal share of the steps"
 )
 RETRIEVER_FORMS = "bm25, bm25-lamp, recency, random, or dense:ENCODER as in dense:facebook/contriever"
+RULE_TEACHERS = ("rules", "persona", "hindsight")
 MODEL_FORMS = "local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
 TRIVIAL = ("echo", "lead", "constant", "majority", "copy-nearest")  # baselines without a model
 SYSTEM_FORMS = f"base, context, context-K, pag-K, {', '.join(TRIVIAL)}, lead-N, untrained, sft, rl, sft-K, rl-K"
@@ -102,12 +103,12 @@ def _check_names(settings: Mapping[str, Any]) -> None:
             raise KitError(f"There is no system {system!r} to evaluate; there are {SYSTEM_FORMS}.")
     for key in ("base", "synthesis.teacher"):
         spec = settings[key]
-        rules = "persona, " if key == "synthesis.teacher" else ""
-        recorded = ", or file:PREDICTIONS.json for recorded answers" if key == "base" else ""
+        rules = RULE_TEACHERS if key == "synthesis.teacher" else ()
+        recorded = "TRAJECTORIES.jsonl for trajectories" if rules else "PREDICTIONS.json for recorded answers"
         local = spec.startswith("local:") and spec != "local:"
-        known = local or (rules and spec == "persona") or (recorded and recorded_files(spec))
-        if not known and parse_spec(spec) is None:
-            raise KitError(f"{key}={spec!r} does not name a model: write {rules}{MODEL_FORMS}{recorded}.")
+        if not local and spec not in rules and not recorded_files(spec) and parse_spec(spec) is None:
+            forms = ", ".join((*rules, MODEL_FORMS))
+            raise KitError(f"{key}={spec!r} does not name a model: write {forms}, or file:{recorded}.")
 
 
 def _check_combinations(settings: Mapping[str, Any]) -> None:

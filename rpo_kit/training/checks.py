@@ -20,9 +20,9 @@ from rpo_kit.lamp.source import split_of_files
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.model_spec import recorded_files
 from rpo_kit.models.open import check_spec
-from rpo_kit.presets import DataSettings, Preset
+from rpo_kit.presets import DataSettings, Preset, teacher_of
 from rpo_kit.runs import read_json
-from rpo_kit.setting_rules import MODEL_FORMS, TRIVIAL, kind_of
+from rpo_kit.setting_rules import MODEL_FORMS, RULE_TEACHERS, TRIVIAL, kind_of
 
 _WITHOUT_TRAINING = '--set \'evaluation.systems=["base", "echo", "majority", "copy-nearest", "context"]\''
 
@@ -49,17 +49,17 @@ def train_users(preset: Preset) -> str:
 
 def rule_based_teacher(preset: Preset) -> str:
     data = preset.data
-    if preset.synthesis.teacher != "persona":
+    if teacher_of(preset) != "persona":
         return ""
     if data.source != "personas":
         return (
             "synthesis.teacher=persona reads hidden facts, which the embedded benchmark alone has: set "
-            f"synthesis.teacher to {MODEL_FORMS}, or evaluate what needs no training ({_WITHOUT_TRAINING})."
+            f"synthesis.teacher to hindsight, {MODEL_FORMS}, or evaluate what needs no training ({_WITHOUT_TRAINING})."
         )
     if data.leave_one_out and not _facts_of_items(data):
         return (
             f"synthesis.teacher=persona has no facts on items of {data.task} that become queries: set "
-            f"data.leave_one_out=0, or synthesis.teacher to {MODEL_FORMS}."
+            f"data.leave_one_out=0, or synthesis.teacher to hindsight, {MODEL_FORMS}."
         )
     return ""
 
@@ -72,8 +72,9 @@ def _facts_of_items(data: DataSettings) -> bool:
 
 
 def teacher_model(preset: Preset) -> str:
-    if preset.synthesis.teacher != "persona":
-        check_spec(preset.synthesis.teacher, preset.endpoint)
+    named = preset.synthesis.teacher
+    if named not in RULE_TEACHERS and not recorded_files(named):
+        check_spec(named, preset.endpoint)
     return ""
 
 

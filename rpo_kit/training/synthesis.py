@@ -3,7 +3,8 @@
 In the paper a trajectory rests on *one* historical example. By default it rests on one, three or six here: otherwise
 the module never writes a second observation, and RL with 2→6 items has nothing to reinforce. What does not parse or
 does not pass the quality filters (`filters.py`) is rejected and kept with the reason.
-The setting `synthesis.teacher` names the teacher: `persona`, or any chat model (`teachers.py`).
+The setting `synthesis.teacher` names the teacher: rules (`persona` in `teachers.py`; `hindsight.py` for LaMP's own
+texts), any chat model, or a file of trajectories (`imported.py`).
 
     synthesize(run)
     read_records(run.stage("synthesize") / "trajectories.jsonl")[0]["plan"]       # 'reads 3, harsh: give 2'
@@ -24,15 +25,19 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.model_spec import recorded_files
 from rpo_kit.models.local import load_tokenizer
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.pipeline import inputs_of, refuse
+from rpo_kit.presets import teacher_of
 from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.trajectory import Trajectory, is_writable, parse_teacher
 from rpo_kit.runs import Run, append_records, read_records, sort_records
 from rpo_kit.stages import stage
 from rpo_kit.training.filters import RULES, Filters, rejection_reason
+from rpo_kit.training.hindsight import HindsightTeacher
+from rpo_kit.training.imported import ImportedTeacher
 from rpo_kit.training.limits import report_lengths
 from rpo_kit.training.teachers import ChatTeacher, Draft, Request, Rules, RuleTeacher, Teacher, persona_teacher
 
@@ -50,7 +55,11 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
         if folder is None:
             return
         task = get_task(preset.data.task)
-        requests = list(make_requests(load_prepared(run, "train"), preset.synthesis.shots, preset.synthesis.per_query))
+        examples = load_prepared(run, "train")
+        requests = list(make_requests(examples, preset.synthesis.shots, preset.synthesis.per_query))
+        if teacher is None and recorded_files(preset.synthesis.teacher):
+            teacher = ImportedTeacher(recorded_files(preset.synthesis.teacher), task)
+            requests = teacher.requests(examples)
         if not requests:
             raise KitError(
                 f"No train example has as many history items as synthesis.shots={list(preset.synthesis.shots)} asks "
@@ -88,16 +97,20 @@ def make_requests(examples: Sequence[Example], shots: Sequence[int], per_query: 
             first += count
 
 
-def open_teacher(run: Run) -> Rules | ChatTeacher:
-    """`persona`, or a chat model with the run's settings; its cost is charged to the run."""
-    spec = run.preset.synthesis.teacher
+def open_teacher(run: Run) -> Rules | Teacher:
+    """Rules, or a chat model with the run's settings; its cost is charged to the run."""
+    spec = teacher_of(run.preset)
+    if spec == "hindsight":
+        return HindsightTeacher()
     return persona_teacher if spec == "persona" else ChatTeacher(open_chat_for(run, spec))
 
 
 def filters_for(run: Run) -> Filters:
-    """The rule-based teacher must match the gold word for word; for a chat teacher, the settings decide."""
-    settings = run.preset.synthesis
-    return RULES if settings.teacher == "persona" else Filters(settings.match_text, settings.max_words)
+    """Rules must match the gold word for word; for a chat teacher and imported trajectories, the settings decide."""
+    settings, spec = run.preset.synthesis, teacher_of(run.preset)
+    if spec == "persona":
+        return RULES
+    return Filters(1.0 if spec == "hindsight" else settings.match_text, settings.max_words)
 
 
 def describe(folder: Path) -> str:
@@ -142,6 +155,7 @@ def _record(task: Task, request: Request, draft: Draft, filters: Filters) -> dic
     record: dict[str, Any] = {"id": request.id, "example": request.example["id"], "first": request.first}
     record["items"] = [item["id"] for item in request.items]
     trajectory, reason = examine(task, request, draft.text, filters)
+    reason = draft.reason or reason
     if draft.first_error:
         record["complaint"] = draft.first_error
     if reason or trajectory is None:

@@ -1,7 +1,8 @@
 """Teachers: who writes the Structured Rewriting Trajectories (Figure 2, top).
 
 A teacher sees the query, the generic answer, one or more history items and, if it is a chat model, the gold, and spells
-out how to get from the generic answer to the gold. There are two kinds:
+out how to get from the generic answer to the gold. Two kinds are here; `hindsight.py` has rules for LaMP's own texts,
+and `imported.py` reads trajectories that were written elsewhere.
 
 `ChatTeacher` is any chat model. A rejected text is sent back once, with the reason. Texts are yielded as they come, so
 that a killed process loses none; a request that an endpoint does not answer fails alone.
@@ -22,11 +23,12 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.personas import persona
 from rpo_kit.lamp.tasks import Item, Task
+from rpo_kit.model_spec import recorded_files
 from rpo_kit.models.chat import Chat, Completion, Conversation, reporting_cost, stream_completions
 from rpo_kit.rewriting.prompts import escape_tags, fill, prompt_fingerprints
 from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run
-from rpo_kit.setting_rules import MODEL_FORMS
+from rpo_kit.setting_rules import MODEL_FORMS, RULE_TEACHERS
 
 TOKENS = 400  # ours: enough for a trajectory of 200 words and its tags
 _MAX_RETURNED = 4_000  # ours: characters of a rejected text that are sent back; TOKENS are about half as many
@@ -49,12 +51,13 @@ class Request:
 @dataclass(frozen=True)
 class Draft:
     """A teacher's text for a request, or the reason why there is none. If it is a second text, `first_error` says what
-    was wrong with the first.
+    was wrong with the first. `reason` is why the teacher itself would not train on its text.
     """
 
     text: str
     failure: str | None = None
     first_error: str | None = None
+    reason: str | None = None
 
 
 Rules = Callable[[Task, list[Request]], list[str]]  # a teacher in this process: one text per request, at once
@@ -73,8 +76,9 @@ class Teacher(Protocol):
 
 
 def prompt_inputs(run: Run) -> dict[str, dict[str, str]]:
-    """The prompts of a chat teacher, as inputs of `synthesize`; the rule-based teacher reads none."""
-    chat = run.preset.synthesis.teacher != "persona"
+    """The prompts of a chat teacher, as inputs of `synthesize`; rules and imported trajectories need none."""
+    named = run.preset.synthesis.teacher
+    chat = named not in RULE_TEACHERS and not recorded_files(named)
     return {"prompts": prompt_fingerprints("teacher", "teacher_again")} if chat else {}
 
 
@@ -163,7 +167,7 @@ def persona_teacher(task: Task, requests: list[Request]) -> list[str]:
         if not facts:
             raise KitError(
                 "The rule-based teacher `persona` needs facts that only the embedded benchmark stores: for other data, "
-                f"set synthesis.teacher to {MODEL_FORMS}."
+                f"set synthesis.teacher to hindsight, {MODEL_FORMS}."
             )
         read = [(n, item, facts["items"][item["id"]]) for n, item in request.numbered]
         habits = [habit for _, item, fact in read if (habit := rules.shown_habit(item, fact))]

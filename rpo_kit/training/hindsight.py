@@ -1,0 +1,220 @@
+"""The hindsight teacher: rules that write trajectories for LaMP's own texts, of any task, without a model or a key.
+
+It sees the gold, and spells out how the generic answer becomes it, from facts that can be checked. An observation
+states what is true of the cited item. The plan states in what the gold differs from the text to start from: first what
+the items show too (`as shown`), then the rest (`besides`). The rewrite is the gold.
+
+    LaMP-7  <observe>[1] lower case, 8 words, no end mark, lol</observe>
+            <plan>start from the query, keep most words; as shown: lower case, lol; besides: ends !</plan>
+    LaMP-3  <observe>[1] gave 2</observe> <plan>generic 5; as shown, lower: 3</plan>
+    LaMP-2  <observe>[1] comedy; shares wedding, sister</observe> <plan>generic action; as shown: comedy</plan>
+
+At test time the module has only the items, the query and the generic answer. So a trajectory is rejected if nothing of
+what has to change can be seen in the items, or if most of the gold's words or a name in it come from nowhere: that
+would teach the module to invent. What only some items contradict stays, under `besides`, because rejecting it would teach that one item
+decides.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+
+from rpo_kit.lamp.item import item_gold
+from rpo_kit.lamp.metrics import example_scores
+from rpo_kit.lamp.tasks import Task
+from rpo_kit.rewriting.trajectory import Trajectory, is_writable, render
+from rpo_kit.training.hindsight_texts import Traits, kept_share, names_of, read_traits, words_of
+from rpo_kit.training.teachers import Draft, Judge, Request
+
+UNSHOWN = "the items show none of the changes"
+CONTRADICTED = "the items point to another answer"
+INVENTED = "most of the gold's words are in neither query nor generic answer"
+UNKNOWN_NAME = "the gold has a mention, hashtag or link that nothing shows"
+_KEPT = 0.4  # measured on 700 users of LaMP-7: the share of a gold's words that query or generic answer have; 27 % less
+_MOST = 0.6  # ours: from which share on the gold keeps "most" of the words that it starts from
+_LENGTH = 0.2  # ours: a text is longer or shorter if its number of words differs by more than this share
+_NAMED = 3  # ours: how many words, spellings or marks of one kind are named at most
+_LETTERS = 4  # ours: a shared word has at least so many letters
+_STOP = """
+about after also among because been before being between both could does each even from have having here into just
+like made make many more most much must only other over same should some such than that their them then there these
+they this those through under upon using very were what when where which while will with would your approach based
+method methods paper results show study system systems
+"""
+_STOP_WORDS = frozenset(_STOP.split())
+_IMPLIED = {"ends !": ("!",), "ends !!": ("!", "!!"), "ends ?!": ("!",), "ends ...": ("...",)}  # marks in an end mark
+
+Written = tuple[Trajectory, str | None]  # and why it should not be trained on
+
+
+class HindsightTeacher:
+    """The rules as a `Teacher`. Drafts that would teach the wrong thing carry the reason."""
+
+    def write(
+        self, task: Task, requests: list[Request], judge: Judge, chunk: int = 64
+    ) -> Iterator[list[tuple[Request, Draft]]]:
+        """A batch of drafts per `chunk` requests; deterministic, and each depends on its request alone."""
+        for start in range(0, len(requests), chunk):
+            yield [(request, hindsight_draft(task, request)) for request in requests[start : start + chunk]]
+
+
+def hindsight_draft(task: Task, request: Request) -> Draft:
+    """The trajectory for one request as text, with the reason if it should be rejected."""
+    trajectory, reason = _rules_of(task)(task, request)
+    if not is_writable(trajectory):
+        return Draft("", reason="the gold is empty or contains tags")
+    return Draft(render(trajectory), reason=reason)
+
+
+def _rules_of(task: Task) -> Callable[[Task, Request], Written]:
+    if task.kind == "generation":
+        return _text
+    if task.kind == "regression":
+        return _rating
+    return _reference if task.label_parts else _label
+
+
+# ---- ratings ------------------------------------------------------------------------------------------------------
+
+
+def _rating(task: Task, request: Request) -> Written:
+    """What the items gave; the change is shown if the median of the items lies on the gold's side of the generic."""
+    gold, generic = request.example["output"].strip(), request.example["generic"].strip()
+    given = [(number, item_gold(task, item)) for number, item in request.numbered]
+    ratings = [float(rating) for _, rating in given if rating]
+    observe = "\n".join(f"[{number}] gave {rating or 'no rating'}" for number, rating in given)
+    if gold == generic:
+        return Trajectory(observe, f"generic {generic}; keep", gold), None
+    middle = median(ratings) if ratings else None
+    if generic not in task.labels:
+        shown = middle is not None and abs(middle - float(gold)) < 1
+        return Trajectory(observe, f"generic unclear; as shown: {gold}", gold), None if shown else UNSHOWN
+    lower = float(gold) < float(generic)
+    plan = f"generic {generic}; as shown, {'lower' if lower else 'higher'}: {gold}"
+    shown = middle is not None and middle != float(generic) and (middle < float(generic)) == lower
+    return Trajectory(observe, plan, gold), None if shown else UNSHOWN
+
+
+# ---- tags, categories, references ---------------------------------------------------------------------------------
+
+
+def _label(task: Task, request: Request) -> Written:
+    """What the items chose, and which words they share with the query; shown if most items chose the gold."""
+    example, query = request.example, _topics(task.query_text(request.example["input"]))
+    gold, generic = example["output"].strip(), example["generic"].strip()
+    lines, chosen = [], Counter[str]()
+    for number, item in request.numbered:
+        label = item_gold(task, item) or "no label"
+        chosen[label] += 1
+        lines.append(f"[{number}] {label}; shares {_named(_shared(item[task.text_field], query))}")
+    if gold == generic:
+        return Trajectory("\n".join(lines), f"generic {generic}; keep", gold), None
+    named = generic if generic in task.labels else "unclear"
+    shown = chosen[gold] == max(chosen.values())
+    return Trajectory("\n".join(lines), f"generic {named}; as shown: {gold}", gold), None if shown else UNSHOWN
+
+
+def _reference(task: Task, request: Request) -> Written:
+    """Which of the two references the user's papers share more words with (LaMP-1)."""
+    first, second = (_topics(text) for text in task.references(request.example["input"]))
+    lines, shares = [], [0, 0]
+    for number, item in request.numbered:
+        text = " ".join(item[name] for name in task.fields)
+        common = [_shared(text, first - second), _shared(text, second - first)]  # words of both tell nothing
+        shares = [total + len(words) for total, words in zip(shares, common, strict=True)]
+        lines.append(f"[{number}] first: {_named(common[0])}; second: {_named(common[1])}")
+    gold, generic = request.example["output"].strip(), request.example["generic"].strip()
+    closer = "first" if shares[0] > shares[1] else "second" if shares[1] > shares[0] else "neither"
+    wanted = dict(zip(task.labels, ("first", "second"), strict=True))[gold]
+    named = generic if generic in task.labels else "unclear"
+    if closer == wanted:
+        return Trajectory("\n".join(lines), f"generic {named}; items closer to the {closer}: {gold}", gold), None
+    plan = f"generic {named}; keep" if gold == generic else f"generic {named}; take the {wanted}: {gold}"
+    reason = CONTRADICTED if closer != "neither" else None if gold == generic else UNSHOWN
+    return Trajectory("\n".join(lines), plan, gold), reason
+
+
+def _topics(text: str) -> set[str]:
+    return {word for word in words_of(text) if len(word) >= _LETTERS and word not in _STOP_WORDS}
+
+
+def _shared(text: str, wanted: set[str]) -> list[str]:
+    """The words of the text that are wanted, in their order, each once."""
+    return [word for word in dict.fromkeys(words_of(text)) if word in wanted]
+
+
+def _named(words: Sequence[str]) -> str:
+    return ", ".join(words[:_NAMED]) or "no word"
+
+
+# ---- headlines, titles, tweets ------------------------------------------------------------------------------------
+
+
+def _text(task: Task, request: Request) -> Written:
+    """The items' traits, and those in which the gold differs from the query or the generic answer."""
+    example = request.example
+    gold, generic, query = example["output"].strip(), example["generic"].strip(), task.query_text(example["input"])
+    kind = "tweet" if "echo" in task.baselines else "title"  # a query that could be the answer itself
+    start, source = ("the generic answer", generic)
+    if kind == "tweet" and _similarity(task, gold, query) >= _similarity(task, gold, generic):
+        start, source = "the query", query
+    items = [read_traits(item[task.gold_field], kind) for item in request.items]
+    observe = "\n".join(f"[{n}] {describe(item)}" for (n, _), item in zip(request.numbered, items, strict=True))
+    shown, besides = changes(read_traits(source, kind), read_traits(gold, kind), items)
+    kept = kept_share(gold, source)
+    parts = [f"start from {start}, keep {'most' if kept >= _MOST else 'some'} words"]
+    parts += [f"as shown: {', '.join(shown)}"] if shown else []
+    parts += [f"besides: {', '.join(besides)}"] if besides else []
+    trajectory = Trajectory(observe, "; ".join(parts), gold)
+    if kept_share(gold, query, generic) < _KEPT:
+        return trajectory, INVENTED
+    if names_of(gold) - names_of(" ".join([query, generic, *(item[task.gold_field] for item in request.items)])):
+        return trajectory, UNKNOWN_NAME
+    return trajectory, UNSHOWN if besides and not shown else None
+
+
+def describe(traits: Traits) -> str:
+    """An item's traits in one line: "lower case, 8 words, no end mark, lol"."""
+    opens = [f"opens {traits.opens}"] if traits.opens else []
+    marks = [mark for mark in traits.marks if mark not in _IMPLIED.get(traits.end, ())]
+    own = [*marks[:_NAMED], *traits.spellings[:_NAMED]]
+    return ", ".join([traits.case, f"{traits.words} words", *opens, traits.end, *own])
+
+
+def changes(source: Traits, gold: Traits, items: Sequence[Traits]) -> tuple[list[str], list[str]]:
+    """In what the gold differs from the text to start from: what the items show too, and what they do not.
+
+    At least half of the items must show a casing, an end mark or a length; one is enough for a spelling, a mark or the
+    first word. Spellings and first words that no item shows are left out: nobody could guess them.
+    """
+    shown, besides = [], []
+    length = _length(source.words, gold.words)
+    for value, differs, holds in (
+        (gold.case, gold.case != source.case, [item.case == gold.case for item in items]),
+        (length, bool(length), [_length(source.words, item.words) == length for item in items]),
+        (gold.end, gold.end != source.end, [item.end == gold.end for item in items]),
+    ):
+        if differs:
+            (shown if sum(holds) * 2 >= len(holds) else besides).append(value)
+    if gold.opens != source.opens and gold.opens in {item.opens for item in items}:
+        shown.append(f"opens {gold.opens}")
+    marks = [mark for mark in gold.marks if mark not in source.marks and mark not in _IMPLIED.get(gold.end, ())]
+    seen = {mark for item in items for mark in item.marks}
+    shown += [mark for mark in marks if mark in seen][:_NAMED]
+    besides += [mark for mark in marks if mark not in seen][:_NAMED]
+    known = {word for item in items for word in item.spellings}
+    shown += [word for word in gold.spellings if word not in source.spellings and word in known][:_NAMED]
+    return shown, besides
+
+
+def _length(source: int, words: int) -> str:
+    """How a text of so many words compares with its source: "shorter", "longer" or ""."""
+    if abs(words - source) <= max(1, _LENGTH * source):
+        return ""
+    return "shorter" if words < source else "longer"
+
+
+def _similarity(task: Task, gold: str, text: str) -> float:
+    return float(example_scores(task, [gold], [text])[0])
