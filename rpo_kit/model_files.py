@@ -2,8 +2,8 @@
 
 A setting names a model, but the files in its folder can change. So a stage's inputs hold the sha256 of the
 folder's weights, configuration and tokenizer. Of a model from the hub they hold the commit that lies in the local
-cache; nothing is asked over the network. Of recorded texts they hold the sha256 of the files. What cannot be known is left out and counts
-as unchanged (`stage_inputs.py`).
+cache; nothing is asked over the network. Of recorded texts they hold the sha256 of the files. What cannot be known is
+left out and counts as unchanged (`stage_inputs.py`).
 
 Contents are read once: `~/.cache/rpo_kit/model_files.json` keeps the hash of each file with its size and times.
 

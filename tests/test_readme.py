@@ -225,7 +225,7 @@ def test_the_readme_lists_all_presets() -> None:
     for name, (_, module, teacher) in zip(PRESETS, table.values(), strict=True):
         preset = PRESETS[name]
         assert ("4-bit" in module) == preset.reflection.load_in_4bit
-        assert (teacher == "rule-based") == (preset.synthesis.teacher == "persona")
+        assert (teacher == "rule-based") == (preset.synthesis.teacher == "rules")
         assert preset.base == f"local:{preset.reflection.name}"
 
 

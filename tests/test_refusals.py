@@ -52,7 +52,11 @@ def test_no_preset_would_be_refused_with_the_key_that_it_names(name, tmp_path, m
             "synthesize",
             "synthesis.shots asks for trajectories on 8 items, but a user has 7 history items: lower",
         ),
-        ({"data.task": "LaMP-5", "data.leave_one_out": 2}, "synthesize", f"set data.leave_one_out=0, .* to {FORMS}"),
+        (
+            {"data.task": "LaMP-5", "data.leave_one_out": 2},
+            "synthesize",
+            f"set data.leave_one_out=0, .* to hindsight, {FORMS}",
+        ),
         ({"synthesis.teacher": "openai:m"}, "synthesize", "OPENAI_API_KEY"),
         ({"synthesis.teacher": "http://localhost:1/v1#m@A_KEY"}, "synthesize", "A_KEY"),
         ({"synthesis.teacher": "local:/no/model"}, "synthesize", "/no/model does not contain a model"),
@@ -120,13 +124,14 @@ def test_what_prepare_itself_refuses_moves_no_result_and_stores_no_setting(
 def test_a_teacher_that_cannot_work_with_lamps_files_is_told_at_once_and_baselines_can_be_evaluated(
     new_run, recording_chat, capsys, lamp_files
 ):
-    run = new_run({"data.source": str(lamp_files), "evaluation.systems": ["base", "majority", "copy-nearest"]})
+    systems = ["base", "majority", "copy-nearest"]
+    run = new_run({"data.source": str(lamp_files), "synthesis.teacher": "persona", "evaluation.systems": systems})
     prepare(run, lambda spec: recording_chat())
     said = capsys.readouterr().out
     assert said.splitlines()[0].startswith("prepare: synthesize will refuse these settings: synthesis.teacher=persona")
     assert FORMS in said
     with pytest.raises(
-        KitError, match=r"synthesis.teacher=persona reads hidden facts.* set synthesis.teacher to local:"
+        KitError, match=r"synthesis.teacher=persona reads hidden facts.* set synthesis.teacher to hindsight, local:"
     ):
         synthesize(run)
     assert not run.stage("synthesize").exists()

@@ -11,8 +11,8 @@ the items show too (`as shown`), then the rest (`besides`). The rewrite is the g
 
 At test time the module has only the items, the query and the generic answer. So a trajectory is rejected if nothing of
 what has to change can be seen in the items, or if most of the gold's words or a name in it come from nowhere: that
-would teach the module to invent. What only some items contradict stays, under `besides`, because rejecting it would teach that one item
-decides.
+would teach the module to invent. What only some items contradict stays, under `besides`, because rejecting it would
+teach that one item decides.
 """
 
 from __future__ import annotations

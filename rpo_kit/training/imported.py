@@ -112,7 +112,7 @@ def _request(id_: str, line: Line, example: Example) -> tuple[Request, str | Non
 
 
 def _text(trajectory: Trajectory) -> str:
-    """The trajectory as text; one that cannot be parsed again keeps its tags, so that the filters name what is wrong."""
+    """The trajectory as text; if that cannot be parsed again, with its tags, so that the filters say what is wrong."""
     if is_writable(trajectory):
         return render(trajectory)
     return "".join(f"<{name}>{getattr(trajectory, name)}</{name}>" for name in SECTIONS)
@@ -187,24 +187,20 @@ def _problem(row: Mapping[str, Any], task: Task) -> str:
         return f"lack {', '.join(missing)}"
     odd = [name for name in ("id", "task", *SECTIONS) if not isinstance(row.get(name, ""), str)]
     odd += [] if type(row["example"]) in (str, int) else ["example"]
-    items = row.get("items")
-    if items is not None and not (
-        items and isinstance(items, list) and all(type(item) in (str, int) for item in items)
-    ):
+    items = row.get("items", [0])  # without items, the numbers cited are ranks
+    if not isinstance(items, list) or not items or any(type(item) not in (str, int) for item in items):
         odd.append("items")
     if type(row.get("first", 1)) is not int or row.get("first", 1) < 1:
         odd.append("first")
     if odd:
         return f"hold the wrong kind of value in {', '.join(odd)}"
-    try:
-        other = "task" in row and get_task(row["task"]).name not in (task.name,) and row["task"] != task.official_name
-    except KitError:
-        other = True
-    return f"are of task {shown(row['task'])}, not of {task.name}" if other else ""
+    if row.get("task", task.name) not in (task.name, task.official_name):
+        return f"are of task {shown(row['task'])}, not of {task.name}"
+    return ""
 
 
 def _line(row: Mapping[str, Any], where: str) -> Line:
-    items = tuple(str(item) for item in row["items"]) if row.get("items") is not None else None
+    items = tuple(str(item) for item in row["items"]) if "items" in row else None
     trajectory = Trajectory(*(row[name].strip() for name in SECTIONS))
     return Line(row.get("id", ""), str(row["example"]), items, row.get("first", 1), trajectory, where)
 

@@ -171,10 +171,14 @@ def test_the_command_refuses_before_the_settings_of_a_run_are_stored(tmp_path, m
     ("key", "value", "why"),
     [
         ("base", "file:", "does not name a model: write .*, or file:PREDICTIONS.json for recorded answers"),
-        ("synthesis.teacher", "file:a.json", r"does not name a model: write persona, local:NAME.*#MODEL\.$"),
+        (
+            "synthesis.teacher",
+            "file:",
+            "does not name a model: write rules, .*, or file:TRAJECTORIES.jsonl for trajectories",
+        ),
     ],
 )
-def test_recorded_answers_are_for_the_base_model_alone(key, value, why):
+def test_a_form_without_a_file_is_refused_with_what_the_file_would_hold(key, value, why):
     with pytest.raises(KitError, match=why):
         get_preset("cpu", {key: value})
 

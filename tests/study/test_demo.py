@@ -193,11 +193,13 @@ def test_what_a_stage_would_refuse_is_told_before_anything_is_executed_or_stored
 ):
     folder = tmp_path / "lamp"
     personas.write(folder, "LaMP-3", {"train": 3, "dev": 2})
-    run = open_run("r", "tiny", {"data.source": str(folder), "data.task": "LaMP-3"}, root=tmp_path)
+    settings = {"data.source": str(folder), "data.task": "LaMP-3", "synthesis.teacher": "persona"}
+    run = open_run("r", "tiny", settings, root=tmp_path)
     with pytest.raises(KitError, match=r"synthesis\.teacher=persona reads hidden facts"):
         demo(run)
     monkeypatch.setenv("RPO_RUNS", str(tmp_path / "runs"))
-    for more in (["--data", str(folder)], ["--set", "synthesis.shots=30"], ["--task", "LaMP-2-news"]):
+    persona = ["--set", "synthesis.teacher=persona"]
+    for more in (["--data", str(folder), *persona], ["--set", "synthesis.shots=30"], ["--task", "LaMP-2-news"]):
         assert main(["demo", "--run", "n", "--task", "LaMP-3", "--preset", "tiny", *more]) == 2
         assert capsys.readouterr().err.startswith("rpo_kit: ")
     assert executed == []
