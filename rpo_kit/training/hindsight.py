@@ -170,7 +170,9 @@ def _text(task: Task, request: Request) -> Written:
     trajectory = Trajectory(observe, "; ".join(parts), gold)
     if kept_share(gold, query, generic) < _KEPT:
         return trajectory, INVENTED
-    if names_of(gold) - names_of(" ".join([query, generic, *(item[task.gold_field] for item in request.items)])):
+    habits = names_of(" ".join(item[task.gold_field] for item in request.items))
+    habits = {name for name in habits if not name.startswith("@")}  # whom a tweet answers is not a habit
+    if names_of(gold) - names_of(f"{query} {generic}") - habits:
         return trajectory, UNKNOWN_NAME
     return trajectory, UNSHOWN if besides and not shown else None
 
@@ -189,7 +191,7 @@ def changes(source: Traits, gold: Traits, items: Sequence[Traits]) -> tuple[list
     At least half of the items must show a casing, an end mark or a length; one is enough for a spelling, a mark or the
     first word. Spellings and first words that no item shows are left out: nobody could guess them.
     """
-    shown, besides = [], []
+    shown, besides = list[str](), list[str]()
     length = _length(source.words, gold.words)
     for value, differs, holds in (
         (gold.case, gold.case != source.case, [item.case == gold.case for item in items]),

@@ -134,7 +134,8 @@ def test_several_items_have_one_line_each_numbered_by_rank():
         (["So tired that there is nothing left to do."], "late for the match today", UNSHOWN),
         (["so tired"], "grandma baked seven cakes", INVENTED),
         (["so tired"], "late for the match today @bob", UNKNOWN_NAME),
-        (["so tired @bob"], "late for the match today @bob", None),
+        (["so tired @bob"], "late for the match today @bob", UNKNOWN_NAME),  # whom it answers is not a habit …
+        (["so tired #meh"], "late for the match today #meh", None),  # … but a hashtag may be
         (["So tired!"], "I am late for the match today.", None),  # nothing has to change but words
     ],
 )
