@@ -23,7 +23,7 @@ import yaml
 
 from rpo_kit.__main__ import main
 from rpo_kit.pipeline import STAGES
-from rpo_kit.presets import PRESETS, RETIRED, as_dict, get_preset
+from rpo_kit.presets import PRESETS, RETIRED, as_dict, get_preset, teacher_of
 from rpo_kit.rewriting import personalizer
 from rpo_kit.rewriting.reflection import load_reflection
 from rpo_kit.runs import Run
@@ -435,7 +435,8 @@ def test_the_command_of_a_longer_run_gives_its_stored_settings(
     changes = dict(pair.partition("=")[::2] for pair in options.set) | (
         {"data.task": options.task} if options.task else {}
     )
-    repeated = flat(as_dict(get_preset(options.preset or "cpu", changes)))
+    preset = get_preset(options.preset or "cpu", changes)
+    repeated = flat(as_dict(preset)) | {"synthesis.teacher": teacher_of(preset)}  # the runs name their rules
     then = flat(json.loads((DATA / file).read_text(encoding="utf-8"))["preset"])
     if isinstance(then["synthesis.shots"], int):  # a list of one today
         then["synthesis.shots"] = [then["synthesis.shots"]]
