@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     for number, stage in enumerate(STAGES.values(), 1):
         command = commands.add_parser(stage.name, help=f"{number}. {stage.about}", description=stage.about)
         _add_run_options(command).set_defaults(command=_stage, stage=stage.name)
+        if stage.name == "sweep":
+            about = "what to compare: shots (Figure 3, the default), or components, which is the stage of that name"
+            command.add_argument("--grid", choices=("shots", "components"), default="shots", help=about)
     about = "show how a run's settings differ from its preset, or take changes back"
     settings = commands.add_parser("settings", help=about, description=about)
     settings.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
@@ -83,6 +86,8 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     results = commands.add_parser("results", help="print and draw an evaluation from its stored numbers")
     results.add_argument("--run", default=DEFAULT_RUN, help="the evaluated run (default: demo)")
     results.add_argument("--export", metavar="NAME", help="also store numbers and logs as figures/data/NAME_*.csv")
+    about = "print and draw the component study (sweep --grid components) instead of the evaluation"
+    results.add_argument("--components", action="store_true", help=about)
     about = "also print, apart from the run's table, what others have published on the task"
     results.add_argument("--published", action="store_true", help=about)
     results.set_defaults(command=_results)
@@ -156,6 +161,8 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _stage(options: argparse.Namespace) -> None:
+    if vars(options).get("grid") == "components":
+        options.stage = "components"
     is_first = options.stage == "prepare"
     if not is_first:
         check_exists(options.run or DEFAULT_RUN)
@@ -254,6 +261,19 @@ def _figure3(options: argparse.Namespace) -> None:
     print(*filter(None, [stored_differences(prefix)]), f"drawn: {' '.join(map(str, drawn))}", sep="\n")
 
 
+def _components(run: Run, name: str | None) -> None:
+    from rpo_kit.study.component_figure import components_figure
+    from rpo_kit.study.components import export, read_table
+    from rpo_kit.study.figures import save
+
+    table = read_table(str(run.stage("components") / "components"))
+    if name:
+        export(run, FIGURES / "data", name)
+    print(table.drop(columns="system").round(3).to_string(index=False, na_rep=""))
+    folder, file = (FIGURES, f"components_{name}") if name else (run.folder / "figures", "components")
+    print("drawn:", *save(components_figure(table), folder, file))
+
+
 def _results(options: argparse.Namespace) -> None:
     from rpo_kit.study.ablation import export_results
     from rpo_kit.study.comparisons import differences_text
@@ -261,6 +281,9 @@ def _results(options: argparse.Namespace) -> None:
     from rpo_kit.study.results import named, read_tables, result_text
 
     run = existing_run(options.run)
+    if options.components:
+        _components(run, options.export)
+        return
     if options.export:
         export_results(run, FIGURES / "data", options.export)
     metrics, paired = read_tables(f"{require(run, 'evaluate')}/")

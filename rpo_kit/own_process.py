@@ -37,7 +37,7 @@ _ERROR_PREFIX = "rpo_kit: "  # the command line writes it before a KitError
 
 
 def run_stage(run: Run, stage: str, on_log: OnLog | None = None) -> None:
-    """Run "sft", "rl" or "sweep"; `on_log` gets all rows of the log whenever there are new ones.
+    """Run "sft", "rl", "sweep" or "components"; `on_log` gets all rows of the log whenever there are new ones.
 
     In its own process if torch sees a GPU, else in this one; $RPO_OWN_PROCESS (1 or 0) takes precedence.
     """
@@ -62,13 +62,13 @@ def in_own_process(run: Run, stage: str, on_log: OnLog | None = None) -> None:
     Raises:
         KitError: the stage failed (the message is the stage's), or the stored settings are not those of `run`.
     """
-    if existing_run(run.name, run.folder.parent).preset != run.preset:
+    if existing_run(run.folder.name, run.folder.parent).preset != run.preset:
         raise KitError(
             f"The settings of run {run.name!r} have changed since this notebook opened it: run the notebook again "
             "from its first cell."
         )
     _release_gpu_memory()
-    command = [sys.executable, "-m", "rpo_kit.own_process", stage, "--run", run.name]
+    command = [sys.executable, "-m", "rpo_kit.own_process", stage, "--run", run.folder.name]
     steps, title = getattr(run.preset, stage).steps, f"{stage}, in its own process"
     with tempfile.TemporaryFile() as file, tqdm(total=steps, desc=title, unit="step") as bar:
         output, log = _Output(file), _Log(run.stage(stage), bar, on_log)
@@ -164,7 +164,7 @@ class _Log:
     def _written(self) -> dict[Path, int]:
         """When each log was last written."""
         times = {}
-        for path in [self.folder / "log.csv", *self.folder.glob("*/log.csv")]:
+        for path in [self.folder / "log.csv", *self.folder.glob("*/log.csv"), *self.folder.glob("*/*/log.csv")]:
             with contextlib.suppress(FileNotFoundError):  # moved aside just now
                 times[path] = path.stat().st_mtime_ns
         return times

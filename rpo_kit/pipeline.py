@@ -36,6 +36,7 @@ class Stage:
     notebook: str
     settings: Mapping[str, str] = field(default_factory=dict)  # name of the input: the setting that decides it
     reads: Mapping[str, str] = field(default_factory=dict)  # name of the input: "STAGE/FILE", written by that stage
+    unread: Mapping[str, str] = field(default_factory=dict)  # name of the input: the setting with which it is not read
     inputs: tuple[str, ...] = ()  # functions from a run to further inputs
     checks: tuple[str, ...] = ()  # functions from a preset to why the stage would refuse it, "" if it would not
     writes: tuple[str, ...] = ()  # in the stage's folder
@@ -88,6 +89,7 @@ _ROWS = (
         notebook="04_rl_reinforce_pp",
         settings={"settings": "rl"},
         reads={"sft": f"sft/{WEIGHTS}"},
+        unread={"sft": "rl.start=untrained"},
         inputs=("rewriting.prepare:train_inputs", "rewriting.reflection:module_inputs"),
         checks=("training.checks:module", "training.checks:rollouts", "training.checks:content_weight"),
         writes=("adapter", "log.csv"),
@@ -113,6 +115,17 @@ _ROWS = (
         writes=("bars.csv", "differences.csv", "curves.csv", "provenance.json"),
         marker="provenance.json",
     ),
+    Stage(
+        name="components",
+        about="switch off or replace one part of the method at a time",
+        function="study.components:components",
+        notebook="07_components",
+        settings={"settings": "components"},
+        reads={"sft": f"sft/{WEIGHTS}"},
+        checks=("study.arms:check_arms",),
+        writes=("components.csv", "provenance.json"),
+        marker="provenance.json",
+    ),
 )
 STAGES: dict[str, Stage] = {row.name: row for row in _ROWS}
 
@@ -133,7 +146,9 @@ def inputs_of(run: Run, name: str) -> dict[str, Any]:
     inputs: dict[str, Any] = {key: attrgetter(path)(run.preset) for key, path in row.settings.items()}
     for key, path in row.reads.items():
         stage, _, file = path.partition("/")
-        inputs[key] = current(run, stage) / file
+        setting, _, value = row.unread.get(key, "").partition("=")
+        if not setting or str(attrgetter(setting)(run.preset)) != value:
+            inputs[key] = current(run, stage) / file
     for function in row.inputs:
         inputs |= _load(function)(run)
     return inputs

@@ -23,7 +23,7 @@ from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import refuse_secrets
-from rpo_kit.setting_rules import ALL_USERS, TRIVIAL, check
+from rpo_kit.setting_rules import ALL_USERS, SECTIONS, TRIVIAL, check
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -52,6 +52,10 @@ class ModelSettings:
     lora_rank: int = 16  # ours
     lora_alpha: int = 32  # ours
     lora_targets: tuple[str, ...] = _ALL_LINEAR  # measured: a step takes 1.1 times as long as with q and v alone
+    # paper: observe, plan and rewrite; without observe or plan, or both, to measure what a part contributes
+    sections: tuple[str, ...] = field(default=SECTIONS, metadata={"since": "0.2"})
+    # paper: the generic answer is rewritten; false: the module answers from query and history alone
+    sees_generic: bool = field(default=True, metadata={"since": "0.2"})
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class RLSettings:
     # ours: share of the reward for the content that the rewrite keeps; for tasks whose answers are texts
     content_weight: float = field(default=0.0, metadata={"since": "0.2"})
     save_every: int = 5
+    start: str = field(default="sft", metadata={"since": "0.2"})  # paper: the SFT adapter; or untrained: without SFT
     rollouts_mb: float = 200.0  # ours: size up to which rl/rollouts.jsonl grows
     seed: int = 0
 
@@ -136,6 +141,19 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
+class ComponentsSettings:
+    """The component study (`sweep --grid components`)."""
+
+    # ours: compared with "full": names of study/arms.py ("all": each of them), or single settings as KEY=VALUE. A demo
+    # leaves out the arms that train SFT anew
+    arms: tuple[str, ...] = ("no-sft", "no-rl", "reinforce++", "grpo", "rloo", "no-format")
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 2  # ours: of RL, for every arm (of SFT: sft.steps); a demo, too few to rank the arms
+    prompts_per_step: int = 2  # ours: a demo, as above
+    dev_users: int = 12
+
+
+@dataclass(frozen=True)
 class EndpointSettings:
     """Requests to endpoints (base model and teacher), and what a run may spend on them (0: no limit). All ours."""
 
@@ -166,6 +184,7 @@ class Preset:
     rl: RLSettings = field(default_factory=RLSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
+    components: ComponentsSettings = field(default_factory=ComponentsSettings)
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
 
 
@@ -194,6 +213,7 @@ _GPU_24GB = Preset(
     ),
     evaluation=EvaluationSettings(max_new_tokens=256, batch_size=8, systems=_ALL_SYSTEMS),
     sweep=SweepSettings(steps=100, prompts_per_step=8, seeds=(0, 1, 2), eval_shots=(2, 4, 6), dev_users=500),
+    components=ComponentsSettings(("all",), (0, 1, 2), steps=100, prompts_per_step=8, dev_users=500),
 )
 
 RETIRED = {  # settings that run.json files of earlier versions hold
@@ -214,6 +234,7 @@ PRESETS: dict[str, Preset] = {
         # measured on LaMP-1; LaMP-3 wants 6e-5, LaMP-7 2e-4 and 24 steps
         rl=RLSettings(steps=16, prompts_per_step=16, learning_rate=3e-5, save_every=4),
         sweep=SweepSettings(steps=8, prompts_per_step=16, seeds=(0, 1), dev_users=60),
+        components=ComponentsSettings(("all",), (0, 1), steps=8, prompts_per_step=16, dev_users=300),
     ),
     "tiny": Preset(
         name="tiny",
@@ -224,6 +245,7 @@ PRESETS: dict[str, Preset] = {
         rl=RLSettings(steps=2, prompts_per_step=1, group_size=2, max_new_tokens=24, save_every=1),
         evaluation=EvaluationSettings(max_new_tokens=24, bootstrap=200),
         sweep=SweepSettings(arms=("fixed-2", "progressive"), steps=1, prompts_per_step=1, eval_shots=(2,), dev_users=4),
+        components=ComponentsSettings(("no-sft", "no-rl", "no-plan"), steps=1, prompts_per_step=1, dev_users=4),
     ),
     "colab-t4": Preset(
         name="colab-t4",
@@ -245,6 +267,7 @@ PRESETS: dict[str, Preset] = {
         ),
         evaluation=EvaluationSettings(max_new_tokens=192, batch_size=32, systems=_ALL_SYSTEMS),
         sweep=SweepSettings(steps=50, prompts_per_step=8, eval_shots=(2, 4, 6), dev_users=300),
+        components=ComponentsSettings(("all",), steps=50, prompts_per_step=8, dev_users=300),
     ),
     "gpu-24gb": _GPU_24GB,
     "paper": dataclasses.replace(

@@ -48,10 +48,11 @@ class Run:
 
     folder: Path
     preset: Preset
+    part_of: Run | None = None  # the run whose arm this is: it pays for the arm's endpoints, and commands name it
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.part_of.name if self.part_of else self.folder.name
 
     def stage(self, name: str) -> Path:
         return self.folder / name

@@ -18,6 +18,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.model_spec import parse_spec, recorded_files
 
 ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
+STARTS = ("sft", "untrained")
 CURRICULA = (
     "progressive, reversed, random, fixed-K such as fixed-4, or a list such as 2,2,3,6, each of whose values is used "
     "for an equal share of the steps"
@@ -25,6 +26,11 @@ CURRICULA = (
 RETRIEVER_FORMS = "bm25, bm25-lamp, recency, random, or dense:ENCODER as in dense:facebook/contriever"
 RULE_TEACHERS = ("rules", "persona", "hindsight")
 MODEL_FORMS = "local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
+SECTIONS = ("observe", "plan", "rewrite")  # the parts of a trajectory, in this order
+ARM_NAMES = (  # of the component study, in study/arms.py
+    *("full", "no-sft", "no-rl", "no-observe", "no-plan", "rewrite-only", "no-generic", "sft-1-item", "sft-6-items"),
+    *("recency", "random", "reinforce++", "grpo", "rloo", "no-format", "half-format"),
+)
 TRIVIAL = ("echo", "lead", "constant", "majority", "copy-nearest")  # baselines without a model
 SYSTEM_FORMS = f"base, context, context-K, pag-K, {', '.join(TRIVIAL)}, lead-N, untrained, sft, rl, sft-K, rl-K"
 ALL_USERS = 10**9  # as many as LaMP's files hold
@@ -34,7 +40,8 @@ _AT_LEAST = {
     "reflection.lora_alpha synthesis.per_query synthesis.max_words sft.steps sft.batch_size "
     "sft.accumulate sft.save_every rl.steps rl.prompts_per_step rl.micro_batch_tokens rl.max_new_tokens rl.shots_from "
     "rl.save_every evaluation.max_new_tokens evaluation.batch_size evaluation.bootstrap sweep.steps "
-    "sweep.prompts_per_step sweep.dev_users endpoint.concurrency endpoint.tries",
+    "sweep.prompts_per_step sweep.dev_users components.steps components.prompts_per_step components.dev_users "
+    "endpoint.concurrency endpoint.tries",
     0: "data.leave_one_out rl.beta rl.clip rl.rollouts_mb evaluation.shots endpoint.backoff endpoint.thinking_tokens "
     "endpoint.max_requests endpoint.max_tokens endpoint.max_cost sweep.difference",
     64: "reflection.max_seq_length",
@@ -44,7 +51,10 @@ _SHARES = (
     "synthesis.match_text sft.warmup rl.warmup rl.format_weight rl.content_weight evaluation.keep_content "
     "endpoint.tolerate"
 )
-_LISTS = "reflection.lora_targets evaluation.systems sweep.arms sweep.seeds sweep.eval_shots"
+_LISTS = (
+    "reflection.lora_targets reflection.sections evaluation.systems sweep.arms sweep.seeds sweep.eval_shots "
+    "components.arms components.seeds"
+)
 _CURRICULUM = re.compile(r"progressive|reversed|random|fixed-0*[1-9]\d*|\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)+")
 _RETRIEVER = re.compile(r"bm25|bm25-lamp|recency|random|dense:.+")
 SYSTEM = re.compile(rf"base|untrained|(sft|rl)(-\d+)?|{'|'.join(TRIVIAL)}|lead-0*[1-9]\d*|context(-\d+)?|pag-\d+")
@@ -69,11 +79,18 @@ def check(settings: Mapping[str, Any]) -> None:
         _require(settings, key, bool, "a list of at least one value")
         _require(settings, key, lambda value: len(set(value)) == len(value), "a list without repeated values")
     _require(settings, "data.dev_share", lambda value: 0 <= value < 1, "at least 0 and below 1: it is a share of users")
+    sections = [name for name in SECTIONS if name in (*settings["reflection.sections"], "rewrite")]
+    if list(settings["reflection.sections"]) != sections:
+        raise KitError(
+            f"reflection.sections={list(settings['reflection.sections'])} must be parts of {list(SECTIONS)}, in this "
+            "order, and rewrite among them."
+        )
     _require(settings, "sweep.eval_shots", lambda value: min(value) >= 0, "a list of numbers of at least 0")
     _require(settings, "synthesis.shots", lambda value: min(value, default=0) >= 1, "a list of numbers of at least 1")
     _require(settings, "sft.seed", lambda value: 0 <= value < 2**32, "from 0 to 4294967295")  # NumPy's
     _require(settings, "evaluation.seed", lambda value: value >= 0, "at least 0")
-    for key, seeds in (("rl.seed", [settings["rl.seed"]]), ("sweep.seeds", settings["sweep.seeds"])):
+    lists = ("sweep.seeds", "components.seeds")
+    for key, seeds in [("rl.seed", [settings["rl.seed"]]), *((name, settings[name]) for name in lists)]:
         _require({key: seeds}, key, lambda values: all(-(2**63) <= n < 2**64 for n in values), "below 2**64")  # torch's
     _require(
         settings,
@@ -91,8 +108,16 @@ def _require(settings: Mapping[str, Any], key: str, fits: Callable[[Any], bool],
 
 
 def _check_names(settings: Mapping[str, Any]) -> None:
+    if settings["rl.start"] not in STARTS:
+        raise KitError(f"There is no rl.start={settings['rl.start']!r}; there are {' and '.join(STARTS)}.")
     if settings["rl.algorithm"] not in ALGORITHMS:
         raise KitError(f"There is no rl.algorithm={settings['rl.algorithm']!r}; there are {', '.join(ALGORITHMS)}.")
+    for arm in settings["components.arms"]:
+        if arm not in (*ARM_NAMES, "all") and "=" not in arm:
+            raise KitError(
+                f"There is no arm {arm!r} for components.arms: choose from {', '.join(ARM_NAMES)} and all, or write a "
+                "setting as KEY=VALUE."
+            )
     for plan in (settings["rl.curriculum"], *settings["sweep.arms"]):
         if not _CURRICULUM.fullmatch(plan):
             raise KitError(f"There is no curriculum {plan!r}: choose {CURRICULA}.")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,41 @@ def _other_rank(folder: Path, name: str, wanted: Inputs, every_rank: bool) -> It
     wait_for(lambda: equal(_inputs(folder / _STARTED), wanted), f"starts {name}")
     yield None if equal(_made_from(folder), wanted) else folder
     wait_for(lambda: equal(_made_from(folder), wanted), f"finishes {name}")
+
+
+def take_over(run: Run, name: str, source: Path, begin_with: Sequence[str] = (), **inputs: Any) -> bool:
+    """Let a stage find the result that another run's folder `source` holds, if it was made from the same inputs; if it
+    was not, let it begin with these files of it. Returns whether a finished result is there.
+
+    It waits beside the stage's folder, where a result of other inputs waits, and the stage's next call takes it.
+    """
+    folder, wanted = run.stage(name), fingerprints(inputs)
+    waiting = _kept(folder, wanted)
+    if is_finished(folder, wanted) or is_finished(waiting, wanted):
+        return True
+    if not is_main() or equal(_inputs(folder / _STARTED), wanted) or waiting.exists():
+        return False
+    finished = is_finished(source, wanted)
+    files = [file for file in begin_with if (source / file).exists()]
+    if not finished and not files:
+        return False
+    with disk_errors_explained(run.folder):
+        part = waiting.with_name(f"{waiting.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        if finished:
+            shutil.copytree(source, part, copy_function=_link, ignore=_inner_stages)
+        else:
+            part.mkdir(parents=True)
+            for file in files:
+                shutil.copy2(source / file, part / file)
+            write_json(part / _STARTED, {"inputs": wanted})
+        part.rename(waiting)
+    return finished
+
+
+def _inner_stages(folder: str, names: list[str]) -> list[str]:
+    """Folders that are stages of their own."""
+    return [name for name in names if (Path(folder) / name / _STARTED).exists()]
 
 
 def require(run: Run, name: str, **inputs: Any) -> Path:
@@ -225,21 +260,21 @@ def _prune(folder: Path, name: str) -> None:
 
 def _copied(folder: Path, copy: Path) -> Path:
     """A copy to work in; files that are never changed in place are linked, for they may be gigabytes."""
-
-    def link(source: str, target: str) -> None:
-        try:
-            if not source.endswith(".jsonl"):
-                os.link(source, target)
-                return
-        except OSError:  # a file system without hard links
-            pass
-        shutil.copy2(source, target)
-
     part = copy.with_name(f"{copy.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(folder, part, copy_function=link, ignore=shutil.ignore_patterns(_MANIFEST))
+    shutil.copytree(folder, part, copy_function=_link, ignore=shutil.ignore_patterns(_MANIFEST))
     part.rename(copy)
     return copy
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        if not source.endswith(".jsonl"):
+            os.link(source, target)
+            return
+    except OSError:  # a file system without hard links
+        pass
+    shutil.copy2(source, target)
 
 
 def _discard(path: Path) -> None:

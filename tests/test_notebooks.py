@@ -142,7 +142,7 @@ def test_no_table_or_picture_is_lost_in_the_middle_of_a_cell(chapter):
         assert not names & shows, cell["id"]
 
 
-@pytest.mark.parametrize("name", ["sft", "rl", "sweep"])
+@pytest.mark.parametrize("name", ["sft", "rl", "sweep", "components"])
 def test_a_training_stage_is_called_so_that_it_can_run_in_its_own_process(name):
     text = "\n".join(cell["text"] for cell in cells(STAGES[name].notebook, "code"))
     assert f'run_stage(run, "{name}", live)\nlive.finish()' in text

@@ -76,6 +76,14 @@ def test_a_seventh_stage_is_one_row_and_one_function(trained, monkeypatch, capsy
     assert set(manifest["inputs"]) == {"settings", "trajectories"}
 
 
+def test_what_a_setting_makes_unneeded_is_not_read(prepared):
+    """RL from the untrained module needs no SFT, and names none among its inputs."""
+    assert STAGES["rl"].unread.keys() <= STAGES["rl"].reads.keys()
+    assert "sft" not in inputs_of(prepared({"rl.start": "untrained"}), "rl")
+    with pytest.raises(KitError, match="first run `python -m rpo_kit synthesize"):
+        inputs_of(prepared(), "rl")
+
+
 def test_the_error_names_the_first_missing_stage(prepared):
     with pytest.raises(KitError, match=r"'synthesize' .* is not finished: first run `python -m rpo_kit synthesize"):
         inputs_of(prepared(), "rl")

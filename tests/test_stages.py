@@ -11,7 +11,7 @@ import pytest
 from rpo_kit import stages
 from rpo_kit.errors import KitError
 from rpo_kit.runs import append_records, open_run, read_records, write_text
-from rpo_kit.stages import damaged, require, stage
+from rpo_kit.stages import damaged, require, stage, take_over
 
 
 @pytest.fixture
@@ -178,3 +178,58 @@ def test_on_a_disk_without_links_files_are_copied(run, monkeypatch):
     monkeypatch.setattr(stages.os, "link", refused)
     with stage(run, "sft", retry=True, seed=1) as work:
         assert (work / "adapter" / "weights").read_text() == "0123"
+
+
+# ---- a result of another run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(tmp_path):
+    return open_run("other", "tiny", root=tmp_path)
+
+
+def test_a_result_made_from_the_same_inputs_is_taken_over_whole(run, other, capsys):
+    assert take_over(other, "sft", run.stage("sft"), seed=1)
+    assert not other.stage("sft").exists(), "it waits until the stage is called"
+    with stage(other, "sft", seed=1) as work:
+        assert work is None
+    assert "restored" in capsys.readouterr().out
+    for name in ("manifest.json", "adapter/weights", "records.jsonl"):
+        assert (other.stage("sft") / name).read_bytes() == (run.stage("sft") / name).read_bytes()
+    append_records(other.stage("sft") / "records.jsonl", [{"id": "2"}])
+    assert len(read_records(run.stage("sft") / "records.jsonl")) == 1, "records are copied, not linked"
+    assert take_over(other, "sft", run.stage("sft"), seed=1), "a second call finds it in place"
+    assert list(other.folder.glob("sft.*")) == []
+
+
+@pytest.mark.parametrize("harm", ["other inputs", "unfinished", "damaged", "missing"])
+def test_a_result_of_other_inputs_or_a_damaged_one_is_not_taken_over(run, other, harm):
+    folder = run.stage("sft")
+    if harm == "unfinished":
+        (folder / "manifest.json").unlink()
+    elif harm == "damaged":
+        (folder / "adapter" / "weights").write_text("")
+    elif harm == "missing":
+        shutil.rmtree(folder)
+    assert not take_over(other, "sft", folder, seed=2 if harm == "other inputs" else 1)
+    assert list(other.folder.glob("sft*")) == []
+
+
+def test_a_stage_can_begin_with_some_files_of_a_result_of_other_inputs(run, other, capsys):
+    assert not take_over(other, "sft", run.stage("sft"), ("records.jsonl", "absent.jsonl"), seed=2)
+    with stage(other, "sft", seed=2) as work:
+        assert sorted(path.name for path in work.iterdir()) == ["records.jsonl", "started.json"]
+        append_records(work / "records.jsonl", [{"id": "2"}])
+    assert "begun before" in capsys.readouterr().out
+    assert len(read_records(run.stage("sft") / "records.jsonl")) == 1
+    assert take_over(other, "sft", run.stage("sft"), ("records.jsonl",), seed=2)
+    assert len(read_records(other.stage("sft") / "records.jsonl")) == 2, "what is finished is not begun again"
+
+
+def test_work_that_was_begun_is_not_replaced(run, other):
+    with suppress(KeyboardInterrupt), stage(other, "sft", seed=1) as work:
+        write_text(work / "checkpoint", "3")
+        raise KeyboardInterrupt
+    assert not take_over(other, "sft", run.stage("sft"), seed=1)
+    with stage(other, "sft", seed=1) as work:
+        assert (work / "checkpoint").exists()

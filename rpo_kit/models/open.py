@@ -55,8 +55,9 @@ def open_chat(
     from rpo_kit.models.cache import open_answers, open_database
     from rpo_kit.models.endpoint import EndpointChat
 
-    folder = run.folder.parent if run else runs_root()
-    account = open_database(run.folder / ACCOUNT) if run else None
+    payer = run.part_of or run if run else None
+    folder = payer.folder.parent if payer else runs_root()
+    account = open_database(payer.folder / ACCOUNT) if payer else None
     return EndpointChat(endpoint, settings, open_answers(folder / ANSWERS), account)
 
 

@@ -32,7 +32,7 @@ from rpo_kit.models.open import open_chat_for
 from rpo_kit.rewriting.base import base_answers, read_answer
 from rpo_kit.rewriting.keep_generic import reason_to_keep
 from rpo_kit.rewriting.reflection import fitting_messages, load_reflection, module_inputs, reflect
-from rpo_kit.rewriting.trajectory import Trajectory, rewrite_or_generic
+from rpo_kit.rewriting.trajectory import FULL, Form, Trajectory, rewrite_or_generic
 from rpo_kit.runs import Run
 from rpo_kit.stages import require
 from rpo_kit.text import replace_surrogates
@@ -88,11 +88,14 @@ class Personalizer:
         new_tokens: int = 80,
         base_tokens: int = 32,
         keep_content: float = 0.35,
+        *,
+        form: Form = FULL,
     ) -> None:
         self.base, self.reflection, self.task = base, reflection, task
         self.shots, self.retriever = shots, retriever
         self.new_tokens, self.base_tokens = new_tokens, base_tokens
         self.keep_content = keep_content  # 0: every rewrite is used
+        self.form = form
         self.lock = threading.Lock()  # held while the module or its tokenizer works
 
     @classmethod
@@ -116,6 +119,7 @@ class Personalizer:
             preset.evaluation.max_new_tokens,
             preset.base_max_new_tokens,
             preset.evaluation.keep_content,
+            form=Form.of(preset.reflection),
         )
 
     def __call__(self, input: str, profile: Sequence[Item]) -> Rewrite:
@@ -157,7 +161,9 @@ class Personalizer:
         answered = time.perf_counter()
         with self.lock:
             try:
-                completions, shortened = reflect(self.reflection, self.task, examples, items, self.new_tokens)
+                completions, shortened = reflect(
+                    self.reflection, self.task, examples, items, self.new_tokens, form=self.form
+                )
             except KitError as error:  # it would have fitted with a shorter generic answer
                 raise InputError(str(error)) from None
 
@@ -168,7 +174,7 @@ class Personalizer:
         rows = zip(examples, items, answers, completions, shortened, strict=True)
         for example, shown, answer, completion, cut in rows:
             generic = example["generic"]
-            text, parsed = rewrite_or_generic(completion.text, generic)
+            text, parsed = rewrite_or_generic(completion.text, generic, self.form.sections)
             kept = self._reason_to_keep(example, text) if parsed.trajectory else None
             tokens = {"base": (answer.prompt_tokens, answer.new_tokens)}
             tokens["reflection"] = (completion.prompt_tokens, completion.new_tokens)
@@ -200,7 +206,7 @@ class Personalizer:
         items = [top_k(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
         for example, own_items in zip(examples, items, strict=True):
             try:
-                fitting_messages(tokenizer, limit, self.task, example | {"generic": ""}, own_items)
+                fitting_messages(tokenizer, limit, self.task, example | {"generic": ""}, own_items, form=self.form)
             except KitError:
                 raise _too_long(example["input"], limit) from None
         return items

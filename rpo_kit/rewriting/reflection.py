@@ -26,7 +26,9 @@ from rpo_kit.models.chat import Completion, Conversation
 from rpo_kit.models.local import LoadedModel, generate, load_model, prompt_tokens
 from rpo_kit.presets import ModelSettings
 from rpo_kit.rewriting.prompts import escape_tags, fill, load, prompt_fingerprints
+from rpo_kit.rewriting.trajectory import FULL, Form
 from rpo_kit.runs import Run
+from rpo_kit.setting_rules import SECTIONS
 from rpo_kit.text import break_special_tokens
 
 if TYPE_CHECKING:
@@ -43,29 +45,50 @@ class DoesNotFitError(KitError):
 
 
 def reflection_messages(
-    task: Task, input: str, generic: str, items: Sequence[Item], first: int = 1, words: int | None = None
+    task: Task,
+    input: str,
+    generic: str,
+    items: Sequence[Item],
+    first: int = 1,
+    words: int | None = None,
+    form: Form = FULL,
 ) -> Conversation:
     """The module's prompt. Of LaMP's `input` it shows the query, without the instruction.
 
     Items are numbered by their rank, from `first` on. `words` limits each field of an item.
     """
+    system, user_prompt = prompt_names(form)
     lines = []
     for number, item in enumerate(items, first):
         texts = read_item(task, item, f"History item {number}")
         short = texts | {name: _shorten(texts[name], words) for name in task.fields}
         lines.append(f"[{number}] {escape_tags(task.item_line(short))}")
     user = fill(
-        "reflection_user",
+        user_prompt,
         title=task.title,
         history="\n".join(lines) or "(empty)",
         query=escape_tags(" ".join(task.query_text(input).split())),
         generic=escape_tags(" ".join(generic.split())) or "(empty)",
     )
-    return [{"role": "system", "content": load("reflection_system")}, {"role": "user", "content": user}]
+    left_out = tuple(f"<{name}>" for name in SECTIONS if name not in form.sections)
+    asked = "\n".join(line for line in load(system).splitlines() if not line.startswith(left_out))
+    return [{"role": "system", "content": asked}, {"role": "user", "content": user}]
+
+
+def prompt_names(form: Form) -> tuple[str, str]:
+    """The prompt files of a form: system and user."""
+    names = ("reflection_system", "reflection_user")
+    return names if form.sees_generic else (f"{names[0]}_query", f"{names[1]}_query")
 
 
 def fitting_messages(
-    tokenizer: PreTrainedTokenizerBase, limit: int, task: Task, example: Example, items: Sequence[Item], first: int = 1
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    task: Task,
+    example: Example,
+    items: Sequence[Item],
+    first: int = 1,
+    form: Form = FULL,
 ) -> tuple[Conversation, bool]:
     """`reflection_messages` in at most `limit` tokens, and whether anything had to be shortened.
 
@@ -80,7 +103,7 @@ def fitting_messages(
     for words, text in dict.fromkeys(cuts):
         messages = [
             message | {"content": break_special_tokens(message["content"], tokenizer)}
-            for message in reflection_messages(task, input, text, items, first, words)
+            for message in reflection_messages(task, input, text, items, first, words, form)
         ]
         if prompt_tokens(tokenizer, messages) <= limit:
             return messages, words is not None
@@ -91,13 +114,18 @@ def fitting_messages(
 
 
 def unfitting(
-    tokenizer: PreTrainedTokenizerBase, limit: int, task: Task, examples: Sequence[Example], shots: int
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    task: Task,
+    examples: Sequence[Example],
+    shots: int,
+    form: Form = FULL,
 ) -> dict[str, str]:
     """{example id: reason} for each query that leaves no room for `shots` items in `limit` tokens, however short."""
     reasons = {}
     for example in examples:
         try:
-            fitting_messages(tokenizer, limit, task, example, top_k(example, example["ranking"], shots))
+            fitting_messages(tokenizer, limit, task, example, top_k(example, example["ranking"], shots), form=form)
         except DoesNotFitError as error:
             reasons[example["id"]] = str(error)
     return reasons
@@ -138,6 +166,7 @@ def reflect(
     batch_size: int = 32,
     *,
     skip_unfitting: bool = False,
+    form: Form = FULL,
 ) -> tuple[list[Completion], list[bool]]:
     """The module's greedy completion for each example with its items, and whether its prompt had to be shortened.
 
@@ -150,7 +179,7 @@ def reflect(
     prompts, shortened, failures = [], [], {}
     for number, (example, own_items) in enumerate(zip(examples, items, strict=True)):
         try:
-            messages, cut = fitting_messages(module.tokenizer, limit, task, example, own_items)
+            messages, cut = fitting_messages(module.tokenizer, limit, task, example, own_items, form=form)
         except DoesNotFitError as error:
             if not skip_unfitting:
                 raise
@@ -165,5 +194,5 @@ def reflect(
 
 def module_inputs(run: Run) -> dict[str, object]:
     """The module's settings and prompts, as inputs of the stages that load it (its adapter is another input)."""
-    prompts = prompt_fingerprints("reflection_system", "reflection_user")
-    return {"model": run.preset.reflection, "prompts": prompts} | module_files(run)
+    settings = run.preset.reflection
+    return {"model": settings, "prompts": prompt_fingerprints(*prompt_names(Form.of(settings)))} | module_files(run)

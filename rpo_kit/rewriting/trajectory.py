@@ -11,6 +11,10 @@ grammar is strict: if a text does not parse, the generic answer is used instead.
 `parse` never raises. Each of the six tags must appear exactly once, in this order, with nothing but whitespace outside
 the sections; so no text inside a section can change which part is taken as the rewrite.
 
+To measure what a part contributes, `reflection.sections` leaves out *observe* or *plan*; `reflection.sees_generic`
+leaves the generic answer out of the prompt. Both together are the module's `Form`. A part that is left out is "" in
+`Trajectory`, and its tags are not allowed.
+
 >>> rewrite_or_generic("<observe>[1] gave 1</observe><plan>one lower</plan><rewrite>2</rewrite>", generic="3")[0]
 '2'
 >>> rewrite_or_generic("I would say 2.", generic="3")
@@ -23,16 +27,32 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.reading import without_thoughts
+from rpo_kit.presets import ModelSettings
 from rpo_kit.rewriting.prompts import escape_tags, restore_tags
+from rpo_kit.setting_rules import SECTIONS
 
-SECTIONS = ("observe", "plan", "rewrite")
 # Possessive (`+`): otherwise a text of nothing but "<" and spaces would take quadratic time.
 _ANY_TAG = re.compile(r"<\s*+/?+\s*+(?:observe|plan|rewrite)\b[^>]*+>", re.IGNORECASE)
-_WHOLE = re.compile(r"\s*" + r"\s*".join(rf"<{name}>(?P<{name}>.*?)</{name}>" for name in SECTIONS) + r"\s*", re.DOTALL)
 _CITED = re.compile(r"\[(\d{1,4})\]")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the module writes and reads: the sections of its trajectories, and whether it sees the generic answer."""
+
+    sections: tuple[str, ...] = SECTIONS
+    sees_generic: bool = True
+
+    @classmethod
+    def of(cls, settings: ModelSettings) -> Form:
+        return cls(settings.sections, settings.sees_generic)
+
+
+FULL = Form()  # the method
 
 
 @dataclass(frozen=True)
@@ -57,21 +77,31 @@ class Parsed:
     error: str | None = None
 
 
-def parse(text: str) -> Parsed:
+def parse(text: str, sections: tuple[str, ...] = SECTIONS) -> Parsed:
     """Parse a completion. Never raises: a text that does not fit the grammar gives an `error` in words."""
     tags = _tags(text)
-    expected = [tag for name in SECTIONS for tag in (f"<{name}>", f"</{name}>")]
+    expected = [tag for name in sections for tag in (f"<{name}>", f"</{name}>")]
     if not tags:
         return Parsed(None, "no tags")
     for tag in expected:
         if tags.count(tag) != 1:
             return Parsed(None, f"{'no' if tag not in tags else 'more than one'} {tag}")
-    match = _WHOLE.fullmatch(text)
-    if tags != expected or not match:
-        return Parsed(None, "tags out of order" if tags != expected else "text outside the tags")
-    parts = {name: match[name].strip() for name in SECTIONS}
-    empty = [name for name in SECTIONS if not parts[name]]
-    return Parsed(None, f"empty {empty[0]}") if empty else Parsed(Trajectory(**parts))
+    unknown = [tag for tag in tags if tag not in expected]
+    match = _whole(sections).fullmatch(text)
+    if unknown or tags != expected or not match:
+        order = "tags out of order" if tags != expected else "text outside the tags"
+        return Parsed(None, f"{unknown[0]} is not part of the form" if unknown else order)
+    parts = {name: match[name].strip() for name in sections}
+    empty = [name for name in sections if not parts[name]]
+    return Parsed(None, f"empty {empty[0]}") if empty else Parsed(Trajectory(**dict.fromkeys(SECTIONS, "") | parts))
+
+
+@cache
+def _whole(sections: tuple[str, ...]) -> re.Pattern[str]:
+    """A text of these sections and nothing else."""
+    return re.compile(
+        r"\s*" + r"\s*".join(rf"<{name}>(?P<{name}>.*?)</{name}>" for name in sections) + r"\s*", re.DOTALL
+    )
 
 
 def _tags(text: str) -> list[str]:
@@ -99,14 +129,15 @@ def parse_teacher(text: str) -> Parsed:
     return strict
 
 
-def rewrite_or_generic(text: str, generic: str) -> tuple[str, Parsed]:
+def rewrite_or_generic(text: str, generic: str, sections: tuple[str, ...] = SECTIONS) -> tuple[str, Parsed]:
     """The rewrite in a completion, as the user would read it; the generic answer if the completion does not parse."""
-    parsed = parse(text)
+    parsed = parse(text, sections)
     return (restore_tags(parsed.trajectory.rewrite) if parsed.trajectory else generic), parsed
 
 
-def render(trajectory: Trajectory) -> str:
-    """The text of a trajectory, to train on; anything that a tokenizer might read as a special token is escaped.
+def render(trajectory: Trajectory, sections: tuple[str, ...] = SECTIONS) -> str:
+    """The text of a trajectory, to train on, with these of its parts; anything that a tokenizer might read as a special
+    token is escaped.
 
     Raises:
         KitError: a part would not survive being parsed again.
@@ -114,7 +145,7 @@ def render(trajectory: Trajectory) -> str:
     if not is_writable(trajectory):
         error = parse(_text_of(trajectory)).error or "leading or trailing whitespace"
         raise KitError(f"This trajectory cannot be written as text ({error}): {trajectory}")
-    return _text_of(Trajectory(*(escape_tags(getattr(trajectory, name)) for name in SECTIONS)))
+    return _text_of(Trajectory(*(escape_tags(getattr(trajectory, name)) for name in SECTIONS)), sections)
 
 
 def is_writable(trajectory: Trajectory) -> bool:
@@ -122,8 +153,8 @@ def is_writable(trajectory: Trajectory) -> bool:
     return parse(_text_of(trajectory)).trajectory == trajectory
 
 
-def _text_of(trajectory: Trajectory) -> str:
-    return "\n".join(f"<{name}>{getattr(trajectory, name)}</{name}>" for name in SECTIONS)
+def _text_of(trajectory: Trajectory, sections: tuple[str, ...] = SECTIONS) -> str:
+    return "\n".join(f"<{name}>{getattr(trajectory, name)}</{name}>" for name in sections)
 
 
 def trajectory_error(trajectory: Trajectory, shown: Collection[int], gold: str | None = None) -> str | None:
@@ -137,7 +168,7 @@ def trajectory_error(trajectory: Trajectory, shown: Collection[int], gold: str |
     return None
 
 
-def count_parse_errors(completions: Sequence[str]) -> dict[str, int]:
+def count_parse_errors(completions: Sequence[str], sections: tuple[str, ...] = SECTIONS) -> dict[str, int]:
     """How often each parse error occurs, most frequent first; completions that parse are not counted."""
-    counts = Counter(parsed.error for parsed in map(parse, completions) if parsed.error)
+    counts = Counter(error for completion in completions if (error := parse(completion, sections).error))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -35,6 +35,7 @@ from rpo_kit.presets import RLSettings, as_dict
 from rpo_kit.processes import disk_errors_explained, is_main
 from rpo_kit.rewriting.prepare import load_prepared, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
+from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run, read_json, write_json, write_text
 from rpo_kit.stages import require, stage
 from rpo_kit.study.comparisons import PLAN, SFT_ONLY, families, with_holm, write_plan
@@ -99,8 +100,9 @@ def score_adapter(run: Run, name: str, adapter: Path) -> None:
         loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run)
         task = get_task(run.preset.data.task)
         rows: list[dict[str, object]] = []
+        limits, form = (evaluation.max_new_tokens, evaluation.batch_size), Form.of(run.preset.reflection)
         for shots in settings.eval_shots:
-            records = rewrite(loaded, task, examples, shots, evaluation.max_new_tokens, evaluation.batch_size)
+            records = rewrite(loaded, task, examples, shots, *limits, form)
             pairs = zip(records, examples, strict=True)
             predictions = [record.get("prediction", example["generic"]) for record, example in pairs]
             scores = example_scores(task, [example["output"] for example in examples], predictions)

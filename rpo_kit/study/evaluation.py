@@ -39,7 +39,7 @@ from rpo_kit.rewriting import failures
 from rpo_kit.rewriting.prepare import load_excluded, load_golds, load_prepared
 from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
-from rpo_kit.rewriting.trajectory import rewrite_or_generic
+from rpo_kit.rewriting.trajectory import FULL, Form, rewrite_or_generic
 from rpo_kit.runs import Run, append_records, read_records, sort_records, write_text
 from rpo_kit.setting_rules import SYSTEM, SYSTEM_FORMS, kind_of
 from rpo_kit.stages import stage
@@ -239,8 +239,9 @@ def _answerer(run: Run, system: str, adapter: Path | None, stage_dir: Path) -> A
             return lambda missing: inject_context(base, task, missing, shots, tokens)
         summaries = stage_dir / "records" / "summaries.jsonl"
         return lambda missing: answer_with_summary(base, task, missing, shots, tokens, summaries)
-    loaded = load_reflection(run.preset.reflection, adapter)
-    return _in_chunks(lambda chunk: rewrite(loaded, task, chunk, shots, settings.max_new_tokens, settings.batch_size))
+    loaded, form = load_reflection(run.preset.reflection, adapter), Form.of(run.preset.reflection)
+    limits = (settings.max_new_tokens, settings.batch_size)
+    return _in_chunks(lambda chunk: rewrite(loaded, task, chunk, shots, *limits, form))
 
 
 def _in_chunks(answer: Callable[[list[Example]], list[Record]]) -> Answers:
@@ -248,17 +249,25 @@ def _in_chunks(answer: Callable[[list[Example]], list[Record]]) -> Answers:
 
 
 def rewrite(
-    loaded: LoadedModel, task: Task, examples: list[Example], shots: int, max_new_tokens: int, batch_size: int = 32
+    loaded: LoadedModel,
+    task: Task,
+    examples: list[Example],
+    shots: int,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    form: Form = FULL,
 ) -> list[Record]:
     """The reflection module's greedy rewrites, from the first `shots` items of each ranking."""
     items = [top_k(example, example["ranking"], shots) for example in examples]
-    completions, shortened = reflect(loaded, task, examples, items, max_new_tokens, batch_size, skip_unfitting=True)
+    completions, shortened = reflect(
+        loaded, task, examples, items, max_new_tokens, batch_size, skip_unfitting=True, form=form
+    )
     records: list[Record] = []
     for example, completion, cut in zip(examples, completions, shortened, strict=True):
         if completion.failure:
             records.append({"id": example["id"], "failure": completion.failure})
             continue
-        prediction, parsed = rewrite_or_generic(completion.text, example["generic"])
+        prediction, parsed = rewrite_or_generic(completion.text, example["generic"], form.sections)
         records.append(
             {
                 "id": example["id"],

@@ -23,7 +23,8 @@ _ROUND = 16  # ours: suggested limits are multiples of it
 def token_lengths(run: Run, records: Sequence[Mapping[str, str]]) -> list[int]:
     """Tokens of each trajectory as the module has to write it, its end token included."""
     tokenizer = load_tokenizer(run.preset.reflection)
-    texts = [render(Trajectory(r["observe"], r["plan"], r["rewrite"])) for r in records]
+    sections = run.preset.reflection.sections
+    texts = [render(Trajectory(r["observe"], r["plan"], r["rewrite"]), sections) for r in records]
     return [len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
 

@@ -41,6 +41,7 @@ from rpo_kit.presets import RLSettings
 from rpo_kit.rewriting.faithfulness import truth_of
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import fitting_messages, unfitting
+from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run
 from rpo_kit.setting_rules import ALGORITHMS
 from rpo_kit.stages import stage
@@ -54,14 +55,17 @@ from rpo_kit.training.shared_prefix import Group, micro_batches, score, scoring,
 
 
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
-    """Refine the SFT adapter; after an interruption training resumes with the same prompts, k, draws and weights."""
+    """Refine the SFT adapter, or with rl.start=untrained a new one; after an interruption training resumes with the
+    same prompts, k, draws and weights.
+    """
     settings = settings or run.preset.rl
     inputs = inputs_of(run, "rl") | {"settings": settings}
+    start: Path | None = inputs.get("sft")  # none with rl.start=untrained
     with stage(run, stage_name, every_rank=True, **inputs) as stage_dir:
         if stage_dir is None or is_trained(stage_dir):
             return
         ranks.start()
-        loaded = load_trainable(run.preset.reflection, inputs["sft"].parent, settings.seed)
+        loaded = load_trainable(run.preset.reflection, start.parent if start else None, settings.seed)
         prompts = training_prompts(run, loaded, settings)
         reason = why_not_shared_prefix(loaded.model)
         print(f"each prompt is read once per {f'completion: {reason}' if reason else 'group'}")
@@ -91,6 +95,7 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
         KitError: there is no room for a prompt, or no example fits.
     """
     task, limit = get_task(run.preset.data.task), loaded.max_seq_length - settings.max_new_tokens
+    form = Form.of(run.preset.reflection)
     if limit < 1:
         raise KitError(
             f"rl.max_new_tokens={settings.max_new_tokens} leaves no room for a prompt in {loaded.max_seq_length} "
@@ -98,7 +103,7 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
         )
     plan = shots_plan(settings.curriculum, settings.steps, settings.shots_from, settings.shots_to, settings.seed)
     pool = load_prepared(run, "train")
-    too_long = unfitting(loaded.tokenizer, limit, task, pool, max(plan))
+    too_long = unfitting(loaded.tokenizer, limit, task, pool, max(plan), form)
     if too_long:
         why = next(iter(too_long.values()))
         print(f"{len(too_long)} of {len(pool)} examples are left out, the first because of this: {why}")
@@ -109,11 +114,11 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
     prompts, shortened, fewer = [], 0, 0
     for slot, example in enumerate(examples):
         items = top_k(example, example["ranking"], plan[slot // settings.prompts_per_step])
-        messages, cut = fitting_messages(loaded.tokenizer, limit, task, example, items)
+        messages, cut = fitting_messages(loaded.tokenizer, limit, task, example, items, form=form)
         ids, history = prompt_ids(loaded.tokenizer, messages), [item[task.gold_field] for item in items]
         query, truth = task.query_text(example["input"]), truth_of(task, example, items)
-        prompt = Prompt(example["id"], messages, ids, example["output"], example["generic"], history, query, truth)
-        prompts.append(prompt)
+        texts = (example["output"], example["generic"], history, query)
+        prompts.append(Prompt(example["id"], messages, ids, *texts, truth, form.sections))
         shortened += cut
         fewer += len(items) < plan[slot // settings.prompts_per_step]
     if fewer:
@@ -133,7 +138,8 @@ def train(
 ) -> None:
     """All steps after the last intact checkpoint in `folder`."""
     training = start_training(loaded, settings)
-    checkpoints.restore(folder / "checkpoints", training, "the SFT adapter")
+    start = "the SFT adapter" if settings.start == "sft" else "a new adapter"
+    checkpoints.restore(folder / "checkpoints", training, start)
     progress = ProgressLog(folder / "log.csv", "reward", settings.steps, training.step, warn_on_log(on_log))
     if progress.is_main:
         rollouts.cut_after(folder, training.step)
@@ -184,7 +190,9 @@ def rl_step(
     texts = [loaded.tokenizer.batch_decode(completions, skip_special_tokens=True) for _, completions in groups]
     weights = (settings.format_weight, settings.content_weight)
     judged = [
-        judge(task, text, prompt.gold, prompt.shots, *weights, prompt.generic, prompt.query)
+        judge(
+            task, text, prompt.gold, prompt.shots, *weights, prompt.generic, prompt.query, sections=prompt.sections
+        )
         for prompt, own in zip(mine, texts, strict=True)
         for text in own
     ]

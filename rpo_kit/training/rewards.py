@@ -25,6 +25,7 @@ from rpo_kit.lamp.content import rewrite_content
 from rpo_kit.lamp.metrics import example_scores, is_parseable
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.rewriting.trajectory import parse, trajectory_error
+from rpo_kit.setting_rules import SECTIONS
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,20 @@ def judge(
     content_weight: float = 0.0,
     generic: str = "",
     query: str = "",
+    *,
+    sections: tuple[str, ...] = SECTIONS,
 ) -> Judged:
     """Judge one completion. `items` is how many history items the prompt showed; `generic` and `query` are the texts
-    whose content a rewrite should keep.
+    whose content a rewrite should keep. Without observations in `sections` no item has to be cited.
     """
-    parsed = parse(completion)
+    parsed = parse(completion, sections)
     trajectory = parsed.trajectory
     if trajectory is None:
         return Judged(0.0, 0.0, 0.0, None, (), parsed.error)
     readable = is_parseable(task, trajectory.rewrite)
     score = float(example_scores(task, [gold], [trajectory.rewrite])[0]) if readable else 0.0
-    well_formed = float(trajectory_error(trajectory, range(1, items + 1)) is None)
+    cites_well = "observe" not in sections or trajectory_error(trajectory, range(1, items + 1)) is None
+    well_formed = float(cites_well)
     content = rewrite_content(generic, query, trajectory.rewrite).share if task.kind == "generation" else None
     content_weight = content_weight if content is not None else 0.0
     total = (1 - format_weight - content_weight) * score + format_weight * well_formed + content_weight * (content or 0)

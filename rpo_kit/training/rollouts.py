@@ -20,6 +20,7 @@ from rpo_kit.lamp.tasks import Task
 from rpo_kit.models.chat import Conversation
 from rpo_kit.rewriting.faithfulness import Truth, check
 from rpo_kit.runs import append_records, write_bytes
+from rpo_kit.setting_rules import SECTIONS
 from rpo_kit.training.rewards import Judged, shares
 from rpo_kit.training.shared_prefix import Group
 
@@ -38,6 +39,7 @@ class Prompt:
     history: list[str]  # the gold of each history item shown
     query: str = ""
     truth: Truth | None = None  # what is true of the items shown; None if it is unknown
+    sections: tuple[str, ...] = SECTIONS  # of a trajectory
 
     @property
     def shots(self) -> int:

@@ -22,7 +22,7 @@ from rpo_kit.pipeline import inputs_of, refuse
 from rpo_kit.presets import SFTSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import DoesNotFitError, fitting_messages
-from rpo_kit.rewriting.trajectory import Trajectory, render
+from rpo_kit.rewriting.trajectory import Form, Trajectory, render
 from rpo_kit.runs import OnLog, Run, read_records
 from rpo_kit.stages import stage
 from rpo_kit.training.progress import (
@@ -79,10 +79,11 @@ def sft_dataset(run: Run, loaded: LoadedModel) -> Dataset:
 def _row(run: Run, loaded: LoadedModel, example: Example, record: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     profile = items_by_id(example["profile"], example["id"])
     items = [profile[item_id] for item_id in record["items"]]
-    text = render(Trajectory(record["observe"], record["plan"], record["rewrite"]))
+    form = Form.of(run.preset.reflection)
+    text = render(Trajectory(record["observe"], record["plan"], record["rewrite"]), form.sections)
     limit = loaded.max_seq_length - len(loaded.tokenizer(text)["input_ids"]) - 8
     task = get_task(run.preset.data.task)
-    prompt, cut = fitting_messages(loaded.tokenizer, limit, task, example, items, record["first"])
+    prompt, cut = fitting_messages(loaded.tokenizer, limit, task, example, items, record["first"], form)
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}, cut
 
 

@@ -266,7 +266,7 @@ def test_whatever_is_given_as_a_profile_becomes_items_or_an_error(profile):
 def test_a_prompt_that_the_generic_answer_makes_too_long_is_a_fault_of_the_input(make, monkeypatch):
     personalize, _, _ = make(lambda conversation: GOOD)
 
-    def too_long(*_: Any) -> None:
+    def too_long(*_: Any, **__: Any) -> None:
         raise KitError("It does not fit.")
 
     monkeypatch.setattr(personalizer, "reflect", too_long)

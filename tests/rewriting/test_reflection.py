@@ -19,10 +19,13 @@ from rpo_kit.rewriting.reflection import (
     _shorten,
     fitting_messages,
     load_reflection,
+    module_inputs,
     reflect,
     reflection_messages,
     unfitting,
 )
+from rpo_kit.rewriting.trajectory import Form
+from rpo_kit.setting_rules import SECTIONS
 
 TASK = get_task("LaMP-3")
 QUERY = TASK.make_input(text="The lid leaks.")
@@ -48,6 +51,35 @@ def test_the_module_reads_numbered_items_query_and_generic_answer():
     assert "Query: The lid leaks.\n" in user["content"]
     assert user["content"].endswith("Generic answer: 3")
     assert "just answer with 1, 2, 3" not in user["content"], "the base model's instruction is not the module's"
+
+
+def test_the_module_is_asked_for_the_sections_of_its_form_alone():
+    system, user = reflection_messages(TASK, QUERY, "3", ITEMS[:1], form=Form(("observe", "rewrite")))
+    assert "<observe>" in system["content"]
+    assert "<rewrite>" in system["content"]
+    assert "<plan>" not in system["content"]
+    assert user == reflection_messages(TASK, QUERY, "3", ITEMS[:1])[1], "the rest is the same"
+
+
+def test_a_module_that_does_not_see_the_generic_answer_is_shown_query_and_history_alone():
+    form = Form(sees_generic=False)
+    system, user = reflection_messages(TASK, QUERY, "a generic answer", ITEMS[:1], form=form)
+    assert user["content"].endswith("Query: The lid leaks.")
+    assert "generic" not in (system["content"] + user["content"]).lower()
+    for name in SECTIONS:
+        assert f"<{name}>" in system["content"]
+
+
+def test_the_settings_of_the_form_reach_the_prompts_of_training_and_inference(new_run, untrained):
+    changed = new_run({"reflection.sections": ["rewrite"], "reflection.sees_generic": False})
+    before, after = (module_inputs(run) for run in (new_run({}, "other"), changed))
+    assert before["model"] != after["model"]
+    assert before["prompts"].keys() == {"reflection_system", "reflection_user"}
+    assert after["prompts"].keys() == {"reflection_system_query", "reflection_user_query"}
+    form = Form.of(changed.preset.reflection)
+    messages, _ = fitting_messages(untrained.tokenizer, 2000, TASK, EXAMPLE, ITEMS[:1], form=form)
+    assert messages == reflection_messages(TASK, QUERY, "3", ITEMS[:1], form=form)
+    assert unfitting(untrained.tokenizer, 2000, TASK, [EXAMPLE | {"profile": ITEMS, "ranking": [0]}], 1, form) == {}
 
 
 def test_items_can_keep_the_number_of_their_rank():

@@ -1,12 +1,18 @@
 """The grammar is strict: a text is one trajectory or none, and what stands inside a section cannot change which."""
 
+from dataclasses import asdict, replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rpo_kit.errors import KitError
+from rpo_kit.presets import get_preset
+from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting.prompts import escape_tags, restore_tags
 from rpo_kit.rewriting.trajectory import (
+    FULL,
+    Form,
     Trajectory,
     count_parse_errors,
     parse,
@@ -15,6 +21,7 @@ from rpo_kit.rewriting.trajectory import (
     rewrite_or_generic,
     trajectory_error,
 )
+from rpo_kit.setting_rules import SECTIONS
 
 GOOD = "<observe>[1] reads 2, gave 1: harsh</observe>\n<plan>reads 3, harsh: give 2</plan>\n<rewrite>2</rewrite>"
 TAGS = [f"<{slash}{name}>" for name in ("observe", "plan", "rewrite") for slash in ("", "/")]
@@ -236,3 +243,58 @@ def test_the_users_text_survives_training_and_decoding(parts):
     assert "<|" not in text
     assert "<b>" not in text
     assert rewrite_or_generic(text, "3")[0] == gold
+
+
+# ---- forms without a part ------------------------------------------------------------------------------------------
+
+FORMS = [("observe", "rewrite"), ("plan", "rewrite"), ("rewrite",)]
+
+
+@pytest.mark.parametrize("sections", FORMS)
+def test_a_part_that_is_left_out_is_neither_written_nor_accepted(sections):
+    whole = parse(GOOD).trajectory
+    text = render(whole, sections)
+    parsed = parse(text, sections).trajectory
+    for name in SECTIONS:
+        assert (f"<{name}>" in text) == (name in sections)
+        assert getattr(parsed, name) == (getattr(whole, name) if name in sections else "")
+    missing = next(name for name in SECTIONS if name not in sections)
+    assert parse(GOOD, sections).error == f"<{missing}> is not part of the form"
+    assert parse(text).error == f"no <{missing}>", "nor does the full grammar accept it"
+    assert rewrite_or_generic(text, "3", sections)[0] == whole.rewrite
+
+
+@pytest.mark.parametrize("sections", FORMS)
+@given(text=st.text() | PIECES)
+def test_in_every_form_parsing_never_raises_and_only_one_text_can_be_the_rewrite(sections, text):
+    parsed = parse(text, sections)
+    assert (parsed.trajectory is None) == bool(parsed.error)
+    if parsed.trajectory:
+        assert text.count("<rewrite>") == 1
+        assert parsed.trajectory.rewrite == text.split("<rewrite>")[1].split("</rewrite>")[0].strip()
+
+
+def test_errors_are_counted_in_the_form_that_was_asked_for():
+    assert count_parse_errors([GOOD, "<rewrite>2</rewrite>", "hm"], ("rewrite",)) == {
+        "<observe> is not part of the form": 1,
+        "no tags": 1,
+    }
+
+
+def test_the_form_follows_from_the_settings():
+    assert Form.of(get_preset("cpu").reflection) == FULL
+    changed = get_preset("cpu", {"reflection.sections": ["plan", "rewrite"], "reflection.sees_generic": "false"})
+    assert Form.of(changed.reflection) == Form(("plan", "rewrite"), sees_generic=False)
+
+
+@pytest.mark.parametrize("sections", [["observe", "plan"], ["rewrite", "plan"], ["rewrite", "think"], []])
+def test_sections_that_are_no_form_are_refused(sections):
+    with pytest.raises(KitError, match=r"reflection\.sections"):
+        get_preset("cpu", {"reflection.sections": sections})
+
+
+def test_runs_of_before_these_settings_keep_their_fingerprints():
+    settings = get_preset("cpu").reflection
+    plain = {name: value for name, value in asdict(settings).items() if name not in ("sections", "sees_generic")}
+    assert fingerprint(settings) == fingerprint(plain)
+    assert fingerprint(replace(settings, sees_generic=False)) != fingerprint(plain)

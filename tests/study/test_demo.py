@@ -52,7 +52,7 @@ def test_all_chapters_run_in_order_with_the_runs_settings(tmp_path, executed, ca
     demo(run)
     assert [chapter for chapter, _ in executed] == list(CHAPTERS)
     assert CHAPTERS[0] == "00_start_here"
-    assert CHAPTERS[-1] == "06_shot_sweep"
+    assert CHAPTERS[-1] == "07_components"
     for _, parameters in executed:
         assert parameters == {
             "run_name": "r",
@@ -60,7 +60,7 @@ def test_all_chapters_run_in_order_with_the_runs_settings(tmp_path, executed, ca
             "overrides": {"rl.steps": 3, "sweep.arms": ["random"]},
         }
     said = capsys.readouterr().out
-    assert "[7/7] 06_shot_sweep" in said
+    assert "[8/8] 07_components" in said
     assert "0.712" in said
     assert "make lab" in said
 
@@ -144,6 +144,7 @@ def after(chapter_number: int) -> list[str]:
         (lambda run: (run.stage("sft") / "adapter" / "adapter_model.safetensors").write_text("other"), 3),
         (lambda run: shutil.rmtree(run.stage("rl")), 4),
         (lambda run: write_text(run.stage("sweep") / "bars.csv", "arm,score"), 6),
+        (lambda run: write_text(run.stage("components") / "components.csv", "system,score"), 7),
     ],
 )
 def test_notebooks_whose_stages_have_changed_are_executed_again(trained, executed, harm, first):

@@ -445,6 +445,13 @@ def test_prompts_are_in_training_order_with_k_growing_from_2_to_6(prepared, llam
         assert len(prompt.ids) == prompt_tokens(llama_policy.tokenizer, prompt.messages)
 
 
+def test_prompts_and_rewards_are_of_the_modules_form(prepared, llama_policy):
+    run = prepared({"reflection.sections": ["rewrite"]})
+    (prompt,) = training_prompts(run, llama_policy, RLSettings(steps=1, prompts_per_step=1, max_new_tokens=24))
+    assert prompt.sections == ("rewrite",)
+    assert "<plan>" not in prompt.messages[0]["content"]
+
+
 def test_a_profile_shorter_than_k_shows_what_it_has_and_is_counted(prepared, llama_policy, capsys):
     run = prepared({"data.items_per_user": 3})
     prompts = training_prompts(run, llama_policy, RLSettings(steps=5, prompts_per_step=1, max_new_tokens=24))
@@ -854,6 +861,16 @@ def test_running_out_of_gpu_memory_names_the_settings_to_lower(after_sft, monkey
     monkeypatch.setattr(reinforce, "score", out_of_memory)
     with pytest.raises(KitError, match=r"memory .*rl\.micro_batch_tokens=1500.*reflection\.max_seq_length"):
         train_rl(after_sft)
+
+
+def test_without_sft_training_starts_from_a_new_adapter(prepared):
+    settings = {"rl.start": "untrained", "rl.steps": 1, "rl.prompts_per_step": 1, "rl.group_size": 2, "rl.beta": 0.1}
+    run = prepared(settings)
+    train_rl(run)
+    assert "sft" not in json.loads((run.stage("rl") / "manifest.json").read_text())["inputs"]
+    assert log_of(run, "rl")["kl"][0] == 0, "the reference is the untrained module"
+    weights = stored(run.stage("rl"))
+    assert all(bool((value == 0).all()) for name, value in weights.items() if "lora_B" in name), "nothing to reward yet"
 
 
 def test_before_sft_it_says_what_to_run_first(prepared):

@@ -114,3 +114,16 @@ def test_copies_of_the_history_and_of_the_generic_answer_are_counted_among_all_c
     rewrites = ["lol the bus left", "I missed it.", "my own", None]
     result = shares(get_task("LaMP-7"), rewrites, ["I missed it. "] * 4, [["lol the bus left", "ok"]] * 4)
     assert result == {"parsed": 0.75, "copied_history": 0.25, "copied_generic": 0.25}
+
+
+def test_without_observations_nothing_has_to_be_cited():
+    task, text = get_task("LaMP-3"), "<plan>give 2</plan>\n<rewrite>2</rewrite>"
+    judged = judge(task, text, "2", items=2, sections=("plan", "rewrite"))
+    assert (judged.reward, judged.format, judged.cited) == (1.0, 1.0, ())
+    assert judge(task, text, "2", items=2).parse_error == "no <observe>"
+
+
+def test_with_observations_and_without_a_plan_the_items_cited_must_exist():
+    task, sections = get_task("LaMP-3"), ("observe", "rewrite")
+    texts = [f"<observe>{cited} gave 1</observe>\n<rewrite>2</rewrite>" for cited in ("[1]", "[3]", "")]
+    assert [judge(task, text, "2", 2, sections=sections).format for text in texts] == [1.0, 0.0, 0.0]

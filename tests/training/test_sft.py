@@ -59,6 +59,16 @@ def test_a_row_asks_with_one_history_item_and_answers_with_the_trajectory(synthe
         assert parse(row["completion"][0]["content"]).trajectory.rewrite == example["output"]
 
 
+def test_a_row_holds_the_sections_and_the_prompt_of_the_modules_form(synthesized):
+    run = synthesized({"reflection.sections": ["plan", "rewrite"], "reflection.sees_generic": False})
+    row = sft_dataset(run, load_unsloth_trainable(run.preset.reflection, 0))[0]
+    record = read_records(run.stage("synthesize") / "trajectories.jsonl")[0]
+    assert record["observe"], "the teacher writes it, the module does not"
+    assert row["completion"][0]["content"].startswith(f"<plan>{record['plan']}</plan>\n<rewrite>")
+    assert "<observe>" not in row["prompt"][0]["content"]
+    assert "Generic answer" not in row["prompt"][1]["content"]
+
+
 def test_the_loss_counts_the_completion_with_its_end_token_and_nothing_of_the_prompt(synthesized, tmp_path):
     run = synthesized()
     loaded = load_unsloth_trainable(run.preset.reflection, 0)

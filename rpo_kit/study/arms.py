@@ -1,0 +1,95 @@
+"""The arms of the component study: in each, one part of the method is switched off or replaced.
+
+An arm is a set of settings that differ from the run's. The named ones are in `ARMS`; any other single setting is an arm
+too, written KEY=VALUE. "full" is the run as it is, and what every arm is compared with.
+
+    arm_of("no-plan").overrides        # {"reflection.sections": ["observe", "rewrite"]}
+    arm_of("rl.beta=0").overrides      # {"rl.beta": "0"}
+    arm_preset(preset, arm_of("grpo")) # the settings of the arm's RL: `components.steps` of them, with GRPO's advantage
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rpo_kit.errors import KitError
+from rpo_kit.presets import Preset, override
+from rpo_kit.setting_rules import ARM_NAMES
+from rpo_kit.training.checks import items, lora_targets, rollouts
+
+FULL_METHOD = "full"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm: its settings, and what the tables and the figure call it."""
+
+    name: str
+    about: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    stage: str = "rl"  # whose adapter is scored
+
+    @property
+    def folder(self) -> str:
+        """In `components/`; a setting's value may hold what a folder's name may not."""
+        return re.sub(r"[^\w.=+-]+", "-", self.name)
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm(FULL_METHOD, "full method"),
+        Arm("no-sft", "without SFT", {"rl.start": "untrained"}),
+        Arm("no-rl", "without RL", stage="sft"),
+        Arm("no-observe", "without observations", {"reflection.sections": ["plan", "rewrite"]}),
+        Arm("no-plan", "without a plan", {"reflection.sections": ["observe", "rewrite"]}),
+        Arm("rewrite-only", "without observations and plan", {"reflection.sections": ["rewrite"]}),
+        Arm("no-generic", "without the generic answer", {"reflection.sees_generic": False}),
+        Arm("sft-1-item", "SFT on one item", {"synthesis.shots": [1]}),
+        Arm("sft-6-items", "SFT on six items", {"synthesis.shots": [6]}),
+        Arm("recency", "most recent items", {"data.retriever": "recency"}),
+        Arm("random", "random items", {"data.retriever": "random"}),
+        Arm("reinforce++", "REINFORCE++, no baseline", {"rl.algorithm": "reinforce++"}),
+        Arm("grpo", "GRPO", {"rl.algorithm": "grpo"}),
+        Arm("rloo", "RLOO", {"rl.algorithm": "rloo"}),
+        Arm("no-format", "reward: the score alone", {"rl.format_weight": 0.0}),
+        Arm("half-format", "reward: half for the form", {"rl.format_weight": 0.5}),
+    )
+}
+assert tuple(ARMS) == ARM_NAMES, "setting_rules.py, which imports nothing from here, checks the names"
+
+
+def arm_of(name: str) -> Arm:
+    """The named arm, or that of one setting as KEY=VALUE."""
+    key, equals, value = name.partition("=")
+    return Arm(name, name, {key: value}) if equals else ARMS[name]
+
+
+def chosen_arms(preset: Preset) -> list[Arm]:
+    """The full method, then the arms of `components.arms`; "all" stands for every named one."""
+    listed = preset.components.arms
+    names = (FULL_METHOD, *(ARM_NAMES if "all" in listed else ()), *(name for name in listed if name != "all"))
+    return [arm_of(name) for name in dict.fromkeys(names)]
+
+
+def arm_preset(preset: Preset, arm: Arm) -> Preset:
+    """The arm's settings. Raises KitError if they are invalid."""
+    settings = preset.components
+    same = {"rl.steps": settings.steps, "rl.prompts_per_step": settings.prompts_per_step}
+    return override(preset, same | dict(arm.overrides))
+
+
+def check_arms(preset: Preset) -> str:
+    """Why an arm would refuse its settings, seen before the first one is trained; "" if none would."""
+    for arm in chosen_arms(preset):
+        try:
+            changed = arm_preset(preset, arm)
+            reason = items(changed) or lora_targets(changed) or rollouts(changed)
+        except KitError as error:
+            reason = str(error)
+        if reason:
+            return f"The arm {arm.name!r} of components.arms cannot run: {reason}"
+    return ""

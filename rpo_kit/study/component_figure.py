@@ -1,0 +1,47 @@
+"""The figure of the component study: each arm's difference to the full method, with its interval.
+
+components_figure(read_table("figures/data/components_LaMP-7"))
+"""
+
+from __future__ import annotations
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rpo_kit.study.arms import FULL_METHOD
+from rpo_kit.study.drawing import BLUE, GREY, INK, RED
+from rpo_kit.study.figures import STYLE
+
+
+def components_figure(table: pd.DataFrame) -> Figure:
+    """One row per arm: its difference to the full method with the 95 % interval, grey where that contains 0, and its
+    score at the right; below a line the base model and the trivial baselines.
+    """
+    full = table[table["system"] == FULL_METHOD].iloc[0]
+    rows = table[table["system"] != FULL_METHOD].reset_index(drop=True)
+    arms = int((rows["seeds"] > 0).sum())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 1.3 + 0.4 * len(rows)), facecolor="white", layout="constrained")
+        ax = figure.add_subplot()
+        ax.axvline(0, color=INK, lw=1.2)
+        for row in rows.itertuples():
+            resolved = row.difference_low > 0 or row.difference_high < 0
+            color = (RED if row.difference < 0 else BLUE) if resolved else GREY
+            error = [[max(0.0, row.difference - row.difference_low)], [max(0.0, row.difference_high - row.difference)]]
+            fill = color if row.Index < arms else "white"
+            ax.errorbar(row.difference, row.Index, xerr=error, fmt="o", color=color, mfc=fill, ms=6.5, elinewidth=1.8)
+            ax.annotate(f"{row.score:.3f}", (1.01, row.Index), xycoords=("axes fraction", "data"), va="center",
+                        fontsize=9, color=color)  # fmt: skip
+        if arms < len(rows):
+            ax.axhline(arms - 0.5, color=GREY, lw=0.8, ls=(0, (4, 3)))
+        ax.annotate("score", (1.01, -0.8), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+        ax.set_yticks(range(len(rows)), list(rows["name"]))
+        ax.set_ylim(len(rows) - 0.5, -0.6)
+        ax.grid(axis="y", visible=False)
+        seeds = f"{full['seeds']:.0f} seed" + ("s" if full["seeds"] > 1 else "")
+        ax.set_xlabel(
+            f"score minus the full method's, {full['score']:.3f}, with 95 % interval (grey: contains 0)\n"
+            f"{full['users']:.0f} users, {seeds}"
+        )
+    return figure

@@ -1,0 +1,293 @@
+"""Stage 7, `components`: what does each part of the method contribute? One part at a time is switched off or replaced.
+
+Each arm (`arms.py`) is computed in a run folder of its own, by the ordinary stages. What an arm does not change is
+taken over from the run, file by file: its data and generic answers, its trajectories, its SFT adapter, even its RL
+adapter where that was trained with the same settings. So most arms train `components.steps` of RL only; those that
+change what SFT reads or writes train SFT too, with the run's `sft.steps`. All arms are scored on the same users.
+
+    components/components.csv     one row per arm, then the base model and the trivial baselines:
+                                  system, name, score, low, high, unparsed, users, seeds, minutes,
+                                  difference, difference_low, difference_high, mde     (to "full", paired on users)
+    components/provenance.json
+    components/no-plan/{prepare, synthesize, sft, rl-seed0, scores-seed0, …}
+
+RL has one adapter per seed, SFT one for all: the intervals do not cover how SFT varies. An interrupted call resumes
+within its arm; another arm or seed computes only what is new.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.example import Example
+from rpo_kit.lamp.metrics import example_scores
+from rpo_kit.lamp.source import source_files
+from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.own_process import in_own_process
+from rpo_kit.pipeline import current, inputs_of
+from rpo_kit.presets import as_dict
+from rpo_kit.processes import disk_errors_explained, is_main
+from rpo_kit.rewriting.prepare import load_golds, load_prepared, prepare, prepared_inputs
+from rpo_kit.rewriting.reflection import load_reflection, module_inputs
+from rpo_kit.rewriting.trajectory import Form
+from rpo_kit.runs import OnLog, Run, append_records, read_records, write_json, write_text
+from rpo_kit.stages import stage, take_over
+from rpo_kit.study.arms import FULL_METHOD, Arm, arm_preset, chosen_arms
+from rpo_kit.study.baselines import constant, copy_nearest, echo, lead, majority
+from rpo_kit.study.evaluation import rewrite
+from rpo_kit.study.results import system_name
+from rpo_kit.study.statistics import POWER, bootstrap_runs
+from rpo_kit.training.ranks import world
+from rpo_kit.training.reinforce import train_rl
+from rpo_kit.training.sft import train_sft
+from rpo_kit.training.synthesis import synthesize
+
+FILES = ("components.csv", "provenance.json")
+_SECONDS = "seconds.jsonl"  # of an arm: what each call took that computed something
+
+
+def components(run: Run, on_log: OnLog | None = None) -> None:
+    """Train and score every arm with every seed, then write the table."""
+    current(run, "sft")
+    arms = chosen_arms(run.preset)
+    for number, arm in enumerate(arms, 1):
+        print(f"arm {number} of {len(arms)}: {arm.about} ({describe(arm)})")
+        try:
+            compute(run, arm, on_log)
+        except KitError as error:
+            raise KitError(f"Arm {arm.name!r}: {error}") from error
+    if is_main():
+        with disk_errors_explained(run.folder):
+            write_text(run.stage("components") / FILES[0], table(run, arms).to_csv(index=False))
+            write_json(run.stage("components") / FILES[1], provenance(run, arms))
+
+
+def describe(arm: Arm) -> str:
+    changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in arm.overrides.items())
+    return changes or ("the SFT adapter" if arm.stage == "sft" else "no setting changed")
+
+
+def seeds_of(run: Run, arm: Arm) -> tuple[int, ...]:
+    """Its seeds: those of RL; one without RL."""
+    seeds = run.preset.components.seeds
+    return seeds if arm.stage == "rl" else seeds[:1]
+
+
+def arm_run(run: Run, arm: Arm) -> Run:
+    """The arm as a run of its own, inside the run that pays for its endpoints."""
+    return Run(run.stage("components") / arm.folder, arm_preset(run.preset, arm), part_of=run)
+
+
+# ---- one arm ------------------------------------------------------------------------------------------------------
+
+
+def compute(run: Run, arm: Arm, on_log: OnLog | None = None) -> None:
+    """Take the arm through all stages, from the first that its settings change."""
+    own = arm_run(run, arm)
+    with timed(own):
+        prepare_arm(run, own)
+        if own.preset.rl.start == "sft":
+            take_over(own, "synthesize", run.stage("synthesize"), **inputs_of(own, "synthesize"))
+            synthesize(own)
+            sft_of_arm(run, own, on_log)
+        for seed in seeds_of(run, arm):
+            trained = rl_of_arm(run, own, seed, on_log) if arm.stage == "rl" else own.stage(arm.stage)
+            score(own, seed, trained / "adapter", run.preset.components.dev_users)
+
+
+def prepare_arm(run: Run, own: Run) -> None:
+    """The run's data and generic answers; where only the ranking of the items differs, the answers alone."""
+    theirs, mine = run.preset, own.preset
+    same_queries = replace(mine.data, retriever=theirs.data.retriever) == theirs.data
+    same_answers = (mine.base, mine.base_max_new_tokens) == (theirs.base, theirs.base_max_new_tokens)
+    begin_with = ("generic.jsonl",) if same_queries and same_answers else ()
+    inputs = inputs_of(own, "prepare") | source_files(mine.data)
+    take_over(own, "prepare", run.stage("prepare"), begin_with, **inputs)
+    prepare(own)
+
+
+def sft_of_arm(run: Run, own: Run, on_log: OnLog | None) -> None:
+    """The run's SFT adapter or, if the arm changes what SFT sees, its own, trained in a process of its own: Unsloth
+    changes the process in which it trains, and RL follows in this one.
+    """
+    finished = take_over(own, "sft", run.stage("sft"), **inputs_of(own, "sft"))
+    if finished or world()[1] > 1:
+        train_sft(own, on_log)
+    else:
+        write_json(own.folder / "run.json", {"name": own.folder.name, "preset": as_dict(own.preset)})
+        in_own_process(own, "sft", on_log)
+
+
+def rl_of_arm(run: Run, own: Run, seed: int, on_log: OnLog | None) -> Path:
+    """RL with one seed; the folder of its result."""
+    name, settings = f"rl-seed{seed}", replace(own.preset.rl, seed=seed)
+    inputs = inputs_of(own, "rl") | {"settings": settings}
+    for source in (run.stage("rl"), run.stage(f"components/{FULL_METHOD}/{name}")):
+        if source != own.stage(name):
+            take_over(own, name, source, **inputs)
+    train_rl(own, on_log, stage_name=name, settings=settings)
+    return own.stage(name)
+
+
+def score(own: Run, seed: int, adapter: Path, dev_users: int) -> None:
+    """Score one adapter on the dev users, in `scores-seed<n>/scores.csv`: one row per example."""
+    evaluation = own.preset.evaluation
+    inputs: dict[str, Any] = {"shots": evaluation.shots, "users": dev_users}
+    inputs |= {"tokens": evaluation.max_new_tokens, "batch": evaluation.batch_size}
+    inputs |= prepared_inputs(own) | module_inputs(own) | {"adapter": adapter / "adapter_model.safetensors"}
+    with stage(own, f"scores-seed{seed}", **inputs) as stage_dir:
+        if stage_dir is None:
+            return
+        task, examples = get_task(own.preset.data.task), dev_examples(own, dev_users)
+        loaded, form = load_reflection(own.preset.reflection, adapter), Form.of(own.preset.reflection)
+        limits = (evaluation.max_new_tokens, evaluation.batch_size)
+        records = rewrite(loaded, task, examples, evaluation.shots, *limits, form)
+        answers = [r.get("prediction", e["generic"]) for r, e in zip(records, examples, strict=True)]
+        rows = scored(task, examples, answers)
+        rows["unparsed"] = [float(bool(record.get("complaint", True))) for record in records]
+        write_text(stage_dir / "scores.csv", rows.to_csv(index=False))
+
+
+def dev_examples(run: Run, users: int) -> list[Example]:
+    """The examples of the first `users` dev users."""
+    examples = load_prepared(run, "dev")
+    chosen = set(list(dict.fromkeys(example["user_id"] for example in examples))[:users])
+    return [example for example in examples if example["user_id"] in chosen]
+
+
+def scored(task: Task, examples: list[Example], answers: list[str]) -> pd.DataFrame:
+    """Columns id, user and score: one row per example."""
+    scores = example_scores(task, [example["output"] for example in examples], answers)
+    return pd.DataFrame({"id": [e["id"] for e in examples], "user": [e["user_id"] for e in examples], "score": scores})
+
+
+@contextmanager
+def timed(own: Run) -> Iterator[None]:
+    """Note the seconds of a call that made something new, also of one that is interrupted (but not of one killed)."""
+    began, before = time.perf_counter(), _manifests(own)
+    try:
+        yield
+    finally:
+        if _manifests(own) != before and is_main():
+            append_records(own.folder / _SECONDS, [{"seconds": time.perf_counter() - began}])
+
+
+def _manifests(own: Run) -> dict[str, int]:
+    """When each stage of the arm was finished or begun."""
+    paths = [*own.folder.glob("*/manifest.json"), *own.folder.glob("*/started.json")]
+    return {f"{path.parent.name}/{path.name}": path.stat().st_mtime_ns for path in paths}
+
+
+# ---- the table ----------------------------------------------------------------------------------------------------
+
+
+def table(run: Run, arms: list[Arm]) -> pd.DataFrame:
+    """One row per arm, then base model and trivial baselines; each with its difference to the full method."""
+    by_arm = {arm.name: [read_scores(run, arm, seed) for seed in seeds_of(run, arm)] for arm in arms}
+    full = [scores["score"] for scores in by_arm[FULL_METHOD]]
+    rows = []
+    for arm in arms:
+        scores = by_arm[arm.name]
+        extra = {"unparsed": np.mean([s["unparsed"].mean() for s in scores]), "minutes": minutes(arm_run(run, arm))}
+        row = {"system": arm.name, "name": arm.about} | extra
+        rows.append(row | compared(run, arm, [s["score"] for s in scores], full))
+    for name, series in references(run).items():
+        rows.append({"system": name, "name": system_name(name)} | compared(run, None, [series], full))
+    columns = ["system", "name", "score", "low", "high", "unparsed", "users", "seeds", "minutes"]
+    return pd.DataFrame(rows)[[*columns, "difference", "difference_low", "difference_high", "mde"]]
+
+
+def read_scores(run: Run, arm: Arm, seed: int) -> pd.DataFrame:
+    """Scores by (id, user), and whether the completion was unparsed."""
+    file = arm_run(run, arm).stage(f"scores-seed{seed}") / "scores.csv"
+    scores = pd.read_csv(file, dtype={"id": str, "user": str}, keep_default_na=False)  # a user may be called "NA"
+    return scores.set_index(["id", "user"])
+
+
+def compared(run: Run, arm: Arm | None, scores: list[pd.Series], full: list[pd.Series]) -> dict[str, float]:
+    """Mean score and difference to the full method, with intervals over users and seeds; `scores` has one per seed."""
+    row = {"users": scores[0].index.get_level_values("user").nunique(), "seeds": len(scores) if arm else 0}
+    row |= interval(run, scores)
+    if arm and arm.name == FULL_METHOD:
+        return row
+    pairs = [(scores[n % len(scores)], series) for n, series in enumerate(full)]  # what has no seeds meets each of them
+    differences = [series - other for series, other in pairs]
+    if any(difference.isna().any() for difference in differences):
+        raise KitError(f"{arm.name if arm else 'a baseline'} was scored on other examples than the full method.")
+    found = interval(run, differences)
+    named = {"score": "difference", "low": "difference_low", "high": "difference_high", "mde": "mde"}
+    return {key: value for key, value in row.items() if key != "mde"} | {named[key]: found[key] for key in named}
+
+
+def interval(run: Run, by_seed: list[pd.Series]) -> dict[str, float]:
+    """Mean over seeds with its 95 % interval, resampling seeds and users, and the difference that 80 % power needs."""
+    settings = run.preset.evaluation
+    values = [series.groupby(level="user").mean().to_numpy() for series in by_seed]
+    means = bootstrap_runs(values, settings.bootstrap, settings.seed)
+    low, high = np.percentile(means, [2.5, 97.5])
+    mean = float(np.mean([value.mean() for value in values]))
+    return {"score": mean, "low": float(low), "high": float(high), "mde": float(POWER * means.std())}
+
+
+def references(run: Run) -> dict[str, pd.Series]:
+    """Scores of the base model and of the trivial baselines that the task has, on the same examples."""
+    task, examples = get_task(run.preset.data.task), dev_examples(run, run.preset.components.dev_users)
+    golds = list(load_golds(run, "train").values())
+    answer: dict[str, Callable[[Task, Example], str]] = {"base": lambda task, example: str(example["generic"])}
+    answer |= {"echo": echo, "majority": majority, "copy-nearest": copy_nearest}
+    if "constant" in task.baselines and golds:
+        answer["constant"] = constant(task, golds)
+    if "lead" in task.baselines and golds:
+        answer["lead"] = lead("lead", golds)
+    known = {name: function for name, function in answer.items() if name == "base" or name in task.baselines}
+    tables = {name: scored(task, examples, [f(task, e) for e in examples]) for name, f in known.items()}
+    return {name: table.set_index(["id", "user"])["score"] for name, table in tables.items()}
+
+
+def minutes(own: Run) -> float:
+    return sum(float(record["seconds"]) for record in read_records(own.folder / _SECONDS)) / 60
+
+
+def provenance(run: Run, arms: list[Arm]) -> dict[str, object]:
+    """Settings of the run and of each arm, with the commits, machine and packages that scored them."""
+    files = [
+        arm_run(run, arm).stage(f"scores-seed{seed}") / "manifest.json" for arm in arms for seed in seeds_of(run, arm)
+    ]
+    manifests = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    commits = ", ".join(dict.fromkeys(manifest["commit"] for manifest in manifests))
+    changed = {arm.name: dict(arm.overrides) for arm in arms}
+    last = {key: manifests[-1][key] for key in ("machine", "packages")}
+    return {"preset": as_dict(run.preset), "arms": changed, "commit": commits} | last
+
+
+def read_table(prefix: str) -> pd.DataFrame:
+    """The table in `<prefix>.csv`. Raises KitError if it is missing."""
+    file = Path(f"{prefix}.csv")
+    if not file.exists():
+        raise KitError(f"The file {file} is missing: run `python -m rpo_kit sweep --grid components --run NAME` first.")
+    return pd.read_csv(file)
+
+
+def export(run: Run, folder: Path, name: str) -> list[Path]:
+    """Copy table and provenance to `folder/components_<name>.csv` and `.json`, to be committed with the code.
+
+    Raises:
+        KitError: the study is not finished.
+    """
+    read_table(str(run.stage("components") / "components"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        Path(shutil.copyfile(run.stage("components") / file, folder / f"components_{name}{Path(file).suffix}"))
+        for file in FILES
+    ]
