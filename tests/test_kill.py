@@ -1,7 +1,7 @@
 """The main job survives `kill -9` at any stage: the same command, run again, resumes.
 
 The harness starts a stage as a child, waits until its first work lies on the disk, kills it, and gives the command
-again. The bundled model at the `tiny` preset; some fifteen children, about ten seconds each.
+again. The bundled model at the `tiny` preset; some seventeen children, about ten seconds each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from rpo_kit.runs import existing_run, read_records
 ROOT = Path(__file__).resolve().parents[1]
 # More queries than one chunk of 64, so that `prepare` can be killed between two chunks.
 SETTINGS = ("--preset", "tiny", "--set", "data.train_users=70", "--set", "synthesis.per_query=6")
-SETTINGS += ("--set", "sweep.steps=2", "--set", 'sweep.arms=["progressive"]')
+SETTINGS += (
+    "--set",
+    "components.steps=2",
+    "--set",
+    'components.arms=["grpo"]',
+    "--set",
+    "sweep.steps=2",
+    "--set",
+    'sweep.arms=["progressive"]',
+)
 STAGE = ("-m", "rpo_kit")
 # The command itself with only its first two notebooks; the table at the end would need all of them.
 DEMO = """
@@ -65,7 +74,7 @@ class Harness:
         child = self.start(stage, subprocess.PIPE)
         printed, _ = child.communicate(timeout=PATIENCE)
         assert child.returncode == 0, printed
-        assert (self.folder(stage) / "manifest.json").exists() or stage in ("sweep", "demo")
+        assert (self.folder(stage) / "manifest.json").exists() or stage in ("sweep", "components", "demo")
         return printed
 
 
@@ -134,6 +143,15 @@ def test_every_stage_survives_a_kill_and_repeats_no_work(tmp_path):
     assert pd.read_csv(folder("sweep") / "bars.csv")["arm"].tolist() == [
         "SFT only", "progressive", "any habit", "oracle",
     ]  # fmt: skip
+
+    cell = "components/grpo/rl-seed0"
+    harness.kill_once("components", has_checkpoint, cell)
+    assert not (folder(cell) / "manifest.json").exists()
+    printed = harness.finish("components")
+    assert printed.count("sft: done already") == 2, "of both arms"
+    assert "resuming from checkpoint-1" in printed
+    assert pd.read_csv(folder(cell) / "log.csv")["step"].tolist() == [1, 2]
+    assert pd.read_csv(folder("components") / "components.csv")["system"].tolist()[:2] == ["full", "grpo"]
 
     assert existing_run("r", root=tmp_path).preset.data.train_users == 70
 

@@ -22,7 +22,7 @@ def components_figure(table: pd.DataFrame) -> Figure:
     rows = table[table["system"] != FULL_METHOD].reset_index(drop=True)
     arms = int((rows["seeds"] > 0).sum())
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.5, 1.3 + 0.4 * len(rows)), facecolor="white", layout="constrained")
+        figure = Figure(figsize=(8.5, 1.3 + 0.34 * len(rows)), facecolor="white", layout="constrained")
         ax = figure.add_subplot()
         ax.axvline(0, color=INK, lw=1.2)
         for row in rows.itertuples():

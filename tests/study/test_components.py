@@ -128,7 +128,7 @@ def test_arms_of_rl_take_over_data_trajectories_and_sft_and_train_rl_alone(train
         assert (folder / "prepare/manifest.json").read_bytes() == (run.stage("prepare") / "manifest.json").read_bytes()
 
 
-def test_a_second_call_computes_nothing_and_another_arm_only_itself(trained, calls):
+def test_a_second_call_computes_nothing_and_another_arm_only_itself(trained, new_run, calls):
     run = trained(SHARED)
     components(run)
     seconds = read_minutes(run)
@@ -136,7 +136,7 @@ def test_a_second_call_computes_nothing_and_another_arm_only_itself(trained, cal
     components(run)
     assert calls == []
     assert read_minutes(run) == seconds, "a call that finds all done adds no time"
-    components(trained(SHARED | {"components.arms": ["no-rl", "grpo", "rloo"]}))
+    components(new_run(SHARED | {"components.arms": ["no-rl", "grpo", "rloo"]}))
     assert trained_arms(calls) == [("rloo", "rl-seed0"), ("rloo", "rl-seed1")]
 
 
@@ -145,11 +145,11 @@ def read_minutes(run: Run) -> list[float]:
     return list(table["minutes"].dropna())
 
 
-def test_the_runs_own_rl_is_taken_over_where_it_was_trained_with_the_same_settings(trained, calls):
+def test_the_runs_own_rl_is_taken_over_where_it_was_trained_with_the_same_settings(trained, new_run, calls):
     run = trained(SHARED)
     rl = run.preset.rl
     same = {"components.steps": rl.steps, "components.prompts_per_step": rl.prompts_per_step}
-    components(trained(SHARED | same | {"components.seeds": [rl.seed]}))
+    components(new_run(SHARED | same | {"components.seeds": [rl.seed]}))
     assert trained_arms(calls) == [("grpo", "rl-seed0")]
     assert ("answers", "rl", Form()) in calls
 
@@ -184,10 +184,10 @@ def test_another_retriever_asks_the_base_model_nothing_again(trained, calls, mon
     assert [e["generic"] for e in load_prepared(own, "dev")] == [e["generic"] for e in load_prepared(run, "dev")]
 
 
-def test_changed_settings_make_an_arm_stale(trained, calls):
+def test_changed_settings_make_an_arm_stale(trained, new_run, calls):
     components(trained(SHARED))
     calls.clear()
-    components(trained(SHARED | {"components.steps": 4}))
+    components(new_run(SHARED | {"components.steps": 4}))
     assert len(trained_arms(calls)) == 4
 
 
