@@ -29,6 +29,7 @@ from rpo_kit.lamp.personas.oracle import believed_habit
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.rewriting.prompts import restore_tags
 from rpo_kit.rewriting.trajectory import Trajectory, parse
+from rpo_kit.setting_rules import SECTIONS
 
 # Possessive, as the text is a model's: citations, then what they say, up to the next citation or the end of the line.
 _STATEMENT = re.compile(r"((?:\[\d{1,4}\][\s,&]*+)++)((?:[^\[\n]|\[(?!\d{1,4}\]))*+)")
@@ -71,9 +72,9 @@ def truth_of(task: Task, example: Example, items: Sequence[Item]) -> Truth | Non
     )
 
 
-def check(completion: str, truth: Truth | None, shots: int) -> Checked:
+def check(completion: str, truth: Truth | None, shots: int, sections: tuple[str, ...] = SECTIONS) -> Checked:
     """What a completion cites, of `shots` items shown, and how true it is. Never raises."""
-    trajectory = parse(completion).trajectory
+    trajectory = parse(completion, sections).trajectory
     cited = {number for number in trajectory.cited if 1 <= number <= shots} if trajectory else set()
     if truth is None:
         return Checked(len(cited) > 1)

@@ -18,7 +18,7 @@ from typing import Any
 from rpo_kit.errors import KitError
 from rpo_kit.presets import Preset, override
 from rpo_kit.setting_rules import ARM_NAMES
-from rpo_kit.training.checks import items, lora_targets, rollouts
+from rpo_kit.training.checks import content_weight, items, lora_targets, rollouts, rule_based_teacher
 
 FULL_METHOD = "full"
 
@@ -87,7 +87,8 @@ def check_arms(preset: Preset) -> str:
     for arm in chosen_arms(preset):
         try:
             changed = arm_preset(preset, arm)
-            reason = items(changed) or lora_targets(changed) or rollouts(changed)
+            checks = (rule_based_teacher, items, lora_targets, rollouts, content_weight)
+            reason = next(filter(None, (check(changed) for check in checks)), "")
         except KitError as error:
             reason = str(error)
         if reason:

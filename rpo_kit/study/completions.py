@@ -23,6 +23,7 @@ from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.rewriting.faithfulness import Checked, Truth, check, truth_of
 from rpo_kit.rewriting.keep_generic import reason_to_keep
+from rpo_kit.setting_rules import SECTIONS
 from rpo_kit.study.baselines import Record
 
 if TYPE_CHECKING:  # its module imports torch
@@ -41,7 +42,12 @@ def content_shares(task: Task, examples: Sequence[Example], texts: Sequence[str]
 
 
 def completion_columns(
-    task: Task, examples: Sequence[Example], answers: Sequence[Record], shots: int, keep_content: float
+    task: Task,
+    examples: Sequence[Example],
+    answers: Sequence[Record],
+    shots: int,
+    keep_content: float,
+    sections: tuple[str, ...] = SECTIONS,
 ) -> dict[str, float]:
     """How the module's completions use the `shots` items shown; {} for systems without completions.
 
@@ -53,14 +59,16 @@ def completion_columns(
     checked, kept = [], []
     for example, answer in zip(examples, answers, strict=True):
         items = top_k(example, example["ranking"], shots)
-        checked.append(check(answer["raw"], truth_of(task, example, items), len(items)))
+        checked.append(check(answer["raw"], truth_of(task, example, items), len(items), sections))
         text, query = answer["prediction"], task.query_text(example["input"])
         unused = reason_to_keep(task, query, example["generic"], text, example["profile"], keep_content)
         kept.append(bool(unused) and not answer.get("complaint"))
     return {"kept_generic": float(np.mean(kept)), **_shares(checked)}
 
 
-def rollout_curve(task: Task, examples: Sequence[Example], rollouts: Sequence[Rollout]) -> pd.DataFrame:
+def rollout_curve(
+    task: Task, examples: Sequence[Example], rollouts: Sequence[Rollout], sections: tuple[str, ...] = SECTIONS
+) -> pd.DataFrame:
     """One row per RL step: k and the shares of its completions that read the items truly, as far as they are known."""
     by_id, truths = {example["id"]: example for example in examples}, dict[tuple[str, int], Truth | None]()
     rows = []
@@ -69,7 +77,7 @@ def rollout_curve(task: Task, examples: Sequence[Example], rollouts: Sequence[Ro
         if (example["id"], k) not in truths:
             truths[example["id"], k] = truth_of(task, example, top_k(example, example["ranking"], k))
         row: dict[str, float] = {"step": rollout["step"], "k": k}
-        row |= _shares([check(rollout["text"], truths[example["id"], k], k)])
+        row |= _shares([check(rollout["text"], truths[example["id"], k], k, sections)])
         if task.kind == "generation":
             text = rollout["rewrite"]
             query = task.query_text(example["input"])

@@ -102,7 +102,7 @@ def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[s
                 "copied": copy_rate(task, examples, predictions, shots),
             }
             | _content(content_shares(task, examples, predictions), users, settings)
-            | completion_columns(task, examples, answers, shots, settings.keep_content)
+            | completion_columns(task, examples, answers, shots, settings.keep_content, run.preset.reflection.sections)
         )
         rows.append(row)
     for name, values in references(task, examples, settings.shots).items():

@@ -133,7 +133,7 @@ def _content(rollouts: Sequence[Rollout], task: Task) -> dict[str, float]:
 def _reading(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> dict[str, float]:
     """How the completions use the items: shares that cite several and, if the truth is known, that read them right."""
     pairs = zip(rollouts, prompts, strict=True)
-    checked = [check(rollout["text"], prompt.truth, prompt.shots) for rollout, prompt in pairs]
+    checked = [check(rollout["text"], prompt.truth, prompt.shots, prompt.sections) for rollout, prompt in pairs]
     columns = {"cites_many": fmean(one.cites_many for one in checked)}
     if all(prompt.truth for prompt in prompts):
         for name in ("faithful", "habit_named", "majority"):

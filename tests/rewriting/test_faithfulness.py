@@ -97,3 +97,9 @@ def test_the_truth_about_real_users_is_unknown():
     assert truth_of(task, row, [{"id": "elsewhere", "text": "x"}]) is None
     assert truth_of(task, row, []).majority is None
     assert check(written("[1] x"), truth_of(task, row, []), 0).majority == 0.0
+
+
+def test_a_completion_without_a_plan_is_read_in_its_own_form():
+    text = f"<observe>[1] {TRUTH.statements[0]}</observe>\n<rewrite>{TRUTH.answers[TRUTH.majority]}</rewrite>"
+    assert check(text, TRUTH, shots=3, sections=("observe", "rewrite")) == Checked(False, 1.0, 1.0, 1.0)
+    assert check(text, TRUTH, shots=3) == Checked(False, 0.0, 0.0, 0.0), "in the full form it does not parse"
