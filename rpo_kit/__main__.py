@@ -262,8 +262,7 @@ def _figure3(options: argparse.Namespace) -> None:
 
 
 def _components(run: Run, name: str | None) -> None:
-    from rpo_kit.study.component_figure import components_figure
-    from rpo_kit.study.components import export, read_table
+    from rpo_kit.study.component_figure import components_figure, export, read_table
     from rpo_kit.study.figures import save
 
     table = read_table(str(run.stage("components") / "components"))

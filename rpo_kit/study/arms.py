@@ -87,10 +87,10 @@ def check_arms(preset: Preset) -> str:
     for arm in chosen_arms(preset):
         try:
             changed = arm_preset(preset, arm)
-            checks = (rule_based_teacher, items, lora_targets, rollouts, content_weight)
-            reason = next(filter(None, (check(changed) for check in checks)), "")
         except KitError as error:
-            reason = str(error)
-        if reason:
-            return f"The arm {arm.name!r} of components.arms cannot run: {reason}"
+            return f"The arm {arm.name!r} of components.arms cannot run: {error}"
+        for check in (rule_based_teacher, items, lora_targets, rollouts, content_weight):
+            reason = check(changed)
+            if reason and reason != check(preset):  # what the run itself is refused for, an earlier stage says
+                return f"The arm {arm.name!r} of components.arms cannot run: {reason}"
     return ""

@@ -5,13 +5,20 @@ components_figure(read_table("figures/data/components_LaMP-7"))
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rpo_kit.errors import KitError
+from rpo_kit.runs import Run
 from rpo_kit.study.arms import FULL_METHOD
 from rpo_kit.study.drawing import BLUE, GREY, INK, RED
 from rpo_kit.study.figures import STYLE
+
+FILES = ("components.csv", "provenance.json")
 
 
 def components_figure(table: pd.DataFrame) -> Figure:
@@ -45,3 +52,25 @@ def components_figure(table: pd.DataFrame) -> Figure:
             f"{full['users']:.0f} users, {seeds}"
         )
     return figure
+
+
+def read_table(prefix: str) -> pd.DataFrame:
+    """The table in `<prefix>.csv`. Raises KitError if it is missing."""
+    file = Path(f"{prefix}.csv")
+    if not file.exists():
+        raise KitError(f"The file {file} is missing: run `python -m rpo_kit sweep --grid components --run NAME` first.")
+    return pd.read_csv(file)
+
+
+def export(run: Run, folder: Path, name: str) -> list[Path]:
+    """Copy table and provenance to `folder/components_<name>.csv` and `.json`, to be committed with the code.
+
+    Raises:
+        KitError: the study is not finished.
+    """
+    read_table(str(run.stage("components") / "components"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        Path(shutil.copyfile(run.stage("components") / file, folder / f"components_{name}{Path(file).suffix}"))
+        for file in FILES
+    ]

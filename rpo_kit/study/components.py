@@ -18,7 +18,6 @@ within its arm; another arm or seed computes only what is new.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +44,7 @@ from rpo_kit.runs import OnLog, Run, append_records, read_records, write_json, w
 from rpo_kit.stages import stage, take_over
 from rpo_kit.study.arms import FULL_METHOD, Arm, arm_preset, chosen_arms
 from rpo_kit.study.baselines import constant, copy_nearest, echo, lead, majority
+from rpo_kit.study.component_figure import FILES
 from rpo_kit.study.evaluation import rewrite
 from rpo_kit.study.results import system_name
 from rpo_kit.study.statistics import POWER, bootstrap_runs
@@ -53,7 +53,6 @@ from rpo_kit.training.reinforce import train_rl
 from rpo_kit.training.sft import train_sft
 from rpo_kit.training.synthesis import synthesize
 
-FILES = ("components.csv", "provenance.json")
 _SECONDS = "seconds.jsonl"  # of an arm: what each call took that computed something
 
 
@@ -269,25 +268,3 @@ def provenance(run: Run, arms: list[Arm]) -> dict[str, object]:
     changed = {arm.name: dict(arm.overrides) for arm in arms}
     last = {key: manifests[-1][key] for key in ("machine", "packages")}
     return {"preset": as_dict(run.preset), "arms": changed, "commit": commits} | last
-
-
-def read_table(prefix: str) -> pd.DataFrame:
-    """The table in `<prefix>.csv`. Raises KitError if it is missing."""
-    file = Path(f"{prefix}.csv")
-    if not file.exists():
-        raise KitError(f"The file {file} is missing: run `python -m rpo_kit sweep --grid components --run NAME` first.")
-    return pd.read_csv(file)
-
-
-def export(run: Run, folder: Path, name: str) -> list[Path]:
-    """Copy table and provenance to `folder/components_<name>.csv` and `.json`, to be committed with the code.
-
-    Raises:
-        KitError: the study is not finished.
-    """
-    read_table(str(run.stage("components") / "components"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return [
-        Path(shutil.copyfile(run.stage("components") / file, folder / f"components_{name}{Path(file).suffix}"))
-        for file in FILES
-    ]

@@ -190,7 +190,7 @@ def rl_step(
     texts = [loaded.tokenizer.batch_decode(completions, skip_special_tokens=True) for _, completions in groups]
     weights = (settings.format_weight, settings.content_weight)
     judged = [
-        judge(task, text, prompt.gold, prompt.shots, *weights, prompt.generic, prompt.query, sections=prompt.sections)
+        judge(task, text, prompt.gold, prompt.shots, *weights, prompt.generic, prompt.query, prompt.sections)
         for prompt, own in zip(mine, texts, strict=True)
         for text in own
     ]

@@ -50,7 +50,6 @@ def judge(
     content_weight: float = 0.0,
     generic: str = "",
     query: str = "",
-    *,
     sections: tuple[str, ...] = SECTIONS,
 ) -> Judged:
     """Judge one completion. `items` is how many history items the prompt showed; `generic` and `query` are the texts

@@ -21,8 +21,8 @@ from rpo_kit.setting_rules import ARM_NAMES
 from rpo_kit.stages import stage
 from rpo_kit.study import components as module
 from rpo_kit.study.arms import ARMS, arm_of, arm_preset, check_arms, chosen_arms
-from rpo_kit.study.component_figure import components_figure
-from rpo_kit.study.components import arm_run, components, export, interval, read_table
+from rpo_kit.study.component_figure import components_figure, export, read_table
+from rpo_kit.study.components import arm_run, components, interval
 
 SHARED = {"components.arms": ["no-rl", "grpo"], "components.seeds": [0, 1], "components.steps": 3}
 
