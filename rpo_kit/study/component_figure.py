@@ -1,6 +1,6 @@
-"""The figure of the component study: each arm's difference to the full method, with its interval.
+"""The component study from its stored numbers: its table, its figure, and the copy that is kept with the code.
 
-components_figure(read_table("figures/data/components_LaMP-7"))
+components_figure(read_table("figures/data/components_LaMP-7"))      # reads ….csv
 """
 
 from __future__ import annotations

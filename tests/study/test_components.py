@@ -12,6 +12,7 @@ import pytest
 
 from rpo_kit.__main__ import main
 from rpo_kit.errors import KitError
+from rpo_kit.models.open import ACCOUNT, ANSWERS, open_chat_for
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import RLSettings, get_preset
 from rpo_kit.rewriting.prepare import load_prepared
@@ -197,6 +198,10 @@ def test_an_arm_is_charged_to_its_run_and_named_by_it(trained):
     assert own.name == run.name
     assert own.part_of == run
     assert own.folder == run.folder / "components" / "grpo"
+    open_chat_for(own, "http://127.0.0.1:9/v1#model")
+    assert (run.folder / ACCOUNT).exists()
+    assert not own.folder.exists()
+    assert (run.folder.parent / ANSWERS).exists(), "answers that other runs have paid for are used"
 
 
 def test_the_table_compares_each_arm_with_the_full_method_on_the_same_users(trained, calls):

@@ -869,8 +869,8 @@ def test_without_sft_training_starts_from_a_new_adapter(prepared):
     train_rl(run)
     assert "sft" not in json.loads((run.stage("rl") / "manifest.json").read_text())["inputs"]
     assert log_of(run, "rl")["kl"][0] == 0, "the reference is the untrained module"
-    weights = stored(run.stage("rl"))
-    assert all(bool((value == 0).all()) for name, value in weights.items() if "lora_B" in name), "nothing to reward yet"
+    moved = [bool(value.any()) for name, value in stored(run.stage("rl")).items() if "lora_B" in name]
+    assert any(moved), "a new LoRA's B is 0, and rewards move it"
 
 
 def test_before_sft_it_says_what_to_run_first(prepared):

@@ -43,7 +43,7 @@ def synthesized(prepared: Callable[..., Run]) -> Callable[..., Run]:
 
 
 def test_a_row_asks_with_one_history_item_and_answers_with_the_trajectory(synthesized):
-    run = synthesized({"synthesis.per_query": 3})
+    run = synthesized({"synthesis.per_query": 3, "synthesis.shots": [1]})
     loaded = load_unsloth_trainable(run.preset.reflection, 0)
     rows, records = sft_dataset(run, loaded), read_records(run.stage("synthesize") / "trajectories.jsonl")
     examples = {example["id"]: example for example in load_prepared(run, "train")}
