@@ -16,13 +16,14 @@ from rpo_kit.errors import KitError
 from rpo_kit.runs import Run
 from rpo_kit.study.arms import FULL_METHOD
 from rpo_kit.study.drawing import BLUE, GREY, INK, RED
-from rpo_kit.study.figures import STYLE
+from rpo_kit.study.significance import LEVEL
+from rpo_kit.study.style import STYLE, UNRESOLVED_COLOR
 
 FILES = ("components.csv", "provenance.json")
 
 
 def components_figure(table: pd.DataFrame) -> Figure:
-    """One row per arm: its difference to the full method with the 95 % interval, grey where that contains 0, and its
+    """One row per arm: its difference to the full method with the 95 % interval, grey where it is not resolved, and its
     score at the right; below a line the base model and the trivial baselines.
     """
     full = table[table["system"] == FULL_METHOD].iloc[0]
@@ -32,9 +33,8 @@ def components_figure(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(8.5, 1.3 + 0.34 * len(rows)), facecolor="white", layout="constrained")
         ax = figure.add_subplot()
         ax.axvline(0, color=INK, lw=1.2)
-        for row in rows.itertuples():
-            resolved = row.difference_low > 0 or row.difference_high < 0
-            color = (RED if row.difference < 0 else BLUE) if resolved else GREY
+        for row, is_resolved in zip(rows.itertuples(), resolved(rows), strict=True):
+            color = (RED if row.difference < 0 else BLUE) if is_resolved else UNRESOLVED_COLOR
             error = [[max(0.0, row.difference - row.difference_low)], [max(0.0, row.difference_high - row.difference)]]
             fill = color if row.Index < arms else "white"
             ax.errorbar(row.difference, row.Index, xerr=error, fmt="o", color=color, mfc=fill, ms=6.5, elinewidth=1.8)
@@ -48,10 +48,18 @@ def components_figure(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", visible=False)
         seeds = f"{full['seeds']:.0f} seed" + ("s" if full["seeds"] > 1 else "")
         ax.set_xlabel(
-            f"score minus the full method's, {full['score']:.3f}, with 95 % interval (grey: contains 0)\n"
-            f"{full['users']:.0f} users, {seeds}"
+            f"score minus the full method's, {full['score']:.3f}, with 95 % interval\n"
+            f"{full['users']:.0f} users, {seeds}; grey: not resolved (Holm-adjusted p of {LEVEL} or more)"
         )
     return figure
+
+
+def resolved(table: pd.DataFrame) -> list[bool]:
+    """Whether each row's difference to the full method is told apart from 0: of arms by the p that is adjusted for their
+    number; of what needs no training, and is not among the comparisons, by its interval. True for the full method.
+    """
+    by_interval = (table["difference_low"] > 0) | (table["difference_high"] < 0) | table["difference"].isna()
+    return [bool(p < LEVEL if p == p else inside) for p, inside in zip(table["p_holm"], by_interval, strict=True)]
 
 
 def read_table(prefix: str) -> pd.DataFrame:

@@ -7,7 +7,8 @@ change what SFT reads or writes train SFT too, with the run's `sft.steps`. All a
 
     components/components.csv     one row per arm, then the base model and the trivial baselines:
                                   system, name, score, low, high, unparsed, users, seeds, minutes,
-                                  difference, difference_low, difference_high, mde     (to "full", paired on users)
+                                  difference, difference_low, difference_high, mde, p, p_holm
+                                  (to "full", paired on users and seeds; p_holm: adjusted for the number of arms)
     components/provenance.json
     components/no-plan/{prepare, synthesize, sft, rl-seed0, scores-seed0, …}
 
@@ -19,9 +20,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from rpo_kit.lamp.source import source_files
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.own_process import in_own_process
 from rpo_kit.pipeline import current, inputs_of
-from rpo_kit.presets import as_dict
+from rpo_kit.presets import EvaluationSettings, as_dict
 from rpo_kit.processes import disk_errors_explained, is_main
 from rpo_kit.rewriting.prepare import load_golds, load_prepared, prepare, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
@@ -47,12 +48,17 @@ from rpo_kit.study.baselines import constant, copy_nearest, echo, lead, majority
 from rpo_kit.study.component_figure import FILES
 from rpo_kit.study.evaluation import rewrite
 from rpo_kit.study.results import system_name
-from rpo_kit.study.statistics import POWER, bootstrap_runs
+from rpo_kit.study.significance import ONE_SEED, compare, holm, seed_variance
 from rpo_kit.training.ranks import world
 from rpo_kit.training.reinforce import train_rl
 from rpo_kit.training.sft import train_sft
 from rpo_kit.training.synthesis import synthesize
 
+COLUMNS = (
+    *("system", "name", "score", "low", "high", "unparsed", "users", "seeds", "minutes"),
+    *("difference", "difference_low", "difference_high", "mde", "p", "p_holm"),
+)
+_DIFFERENCE = {"difference": "score", "difference_low": "low", "difference_high": "high", "mde": "mde", "p": "p"}
 _SECONDS = "seconds.jsonl"  # of an arm: what each call took that computed something
 
 
@@ -194,17 +200,23 @@ def _manifests(own: Run) -> dict[str, int]:
 def table(run: Run, arms: list[Arm]) -> pd.DataFrame:
     """One row per arm, then base model and trivial baselines; each with its difference to the full method."""
     by_arm = {arm.name: [read_scores(run, arm, seed) for seed in seeds_of(run, arm)] for arm in arms}
-    full = [scores["score"] for scores in by_arm[FULL_METHOD]]
+    full = by_arm[FULL_METHOD][0]
+    users = full.index.get_level_values("user").tolist()
+    values = {name: aligned(name, tables, full.index) for name, tables in by_arm.items()}
+    values |= {name: aligned(name, [scores], full.index) for name, scores in references(run).items()}
+    study = Study(users, values, len(run.preset.components.seeds), run.preset.evaluation)
     rows = []
     for arm in arms:
-        scores = by_arm[arm.name]
-        extra = {"unparsed": np.mean([s["unparsed"].mean() for s in scores]), "minutes": minutes(arm_run(run, arm))}
-        row = {"system": arm.name, "name": arm.about} | extra
-        rows.append(row | compared(run, arm, [s["score"] for s in scores], full))
-    for name, series in references(run).items():
-        rows.append({"system": name, "name": system_name(name)} | compared(run, None, [series], full))
-    columns = ["system", "name", "score", "low", "high", "unparsed", "users", "seeds", "minutes"]
-    return pd.DataFrame(rows)[[*columns, "difference", "difference_low", "difference_high", "mde"]]
+        unparsed = float(np.mean([scores["unparsed"].mean() for scores in by_arm[arm.name]]))
+        row = {"system": arm.name, "name": arm.about, "unparsed": unparsed, "seeds": len(by_arm[arm.name])}
+        rows.append(row | {"minutes": minutes(arm_run(run, arm))} | study.compared(arm.name))
+    for name in values.keys() - by_arm.keys():
+        rows.append({"system": name, "name": system_name(name), "seeds": 0} | study.compared(name))
+    compared = pd.DataFrame(rows).assign(users=len(set(users)))
+    others = [arm.name for arm in arms if arm.name != FULL_METHOD]
+    p_values = compared.set_index("system")["p"][others].tolist()
+    p_holm = dict(zip(others, holm(p_values), strict=True))
+    return compared.assign(p_holm=compared["system"].map(p_holm))[list(COLUMNS)]
 
 
 def read_scores(run: Run, arm: Arm, seed: int) -> pd.DataFrame:
@@ -214,32 +226,44 @@ def read_scores(run: Run, arm: Arm, seed: int) -> pd.DataFrame:
     return scores.set_index(["id", "user"])
 
 
-def compared(run: Run, arm: Arm | None, scores: list[pd.Series], full: list[pd.Series]) -> dict[str, float]:
-    """Mean score and difference to the full method, with intervals over users and seeds; `scores` has one per seed."""
-    row = {"users": scores[0].index.get_level_values("user").nunique(), "seeds": len(scores) if arm else 0}
-    row |= interval(run, scores)
-    if arm and arm.name == FULL_METHOD:
-        return row
-    pairs = [(scores[n % len(scores)], series) for n, series in enumerate(full)]  # what has no seeds meets each of them
-    differences = [series - other for series, other in pairs]
-    if any(difference.isna().any() for difference in differences):
-        raise KitError(f"{arm.name if arm else 'a baseline'} was scored on other examples than the full method.")
-    found = interval(run, differences)
-    named = {"score": "difference", "low": "difference_low", "high": "difference_high", "mde": "mde"}
-    return {key: value for key, value in row.items() if key != "mde"} | {named[key]: found[key] for key in named}
+def aligned(name: str, tables: Sequence[pd.DataFrame], index: pd.Index) -> np.ndarray:
+    """Scores (seeds, examples) in the order of `index`. Raises KitError if they are of other examples."""
+    if any(len(scores) != len(index) or set(scores.index) != set(index) for scores in tables):
+        raise KitError(f"{name} was scored on other examples than the full method: run the study again.")
+    return np.stack([scores["score"].reindex(index).to_numpy() for scores in tables])
 
 
-def interval(run: Run, by_seed: list[pd.Series]) -> dict[str, float]:
-    """Mean over seeds with its 95 % interval, resampling seeds and users, and the difference that 80 % power needs."""
-    settings = run.preset.evaluation
-    values = [series.groupby(level="user").mean().to_numpy() for series in by_seed]
-    means = bootstrap_runs(values, settings.bootstrap, settings.seed)
-    low, high = np.percentile(means, [2.5, 97.5])
-    mean = float(np.mean([value.mean() for value in values]))
-    return {"score": mean, "low": float(low), "high": float(high), "mde": float(POWER * means.std())}
+@dataclass(frozen=True)
+class Study:
+    """The scores of all systems on the same examples."""
+
+    users: list[str]  # of the examples
+    values: dict[str, np.ndarray]  # system: (seeds, examples); one row for what has no seeds
+    seeds: int
+    settings: EvaluationSettings
+
+    def compared(self, name: str) -> dict[str, float]:
+        """Mean score and, but for the full method, the difference to it, with intervals over users and seeds."""
+        own, full = self.values[name], self.values[FULL_METHOD]
+        row = self.interval(own, int(self.varies(own)))
+        row = {key: row[key] for key in ("score", "low", "high")}
+        if name == FULL_METHOD:
+            return row
+        found = self.interval(own - full, int(self.varies(own)) + int(self.varies(full)))
+        return row | {key: found[given] for key, given in _DIFFERENCE.items()}
+
+    def varies(self, values: np.ndarray) -> bool:
+        """Whether a system has an adapter per seed."""
+        return self.seeds > 1 and len(values) == self.seeds
+
+    def interval(self, values_SE: np.ndarray, adapters: int) -> dict[str, float]:
+        spread = (
+            seed_variance([v for v in self.values.values() if self.varies(v)], self.users) if adapters else ONE_SEED
+        )
+        return compare(values_SE, self.users, spread, max(1, adapters), self.settings.bootstrap, self.settings.seed)
 
 
-def references(run: Run) -> dict[str, pd.Series]:
+def references(run: Run) -> dict[str, pd.DataFrame]:
     """Scores of the base model and of the trivial baselines that the task has, on the same examples."""
     task, examples = get_task(run.preset.data.task), dev_examples(run, run.preset.components.dev_users)
     golds = list(load_golds(run, "train").values())
@@ -251,7 +275,7 @@ def references(run: Run) -> dict[str, pd.Series]:
         answer["lead"] = lead("lead", golds)
     known = {name: function for name, function in answer.items() if name == "base" or name in task.baselines}
     tables = {name: scored(task, examples, [f(task, e) for e in examples]) for name, f in known.items()}
-    return {name: table.set_index(["id", "user"])["score"] for name, table in tables.items()}
+    return {name: scores.set_index(["id", "user"]) for name, scores in tables.items()}
 
 
 def minutes(own: Run) -> float:

@@ -22,8 +22,9 @@ from rpo_kit.setting_rules import ARM_NAMES
 from rpo_kit.stages import stage
 from rpo_kit.study import components as module
 from rpo_kit.study.arms import ARMS, arm_of, arm_preset, check_arms, chosen_arms
-from rpo_kit.study.component_figure import components_figure, export, read_table
-from rpo_kit.study.components import arm_run, components, interval
+from rpo_kit.study.component_figure import components_figure, export, read_table, resolved
+from rpo_kit.study.components import Study, arm_run, components
+from rpo_kit.study.style import UNRESOLVED_COLOR
 
 SHARED = {"components.arms": ["no-rl", "grpo"], "components.seeds": [0, 1], "components.steps": 3}
 
@@ -217,7 +218,7 @@ def test_the_table_compares_each_arm_with_the_full_method_on_the_same_users(trai
     assert table.difference["grpo"] == pytest.approx(table.score["grpo"] - table.score["full"])
     assert np.isnan(table.difference["full"])
     no_change = table.loc["no-rl", ["difference_low", "difference", "difference_high", "mde"]]
-    assert list(no_change) == [0, 0, 0, 0], "the same answers: no interval, as it is paired"
+    assert list(no_change[:3]) == [0, 0, 0], "the same answers: no interval, as it is paired"
     assert table.difference_low["grpo"] <= table.difference["grpo"] <= table.difference_high["grpo"]
     assert table.mde["grpo"] > 0
     assert table.users.eq(4).all()
@@ -226,13 +227,27 @@ def test_the_table_compares_each_arm_with_the_full_method_on_the_same_users(trai
     assert table.minutes[["full", "no-rl", "grpo"]].gt(0).all()
 
 
-def test_the_interval_covers_seeds_as_well_as_users(trained):
-    run = trained()
-    index = pd.MultiIndex.from_tuples([(str(n), f"user {n}") for n in range(50)], names=["id", "user"])
-    apart = [pd.Series(value, index) for value in (0.2, 0.8)]
-    row = interval(run, apart)
-    assert (row["score"], row["low"], row["high"]) == pytest.approx((0.5, 0.2, 0.8)), "no user differs, the seeds do"
-    assert interval(run, [pd.Series(0.5, index)])["mde"] == 0
+def study(**values: Any) -> Study:
+    """One value per seed for each system, the same for all 50 users."""
+    rows = {name: np.repeat(np.array(own, float)[:, None], 50, axis=1) for name, own in values.items()}
+    return Study([f"user {n}" for n in range(50)], rows, 2, get_preset("cpu").evaluation)
+
+
+def test_the_interval_covers_seeds_as_well_as_users():
+    both = study(full=[0.2, 0.8], arm=[0.3, 0.5], fixed=[0.4])
+    assert both.compared("full")["low"] < 0.4 < 0.6 < both.compared("full")["high"], "no user differs, the seeds do"
+    arm, fixed = both.compared("arm"), both.compared("fixed")
+    assert (fixed["score"], fixed["low"], fixed["high"]) == pytest.approx((0.4, 0.4, 0.4))
+    assert fixed["difference"] == pytest.approx(-0.1)
+    assert arm["mde"] > fixed["mde"] > 0, "two adapters vary in the one, one in the other"
+
+
+def test_p_values_are_adjusted_for_the_number_of_arms_and_references_are_not_among_them(trained, calls):
+    run = trained(SHARED)
+    components(run)
+    table = read_table(str(run.stage("components") / "components")).set_index("system")
+    assert table.p_holm["grpo"] == pytest.approx(min(1, 2 * min(table.p["grpo"], table.p["no-rl"])), abs=1e-6)
+    assert table.p_holm[["full", "base", "majority"]].isna().all()
 
 
 def test_an_arm_scored_on_other_examples_is_refused(trained, calls):
@@ -277,7 +292,7 @@ def test_the_numbers_can_be_stored_with_the_code_and_say_what_they_were_made_wit
 
 
 def test_the_figure_greys_what_it_cannot_resolve(trained, calls):
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"system": "full", "name": "full method", "score": 0.6, "users": 9, "seeds": 2},
         {"system": "a", "name": "A", "score": 0.4, "difference": -0.2, "difference_low": -0.3, "difference_high": -0.1},
         {"system": "b", "name": "B", "score": 0.61, "difference": 0.01, "difference_low": -0.1, "difference_high": 0.1},
@@ -286,17 +301,14 @@ def test_the_figure_greys_what_it_cannot_resolve(trained, calls):
     rows[1] |= {"seeds": 2}
     rows[2] |= {"seeds": 2}
     rows[3] |= {"seeds": 0, "score": 0.5}
+    for row, p_holm in zip(rows, (np.nan, 0.01, 0.2, np.nan), strict=True):
+        row["p_holm"] = p_holm
     (ax,) = components_figure(pd.DataFrame(rows)).axes
     colours = [container.lines[0].get_color() for container in ax.containers]
-    assert colours[1] == module_grey()
+    assert colours[1] == UNRESOLVED_COLOR
+    assert resolved(pd.DataFrame(rows)) == [True, True, False, True]
     assert colours[0] == colours[2] != colours[1]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["A", "B", "base"]
-
-
-def module_grey() -> str:
-    from rpo_kit.study.drawing import GREY
-
-    return GREY
 
 
 def test_sweep_with_the_grid_components_is_this_stage(trained, monkeypatch):
