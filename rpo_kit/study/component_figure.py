@@ -55,8 +55,8 @@ def components_figure(table: pd.DataFrame) -> Figure:
 
 
 def resolved(table: pd.DataFrame) -> list[bool]:
-    """Whether each row's difference to the full method is told apart from 0: of arms by the p that is adjusted for their
-    number; of what needs no training, and is not among the comparisons, by its interval. True for the full method.
+    """Whether each row's difference to the full method is told apart from 0: of arms by the p that is adjusted for
+    their number; of what needs no training, and is not among the comparisons, by the interval. True for "full".
     """
     by_interval = (table["difference_low"] > 0) | (table["difference_high"] < 0) | table["difference"].isna()
     return [bool(p < LEVEL if p == p else inside) for p, inside in zip(table["p_holm"], by_interval, strict=True)]

@@ -210,7 +210,7 @@ def table(run: Run, arms: list[Arm]) -> pd.DataFrame:
         unparsed = float(np.mean([scores["unparsed"].mean() for scores in by_arm[arm.name]]))
         row = {"system": arm.name, "name": arm.about, "unparsed": unparsed, "seeds": len(by_arm[arm.name])}
         rows.append(row | {"minutes": minutes(arm_run(run, arm))} | study.compared(arm.name))
-    for name in values.keys() - by_arm.keys():
+    for name in list(values)[len(by_arm) :]:
         rows.append({"system": name, "name": system_name(name), "seeds": 0} | study.compared(name))
     compared = pd.DataFrame(rows).assign(users=len(set(users)))
     others = [arm.name for arm in arms if arm.name != FULL_METHOD]
@@ -257,9 +257,8 @@ class Study:
         return self.seeds > 1 and len(values) == self.seeds
 
     def interval(self, values_SE: np.ndarray, adapters: int) -> dict[str, float]:
-        spread = (
-            seed_variance([v for v in self.values.values() if self.varies(v)], self.users) if adapters else ONE_SEED
-        )
+        varying = [values for values in self.values.values() if self.varies(values)]
+        spread = seed_variance(varying, self.users) if adapters else ONE_SEED
         return compare(values_SE, self.users, spread, max(1, adapters), self.settings.bootstrap, self.settings.seed)
 
 
