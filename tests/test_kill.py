@@ -23,6 +23,8 @@ from rpo_kit.runs import existing_run, read_records
 ROOT = Path(__file__).resolve().parents[1]
 # More queries than one chunk of 64, so that `prepare` can be killed between two chunks.
 SETTINGS = ("--preset", "tiny", "--set", "data.train_users=70", "--set", "synthesis.per_query=6")
+SETTINGS += ("--set", "synthesis.shots=[1]")
+SETTINGS += ("--set", 'evaluation.systems=["base", "echo", "copy-nearest", "context", "untrained", "sft", "rl"]')
 SETTINGS += (
     "--set",
     "components.steps=2",
