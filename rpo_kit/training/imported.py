@@ -26,7 +26,8 @@ from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.model_spec import recorded_files
 from rpo_kit.presets import Preset
-from rpo_kit.rewriting.trajectory import SECTIONS, Trajectory, is_writable, render
+from rpo_kit.rewriting.trajectory import Trajectory, is_writable, render
+from rpo_kit.setting_rules import SECTIONS
 from rpo_kit.training.teachers import Draft, Judge, Request
 
 TRAJECTORIES = Role("trajectory file", "write it again", "it was not written to its end")
