@@ -279,6 +279,7 @@ def _results(options: argparse.Namespace) -> None:
     from rpo_kit.study.ablation import export_results
     from rpo_kit.study.comparisons import differences_text
     from rpo_kit.study.figures import results_figure, save
+    from rpo_kit.study.history import history_figure, history_table
     from rpo_kit.study.results import named, read_tables, result_text
 
     run = existing_run(options.run)
@@ -289,8 +290,11 @@ def _results(options: argparse.Namespace) -> None:
         export_results(run, FIGURES / "data", options.export)
     metrics, paired = read_tables(f"{require(run, 'evaluate')}/")
     print(*filter(None, [result_text(metrics, paired), differences_text(named(paired))]), sep="\n\n")
-    folder, name = (FIGURES, f"{options.export}_results") if options.export else (run.folder / "figures", "results")
-    print("drawn:", *save(results_figure(metrics), folder, name))
+    folder, prefix = (FIGURES, f"{options.export}_") if options.export else (run.folder / "figures", "")
+    figures = {"results": results_figure(metrics)}
+    if len(history_table(metrics)):
+        figures["history"] = history_figure(metrics)
+    print("drawn:", *[path for name, figure in figures.items() for path in save(figure, folder, f"{prefix}{name}")])
     if options.published:
         _print_published(run)
 

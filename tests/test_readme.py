@@ -401,6 +401,26 @@ def test_the_gains_by_rl_steps_are_the_stored_ones() -> None:
         agree(could_show, numbers["all"], "mde")
 
 
+def test_the_scores_by_items_are_the_stored_ones() -> None:
+    table = rows("docs/results.md", "| trained by | *k* = 1")
+    runs = {"SFT on 1 item (paper)": ("items1", "sft"), "SFT on 1, 2 and 3 items": ("items123", "sft")}
+    runs |= {
+        "SFT on 1, 2 and 3 items + RL": ("items123", "rl"),
+        "SFT on 1, 3 and 6 items (default)": ("items136", "sft"),
+    }
+    assert [label for label in table if not label.startswith("*reference")] == list(runs)
+    for label, (name, stage) in runs.items():
+        *scores, gain, faithful, many, majority = table[label]
+        numbers = stored(f"{name}_LaMP-7_metrics", "system")
+        for cell, system in zip(scores, (f"{stage}-1", f"{stage}-2", f"{stage}-4", stage), strict=True):
+            agree(cell, numbers[system], "score")
+        for cell, column in ((faithful, "faithful"), (many, "cites_many"), (majority, "majority")):
+            assert shown(cell) == pytest.approx([float(numbers[stage][column])], abs=0.0051)
+        with (DATA / f"{name}_LaMP-7_paired.csv").open(encoding="utf-8") as file:
+            (pair,) = [r for r in csv.DictReader(file) if (r["system"], r["minus"]) == (stage, f"{stage}-1")]
+        agree(gain, pair, "score", "low", "high")
+
+
 def test_figure_3_of_the_results_is_the_stored_sweep() -> None:
     bars = stored("long_LaMP-7_bars", "arm")
     with (DATA / "long_LaMP-7_differences.csv").open(encoding="utf-8") as file:
@@ -424,6 +444,7 @@ def test_figure_3_of_the_results_is_the_stored_sweep() -> None:
         ("f7", "long_LaMP-7_provenance.json"),
         ("b7", "baselines_LaMP-7_run.json"),
         ("g7", "gain1_LaMP-7_run.json"),
+        ("items123", "items123_LaMP-7_run.json"),
     ],
 )
 def test_the_command_of_a_longer_run_gives_its_stored_settings(
