@@ -76,7 +76,7 @@ def test_labels_have_no_content_and_real_users_no_truth():
 
 
 def test_tables_of_earlier_versions_have_no_such_columns_and_are_shown_as_before():
-    metrics, paired = read_tables(f"{DATA}/demo_LaMP-7_")
+    metrics, paired = read_tables(f"{DATA}/gain1_LaMP-7_")
     assert content_table(metrics).empty
     assert "Content and observations" not in result_text(metrics, paired)
     assert list(scores_table(metrics)) == [c for c in metrics if c not in ("task", "shots", "examples")]

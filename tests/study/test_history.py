@@ -58,7 +58,7 @@ def test_an_evaluation_at_two_k_reads_as_many_items_as_the_system_says(trained, 
     """The module itself is replaced; everything else, from the systems' names to the tables, is as always."""
     read: list[tuple[str, int]] = []
 
-    def answers(adapter, task, examples, shots, max_new_tokens, batch_size):
+    def answers(adapter, task, examples, shots, *_):
         read.append((adapter.parent.name, shots))
         return [{"id": example["id"], "prediction": "3"} for example in examples]
 

@@ -14,9 +14,12 @@ from rpo_kit.study.figures import results_figure
 from rpo_kit.study.results import (
     SYSTEM_NAMES,
     best_trivial,
+    content_table,
+    gain_by_history,
     gain_over_trivial,
     named,
     read_tables,
+    reads_other_k,
     result_text,
     system_name,
 )
@@ -77,8 +80,11 @@ def test_stored_numbers_are_still_shown_and_drawn(name: str) -> None:
     text = result_text(table, pairs)
     assert text.startswith("Gain over the best trivial baseline: +")
     assert ("Smallest difference" in text.splitlines()[0]) == ("mde" in pairs)
-    assert len(text.splitlines()) == 3 + len(table)
-    assert len(results_figure(table).axes[0].get_yticklabels()) == len(table) - 2
+    content = content_table(table)
+    rows = 3 + len(table) + len(gain_by_history(table, pairs)) + (2 + len(content) if len(content) else 0)
+    assert len(text.splitlines()) == rows, "one line per gain and system"
+    shown = [name for name in table["system"] if not reads_other_k(name) and name not in ("any habit", "oracle")]
+    assert len(results_figure(table).axes[0].get_yticklabels()) == len(shown)
 
 
 def test_an_evaluation_of_one_system_is_read_whichever_version_stored_it(tmp_path: Path) -> None:
