@@ -185,7 +185,7 @@ def as_json(check: Check) -> dict[str, Any]:
 def from_json(stored: dict[str, Any]) -> Check:
     def read(kind: str, value: Any) -> Any:
         if kind == "model":
-            return ModelSettings(**value | {"lora_targets": tuple(value["lora_targets"])})
+            return ModelSettings(**{key: tuple(v) if isinstance(v, list) else v for key, v in value.items()})
         kinds: dict[str, Callable[[Any], Any]] = {
             "path": Path,
             "preset": get_preset,
