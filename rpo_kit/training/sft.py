@@ -8,7 +8,6 @@ TRL's SFTTrainer on Unsloth with LoRA; the loss counts the completion only.
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,7 @@ def train_sft(run: Run, on_log: OnLog | None = None) -> None:
         if work is None or is_trained(work):
             return
         loaded = load_unsloth_trainable(run.preset.reflection, settings.seed)
-        rows = in_like_batches(sft_dataset(run, loaded), settings.batch_size, settings.seed)
-        trainer = make_trainer(loaded, rows, settings, work, on_log)
+        trainer = make_trainer(loaded, sft_dataset(run, loaded), settings, work, on_log)
         run_trainer(trainer, work)
         finish_training(trainer.model, loaded.tokenizer, work)
 
@@ -78,17 +76,6 @@ def sft_dataset(run: Run, loaded: LoadedModel) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def in_like_batches(rows: Dataset, size: int, seed: int) -> Dataset:
-    """The rows in training order: batches of like length, in random order; a batch is padded to its longest row."""
-    lengths = [sum(len(message["content"]) for message in row["prompt"] + row["completion"]) for row in rows]
-    rng = random.Random(f"sft/{seed}")
-    by_length = sorted(rng.sample(range(len(rows)), len(rows)), key=lengths.__getitem__)
-    batches = [by_length[start : start + size] for start in range(0, len(rows), size)]
-    rest = [batches.pop()] if len(batches[-1]) < size else []  # at the end, otherwise it would shift all others
-    rng.shuffle(batches)
-    return rows.select([index for batch in batches + rest for index in batch])
-
-
 def _row(run: Run, loaded: LoadedModel, example: Example, record: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     profile = items_by_id(example["profile"], example["id"])
     items = [profile[item_id] for item_id in record["items"]]
@@ -112,7 +99,6 @@ def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work
         max_length=loaded.max_seq_length,
         completion_only_loss=True,
         packing=False,
-        train_sampling_strategy="sequential",  # the order of `in_like_batches`
         logging_steps=max(1, settings.steps // 40),
         **common_arguments(settings, work),
     )

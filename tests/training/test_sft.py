@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
 
 from rpo_kit.bundled import bundled_model
@@ -24,7 +23,7 @@ from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, read_records
 from rpo_kit.training import progress, running_sums, sft
 from rpo_kit.training.checkpoints import seal
-from rpo_kit.training.sft import in_like_batches, make_trainer, sft_dataset, train_sft
+from rpo_kit.training.sft import make_trainer, sft_dataset, train_sft
 from rpo_kit.training.synthesis import synthesize
 
 
@@ -101,17 +100,6 @@ def test_a_history_item_that_is_too_long_is_shortened_and_counted_and_the_trajec
     for row in rows:
         both = loaded.tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False)
         assert len(both) <= limit
-
-
-def test_the_rows_of_a_batch_have_like_lengths_and_the_batches_a_random_order(tmp_path):
-    row = lambda n: {"prompt": [{"role": "user", "content": "x" * n}], "completion": [{"role": "a", "content": "y"}]}  # noqa: E731
-    rows = Dataset.from_list([row(n) for n in (7, 3, 9, 1, 5, 2, 8, 4, 6, 0, 10)])
-    ordered = [len(row["prompt"][0]["content"]) for row in in_like_batches(rows, 2, seed=0)]
-    batches = [sorted(ordered[start : start + 2]) for start in range(0, 10, 2)]
-    assert sorted(batches) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]] != batches
-    assert ordered[10:] == [10], "an incomplete batch is the last"
-    assert ordered == [len(row["prompt"][0]["content"]) for row in in_like_batches(rows, 2, seed=0)]
-    assert ordered != [len(row["prompt"][0]["content"]) for row in in_like_batches(rows, 2, seed=1)]
 
 
 def test_training_lowers_the_loss_and_leaves_an_adapter_and_a_log(synthesized):
