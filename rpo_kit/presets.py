@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import refuse_secrets
 from rpo_kit.setting_rules import ALL_USERS, SECTIONS, TRIVIAL, check
+from rpo_kit.setting_values import replaced
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -304,64 +302,11 @@ def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
     for key, value in overrides.items():
         if key in RETIRED:
             raise KitError(f"There is no setting {key!r} any more: {RETIRED[key]}.")
-        preset = _replace(preset, key.split("."), value, key)
+        preset = replaced(preset, key, value)
     for spec in (preset.base, preset.synthesis.teacher):
         refuse_secrets(spec)
     check(flat(preset))
     return preset
-
-
-def _replace(node: Any, path: list[str], value: Any, key: str) -> Any:
-    names = [f.name for f in dataclasses.fields(node)]
-    if isinstance(node, Preset):
-        names = names[2:]  # `name` and `about` are not settings
-    if path[0] not in names:
-        group = key.rpartition(".")[0] if len(path) == 1 else ""
-        close = get_close_matches(path[0], names, n=1)
-        meant = f" Did you mean {f'{group}.' if group else ''}{close[0]}?" if close else ""
-        where = f"in {group} there are" if group else "the settings are"
-        raise KitError(f"There is no setting {key!r}; {where} {', '.join(names)}.{meant}")
-    current = getattr(node, path[0])
-    if dataclasses.is_dataclass(current) != (len(path) > 1):
-        what = "a single setting" if len(path) > 1 else "a group of settings: name one of them, as in rl.steps"
-        raise KitError(f"{key.removesuffix('.' + '.'.join(path[1:]))!r} is {what}.")
-    new = _replace(current, path[1:], value, key) if len(path) > 1 else _convert(node, path[0], value, key)
-    return dataclasses.replace(node, **{path[0]: new})
-
-
-_FORMS = {
-    int: "a whole number, as in 40",
-    float: "a number, as in 0.5 or 1e-5",
-    bool: "true or false",
-}
-_LIST_FORM = "a list: write it as JSON, as in '{key}=[2, 6]' or '{key}=[\"a\", \"b\"]'"
-
-
-def _convert(node: Any, name: str, value: Any, key: str) -> Any:
-    kind = typing.get_type_hints(type(node))[name]
-    if kind is str:
-        return str(value)
-    try:
-        value = json.loads(value.lower() if kind is bool else value) if isinstance(value, str) else value
-        if typing.get_origin(kind) is not tuple:
-            return _exact(kind, value)
-        if not isinstance(value, list | tuple):
-            value = [value] if _fields(node)[name].metadata.get("a number too") else None
-        return tuple(_exact(typing.get_args(kind)[0], part) for part in value)
-    except (ValueError, TypeError):
-        raise KitError(f"{key}={value!r} is not {_FORMS.get(kind, _LIST_FORM.format(key=key))}.") from None
-
-
-def _fields(node: Any) -> dict[str, dataclasses.Field[Any]]:
-    return {field.name: field for field in dataclasses.fields(node)}
-
-
-def _exact(kind: type, value: Any) -> Any:
-    """The value, if it has this type; an int may stand for a float. Nothing is rounded: 2.5 steps is a mistake."""
-    fits = type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind
-    if not fits:
-        raise TypeError
-    return kind(value)
 
 
 def as_dict(preset: Preset) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from rpo_kit.errors import KitError
@@ -55,6 +56,13 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     return {key: _plain(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+def common_provenance(manifests: Sequence[Path]) -> dict[str, object]:
+    """The commits that made these results, and the machine and packages of the last one."""
+    made = [json.loads(file.read_text(encoding="utf-8")) for file in manifests]
+    commits = ", ".join(dict.fromkeys(manifest["commit"] for manifest in made))
+    return {"commit": commits} | {key: made[-1][key] for key in ("machine", "packages")}
 
 
 def _fingerprint_path(path: Path) -> str:

@@ -142,19 +142,14 @@ class Personalizer:
         if not pairs:
             return []
         started = time.perf_counter()
-        inputs = [replace_surrogates(input) for input, _ in pairs]
-        profiles = [checked_items(self.task, profile, "the profile") for _, profile in pairs]
-        examples: list[Example] = [
-            {"id": "query", "user_id": "", "input": input, "output": "", "profile": profile}
-            for input, profile in zip(inputs, profiles, strict=True)
-        ]
+        examples = [self._example(*pair) for pair in pairs]
         with self.lock:
             items = self._fitting_items(examples)
 
         retrieved = time.perf_counter()
         at_once = isinstance(self.base, ConcurrentChat) and self.base.concurrent
         with nullcontext() if at_once else self.lock:
-            answers = base_answers(self.base, self.task, inputs, self.base_tokens)
+            answers = base_answers(self.base, self.task, [e["input"] for e in examples], self.base_tokens)
         for example, answer in zip(examples, answers, strict=True):
             example["generic"] = read_answer(self.task, answer.text)
 
@@ -183,6 +178,10 @@ class Personalizer:
                 Rewrite(text, generic, shown, parsed.trajectory, parsed.error, dict(timings), tokens, cut, kept)
             )
         return rewrites
+
+    def _example(self, input: str, profile: Sequence[Item]) -> Example:
+        items = checked_items(self.task, profile, "the profile")
+        return {"id": "query", "user_id": "", "input": replace_surrogates(input), "output": "", "profile": items}
 
     def _reason_to_keep(self, example: Example, rewrite: str) -> str | None:
         query = self.task.query_text(example["input"])

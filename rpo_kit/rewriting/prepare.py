@@ -142,6 +142,13 @@ def load_prepared(run: Run, split: str) -> list[Example]:
     ]
 
 
+def dev_examples(run: Run, users: int) -> list[Example]:
+    """The examples of the first `users` dev users."""
+    examples = load_prepared(run, "dev")
+    chosen = set(list(dict.fromkeys(example["user_id"] for example in examples))[:users])
+    return [example for example in examples if example["user_id"] in chosen]
+
+
 def load_excluded(run: Run, split: str) -> dict[str, str]:
     """{id: gold} of the rows that are in the split but that no model is asked (see `excluded_outputs`)."""
     return excluded_outputs(load_from_disk(str(require(run, "prepare") / split)))

@@ -33,7 +33,8 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import WEIGHTS, current
 from rpo_kit.presets import RLSettings, as_dict
 from rpo_kit.processes import disk_errors_explained, is_main
-from rpo_kit.rewriting.prepare import load_prepared, prepared_inputs
+from rpo_kit.provenance import common_provenance
+from rpo_kit.rewriting.prepare import dev_examples, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
 from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run, read_json, write_json, write_text
@@ -97,7 +98,7 @@ def score_adapter(run: Run, name: str, adapter: Path) -> None:
         if stage_dir is None:
             return
         began = time.perf_counter()
-        loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run)
+        loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run, settings.dev_users)
         task = get_task(run.preset.data.task)
         rows: list[dict[str, object]] = []
         limits, form = (evaluation.max_new_tokens, evaluation.batch_size), Form.of(run.preset.reflection)
@@ -111,13 +112,6 @@ def score_adapter(run: Run, name: str, adapter: Path) -> None:
         write_json(stage_dir / TIMING, {"seconds": time.perf_counter() - began, "examples": len(rows)})
 
 
-def dev_examples(run: Run) -> list[Example]:
-    """The examples of the first `sweep.dev_users` dev users."""
-    examples = load_prepared(run, "dev")
-    users = set(list(dict.fromkeys(example["user_id"] for example in examples))[: run.preset.sweep.dev_users])
-    return [example for example in examples if example["user_id"] in users]
-
-
 def bars(run: Run, trials: Trials) -> pd.DataFrame:
     """Mean score of each arm at each k, with intervals over users and seeds."""
     rows, sweep_scores = [], Scores.of(run, trials)
@@ -127,7 +121,7 @@ def bars(run: Run, trials: Trials) -> pd.DataFrame:
             seeds = ONE_SEED if arm == SFT_ONLY else sweep_scores.seeds(shots)
             row = _interval(run, values_SE, sweep_scores.users, seeds, 1)
             rows.append({"arm": arm, "shots": shots} | row | {"seeds": len(values_SE)})
-    task, examples = get_task(run.preset.data.task), dev_examples(run)
+    task, examples = get_task(run.preset.data.task), dev_examples(run, run.preset.sweep.dev_users)
     users = [example["user_id"] for example in examples]
     for shots in run.preset.sweep.eval_shots:
         for name, values in references(task, examples, shots).items():
@@ -213,11 +207,8 @@ def provenance(run: Run, trials: Trials) -> dict[str, object]:
     """Settings, machine, packages and plan behind the numbers, with every commit that scored a trial."""
     names = [name for names in folders_by_arm(trials).values() for name in names]
     files = [run.stage(f"sweep/{name}/scores") / "manifest.json" for name in names]
-    manifests = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    commits = ", ".join(dict.fromkeys(manifest["commit"] for manifest in manifests))
-    last = {key: manifests[-1][key] for key in ("machine", "packages")}
     plan = read_json(run.stage("sweep") / PLAN)
-    return {"preset": as_dict(run.preset), "commit": commits, "plan": plan} | last
+    return {"preset": as_dict(run.preset), "plan": plan} | common_provenance(files)
 
 
 def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:

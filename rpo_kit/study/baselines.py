@@ -96,6 +96,26 @@ def shots_of(name: str, shots: int) -> int:
 # ---- without a model ----------------------------------------------------------------------------------------------
 
 
+Answer = Callable[[Task, Example], str]
+
+
+def answer_of(system: str, task: Task, golds: Sequence[str]) -> Answer:
+    """The function that answers for a trivial baseline, or for `base`, whose answers are stored; `golds` are those of
+    train, for the baselines in FROM_TRAIN.
+    """
+    if kind_of(system) == "lead":
+        return lead(system, golds)
+    if system == "constant":
+        return constant(task, golds)
+    known: dict[str, Answer] = {"base": base_answer, "echo": echo, "majority": majority, "copy-nearest": copy_nearest}
+    return known[system]
+
+
+def base_answer(task: Task, example: Example) -> str:
+    """The generic answer."""
+    return str(example["generic"])
+
+
 def echo(task: Task, example: Example) -> str:
     """The query, unchanged."""
     return task.query_text(example["input"])

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,13 +38,15 @@ from rpo_kit.own_process import in_own_process
 from rpo_kit.pipeline import current, inputs_of
 from rpo_kit.presets import EvaluationSettings, as_dict
 from rpo_kit.processes import disk_errors_explained, is_main
-from rpo_kit.rewriting.prepare import load_golds, load_prepared, prepare, prepared_inputs
+from rpo_kit.provenance import common_provenance
+from rpo_kit.rewriting.prepare import dev_examples, load_golds, prepare, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
 from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run, append_records, read_records, write_json, write_text
+from rpo_kit.setting_rules import TRIVIAL
 from rpo_kit.stages import stage, take_over
 from rpo_kit.study.arms import FULL_METHOD, Arm, arm_preset, chosen_arms
-from rpo_kit.study.baselines import constant, copy_nearest, echo, lead, majority
+from rpo_kit.study.baselines import FROM_TRAIN, answer_of
 from rpo_kit.study.component_figure import FILES
 from rpo_kit.study.evaluation import rewrite
 from rpo_kit.study.results import system_name
@@ -164,13 +166,6 @@ def score(own: Run, seed: int, adapter: Path, dev_users: int) -> None:
         write_text(stage_dir / "scores.csv", rows.to_csv(index=False))
 
 
-def dev_examples(run: Run, users: int) -> list[Example]:
-    """The examples of the first `users` dev users."""
-    examples = load_prepared(run, "dev")
-    chosen = set(list(dict.fromkeys(example["user_id"] for example in examples))[:users])
-    return [example for example in examples if example["user_id"] in chosen]
-
-
 def scored(task: Task, examples: list[Example], answers: list[str]) -> pd.DataFrame:
     """Columns id, user and score: one row per example."""
     scores = example_scores(task, [example["output"] for example in examples], answers)
@@ -266,13 +261,8 @@ def references(run: Run) -> dict[str, pd.DataFrame]:
     """Scores of the base model and of the trivial baselines that the task has, on the same examples."""
     task, examples = get_task(run.preset.data.task), dev_examples(run, run.preset.components.dev_users)
     golds = list(load_golds(run, "train").values())
-    answer: dict[str, Callable[[Task, Example], str]] = {"base": lambda task, example: str(example["generic"])}
-    answer |= {"echo": echo, "majority": majority, "copy-nearest": copy_nearest}
-    if "constant" in task.baselines and golds:
-        answer["constant"] = constant(task, golds)
-    if "lead" in task.baselines and golds:
-        answer["lead"] = lead("lead", golds)
-    known = {name: function for name, function in answer.items() if name == "base" or name in task.baselines}
+    names = [name for name in TRIVIAL if name in task.baselines and (golds or name not in FROM_TRAIN)]
+    known = {name: answer_of(name, task, golds) for name in ("base", *names)}
     tables = {name: scored(task, examples, [f(task, e) for e in examples]) for name, f in known.items()}
     return {name: scores.set_index(["id", "user"]) for name, scores in tables.items()}
 
@@ -286,8 +276,5 @@ def provenance(run: Run, arms: list[Arm]) -> dict[str, object]:
     files = [
         arm_run(run, arm).stage(f"scores-seed{seed}") / "manifest.json" for arm in arms for seed in seeds_of(run, arm)
     ]
-    manifests = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    commits = ", ".join(dict.fromkeys(manifest["commit"] for manifest in manifests))
     changed = {arm.name: dict(arm.overrides) for arm in arms}
-    last = {key: manifests[-1][key] for key in ("machine", "packages")}
-    return {"preset": as_dict(run.preset), "arms": changed, "commit": commits} | last
+    return {"preset": as_dict(run.preset), "arms": changed} | common_provenance(files)

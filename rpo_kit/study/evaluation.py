@@ -41,18 +41,14 @@ from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import FULL, Form, rewrite_or_generic
 from rpo_kit.runs import Run, append_records, read_records, sort_records, write_text
-from rpo_kit.setting_rules import SYSTEM, SYSTEM_FORMS, kind_of
+from rpo_kit.setting_rules import SYSTEM, SYSTEM_FORMS, TRIVIAL, kind_of
 from rpo_kit.stages import stage
 from rpo_kit.study.baselines import (
     FROM_TRAIN,
     Record,
+    answer_of,
     answer_with_summary,
-    constant,
-    copy_nearest,
-    echo,
     inject_context,
-    lead,
-    majority,
     shots_of,
     why_undefined,
     without_model,
@@ -219,19 +215,9 @@ def answered_by_all(
 def _answerer(run: Run, system: str, adapter: Path | None, stage_dir: Path) -> Answers:
     """The function that answers for the system, with its model loaded or its endpoint opened."""
     task, settings = get_task(run.preset.data.task), run.preset.evaluation
-    ready: dict[str, Callable[[Task, Example], str]] = {
-        "base": lambda task, example: str(example["generic"]),
-        "echo": echo,
-        "majority": majority,
-        "copy-nearest": copy_nearest,
-    }
-    golds = list(load_golds(run, "train").values()) if system in FROM_TRAIN else []
-    if system == "constant":
-        ready[system] = constant(task, golds)
-    elif kind_of(system) == "lead":
-        ready[system] = lead(system, golds)
-    if system in ready:
-        return _in_chunks(without_model(ready[system], task))
+    if system == "base" or kind_of(system) in TRIVIAL:
+        golds = list(load_golds(run, "train").values()) if system in FROM_TRAIN else []
+        return _in_chunks(without_model(answer_of(system, task, golds), task))
     shots = shots_of(system, settings.shots)
     if asks_base(system):
         base, tokens = open_chat_for(run, run.preset.base), run.preset.base_max_new_tokens

@@ -1,10 +1,10 @@
-"""`plan`: how many users, queries per user and seeds a wished difference takes, and the hours, from a pilot run.
+"""`plan`: how many users, queries per user, seeds and hours it takes to detect a difference, from a pilot run.
 
 The pilot's paired differences give their spread on each level. A mean over n users, q queries per user and m seeds has
 
     SE^2 = seed / m  +  (user + interaction / m + query / q) / n        (variances; Snijders and Bosker 2012)
 
-and a difference d is found with the wished power in a two-sided test at 5 % if d = (z_0.975 + z_power) SE (Cohen 1988):
+and a difference d is detected with the target power in a two-sided test at 5 % if d = (z_0.975 + z_power) SE (Cohen 1988):
 2.8 SE at 80 %. The variances are those of one-way (users, queries) and two-way (users, seeds) ANOVA, by the method of
 moments. Few seeds need somewhat more than that, because their variance must be estimated (`significance`).
 

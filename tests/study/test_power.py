@@ -1,4 +1,4 @@
-"""`plan`: the users and seeds that a wished difference takes follow from the spread on each level of a pilot."""
+"""`plan`: the users and seeds needed to detect a difference follow from the spread on each level of a pilot."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_each_choice_says_what_it_costs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("differences", "wished", "power", "said"),
+    ("differences", "target", "power", "said"),
     [
         (np.array([[0.1]]), 0.02, 0.8, "has one user"),
         (np.zeros((1, 5)), 0.02, 0.8, "its spread is 0"),
@@ -97,9 +97,9 @@ def test_each_choice_says_what_it_costs() -> None:
         (np.array([[0.1, 0.2]]), 0.02, 1.0, "--power 1 must be a share"),
     ],
 )
-def test_what_cannot_be_planned_is_a_sentence(differences: np.ndarray, wished: float, power: float, said: str) -> None:
+def test_what_cannot_be_planned_is_a_sentence(differences: np.ndarray, target: float, power: float, said: str) -> None:
     with pytest.raises(KitError, match=said):
-        plan_report(pilot(differences), wished, power)
+        plan_report(pilot(differences), target, power)
 
 
 def test_the_spread_between_seeds_is_a_number_or_that_of_stored_runs(tmp_path: Path) -> None:
