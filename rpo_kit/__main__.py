@@ -115,7 +115,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     plan.add_argument(
         "--run", default=DEFAULT_RUN, help="the pilot: a run with an evaluation or a sweep (default: demo)"
     )
-    plan.add_argument("--difference", type=float, default=0.02, help="the difference in score to detect (default: 0.02)")
+    plan.add_argument("--difference", type=float, default=0.02, help="difference in score to detect (default: 0.02)")
     plan.add_argument("--power", type=float, default=0.8, help="the chance of finding it (default: 0.8)")
     about = "what of the pilot is read (default: evaluate, where seeds are one; a sweep may have several)"
     plan.add_argument("--from", dest="source", choices=("evaluate", "sweep"), default="evaluate", help=about)

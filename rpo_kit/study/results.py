@@ -118,12 +118,12 @@ def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
 
 def gain_by_history(metrics: pd.DataFrame, paired: pd.DataFrame) -> list[str]:
     """A sentence per K: the module's last step on all k items minus the same on K of them; [] if not evaluated."""
-    itself = [system == kind_of(minus) != minus for system, minus in zip(paired.system, paired.minus, strict=True)]
-    rows = paired[itself].pipe(lambda rows: rows[rows.system == rows.system.iloc[-1]] if len(rows) else rows)
+    rows = [row for row in paired.itertuples() if row.system == kind_of(str(row.minus)) != row.minus]
     return [
         f"Gain by history: {row.score:+.3f} ({row.low:.3f} to {row.high:.3f}), {system_name(str(row.system))} with "
         f"{metrics['shots'][0]} items minus the same with {shots_in(str(row.minus))}."
-        for row in rows.itertuples()
+        for row in rows
+        if row.system == rows[-1].system
     ]
 
 
