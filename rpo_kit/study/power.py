@@ -4,9 +4,9 @@ The pilot's paired differences give their spread on each level. A mean over n us
 
     SE^2 = seed / m  +  (user + interaction / m + query / q) / n        (variances; Snijders and Bosker 2012)
 
-and a difference d is detected with the target power in a two-sided test at 5 % if d = (z_0.975 + z_power) SE (Cohen 1988):
-2.8 SE at 80 %. The variances are those of one-way (users, queries) and two-way (users, seeds) ANOVA, by the method of
-moments. Few seeds need somewhat more than that, because their variance must be estimated (`significance`).
+and a difference d is detected with the target power in a two-sided test at 5 % if d = (z_0.975 + z_power) SE (Cohen
+1988): 2.8 SE at 80 %. The variances are those of one-way (users, queries) and two-way (users, seeds) ANOVA, by the
+method of moments. Few seeds need somewhat more than that, because their variance must be estimated (`significance`).
 
     python -m rpo_kit plan --run demo --difference 0.02 --seed-spread 0.05
 """
