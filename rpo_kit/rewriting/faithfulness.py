@@ -8,8 +8,8 @@ Three questions for a completion, each answered between 0 and 1:
                 that habit's answer or, if it is no habit's answer, its plan names that habit and no other
 
 A *statement* is what stands behind one or more citations: "[1] opens ugh, ends smh: grumpy". Text without a citation is
-not checked. A completion that does not parse, or cites nothing, states nothing: it counts as 0, so that the mean over
-completions is the share of what one would wish for.
+not checked. A completion that does not parse, or cites nothing, states nothing and counts as 0: the mean is over all
+completions.
 
     truth = truth_of(get_task("LaMP-7"), example, items)            # None for real users
     truth.statements                                                # ('opens ugh, ends smh: grumpy', …)
