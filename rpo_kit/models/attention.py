@@ -1,8 +1,9 @@
 """Attention of our own, registered with transformers: many short sequences that share the beginning of a long one.
 
-For scoring and for reading prompts, tokens lie in one row without padding, in blocks: a block of a prompt looks at what
-stands before it, a completion at its prompt and at itself. For decoding, see `attend_in_cache`. Both read one key head
-for the query heads that share it, without copying keys for each of them. Left out: sliding windows.
+For scoring and for reading prompts, tokens lie in one row without padding; a prompt's tokens look at those before them,
+a completion's at its prompt and at itself. A CPU works through this block by block (`Blocks`), a GPU, which takes as
+long to start a small product as a large one, at all groups at once (`Padded`). For decoding, see `attend_in_cache`.
+Left out: sliding windows.
 
     tokens       p p p p a a b b b      one prompt, its completions a and b
     a looks at   x x x x x x . . .      each token of a only up to itself
@@ -14,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-_BLOCK = {"cpu": 128, "cuda": 1024}  # ours: tokens of a prompt per block; on a GPU few large ones are faster
+_BLOCK = 128  # ours: tokens of a prompt per block
+Group = tuple[int, Sequence[int]]  # the length of a prompt, and those of its completions, which follow it
 
 
 def shares_prefix(model: PreTrainedModel) -> bool:
@@ -53,6 +56,80 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 # ---- tokens in one row --------------------------------------------------------------------------------------------
 
 
+class Layout(Protocol):
+    """What the tokens of one row look at."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Query (H, N, D), key and value (K, N, D) to (N, H, D)."""
+
+
+def layout_of(groups: Sequence[Group], device: torch.device | str, dtype: torch.dtype) -> Layout:
+    """Of groups that lie one after the other, as this device reads them fastest."""
+    if torch.device(device).type == "cpu":
+        return Blocks.of(groups)
+    return Padded.of(groups, device, dtype)
+
+
+def attend_packed(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float,
+    layout: Layout,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Attention among N tokens that lie in `layout`: query (1, H, N, D), key and value (1, K, N, D) to (1, N, H, D)."""
+    return layout.attend(query[0], key[0], value[0], scaling)[None], None
+
+
+# ---- tokens in one row: at once, on a GPU -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Each group in a padded row of its own, while attention lasts: R rows of T tokens."""
+
+    tokens: Tensor  # (R * T,) which token stands there; padding repeats the first
+    places: Tensor  # (N,) where each token stands
+    bias: Tensor  # (R, 1, T, T) what is added to the scores: 0 where a token may look
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], device: torch.device | str, dtype: torch.dtype) -> Padded:
+        sizes = [prompt + sum(completions) for prompt, completions in groups]
+        width = -(-max(sizes) // 16) * 16  # fused kernels copy a bias of another width
+        tokens, parts = torch.zeros(len(groups), width, dtype=torch.long), torch.full((len(groups), width), -1)
+        starts = accumulate(sizes, initial=0)
+        for row, ((prompt, completions), start, size) in enumerate(zip(groups, starts, sizes, strict=False)):
+            tokens[row, :size] = torch.arange(start, start + size)
+            numbers = torch.arange(len(completions) + 1)  # 0: the prompt
+            parts[row, :size] = numbers.repeat_interleave(torch.tensor([prompt, *completions]))
+        places = (parts.flatten() >= 0).nonzero()[:, 0]
+        of_query, of_key = parts.to(device)[:, :, None], parts.to(device)[:, None]
+        seen = (of_key == 0) | (of_key == of_query)  # padding looks at padding, and at the prompt: nobody reads it
+        bias = torch.zeros(seen.shape, dtype=dtype, device=device)
+        bias.masked_fill_(~seen.tril_(), torch.finfo(dtype).min)
+        return cls(tokens.flatten().to(device), places.to(device), bias[:, None])
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        rows, width = len(self.bias), self.bias.shape[-1]
+
+        def in_rows(x: Tensor) -> Tensor:
+            return x.index_select(1, self.tokens).view(len(x), rows, width, -1).transpose(0, 1)
+
+        shared = len(query) // len(key)
+        keys, values = (in_rows(x).repeat_interleave(shared, 1) for x in (key, value))
+        out: Tensor = torch.nn.functional.scaled_dot_product_attention(
+            in_rows(query), keys, values, attn_mask=self.bias, scale=scaling
+        )
+        return out.transpose(1, 2).flatten(0, 1).index_select(0, self.places)
+
+
+# ---- tokens in one row: block by block, on a CPU ------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Block:
     """Tokens that attend together: each of `own` to those of `prefix`, to those of `own` before it and to itself."""
@@ -61,10 +138,28 @@ class Block:
     prefix: slice  # of the prompt; for a block of the prompt, what stands before it
 
 
-def blocks_of(start: int, end: int, device: torch.device | str) -> list[Block]:
-    """The blocks of a prompt whose tokens lie from `start` to `end`."""
-    size = _BLOCK[torch.device(device).type]
-    return [Block(slice(n, min(n + size, end)), slice(start, n)) for n in range(start, end, size)]
+@dataclass(frozen=True)
+class Blocks:
+    """Every token is in one block. Query heads that share a key head read it without copies."""
+
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> Blocks:
+        blocks, start = [], 0
+        for prompt, completions in groups:
+            end = start + prompt
+            blocks += [Block(slice(n, min(n + _BLOCK, end)), slice(start, n)) for n in range(start, end, _BLOCK)]
+            for length in completions:
+                blocks.append(Block(slice(end, end + length), slice(start, start + prompt)))
+                end += length
+            start = end
+        return cls(tuple(blocks))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        heads, (count, width) = len(key), query.shape[1:]
+        q = (query.reshape(heads, -1, count, width).transpose(1, 2) * scaling).contiguous()
+        return block_attention(q, key, value, self.blocks).permute(1, 0, 2, 3).flatten(1, 2)
 
 
 class Context(Protocol):
@@ -128,24 +223,6 @@ def _seen(x: Tensor, block: Block) -> Tensor:
     return torch.cat([x[:, block.prefix], x[:, block.own]], 1)
 
 
-def attend_in_blocks(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    scaling: float,
-    blocks: Sequence[Block],
-    **_: object,
-) -> tuple[Tensor, None]:
-    """Attention among N tokens that lie in `blocks`: query (1, H, N, D), key and value (1, K, N, D) to (1, N, H, D)."""
-    heads, (count, width) = key.shape[1], query.shape[2:]
-    q = (query.view(heads, -1, count, width).transpose(1, 2) * scaling).contiguous()
-    out = block_attention(q, key[0], value[0], blocks)
-    return out.permute(1, 0, 2, 3).reshape(1, count, -1, width), None
-
-
 def _later(length: int, device: torch.device) -> Tensor:
     """(length, length), True where the second token comes after the first."""
     return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
@@ -168,5 +245,5 @@ def attend_in_cache(
     return attended.view(query.shape).transpose(1, 2), None
 
 
-AttentionInterface.register("rpo_blocks", attend_in_blocks)
+AttentionInterface.register("rpo_packed", attend_packed)
 AttentionInterface.register("rpo_cache", attend_in_cache)

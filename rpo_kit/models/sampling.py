@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rpo_kit.models.attention import Block, attention, blocks_of, causal_lm
+from rpo_kit.models.attention import Layout, attention, causal_lm, layout_of
 
 _DROP = 0.25  # ours: share of ended rows at which they are dropped; each time, the buffers of the others are copied
 _LOOK = 8  # ours: replayed steps between two looks at whether all completions have ended; each look waits for the GPU
@@ -129,9 +129,9 @@ class Decoder:
         spans = list(zip(accumulate(lengths, initial=0), accumulate(lengths), strict=False))
         capacity = length + group * (new_tokens - 1)
         self.cache = Buffers(spans, length, capacity)
-        blocks = [block for span in spans for block in blocks_of(*span, device)]
-        with attention(self.model, "rpo_blocks"):
-            hidden = self._hidden(prompts[mask][None], None, positions[mask][None], blocks)
+        layout = layout_of([(length, ()) for length in lengths], device, self.model.dtype)
+        with attention(self.model, "rpo_packed"):
+            hidden = self._hidden(prompts[mask][None], None, positions[mask][None], layout)
         self.cache.spans, last = None, torch.tensor([end - 1 for _, end in spans], device=device)
         self.cache.slots = torch.arange(length - group, length, device=device)  # moved on by each step before it writes
         # What is added to the scores, (R, K, H / K * G, capacity): 0 where a completion may look.
@@ -199,16 +199,14 @@ class Decoder:
         rewind()  # capturing runs nothing; a replay begins with the tensors as they are
         return graph.replay
 
-    def _hidden(
-        self, tokens: Tensor, mask: Tensor | None, positions: Tensor, blocks: list[Block] | None = None
-    ) -> Tensor:
+    def _hidden(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, layout: Layout | None = None) -> Tensor:
         output = self.model.base_model(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,  # a trainer may have set the config's to False
-            blocks=blocks,
+            layout=layout,
         )
         hidden: Tensor = output.last_hidden_state
         return hidden

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rpo_kit.errors import KitError
-from rpo_kit.models.attention import Block, attention, blocks_of, causal_lm, shares_prefix
+from rpo_kit.models.attention import Layout, attention, causal_lm, layout_of, shares_prefix
 from rpo_kit.models.lora import using_adapter
 
 _CHUNK = 128  # ours: tokens whose logits (vocabulary wide, fp32) stand in memory at a time: 25 MB for SmolLM2
@@ -55,7 +55,7 @@ def scoring(model: PreTrainedModel, adapter: str = "default") -> Iterator[None]:
     checkpointing the backward pass runs the layers again.)
     """
     lm = causal_lm(model)
-    name = "rpo_blocks" if shares_prefix(model) else lm.config._attn_implementation
+    name = "rpo_packed" if shares_prefix(model) else lm.config._attn_implementation
     with using_adapter(lm, adapter), attention(lm, name):
         yield
 
@@ -70,10 +70,10 @@ def score(model: PreTrainedModel, groups: Sequence[Group], temperature: float) -
     if any(parameter.requires_grad for parameter in lm.get_output_embeddings().parameters()):
         raise KitError("The output layer is trained here, for which scoring has no gradient: freeze it.")
     if shares_prefix(model):
-        packed = pack_groups(groups, model.device)
-        with attention(lm, "rpo_blocks"):
+        packed = pack_groups(groups, model.device, lm.dtype)
+        with attention(lm, "rpo_packed"):
             output = lm.base_model(
-                input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, blocks=packed.blocks
+                input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, layout=packed.layout
             )
         hidden, targets = output.last_hidden_state[0, packed.predictor], packed.targets
     else:
@@ -101,21 +101,21 @@ class PackedGroups:
     positions: Tensor  # (1, N)
     predictor: Tensor  # (M,) which token predicts each of the M completion tokens
     targets: Tensor  # (M,) these tokens
-    blocks: tuple[Block, ...]  # every token is in one
+    layout: Layout  # what each token looks at
 
 
-def pack_groups(groups: Sequence[Group], device: torch.device | str = "cpu") -> PackedGroups:
+def pack_groups(
+    groups: Sequence[Group], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> PackedGroups:
     """Lay groups out one after the other."""
     tokens: list[int] = []
     positions: list[int] = []
     predictor: list[int] = []
     targets: list[int] = []
-    blocks: list[Block] = []
     for prompt, completions in groups:
-        start, end = len(tokens), len(tokens) + len(prompt)
+        end = len(tokens) + len(prompt)
         tokens += prompt
         positions += range(len(prompt))
-        blocks += blocks_of(start, end, device)
         for completion in completions:
             first, last = len(tokens), len(tokens) + len(completion)
             # the prompt's last token predicts the first one of each completion
@@ -123,10 +123,10 @@ def pack_groups(groups: Sequence[Group], device: torch.device | str = "cpu") -> 
             targets += completion
             tokens += completion
             positions += range(len(prompt), len(prompt) + len(completion))
-            blocks.append(Block(slice(first, last), slice(start, end)))
     ids, at = (torch.tensor([numbers]).to(device) for numbers in (tokens, positions))
     predicting, predicted = (torch.tensor(numbers).to(device) for numbers in (predictor, targets))
-    return PackedGroups(ids, at, predicting, predicted, tuple(blocks))
+    lengths = [(len(prompt), [len(completion) for completion in completions]) for prompt, completions in groups]
+    return PackedGroups(ids, at, predicting, predicted, layout_of(lengths, device, dtype))
 
 
 def _rows(groups: Sequence[Group], device: torch.device | str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

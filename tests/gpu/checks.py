@@ -43,12 +43,13 @@ OURS, UNSLOTHS = "ours", "Unsloth's trainer"
 
 @dataclass
 class Row:
-    """One measurement. GB are 10^9 bytes that torch holds of the GPU at most; None on a CPU."""
+    """One measurement. GB are 10^9 bytes that torch holds of the GPU at most, and uses at most; None on a CPU."""
 
     check: str
     what: str
     seconds: float
     gb: float | None = None
+    used_gb: float | None = None
     estimated_gb: float | None = None
     note: str = ""
 
@@ -57,7 +58,7 @@ class Measured:
     """Seconds and GB of a block: `with Measured() as spent: ...`."""
 
     seconds: float
-    gb: float | None = None
+    gb: tuple[float | None, float | None] = (None, None)  # held, used
 
     def __enter__(self) -> Measured:
         if torch.cuda.is_available():
@@ -69,7 +70,7 @@ class Measured:
     def __exit__(self, *_: object) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-            self.gb = torch.cuda.max_memory_reserved() / 1e9
+            self.gb = (torch.cuda.max_memory_reserved() / 1e9, torch.cuda.max_memory_allocated() / 1e9)
         self.seconds = time.perf_counter() - self.start
 
 
@@ -110,7 +111,7 @@ def greedy(settings: ModelSettings, new: int) -> list[Row]:
             written[way] = write()
         rate = f"{written[way].numel() / spent.seconds:.0f} new tokens per second"
         rows.append(
-            Row("greedy", f"{name}, 3 prompts x 3 x {new} tokens, buffers: {way}", spent.seconds, spent.gb, note=rate)
+            Row("greedy", f"{name}, 3 prompts x 3 x {new} tokens, buffers: {way}", spent.seconds, *spent.gb, note=rate)
         )
     if "graph" in written and not torch.equal(written["graph"], written["full"]):
         raise AssertionError(f"{name}: the graph writes other tokens than the steps that it has recorded")
@@ -150,7 +151,7 @@ def stages(root: Path, name: str, overrides: Overrides, names: list[str]) -> lis
             stage_function(stage)(run)
         if not (run.stage(stage) / "manifest.json").exists():
             raise AssertionError(f"{stage} has not finished")
-        rows.append(Row("stages", f"{name}: {stage}", spent.seconds, spent.gb))
+        rows.append(Row("stages", f"{name}: {stage}", spent.seconds, *spent.gb))
     if "evaluate" in names:
         scores = pd.read_csv(run.stage("evaluate") / "metrics.csv")
         rows[-1].note = f"{len(scores)} systems"
@@ -203,7 +204,7 @@ def resumed(root: Path, name: str, overrides: Overrides) -> list[Row]:
     if apart[["step", "shots"]].to_numpy().any() or (worst > 1e-5 and not torch.cuda.is_available()):
         raise AssertionError(f"the resumed log is another one:\n{logs[0][columns]}\n{logs[1][columns]}")
     note = f"killed after step 2, resumed from step 1; largest difference {worst:.2g}"
-    return [Row("resume", f"{name}: rl", spent.seconds, spent.gb, note=note)]
+    return [Row("resume", f"{name}: rl", spent.seconds, *spent.gb, note=note)]
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def rl_memory(folder: Path, preset: Preset, shape: Shape, gb: float | None, leng
         what = f"{preset.name}: rl, {rl.prompts_per_step} x {rl.group_size}, {length} + {rl.max_new_tokens} tokens"
         note = f"sampling {row['seconds_sampling']:.2f} s; limit {gb} GB"
         estimated = SLACK * rl_step_bytes(shape, model, rl, length) / 1e9
-        rows.append(Row("memory", what, spent.seconds, spent.gb, estimated, note))
+        rows.append(Row("memory", what, spent.seconds, *spent.gb, estimated, note))
 
     ids = [prompt.ids for prompt in noise_prompts(evaluation.batch_size, max(lengths))]
     with Measured() as spent:
@@ -238,7 +239,7 @@ def rl_memory(folder: Path, preset: Preset, shape: Shape, gb: float | None, leng
     size = generating(shape, evaluation.batch_size, max(lengths), evaluation.max_new_tokens)
     estimated = SLACK * (weights(shape, model.load_in_4bit) + 20 * lora_parameters(shape, model) + size) / 1e9
     what = f"{preset.name}: {evaluation.batch_size} rewrites, {max(lengths)} + {evaluation.max_new_tokens} tokens"
-    return [*rows, Row("memory", what, spent.seconds, spent.gb, estimated, f"limit {gb} GB")]
+    return [*rows, Row("memory", what, spent.seconds, *spent.gb, estimated, f"limit {gb} GB")]
 
 
 def noise_prompts(count: int, length: int) -> list[Prompt]:
@@ -268,7 +269,7 @@ def sft_memory(folder: Path, preset: Preset, gb: float | None, work: Path) -> li
         run_trainer(trainer, work)
     what = f"{preset.name}: sft, {settings.batch_size} x {settings.accumulate} rows of {room} tokens, 2 steps"
     estimated = estimate(replace(preset, reflection=model)).get("sft")
-    return [Row("memory", what, spent.seconds, spent.gb, estimated, f"limit {gb} GB; compiles in the first step")]
+    return [Row("memory", what, spent.seconds, *spent.gb, estimated, f"limit {gb} GB; compiles in the first step")]
 
 
 # ---- the step against another trainer -----------------------------------------------------------------------------
@@ -280,4 +281,4 @@ def step_time(model: ModelSettings, ours: bool, shape: Mapping[str, int], checkp
     with Measured() as spent:
         figures = rl_step.measure(shared=ours, dtype=dtype, model=model, checkpointing=checkpointing, **shape)
     note = f"sampling {figures['sampling']:.2f} s, prompts of {figures['prompt']:.0f} tokens, {shape}"
-    return [Row("step", OURS if ours else UNSLOTHS, figures["whole"], spent.gb, note=note)]
+    return [Row("step", OURS if ours else UNSLOTHS, figures["whole"], *spent.gb, note=note)]

@@ -142,7 +142,9 @@ def label(check: Check) -> str:
 def gb_text(row: Row) -> str:
     if row.gb is None:
         return ""
-    return f"{row.gb:5.1f} GB" + (f" (estimated {row.estimated_gb:.1f})" if row.estimated_gb else "")
+    return f"{row.gb:5.1f} GB, used {row.used_gb:.1f}" + (
+        f" (estimated {row.estimated_gb:.1f})" if row.estimated_gb else ""
+    )
 
 
 def card_gb() -> float:

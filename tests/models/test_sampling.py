@@ -28,8 +28,11 @@ def written_by_generate(model: PreTrainedModel, prompts: torch.Tensor, mask: tor
     return model.generate(input_ids=prompts, attention_mask=mask, **settings)[:, prompts.shape[1] :].tolist()
 
 
+@pytest.mark.parametrize("layout", [attention.layout_of, attention.Padded.of])
 @pytest.mark.parametrize("kind", KINDS)
-def test_greedy_groups_write_what_separate_prompts_write(kind):
+def test_greedy_groups_write_what_separate_prompts_write(kind, layout, monkeypatch):
+    """With the prompts read block by block, as on a CPU, and in padded rows, as on a GPU."""
+    monkeypatch.setattr(sampling, "layout_of", layout)
     model, (prompts, mask) = random_model(kind, heads=2, shared=2, seed=0).eval(), prompts_of_two_lengths()
     expected = written_by_generate(model, prompts, mask, 6)
     written = sample_groups(model, prompts, mask, 3, new_tokens=6, temperature=0.0, ends=[])
@@ -138,6 +141,31 @@ def test_a_step_keeps_its_tensors_in_place_so_that_a_graph_can_replay_it(kind):
             decoder.step()
     assert decoder.written.tolist() == expected.tolist()
     assert [tensor.data_ptr() for tensor in state] == places
+
+
+@pytest.mark.slow
+def test_a_4_bit_model_is_merged_in_16_bits_where_a_card_has_room(monkeypatch):
+    """Here on a CPU, in fp32: what it writes is what the adapter beside the 4-bit weights writes."""
+    from rpo_kit.models import lora
+    from rpo_kit.models.local import load_trainable
+    from rpo_kit.presets import ModelSettings
+
+    model = load_trainable(ModelSettings("smollm2", load_in_4bit=True), None, seed=0).model.float().eval()
+    for layer in (m for m in model.modules() if hasattr(m, "compute_dtype")):
+        layer.compute_dtype = layer.weight.quant_state.dtype = torch.float32
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.02)
+    ids = torch.randint(3, 49_000, (1, 12))
+    with torch.no_grad():
+        with using_adapter(model):
+            beside = model(input_ids=ids).logits
+        monkeypatch.setattr(lora, "_has_room_to_merge", lambda layers: True)
+        with merged_adapter(model):
+            merged = model(input_ids=ids).logits
+    torch.testing.assert_close(merged, beside, atol=2e-3, rtol=1e-3)
+    assert not torch.equal(merged, beside), "the weights were added up before"
 
 
 @pytest.mark.slow

@@ -36,12 +36,22 @@ def in_one_row(model: PreTrainedModel, groups: list[Group], temperature: float) 
         return score(model, groups, temperature)
 
 
+@pytest.fixture(params=["blocks", "padded"])
+def layout(request, monkeypatch) -> str:
+    """How a CPU lays tokens out, and how a GPU does."""
+    if request.param == "padded":
+        monkeypatch.setattr(shared_prefix, "layout_of", attention.Padded.of)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_equal_those_of_separate_rows(llama, temperature):
     expected = separately(llama, GROUPS, temperature)
     torch.testing.assert_close(in_one_row(llama, GROUPS, temperature), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("layout")
 def test_gradients_flow_through_the_shared_prompt(llama):
     weights = torch.linspace(-1, 1, 20)
 
@@ -66,7 +76,7 @@ def some_groups(draw: st.DrawFn) -> list[Group]:
     return draw(st.lists(group, min_size=1, max_size=3))
 
 
-@pytest.mark.parametrize("how", ["one row", "one row, checkpointing", "rows"])
+@pytest.mark.parametrize("how", ["blocks", "blocks, checkpointing", "padded", "padded, checkpointing", "rows"])
 @pytest.mark.parametrize("kind", KINDS)
 @examples(max_examples=12, deadline=None)
 @given(some_groups(), st.integers(1, 2), st.integers(1, 3), st.sampled_from([0.7, 1.0]), st.integers(1, 9))
@@ -78,7 +88,9 @@ def test_on_any_shape_log_probabilities_loss_and_lora_gradients_are_the_plain_on
     lengths = torch.tensor([len(completion) for _, completions in groups for completion in completions])
     advantages = torch.linspace(-1, 0.3, len(lengths)).repeat_interleave(lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_BLOCK", {"cpu": block})
+        patch.setattr(attention, "_BLOCK", block)
+        if how.startswith("padded"):
+            patch.setattr(shared_prefix, "layout_of", attention.Padded.of)
         if how == "rows":
             patch.setattr(shared_prefix, "shares_prefix", lambda model: False)
         for scored in (separately, in_one_row):
@@ -106,17 +118,31 @@ def test_a_prompt_is_laid_out_once_and_positions_go_on_from_its_end():
     assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5, 6, 0, 1, 2]]
     assert packed.predictor.tolist() == [3, 4, 3, 6, 7, 10], "the prompt's last token predicts the first of each"
     assert packed.targets.tolist() == [11, 12, 21, 22, 23, 14]
-    spans = [((b.prefix.start, b.prefix.stop), (b.own.start, b.own.stop)) for b in packed.blocks]
+    spans = [((b.prefix.start, b.prefix.stop), (b.own.start, b.own.stop)) for b in packed.layout.blocks]
     assert spans == [((0, 0), (0, 4)), ((0, 4), (4, 6)), ((0, 4), (6, 9)), ((9, 9), (9, 11)), ((9, 11), (11, 12))]
 
 
+def test_on_a_gpu_each_group_has_a_padded_row_while_it_attends():
+    """The same example: 9 and 3 tokens, in rows of 16."""
+    groups = [([1, 2, 3, 4], [[11, 12], [21, 22, 23]]), ([5, 6], [[14]])]
+    packed = pack_groups(groups)
+    padded = attention.Padded.of([(4, [2, 3]), (2, [1])], "cpu", torch.float32)
+    assert padded.places.tolist() == [*range(9), 16, 17, 18]
+    assert padded.tokens[padded.places].tolist() == list(range(packed.tokens.shape[1]))
+    looks = (padded.bias[0, 0] == 0).int().tolist()
+    assert looks[5][:9] == [1, 1, 1, 1, 1, 1, 0, 0, 0], "the completion a, and its prompt"
+    assert looks[8][:9] == [1, 1, 1, 1, 0, 0, 1, 1, 1], "b does not look at a"
+    assert not any(row[9:] != [0] * 7 for row in looks[:9]), "nor anything at padding"
+
+
 def test_a_long_prompt_attends_in_several_blocks(monkeypatch):
-    monkeypatch.setattr(attention, "_BLOCK", {"cpu": 2})
+    monkeypatch.setattr(attention, "_BLOCK", 2)
     packed = pack_groups([([1, 2, 3, 4, 5], [[6]])])
-    spans = [((b.prefix.start, b.prefix.stop), (b.own.start, b.own.stop)) for b in packed.blocks]
+    spans = [((b.prefix.start, b.prefix.stop), (b.own.start, b.own.stop)) for b in packed.layout.blocks]
     assert spans == [((0, 0), (0, 2)), ((0, 2), (2, 4)), ((0, 4), (4, 5)), ((0, 5), (5, 6))]
 
 
+@pytest.mark.usefixtures("layout")
 def test_a_completion_is_not_changed_by_what_stands_beside_it(llama):
     """Neither the other completions of its group nor other groups; checked by changing all of them."""
     before = score(llama, GROUPS, 1.0)
