@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rpo_kit.training.rollouts import Rollout
 
 RETRIEVERS = ("bm25", "recency", "random")  # those that need no model
+VIEW = "application/vnd.jupyter.widget-view+json"
 _DRAWING_SHARE = 0.05  # ours: drawing takes at most this share of the time
 
 explain_errors()  # on import: a notebook opens its run, which may fail, before it calls anything of this module
@@ -108,9 +109,12 @@ def live_plot(draw: Callable[[list[dict[str, float]]], Figure]) -> LivePlot:
 
 
 def _bundle(widget: w.Widget, page: w.HTML) -> dict[str, object]:
-    """What a notebook stores of a browser: the widget, and its current page for viewers without widgets."""
-    bundle: dict[str, object] = dict(widget._repr_mimebundle_())
-    return bundle | {"text/html": page.value, "text/plain": "(a page to browse: open this notebook in JupyterLab)"}
+    """What a notebook stores of a browser: the widget, and its current page for viewers without widgets.
+
+    As ipywidgets 8 does in `Widget._repr_mimebundle_`, which ipywidgets 7, Colab's, does not have.
+    """
+    view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+    return {VIEW: view, "text/html": page.value, "text/plain": "(a page to browse: open this notebook in JupyterLab)"}
 
 
 class TrajectoryBrowser:

@@ -288,8 +288,15 @@ def test_a_stored_notebook_shows_a_browsers_page_where_widgets_are_not_shown(exa
     for browser in browsers:
         bundle = browser._repr_mimebundle_()
         assert bundle["text/html"] == browser.page.value
-        assert "application/vnd.jupyter.widget-view+json" in bundle
+        assert bundle[widgets.VIEW] == browser.widget._repr_mimebundle_()[widgets.VIEW]
         assert "VBox" not in str(bundle)
+
+
+def test_a_browser_can_be_shown_with_ipywidgets_7_too(examples, monkeypatch):
+    """Colab's ipywidgets 7.7 has no Widget._repr_mimebundle_."""
+    monkeypatch.delattr(widgets.w.Widget, "_repr_mimebundle_")
+    browser = widgets.user_browser(examples, TASK)
+    assert browser._repr_mimebundle_()[widgets.VIEW]["model_id"] == browser.widget.model_id
 
 
 # ---- the report on synthesis --------------------------------------------------------------------------------------
