@@ -197,8 +197,8 @@ _GPU_24GB = Preset(
     data=DataSettings(train_users=2000, dev_users=500),
     base="local:unsloth/Qwen2.5-7B-Instruct",
     reflection=ModelSettings("unsloth/Qwen2.5-7B-Instruct", load_in_4bit=True, max_seq_length=4096),
-    # Batch sizes: estimated by memory.py for the longest prompts, not yet measured on a 24 GB card. GB: prepare 15.4,
-    # sft 22.9, rl 17.0, evaluate 15.4; the weights alone are 5.5 (4-bit; embedding and head 16-bit).
+    # Batch sizes: measured on an H100 within 24 GB (docs/benchmarks.md). By memory.py for the longest prompts, GB:
+    # prepare 14.2, sft 9.4, rl 15.9, evaluate 14.2; the weights alone are 5.5 (4-bit; embedding and head 16-bit).
     sft=SFTSettings(steps=300, batch_size=2, accumulate=8, learning_rate=2e-4),
     rl=RLSettings(
         steps=200,
@@ -251,8 +251,8 @@ PRESETS: dict[str, Preset] = {
         data=DataSettings(train_users=1000, dev_users=300),
         base="local:unsloth/Qwen2.5-1.5B-Instruct",
         reflection=ModelSettings("unsloth/Qwen2.5-1.5B-Instruct", load_in_4bit=True, max_seq_length=2048),
-        # Batch sizes: estimated as for gpu-24gb, not yet measured on a T4. GB: prepare 5.4, sft 13.7, rl 5.2, evaluate
-        # 9.4; the weights alone are 1.1. Without gradient checkpointing RL on the longest prompts would take 18.
+        # Batch sizes: measured on an H100 within 15 GB, not on a T4. As for gpu-24gb, GB: prepare 5.0, sft 2.7, rl 6.9,
+        # evaluate 11.4; the weights alone are 1.1. RL on the longest prompts without checkpointing would take 31.
         sft=SFTSettings(steps=200, batch_size=4, accumulate=2, learning_rate=2e-4),
         rl=RLSettings(
             steps=100,

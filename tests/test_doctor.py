@@ -212,11 +212,11 @@ def test_a_missing_package_is_named_without_a_traceback(module: str) -> None:
 
 
 def test_on_a_gpu_each_preset_shows_the_memory_it_will_take() -> None:
-    lines = by_name(list(doctor.check_presets(16.0)))
+    lines = by_name(list(doctor.check_presets(15.0)))
     assert lines.keys() == {f"preset {name}" for name in PRESETS}
     small, large = lines["preset colab-t4"], lines["preset gpu-24gb"]
     assert (small.status, large.status) == ("ok", "warn")
-    assert small.found == ("needs up to 13.7 of 16.0 GB, estimated (prepare 5.4, sft 13.7, rl 5.2, evaluate 9.4)")
+    assert small.found == ("needs up to 11.4 of 15.0 GB, estimated (prepare 5.0, sft 2.7, rl 6.9, evaluate 11.4)")
     assert "a smaller preset" in large.remedy
-    assert "batch of sft" in large.remedy
+    assert "batch of rl" in large.remedy
     assert all(check.status == "ok" for check in doctor.check_presets(24.0))

@@ -6,37 +6,59 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from rpo_kit import memory
 from rpo_kit.memory import KNOWN, SLACK, estimate, rl_step, scoring, shape_of, shape_of_config, weights
+from rpo_kit.models import attention
 from rpo_kit.models.lora import add_lora
 from rpo_kit.presets import PRESETS, ModelSettings, RLSettings, get_preset
 from rpo_kit.training import shared_prefix
 from rpo_kit.training.shared_prefix import score
 from rpo_kit.training.shared_prefix import scoring as scored_by
 
-SMALL, MEDIUM = KNOWN["smollm2"], KNOWN["unsloth/Qwen2.5-1.5B-Instruct"]
 FACTOR = 1.2
-# On an H100 at commit 28892b1: shape, 4-bit, prompts x samples, tokens per prompt and per sample, samples per
-# micro-batch, GB. Real LaMP-7 prompts (the last row) have about 350 tokens. The micro-batch of the first row was not
-# recorded; the preset had 8.
-MEASURED = [
-    (MEDIUM, True, 8, 8, 400, 192, 8, 9.0),
-    (SMALL, False, 16, 8, 300, 80, 64, 9.7),
-    (SMALL, False, 16, 8, 300, 80, 128, 18.6),
-    (SMALL, False, 16, 8, 350, 80, 16, 3.0),
-]
+# What torch held of an H100 at most, GB: rows of figures/data/gpu_check_H100.csv. During the two evaluations it held as
+# much as it was allowed, so what it used is taken; for gpu-24gb's that was not recorded.
+MEASURED = {
+    ("colab-t4", "rl", 400): 5.27,
+    ("colab-t4", "rl", 1856): 6.70,
+    ("colab-t4", "evaluate", 1856): 11.30,
+    ("colab-t4", "sft", 2048): 2.59,
+    ("gpu-24gb", "rl", 400): 9.94,
+    ("gpu-24gb", "rl", 3840): 17.09,
+    ("gpu-24gb", "sft", 4096): 8.46,
+}
+STEP = RLSettings(prompts_per_step=8, group_size=8, max_new_tokens=192, micro_batch_tokens=400 + 8 * 192)
 
 
-@pytest.mark.parametrize(("shape", "in_4_bit", "prompts", "group", "prompt", "new", "micro", "gb"), MEASURED)
-def test_the_estimate_is_within_a_factor_of_what_was_measured(shape, in_4_bit, prompts, group, prompt, new, micro, gb):
-    budget = micro // group * (prompt + group * new)
-    rl = RLSettings(prompts_per_step=prompts, group_size=group, max_new_tokens=new, micro_batch_tokens=budget)
-    estimated = SLACK * rl_step(shape, ModelSettings("x", in_4_bit), rl, prompt) / 1e9
-    assert gb / FACTOR < estimated < gb * FACTOR
+@pytest.mark.parametrize(("preset", "stage", "tokens"), MEASURED)
+def test_the_estimate_is_within_a_factor_of_what_was_measured(preset, stage, tokens):
+    settings, gb = get_preset(preset), MEASURED[preset, stage, tokens]
+    shape, model = KNOWN[settings.reflection.name], settings.reflection
+    sizes = {
+        "rl": lambda: rl_step(shape, model, settings.rl, tokens),
+        "sft": lambda: memory.sft_step(shape, model, settings.sft.batch_size * tokens),
+        "evaluate": lambda: memory.rewriting(shape, model, settings.evaluation, tokens),
+    }
+    assert gb / FACTOR < SLACK * sizes[stage]() / 1e9 < gb * FACTOR
+
+
+@pytest.mark.parametrize(("checkpointing", "gb"), [(True, 5.40), (False, 8.49)])
+def test_so_it_is_for_the_step_that_was_timed(checkpointing, gb):
+    settings = replace(STEP, gradient_checkpointing=checkpointing)
+    shape = KNOWN["unsloth/Qwen2.5-1.5B-Instruct"]
+    assert gb / FACTOR < SLACK * rl_step(shape, ModelSettings("x", True), settings, 400) / 1e9 < gb * FACTOR
+
+
+def test_these_points_are_in_the_stored_table():
+    folder = Path(memory.__file__).parents[1] / "figures" / "data"
+    table = pd.read_csv(folder / "gpu_check_H100.csv")
+    stored = {round(value, 2) for column in ("gb", "used_gb") for value in table[column].dropna()}
+    assert {*MEASURED.values(), 5.40, 8.49} <= stored
 
 
 def tensors_kept(model: PreTrainedModel, groups: Sequence[tuple[list[int], list[list[int]]]]) -> int:
@@ -57,9 +79,10 @@ def tensors_kept(model: PreTrainedModel, groups: Sequence[tuple[list[int], list[
     return sum(sizes.values())
 
 
-@pytest.mark.parametrize(("prompt", "new"), [(50, 20), (290, 12)])
-def test_a_layer_keeps_what_the_formula_says(prompt, new):
-    """In bf16, by counting: a third layer keeps within 6 % of the formula."""
+@pytest.mark.parametrize(("prompt", "new"), [(56, 18), (272, 12)])
+def test_a_layer_keeps_what_the_formula_says(prompt, new, monkeypatch):
+    """In bf16, by counting, laid out as on a GPU: a third layer keeps within 4 % of the formula."""
+    monkeypatch.setattr(shared_prefix, "layout_of", attention.Padded.of)
     settings, kept = ModelSettings("x"), []
     config = Qwen2Config(
         vocab_size=300, hidden_size=128, intermediate_size=320, num_attention_heads=4, num_key_value_heads=2
@@ -69,9 +92,8 @@ def test_a_layer_keeps_what_the_formula_says(prompt, new):
         config.num_hidden_layers = layers
         config.layer_types = ["full_attention"] * layers
         kept.append(tensors_kept(add_lora(Qwen2ForCausalLM(config).bfloat16(), settings), groups))
-    pairs = 3 * memory.pairs(prompt, 4, new)
-    expected = memory.layer(shape_of_config(config.to_dict()), settings, 3 * (prompt + 4 * new), pairs)
-    assert kept[1] - kept[0] == pytest.approx(expected, rel=0.06)
+    expected = memory.layer(shape_of_config(config.to_dict()), settings, 3 * (prompt + 4 * new))
+    assert kept[1] - kept[0] == pytest.approx(expected, rel=0.04)
 
 
 def test_as_many_tokens_have_logits_in_memory_as_scoring_takes_at_a_time():
@@ -120,11 +142,11 @@ def test_the_benchmarks_page_shows_these_estimates(preset, gb):
 
 def test_checkpointing_and_a_smaller_micro_batch_need_less():
     preset = get_preset("colab-t4")
-    model, rl = preset.reflection, preset.rl
+    model, rl, shape = preset.reflection, preset.rl, KNOWN[preset.reflection.name]
     without = replace(rl, gradient_checkpointing=False)
-    assert scoring(MEDIUM, model, rl, 900) < scoring(MEDIUM, model, without, 900) / 3
+    assert scoring(shape, model, rl, 900) < scoring(shape, model, without, 900) / 3
     halved = replace(without, micro_batch_tokens=rl.micro_batch_tokens // 2)
-    assert scoring(MEDIUM, model, halved, 900) < 0.6 * scoring(MEDIUM, model, without, 900)
+    assert scoring(shape, model, halved, 900) < 0.6 * scoring(shape, model, without, 900)
 
 
 def test_for_an_unknown_model_there_is_no_estimate(tmp_path):

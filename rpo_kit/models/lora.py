@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rpo_kit.errors import KitError
+from rpo_kit.memory import MERGED
 from rpo_kit.presets import ModelSettings
 
 
@@ -136,12 +137,11 @@ def merged_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[No
 
 
 def _has_room_to_merge(layers: Sequence[LoraLayer]) -> bool:
-    """On a GPU the copy may take a quarter of the card (a rule, so that a resumed run does the same)."""
+    """On a GPU the copy may take MERGED bytes, whatever the card: a resumed run does the same."""
     weights = [cast(Tensor, layer.base_layer.weight) for layer in layers]
     if not weights or not weights[0].is_cuda:
         return not any(hasattr(weight, "quant_state") for weight in weights)
-    numbers = sum(cast(int, layer.in_features) * cast(int, layer.out_features) for layer in layers)
-    return 2 * numbers <= int(torch.cuda.get_device_properties(weights[0].device).total_memory) / 4
+    return 2 * sum(cast(int, layer.in_features) * cast(int, layer.out_features) for layer in layers) <= MERGED
 
 
 def _dtype(model: torch.nn.Module) -> torch.dtype:

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rpo_kit.memory import Shape, layer, lora_parameters, pairs, weights
+from rpo_kit.memory import Shape, lora_parameters, weights
+from rpo_kit.models.attention import Blocks
 from rpo_kit.presets import ModelSettings, RLSettings
 
 Work = tuple[float, float]  # FLOPs and bytes
@@ -85,7 +86,7 @@ def step_work(
     token_kv = 2 * shape.key_heads * shape.width * shape.layers * element
     per_pair = 4 * queries * shape.layers  # two products per pair of tokens that looks at each other
     micro = max(1.0, scored / rl.micro_batch_tokens)
-    kept = scale * shape.layers * layer(shape, model, scored, scored_pairs)
+    kept = scale * shape.layers * kept_by_layer(shape, model, scored, scored_pairs)
 
     reading = rows * prompt * per_token + rows * prompt**2 * per_pair + 2 * rows * head
     # (R, group) queries look at the whole row: its prompt and what all G completions have written so far
@@ -104,6 +105,20 @@ def step_work(
         "backward": (backward, micro * passes + kept),
     }
     return phases if rl.beta else {name: work for name, work in phases.items() if name != "reference"}
+
+
+def pairs(prompt: int, group: int, new: int) -> int:
+    """Pairs of a token and one that it attends to while a group is scored on a CPU: in the blocks of attention.py."""
+    blocks = Blocks.of([(prompt, [new] * group)]).blocks
+    lengths = [(block.own.stop - block.own.start, block.prefix.stop - block.prefix.start) for block in blocks]
+    return sum(own * (own + prefix) for own, prefix in lengths)
+
+
+def kept_by_layer(shape: Shape, model: ModelSettings, tokens: float, pairs: float) -> float:
+    """Bytes, in 16 bits, that backward needs of one decoder layer on a CPU, where attention keeps its probabilities."""
+    thin = 2 * model.lora_rank * sum(name in shape.linear for name in model.lora_targets)
+    wide = 16 * shape.hidden + 8 * shape.intermediate + 4 * shape.key_heads * shape.width
+    return tokens * (wide + thin) + 2 * shape.heads * pairs
 
 
 def bound(work: dict[str, Work], machine: Machine) -> dict[str, float]:

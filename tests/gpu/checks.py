@@ -281,4 +281,5 @@ def step_time(model: ModelSettings, ours: bool, shape: Mapping[str, int], checkp
     with Measured() as spent:
         figures = rl_step.measure(shared=ours, dtype=dtype, model=model, checkpointing=checkpointing, **shape)
     note = f"sampling {figures['sampling']:.2f} s, prompts of {figures['prompt']:.0f} tokens, {shape}"
-    return [Row("step", OURS if ours else UNSLOTHS, figures["whole"], *spent.gb, note=note)]
+    what = (OURS + (", with gradient checkpointing" if checkpointing else "")) if ours else UNSLOTHS
+    return [Row("step", what, figures["whole"], *spent.gb, note=note)]

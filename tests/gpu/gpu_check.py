@@ -7,8 +7,9 @@
     step      the RL step of the 1.5B shape in 4-bit, ours and Unsloth's trainer's
 
 Each measurement is a row of OUT.csv, with the device, the versions and the commit. Each check runs in a process of its
-own. What has not begun after ten minutes is left out, and said. Without a GPU the same functions run on the CPU with
-tiny shapes: that they run says nothing about a GPU, and no memory is measured.
+own; on a card with room for it, four at a time, and at the end, alone, the steps that are timed. What has not begun
+after ten minutes is left out, and said. Without a GPU the same functions run on the CPU with tiny shapes: that they run
+says nothing about a GPU, and no memory is measured.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
@@ -47,35 +50,34 @@ COLUMNS = ("date", "device", "versions", "commit", *(field.name for field in fie
 
 @dataclass(frozen=True)
 class Check:
-    """A function of checks.py and what it is called with; `needs_gb` of the GPU."""
+    """A function of checks.py and what it is called with; `needs_gb` of the GPU. Those of a lane follow each other."""
 
     function: str
     arguments: dict[str, Any] = field(default_factory=dict)
     needs_gb: float = 0.0
+    lane: str = ""
 
 
 def plan(root: Path) -> Iterator[Check]:
-    """What is checked on a GPU, the most telling first."""
-    for in_4bit in (False, True):
-        yield Check("greedy", {"settings": ModelSettings("smollm2", in_4bit), "new": 48})
+    """What is checked on a GPU; the timed steps, without a lane, last."""
     for name, in_4bit in (("bf16", False), ("4-bit", True)):
+        yield Check("greedy", {"settings": ModelSettings("smollm2", in_4bit), "new": 48}, lane=name)
         common = {"root": root, "name": name, "overrides": {"reflection.load_in_4bit": in_4bit}}
         for names in (["prepare", "synthesize"], ["sft"], ["rl", "evaluate"]):
-            yield Check("stages", common | {"names": names})
+            yield Check("stages", common | {"names": names}, lane=name)
         if not in_4bit:
-            yield Check("interrupted", common | {"kill": True})
-            yield Check("resumed", common)
+            yield Check("interrupted", common | {"kill": True}, lane=name)
+            yield Check("resumed", common, lane=name)
     for name, gb in CARDS.items():
         preset, folder = get_preset(name), root / name
         shape, longest = KNOWN[preset.reflection.name], preset.reflection.max_seq_length - preset.rl.max_new_tokens
-        yield Check("make_model", {"folder": folder, "shape": shape, "tokenizer": bundled_model()})
-        if name == "colab-t4":
-            model = replace(preset.reflection, name=str(folder))
-            for ours in (True, False):
-                yield Check("step_time", {"model": model, "ours": ours, "shape": STEP, "checkpointing": True})
+        yield Check("make_model", {"folder": folder, "shape": shape, "tokenizer": bundled_model()}, lane=name)
         of_card = {"folder": folder, "preset": preset, "gb": gb}
-        yield Check("rl_memory", of_card | {"shape": shape, "lengths": [400, longest]}, gb)
-        yield Check("sft_memory", of_card | {"work": root / f"{name}-sft"}, gb)
+        yield Check("rl_memory", of_card | {"shape": shape, "lengths": [400, longest]}, gb, lane=name)
+        yield Check("sft_memory", of_card | {"work": root / f"{name}-sft"}, gb, lane=name)
+    model = replace(get_preset("colab-t4").reflection, name=str(root / "colab-t4"))
+    for ours, checkpointing in ((True, False), (True, True), (False, True)):
+        yield Check("step_time", {"model": model, "ours": ours, "shape": STEP, "checkpointing": checkpointing})
 
 
 def tiny_overrides(model: Path) -> dict[str, Any]:
@@ -111,25 +113,41 @@ def tiny_plan(root: Path, model: Path) -> Iterator[Check]:
 
 
 def run_all(plan: Iterable[Check], run: Callable[[Check, float], list[Row]], seconds: float = SECONDS) -> list[Row]:
-    """The rows of all checks; one that fails, or has no time or room, is a row with the reason in `note`."""
-    rows: list[Row] = []
-    start, room = time.monotonic(), card_gb()
+    """The rows of all checks; one that fails, or has no time or room, is a row with the reason in `note`.
+
+    Lanes run beside each other where the card has room for all of them; checks without a lane follow, alone.
+    """
+    end, lanes = time.monotonic() + seconds, defaultdict[str, list[Check]](list)
     for check in plan:
-        left = seconds - (time.monotonic() - start)
-        began = time.monotonic()
-        if left < 0:
-            new = [Row(check.function, label(check), 0.0, note=f"left out: {seconds / 60:.0f} minutes are over")]
-        elif check.needs_gb > room > 0:
-            new = [Row(check.function, label(check), 0.0, note=f"left out: the card has {room:.0f} GB")]
-        else:
-            try:
-                new = run(check, left)
-            except Exception as error:
-                note = f"FAILED: {type(error).__name__}: {error}"
-                new = [Row(check.function, label(check), time.monotonic() - began, note=note)]
-        for row in new:
-            print(f"{row.check:8} {row.what:70} {row.seconds:8.2f} s {gb_text(row)} {row.note}", flush=True)
-        rows += new
+        lanes[check.lane].append(check)
+    alone = lanes.pop("", [])
+
+    def run_lane(checks: list[Check]) -> list[Row]:
+        return [row for check in checks for row in rows_of(check, run, end)]
+
+    beside = len(lanes) if card_gb() > 1.5 * sum(CARDS.values()) else 1
+    with ThreadPoolExecutor(max(1, beside)) as pool:
+        rows = [row for of_lane in pool.map(run_lane, lanes.values()) for row in of_lane]
+    for row in rows if beside > 1 else ():
+        row.note = "; ".join(part for part in (row.note, "other checks ran beside it") if part)
+    return rows + run_lane(alone)
+
+
+def rows_of(check: Check, run: Callable[[Check, float], list[Row]], end: float) -> list[Row]:
+    """The rows of one check, printed."""
+    began, room = time.monotonic(), card_gb()
+    if began > end:
+        rows = [Row(check.function, label(check), 0.0, note="left out: the time is over")]
+    elif check.needs_gb > room > 0:
+        rows = [Row(check.function, label(check), 0.0, note=f"left out: the card has {room:.0f} GB")]
+    else:
+        try:
+            rows = run(check, end - began)
+        except Exception as error:
+            note = f"FAILED: {type(error).__name__}: {error}"
+            rows = [Row(check.function, label(check), time.monotonic() - began, note=note)]
+    for row in rows:
+        print(f"{row.check:8} {row.what:70} {row.seconds:8.2f} s {gb_text(row)} {row.note}", flush=True)
     return rows
 
 
@@ -160,8 +178,10 @@ def here(check: Check, _: float) -> list[Row]:
 def in_a_process(check: Check, seconds: float) -> list[Row]:
     """In a process of its own, which is stopped after `seconds`; a process that kills itself has no rows."""
     command = [sys.executable, __file__, "--child", json.dumps(as_json(check))]
-    limit, environment = max(seconds, 30.0), os.environ | OFFLINE
-    done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
+    limit = max(seconds, 30.0)
+    with tempfile.TemporaryDirectory(prefix="gpu-check-compiled-") as folder:  # two that compile would mix their files
+        environment = os.environ | OFFLINE | {"UNSLOTH_COMPILE_LOCATION": folder}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
     if done.returncode == -signal.SIGKILL and check.arguments.get("kill"):
         return []
     if done.returncode:
@@ -236,8 +256,8 @@ def main() -> int:
             rows = run_on_cpu(Path(folder))
     write(rows, options.out)
     times = {row.what: row.seconds for row in rows if row.check == "step"}
-    if torch.cuda.is_available() and len(times) == 2:
-        print(f"RL step: Unsloth's trainer / ours = {times[checks.UNSLOTHS] / times[checks.OURS]:.2f}")
+    for what in times if torch.cuda.is_available() and checks.UNSLOTHS in times else ():
+        print(f"RL step: {checks.UNSLOTHS} / {what} = {times[checks.UNSLOTHS] / times[what]:.2f}")
     bad = [row for row in rows if row.note.startswith(("FAILED", "left out"))]
     print(f"{len(rows)} rows in {options.out}; {len(bad) or 'none'} failed or left out")
     return 1 if bad else 0
