@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -394,12 +395,26 @@ def test_the_longer_runs_of_the_results_are_the_stored_ones() -> None:
 
 def test_the_gains_by_rl_steps_are_the_stored_ones() -> None:
     table = rows("docs/results.md", "| RL |")
-    for label, name in (("20 steps of 6 × 8", "20x6"), ("24 steps of 16 × 8", "24x16")):
+    names = {"20 steps of 6 × 8": "20x6", "24 steps of 16 × 8": "24x16"}
+    names |= {f"{n} steps of 16 × 8 at 1e-4, SFT on 1, 3 and 6 items": f"h100_{n}x16" for n in (6, 12, 24)}
+    for label, name in names.items():
         seeds, gain, could_show, _ = table[label]
         numbers = stored(f"gain_LaMP-7_{name}", "run")
         assert len(numbers) == 1 + len(seeds.split(","))
         agree(gain, numbers["all"], "difference", "low", "high")
         agree(could_show, numbers["all"], "mde")
+
+
+def test_the_figure_on_600_users_is_the_stored_one() -> None:
+    table = rows("docs/results.md", "| curriculum | *k* = 1")
+    bars, differences = (pd.read_csv(DATA / f"h100_LaMP-7_{name}.csv") for name in ("bars", "differences"))
+    with_six = differences[differences["shots"] == 6].set_index(["arm", "minus"])
+    for arm, (*scores, gain, behind) in table.items():
+        stored_scores = bars[bars["arm"] == arm].set_index("shots")["score"]
+        assert [float(score) for score in scores] == pytest.approx(list(stored_scores[[1, 2, 4, 6]]), abs=0.0006)
+        for cell, pair in ((gain, (arm, "SFT only")), (behind, ("progressive", arm))):
+            if cell != "–":
+                assert shown(cell) == pytest.approx(list(with_six.loc[pair, ["score", "low", "high"]]), abs=0.0006)
 
 
 def test_the_scores_by_items_are_the_stored_ones() -> None:

@@ -8,6 +8,8 @@ TRL's SFTTrainer on Unsloth with LoRA; the loss counts the completion only.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from rpo_kit.rewriting.reflection import DoesNotFitError, fitting_messages
 from rpo_kit.rewriting.trajectory import Form, Trajectory, render
 from rpo_kit.runs import OnLog, Run, read_records
 from rpo_kit.stages import stage
+from rpo_kit.training import ranks
 from rpo_kit.training.progress import (
     common_arguments,
     finish_training,
@@ -87,6 +90,25 @@ def _row(run: Run, loaded: LoadedModel, example: Example, record: dict[str, Any]
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}, cut
 
 
+def training_order(lengths: Sequence[int], settings: SFTSettings, processes: int = 1) -> list[int]:
+    """The numbers of the rows that training reads, one after the other: all of them, shuffled, again and again.
+
+    The rows of one step stand in order of length. So its micro-batches hold rows of like length, which are padded less,
+    and the step's gradient is the same.
+    """
+    of_step = settings.batch_size * settings.accumulate * processes
+    draw, order = random.Random(f"sft/{settings.seed}"), list[int]()
+    while len(order) < settings.steps * of_step:
+        order += draw.sample(range(len(lengths)), len(lengths))
+    steps = (order[n : n + of_step] for n in range(0, settings.steps * of_step, of_step))
+    return [row for step in steps for row in sorted(step, key=lambda row: lengths[row])]
+
+
+def lengths_of(rows: Dataset) -> list[int]:
+    """Characters of each row."""
+    return [sum(len(message["content"]) for message in row["prompt"] + row["completion"]) for row in rows]
+
+
 def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work: Path, on_log: OnLog | None) -> Any:
     """TRL's trainer. Every field that decides something is set, because Unsloth changes the defaults."""
     from trl import SFTConfig, SFTTrainer  # after Unsloth, which `loaded` has imported
@@ -99,12 +121,14 @@ def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work
         max_length=loaded.max_seq_length,
         completion_only_loss=True,
         packing=False,
+        train_sampling_strategy="sequential",
         logging_steps=max(1, settings.steps // 40),
         **common_arguments(settings, work),
     )
     log: Any = log_callback(work / "log.csv", "loss", on_log)
+    ordered = rows.select(training_order(lengths_of(rows), settings, ranks.world()[1]))
     trainer = SFTTrainer(
-        model=loaded.model, args=config, train_dataset=rows, processing_class=loaded.tokenizer, callbacks=[log]
+        model=loaded.model, args=config, train_dataset=ordered, processing_class=loaded.tokenizer, callbacks=[log]
     )
     log.trainer = trainer
     remove_printer_callback(trainer)

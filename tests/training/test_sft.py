@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, read_records
 from rpo_kit.training import progress, running_sums, sft
 from rpo_kit.training.checkpoints import seal
-from rpo_kit.training.sft import make_trainer, sft_dataset, train_sft
+from rpo_kit.training.sft import lengths_of, make_trainer, sft_dataset, train_sft, training_order
 from rpo_kit.training.synthesis import synthesize
 
 
@@ -73,8 +74,10 @@ def test_the_loss_counts_the_completion_with_its_end_token_and_nothing_of_the_pr
     run = synthesized()
     loaded = load_unsloth_trainable(run.preset.reflection, 0)
     rows = sft_dataset(run, loaded)
-    trainer = make_trainer(loaded, rows, SFTSettings(steps=1, batch_size=2), tmp_path, None)
+    settings = SFTSettings(steps=1, batch_size=2, accumulate=1)
+    trainer = make_trainer(loaded, rows, settings, tmp_path, None)
     batch = trainer.data_collator([trainer.train_dataset[n] for n in range(2)])
+    rows = rows.select(training_order(lengths_of(rows), settings))
     for n in range(2):
         labels = batch["labels"][n]
         counted = labels[labels != -100].tolist()
@@ -259,7 +262,9 @@ def test_4_bit_training_works_on_a_cpu_for_real(prepared, tmp_path):
     assert linear[0].weight.dtype == torch.uint8
     assert linear[0].weight.quant_state is not None, "really quantised, not only named so"
 
-    trainer = make_trainer(loaded, sft_dataset(run, loaded), SFTSettings(steps=1, batch_size=2), tmp_path, None)
+    trainer = make_trainer(
+        loaded, sft_dataset(run, loaded), SFTSettings(steps=1, batch_size=2, accumulate=1), tmp_path, None
+    )
     # TRL has put the LoRA weights of a 4-bit model into bf16 by now
     before = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
     assert before
@@ -269,3 +274,29 @@ def test_4_bit_training_works_on_a_cpu_for_real(prepared, tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name].detach())}
     assert changed == {name for name in before if "lora_B" in name}, "A follows from step 2 on, B begins as zeros"
     assert bundled_model().exists()
+
+
+def test_the_rows_of_a_step_stand_in_order_of_length_and_every_row_is_read_before_one_is_read_again():
+    lengths = [30, 10, 50, 20, 40, 60, 70]
+    settings = SFTSettings(steps=3, batch_size=2, accumulate=2, seed=1)
+    order = training_order(lengths, settings)
+    assert len(order) == 3 * 4
+    steps = [order[n : n + 4] for n in (0, 4, 8)]
+    assert all([lengths[row] for row in step] == sorted(lengths[row] for row in step) for step in steps)
+    seen = Counter(order)
+    assert set(seen) == set(range(7))
+    assert max(seen.values()) - min(seen.values()) <= 1
+    assert training_order(lengths, settings) == order, "the same again, as a resumed training needs"
+    assert training_order(lengths, replace(settings, seed=2)) != order
+    assert len(training_order(lengths, settings, processes=2)) == 2 * len(order)
+
+
+def test_a_step_in_two_passes_learns_what_it_learns_in_one(synthesized):
+    """Rows of a step count by their tokens, whichever pass they are in."""
+    logs = []
+    for batch, passes in ((4, 1), (2, 2)):
+        run = synthesized({"sft.steps": 3, "sft.batch_size": batch, "sft.accumulate": passes})
+        train_sft(run)
+        logs.append(pd.read_csv(run.stage("sft") / "log.csv"))
+    for column in ("loss", "grad_norm"):
+        assert list(logs[1][column]) == pytest.approx(list(logs[0][column]), rel=2e-3)
