@@ -37,6 +37,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_seq_length: int
+    adapter: str | None = "default"  # the LoRA adapter that generates, if the model has any; None: without
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def generate(
     """One completion per conversation, in the same order; greedy at temperature 0."""
     import torch
 
-    from rpo_kit.models.lora import merged_adapter
+    from rpo_kit.models.lora import merged_adapter, without_adapter
 
     tokenizer, ends = loaded.tokenizer, end_tokens(loaded)
     texts = [chat_text(tokenizer, conversation) for conversation in conversations]
@@ -231,7 +232,9 @@ def generate(
     completions: dict[int, Completion] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        with torch.no_grad(), merged_adapter(loaded.model):
+        name = loaded.adapter
+        adapter = without_adapter(loaded.model) if name is None else merged_adapter(loaded.model, name)
+        with torch.no_grad(), adapter:
             groups = sample(loaded, [prompts[n] for n in chosen], 1, max_new_tokens, temperature)
         decoded = tokenizer.batch_decode([new for (new,) in groups], skip_special_tokens=True)
         for n, (new,), text in zip(chosen, groups, decoded, strict=True):

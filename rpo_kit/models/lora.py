@@ -46,8 +46,8 @@ def add_lora(model: PreTrainedModel, settings: ModelSettings) -> PreTrainedModel
     return cast(PreTrainedModel, get_peft_model(model, config))
 
 
-def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PreTrainedModel:
-    """The model with the adapter stored in `folder`.
+def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False, name: str = "default") -> PreTrainedModel:
+    """The model with the adapter stored in `folder`, as its adapter `name`; those that it has already stay.
 
     Raises:
         KitError: there is no adapter, its file is damaged, or it belongs to another model.
@@ -58,16 +58,20 @@ def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False) -> 
         shapes = _stored_shapes(folder / "adapter_model.safetensors")
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
         # without is_trainable the optimiser would be empty and nothing would change (huggingface/trl#6700)
-        loaded = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), name, is_trainable=trainable)
+            loaded: PeftModel | None = model
+        else:
+            loaded = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise KitError(f"The adapter in {folder} is damaged ({error}): train that stage again.") from error
     except (RuntimeError, ValueError):
         loaded = None
-    own = {} if loaded is None else get_peft_model_state_dict(loaded)
-    if loaded is None or {name: tuple(value.shape) for name, value in own.items()} != shapes:
-        name = getattr(model.config, "_name_or_path", "this model")
+    own = {} if loaded is None else get_peft_model_state_dict(loaded, adapter_name=name)
+    if loaded is None or {key: tuple(value.shape) for key, value in own.items()} != shapes:
+        other = getattr(model.config, "_name_or_path", "this model")
         raise KitError(
-            f"The adapter in {folder} was trained on another model ({base}) and does not fit {name}: name that model "
+            f"The adapter in {folder} was trained on another model ({base}) and does not fit {other}: name that model "
             "in reflection.name, or train the adapter again."
         )
     return cast(PreTrainedModel, loaded)
@@ -147,6 +151,19 @@ def _has_room_to_merge(layers: Sequence[LoraLayer]) -> bool:
 def _dtype(model: torch.nn.Module) -> torch.dtype:
     """Of the embeddings, which are never 4-bit, and come first."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def without_adapter(model: torch.nn.Module) -> Iterator[None]:
+    """LoRA layers compute as the layers that they wrap: the model as it was before training."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        layer.forward = layer.base_layer.forward
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def _packed_linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class Rewrite:
     tokens: dict[str, tuple[int, int]]  # (prompt, new) of base and reflection; 0 if a model's server does not count
     shortened: bool = False  # whether the module's prompt had to be shortened to fit
     kept_generic: str | None = None  # why the generic answer is used although there is a trajectory
+    completion: str = ""  # all that the module wrote
 
     @property
     def observations(self) -> list[str]:
@@ -90,12 +92,14 @@ class Personalizer:
         keep_content: float = 0.35,
         *,
         form: Form = FULL,
+        temperature: float = 0.0,
     ) -> None:
         self.base, self.reflection, self.task = base, reflection, task
         self.shots, self.retriever = shots, retriever
         self.new_tokens, self.base_tokens = new_tokens, base_tokens
         self.keep_content = keep_content  # 0: every rewrite is used
         self.form = form
+        self.temperature = temperature  # of the module; the base model answers greedily
         self.lock = threading.Lock()  # held while the module or its tokenizer works
 
     @classmethod
@@ -107,12 +111,17 @@ class Personalizer:
         For an example of the run's data, generic answer and rewrite are those of `prepare` and `evaluate` (but the
         retriever `random` draws other items, and `evaluate` uses every rewrite: see `Rewrite.kept_generic`).
         """
+        adapter = trained_adapter(run, stage)
+        chat = open_chat_for(run, base or run.preset.base)
+        return cls.with_models(run, chat, load_reflection(run.preset.reflection, adapter))
+
+    @classmethod
+    def with_models(cls, run: Run, base: Chat, reflection: LoadedModel) -> Personalizer:
+        """Models that are loaded already, with all of the run's settings."""
         preset = run.preset
-        data = replace(preset.data, dev_users=0)  # as in `train_inputs`: dev users train nothing
-        adapter = require(run, stage, data=data, **module_inputs(run)) / "adapter"
         return cls(
-            open_chat_for(run, base or preset.base),
-            load_reflection(preset.reflection, adapter),
+            base,
+            reflection,
             get_task(preset.data.task),
             preset.evaluation.shots,
             preset.data.retriever,
@@ -144,8 +153,24 @@ class Personalizer:
         started = time.perf_counter()
         examples = [self._example(*pair) for pair in pairs]
         with self.lock:
-            items = self._fitting_items(examples)
+            self._check_inputs(examples)
+            rankings = rank(self.task, examples, self.retriever)
+            items = [top_k(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
+            self._check_items_fit(examples, items)
+        return self._rewrites(examples, items, started)
 
+    def from_items(self, input: str, items: Sequence[Item]) -> Rewrite:
+        """The rewrite from exactly these items, in this order: nothing is retrieved. Raises as `__call__`."""
+        started = time.perf_counter()
+        example = self._example(input, items)
+        shown = list(example["profile"])
+        with self.lock:
+            self._check_inputs([example])
+            self._check_items_fit([example], [shown])
+        return self._rewrites([example], [shown], started)[0]
+
+    def _rewrites(self, examples: list[Example], items: list[list[Item]], started: float) -> list[Rewrite]:
+        """Generic answers and rewrites from the items of each example, and the time since `started`."""
         retrieved = time.perf_counter()
         at_once = isinstance(self.base, ConcurrentChat) and self.base.concurrent
         with nullcontext() if at_once else self.lock:
@@ -157,14 +182,20 @@ class Personalizer:
         with self.lock:
             try:
                 completions, shortened = reflect(
-                    self.reflection, self.task, examples, items, self.new_tokens, form=self.form
+                    self.reflection,
+                    self.task,
+                    examples,
+                    items,
+                    self.new_tokens,
+                    form=self.form,
+                    temperature=self.temperature,
                 )
             except KitError as error:  # it would have fitted with a shorter generic answer
                 raise InputError(str(error)) from None
 
         reflected = time.perf_counter()
         seconds = {"retrieval": retrieved - started, "base": answered - retrieved, "reflection": reflected - answered}
-        timings = {name: total / len(pairs) for name, total in seconds.items()}
+        timings = {name: total / len(examples) for name, total in seconds.items()}
         rewrites = []
         rows = zip(examples, items, answers, completions, shortened, strict=True)
         for example, shown, answer, completion, cut in rows:
@@ -174,9 +205,8 @@ class Personalizer:
             tokens = {"base": (answer.prompt_tokens, answer.new_tokens)}
             tokens["reflection"] = (completion.prompt_tokens, completion.new_tokens)
             text = generic if kept else text
-            rewrites.append(
-                Rewrite(text, generic, shown, parsed.trajectory, parsed.error, dict(timings), tokens, cut, kept)
-            )
+            done = (text, generic, shown, parsed.trajectory, parsed.error, dict(timings), tokens, cut, kept)
+            rewrites.append(Rewrite(*done, completion=completion.text))
         return rewrites
 
     def _example(self, input: str, profile: Sequence[Item]) -> Example:
@@ -187,28 +217,37 @@ class Personalizer:
         query = self.task.query_text(example["input"])
         return reason_to_keep(self.task, query, example["generic"], rewrite, example["profile"], self.keep_content)
 
-    def _fitting_items(self, examples: Sequence[Example]) -> list[list[Item]]:
-        """The top-ranked items of each example, which fit into the module's window together with the query.
+    @property
+    def _limit(self) -> int:
+        """Tokens of the module's prompt."""
+        return self.reflection.max_seq_length - self.new_tokens
 
-        Raises:
-            InputError: an input is not one of the task's, or too long whatever its generic answer will be.
-        """
-        limit, tokenizer = self.reflection.max_seq_length - self.new_tokens, self.reflection.tokenizer
+    def _check_inputs(self, examples: Sequence[Example]) -> None:
+        """Raises InputError: an input is not one of the task's, or too long whatever items are shown."""
         for input in (example["input"] for example in examples):
             if not self.task.is_official(input):
                 raise InputError(
                     f"This is not an input of {self.task.name}: {input[:60]!r}… Make inputs with Task.make_input."
                 )
-            if prompt_tokens(tokenizer, [{"role": "user", "content": input}]) > limit:  # ranking would take long
-                raise _too_long(input, limit)
-        rankings = rank(self.task, examples, self.retriever)
-        items = [top_k(example, ranking, self.shots) for example, ranking in zip(examples, rankings, strict=True)]
+            alone = [{"role": "user", "content": input}]
+            if prompt_tokens(self.reflection.tokenizer, alone) > self._limit:  # ranking would take long
+                raise _too_long(input, self._limit)
+
+    def _check_items_fit(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> None:
+        """Raises InputError: an input is too long whatever its generic answer will be."""
         for example, own_items in zip(examples, items, strict=True):
             try:
-                fitting_messages(tokenizer, limit, self.task, example | {"generic": ""}, own_items, form=self.form)
+                unanswered = example | {"generic": ""}
+                tokenizer = self.reflection.tokenizer
+                fitting_messages(tokenizer, self._limit, self.task, unanswered, own_items, form=self.form)
             except KitError:
-                raise _too_long(example["input"], limit) from None
-        return items
+                raise _too_long(example["input"], self._limit) from None
+
+
+def trained_adapter(run: Run, stage: str) -> Path:
+    """The adapter that `stage` trained. Raises KitError if the stage is not finished, or was made from other data."""
+    data = replace(run.preset.data, dev_users=0)  # as in `train_inputs`: dev users train nothing
+    return require(run, stage, data=data, **module_inputs(run)) / "adapter"
 
 
 def _too_long(input: str, limit: int) -> InputError:

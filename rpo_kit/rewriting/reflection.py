@@ -1,8 +1,8 @@
 """The reflection module at inference time (Figure 1, right): its prompt and its completions.
 
 It reads the query q, the generic answer g and k history items P, and writes a trajectory (`trajectory.py`) that ends in
-the rewrite. `personalizer.py` puts the base model and retrieval in front of it. Completions are greedy here; RL samples
-several per prompt (`training/reinforce.py`).
+the rewrite. `personalizer.py` puts the base model and retrieval in front of it. Completions are greedy by default; RL
+samples several per prompt (`training/reinforce.py`).
 
     module = load_reflection(preset.reflection, adapter=run.stage("rl") / "adapter")
     completions, shortened = reflect(module, task, examples, items, max_new_tokens=80)
@@ -167,8 +167,10 @@ def reflect(
     *,
     skip_unfitting: bool = False,
     form: Form = FULL,
+    temperature: float = 0.0,
 ) -> tuple[list[Completion], list[bool]]:
-    """The module's greedy completion for each example with its items, and whether its prompt had to be shortened.
+    """The module's completion for each example with its items, and whether its prompt had to be shortened; greedy at
+    temperature 0.
 
     With `skip_unfitting`, an example whose query does not fit gets a completion with `failure` set.
 
@@ -188,7 +190,8 @@ def reflect(
             continue
         prompts.append(messages)
         shortened.append(cut)
-    completions = iter(generate(module, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size))
+    written = generate(module, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature)
+    completions = iter(written)
     return [failures[n] if n in failures else next(completions) for n in range(len(examples))], shortened
 
 

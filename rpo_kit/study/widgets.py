@@ -108,7 +108,7 @@ def live_plot(draw: Callable[[list[dict[str, float]]], Figure]) -> LivePlot:
 # ---- browsers -----------------------------------------------------------------------------------------------------
 
 
-def _bundle(widget: w.Widget, page: w.HTML) -> dict[str, object]:
+def page_bundle(widget: w.Widget, page: w.HTML) -> dict[str, object]:
     """What a notebook stores of a browser: the widget, and its current page for viewers without widgets.
 
     As ipywidgets 8 does in `Widget._repr_mimebundle_`, which ipywidgets 7, Colab's, does not have.
@@ -161,7 +161,7 @@ class TrajectoryBrowser:
         self.page.value = count + trajectory_html(self.task, record, self.examples[record["example"]])
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
-        return _bundle(self.widget, self.page)
+        return page_bundle(self.widget, self.page)
 
 
 def trajectory_browser(
@@ -199,7 +199,7 @@ class UserBrowser:
         self.page.value = retrieved_html(self.task, chosen, self.retrievers.value, self.k.value)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
-        return _bundle(self.widget, self.page)
+        return page_bundle(self.widget, self.page)
 
 
 def user_browser(examples: Sequence[Example], task: Task, k: int = 4) -> UserBrowser:
@@ -246,7 +246,7 @@ class RolloutBrowser:
         self.page.value = count + rollouts_html(self.task, group, self.examples[group[0]["example"]])
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
-        return _bundle(self.widget, self.page)
+        return page_bundle(self.widget, self.page)
 
 
 def rollout_browser(rollouts: Sequence[Rollout], examples: Sequence[Example], task: Task) -> RolloutBrowser:
