@@ -103,3 +103,36 @@ class Endpoint:
 def last(body: dict[str, Any]) -> str:
     """The text of the last message."""
     return str(body["messages"][-1]["content"])
+
+
+class FakeModule:
+    """A reflection module that writes what the test wants, with a real tokenizer, for all stages: see `KeptModule`."""
+
+    def __init__(self, tokenizer_folder: Any) -> None:
+        from transformers import AutoTokenizer
+
+        from rpo_kit.models.local import LoadedModel
+
+        self.loaded = LoadedModel(None, AutoTokenizer.from_pretrained(tokenizer_folder), 2048)  # type: ignore[arg-type]
+        self.good = "<observe>[1] reads 2, gave 1: harsh</observe><plan>one lower</plan><rewrite>2</rewrite>"
+        self.writes: Callable[[Any], str] = lambda conversation: self.good
+        self.asked: list[Any] = []
+        self.asked_at: list[str] = []
+        self.temperatures: list[float] = []
+        self.random: list[float] = []
+
+    def at(self, stage: str) -> Any:
+        self.asked_at.append(stage)
+        return self.loaded
+
+    def generate(self, model: Any, conversations: Any, *, temperature: float = 0.0, **_: Any) -> list[Any]:
+        """In place of `reflection.generate`."""
+        import torch
+
+        from rpo_kit.models.chat import Completion
+
+        self.asked += conversations
+        if temperature:
+            self.temperatures.append(temperature)
+            self.random.append(torch.rand(1).item())
+        return [Completion(self.writes(conversation), True, 7, 5) for conversation in conversations]

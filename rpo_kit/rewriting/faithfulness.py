@@ -81,7 +81,7 @@ def check(completion: str, truth: Truth | None, shots: int, sections: tuple[str,
     if trajectory is None:
         return Checked(False, 0.0, 0.0, 0.0)
     said = statements(trajectory.observe)
-    true = [all(_says(truth.statements, n) == text for n in numbers) for numbers, text in said]
+    true = [is_true(numbers, text, truth) for numbers, text in said]
     named = [all(_named(text, truth) == _says(truth.habits, n, "") for n in numbers) for numbers, text in said]
     return Checked(len(cited) > 1, _mean(true), _mean(named), float(_follows(trajectory, truth)))
 
@@ -92,6 +92,11 @@ def statements(observe: str) -> list[tuple[list[int], str]]:
         ([int(number) for number in _NUMBER.findall(cited)], _plain(text))
         for cited, text in _STATEMENT.findall(observe)
     ]
+
+
+def is_true(numbers: Sequence[int], text: str, truth: Truth) -> bool:
+    """Whether a statement (see `statements`) says of each item that it cites what a reader without errors would say."""
+    return all(_says(truth.statements, number) == text for number in numbers)
 
 
 def _plain(text: str) -> str:

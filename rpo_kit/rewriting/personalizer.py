@@ -104,14 +104,15 @@ class Personalizer:
 
     @classmethod
     def of(cls, run: Run, stage: str = "rl", base: str | None = None) -> Personalizer:
-        """The module that `stage` trained, with all of the run's settings; API cost is charged to the run.
+        """The module that `stage` trained, or `untrained`, with all of the run's settings; API cost is charged to the
+        run.
 
         `base` names another base model than the run's, which recorded answers (`file:…`) need: they are not a model.
 
         For an example of the run's data, generic answer and rewrite are those of `prepare` and `evaluate` (but the
         retriever `random` draws other items, and `evaluate` uses every rewrite: see `Rewrite.kept_generic`).
         """
-        adapter = trained_adapter(run, stage)
+        adapter = None if stage == "untrained" else trained_adapter(run, stage)
         chat = open_chat_for(run, base or run.preset.base)
         return cls.with_models(run, chat, load_reflection(run.preset.reflection, adapter))
 

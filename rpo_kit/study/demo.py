@@ -24,7 +24,7 @@ from rpo_kit.stages import result_state
 from rpo_kit.study.results import read_tables, result_text
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-CHAPTERS = ("00_start_here", *dict.fromkeys(stage.notebook for stage in STAGES.values()))
+CHAPTERS = ("00_start_here", *dict.fromkeys(stage.notebook for stage in STAGES.values()), "08_playground")
 
 
 def demo(run: Run) -> None:

@@ -27,7 +27,7 @@ from rpo_kit.lamp.tasks import Item, Task, get_task
 from rpo_kit.models.chat import Chat
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.presets import ModelSettings
-from rpo_kit.rewriting.faithfulness import Checked, check, truth_of
+from rpo_kit.rewriting.faithfulness import Checked, Truth, check, truth_of
 from rpo_kit.rewriting.personalizer import Personalizer, Rewrite, trained_adapter
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, read_records
@@ -64,7 +64,8 @@ class Answer:
     rewrite: Rewrite
     judged: Judged | None  # the completion, as RL rewards it
     scores: dict[str, tuple[float, float]]  # {metric: (of the generic answer, of the answer used)}
-    checked: Checked | None  # the observations; for invented users
+    truth: Truth | None  # about the items; for invented users
+    checked: Checked | None  # the observations against it
 
 
 class Playground:
@@ -103,13 +104,21 @@ class Playground:
         empty = [name for name in self.task.parts if not state.parts.get(name, "").strip()]
         if empty:
             raise KitError(f"The query has no {', '.join(empty)}: write one, or choose a user's query.")
-        input = self.task.make_input(**{name: state.parts[name] for name in self.task.parts})
-        profile = list(chosen["profile"]) if chosen else items_of(self.task, state.items)
         asked = self.examples.get(state.asked)
-        facts = known_facts(chosen, asked if asked and asked["input"] == input else None)
+        if asked and self.parts_of(asked) != state.parts:
+            asked = None
+        input = (
+            asked["input"] if asked else self.task.make_input(**{name: state.parts[name] for name in self.task.parts})
+        )
+        profile = list(chosen["profile"]) if chosen else items_of(self.task, state.items)
+        facts = known_facts(chosen, asked)
         settings = (state.k, state.retriever, state.stage, state.temperature, state.draw)
         who = chosen["user_id"] if chosen else "own items"
         return Question(input, profile, *settings, self._read_gold(state.gold), facts, who)
+
+    def parts_of(self, example: Example) -> dict[str, str]:
+        """The parts of the example's query, as one would type them."""
+        return {name: text.strip() for name, text in self.task.query_parts(example["input"]).items()}
 
     def answer(self, question: Question) -> Answer:
         """Retrieval, generic answer and rewrite. Raises KitError: an adapter or a model is missing, or does not fit."""
@@ -145,11 +154,11 @@ class Playground:
         truth = truth_of(self.task, example, rewrite.items) if question.facts and shown else None
         checked = check(rewrite.completion, truth, shown, sections) if truth else None
         if not question.gold:
-            return Answer(question, rewrite, None, {}, checked)
+            return Answer(question, rewrite, None, {}, truth, checked)
         rl, query = self.run.preset.rl, self.task.query_text(question.input)
         weights = (rl.format_weight, rl.content_weight, rewrite.generic, query, sections)
         judged = judge(self.task, rewrite.completion, question.gold, shown, *weights)
-        return Answer(question, rewrite, judged, scores_of(self.task, question.gold, rewrite), checked)
+        return Answer(question, rewrite, judged, scores_of(self.task, question.gold, rewrite), truth, checked)
 
     def _read_gold(self, gold: str) -> str:
         """The gold as LaMP writes it; "" if there is none. Raises KitError: it is not one of the task's labels."""
@@ -193,7 +202,7 @@ class Playground:
         asked = self.examples.get(id)
         if asked is None:
             return replace(state, asked="", parts=state.words or state.parts, gold="")
-        state = replace(state, asked=id, parts=self.task.query_parts(asked["input"]))
+        state = replace(state, asked=id, parts=self.parts_of(asked))
         return replace(state, gold=self.gold_for(state))
 
     @property

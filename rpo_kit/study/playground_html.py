@@ -16,6 +16,7 @@ from difflib import SequenceMatcher
 
 from rpo_kit.lamp.content import content_kept
 from rpo_kit.lamp.tasks import Item, Task
+from rpo_kit.rewriting.faithfulness import Truth, is_true, statements
 from rpo_kit.rewriting.prompts import restore_tags
 from rpo_kit.study.html import LABEL, box
 from rpo_kit.study.playground import Answer, Question
@@ -75,7 +76,10 @@ def _trajectory(answer: Answer, anchor: str) -> str:
     if rewrite.trajectory is None:
         raw = f"<pre style='{_PRE}'>{html.escape(rewrite.completion) or '(nothing)'}</pre>"
         return box(f"3, 4 · what the module wrote is not a trajectory: {rewrite.parse_error}", raw)
-    observations = "".join(f"<div>{_linked(line, rewrite.items, anchor)}</div>" for line in rewrite.observations)
+    observations = "".join(
+        f"<div>{_linked(line, rewrite.items, anchor)}{_verdict(line, answer.truth)}</div>"
+        for line in rewrite.observations
+    )
     left_out = "<i>this module writes none</i>"
     return box("3 · observations, each with the item that it cites", observations or left_out) + box(
         "4 · plan", _text(restore_tags(rewrite.plan)) if rewrite.plan else left_out
@@ -175,6 +179,18 @@ def _linked(line: str, items: Sequence[Item], anchor: str) -> str:
         return f"<a href='#{anchor}{number}' title='{hover}' style='text-decoration:underline'>{match[0]}</a>"
 
     return _CITED.sub(link, html.escape(restore_tags(line)))
+
+
+def _verdict(line: str, truth: Truth | None) -> str:
+    """Whether an observation about an invented user is true; if not, what a reader without errors says instead."""
+    said = statements(line) if truth else []
+    if truth is None or not said:
+        return ""
+    if all(is_true(numbers, text, truth) for numbers, text in said):
+        return " ✓"
+    known = {number for numbers, _ in said for number in numbers if 1 <= number <= len(truth.statements)}
+    right = "; ".join(f"[{number}] {truth.statements[number - 1]}" for number in sorted(known))
+    return f" ✗ <span style='{LABEL}'>rightly: {html.escape(right)}</span>" if right else " ✗"
 
 
 def _text(text: str, most: int = 2000) -> str:

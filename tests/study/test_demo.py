@@ -52,7 +52,7 @@ def test_all_chapters_run_in_order_with_the_runs_settings(tmp_path, executed, ca
     demo(run)
     assert [chapter for chapter, _ in executed] == list(CHAPTERS)
     assert CHAPTERS[0] == "00_start_here"
-    assert CHAPTERS[-1] == "07_components"
+    assert CHAPTERS[-1] == "08_playground"
     for _, parameters in executed:
         assert parameters == {
             "run_name": "r",
@@ -60,7 +60,7 @@ def test_all_chapters_run_in_order_with_the_runs_settings(tmp_path, executed, ca
             "overrides": {"rl.steps": 3, "sweep.arms": ["random"]},
         }
     said = capsys.readouterr().out
-    assert "[8/8] 07_components" in said
+    assert "[9/9] 08_playground" in said
     assert "0.712" in said
     assert "make lab" in said
 
