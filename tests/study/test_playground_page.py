@@ -262,7 +262,8 @@ def test_an_edited_item_is_read_as_it_is_edited(asked, module):
     assert "<rewrite>" not in module.asked[-1][1]["content"]
 
 
-def test_all_items_off_is_an_empty_profile(asked):
+def test_all_items_off_is_an_empty_profile(asked, module):
+    module.writes = lambda conversation: GOOD
     for box in asked.rows.shown[:3]:
         box.value = False
     asked.what_if.click()
