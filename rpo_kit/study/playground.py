@@ -97,8 +97,7 @@ class Playground:
 
     def question(self, state: State) -> Question:
         """What this state asks. Raises KitError: an own item or the query is not of the task's form."""
-        user = {"run": self.users, "persona": self.personas}.get(state.source, {})
-        chosen = user.get(state.user if state.source == "run" else state.persona)
+        chosen = self._user(state)
         if chosen is None and state.source != "own":
             raise KitError(self.missing or "There is no such user: choose another one.")
         empty = [name for name in self.task.parts if not state.parts.get(name, "").strip()]
@@ -107,14 +106,17 @@ class Playground:
         asked = self.examples.get(state.asked)
         if asked and self.parts_of(asked) != state.parts:
             asked = None
-        input = (
-            asked["input"] if asked else self.task.make_input(**{name: state.parts[name] for name in self.task.parts})
-        )
+        parts = {name: state.parts[name] for name in self.task.parts}
+        input = asked["input"] if asked else self.task.make_input(**parts)
         profile = list(chosen["profile"]) if chosen else items_of(self.task, state.items)
         facts = known_facts(chosen, asked)
         settings = (state.k, state.retriever, state.stage, state.temperature, state.draw)
         who = chosen["user_id"] if chosen else "own items"
         return Question(input, profile, *settings, self._read_gold(state.gold), facts, who)
+
+    def _user(self, state: State) -> Example | None:
+        """Whose history it is; None for items that were typed in."""
+        return {"run": self.users.get(state.user), "persona": self.personas.get(state.persona)}.get(state.source)
 
     def parts_of(self, example: Example) -> dict[str, str]:
         """The parts of the example's query, as one would type them."""
@@ -175,8 +177,7 @@ class Playground:
 
         An invented user's answer to any invented query is known: the habit decides it.
         """
-        user = {"run": self.users.get(state.user), "persona": self.personas.get(state.persona)}.get(state.source)
-        asked = self.examples.get(state.asked)
+        user, asked = self._user(state), self.examples.get(state.asked)
         if user is None or asked is None:
             return ""
         if user["id"] == asked["id"]:
@@ -192,10 +193,9 @@ class Playground:
         trained = [name for name in ("rl", "sft") if (self.run.stage(name) / "manifest.json").exists()]
         user, persona = helped_user(self.run, self.task, list(self.users.values())), next(iter(self.personas), "")
         source = "run" if user else "persona" if persona else "own"
-        state = State(
-            source, user, persona, k=min(preset.evaluation.shots, MOST_ITEMS), stage=[*trained, "untrained"][0]
-        )
-        return self.asking(replace(state, retriever=preset.data.retriever), user or persona)
+        k, stage = min(max(preset.evaluation.shots, 1), MOST_ITEMS), [*trained, "untrained"][0]
+        state = State(source, user, persona, k=k, retriever=preset.data.retriever, stage=stage)
+        return self.asking(state, user or persona)
 
     def asking(self, state: State, id: str) -> State:
         """The state with the query of another example and its gold; with the words typed in last for ""."""
