@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--unset", action="append", default=[], metavar="KEY", help="set this key back to the preset's value"
     )
     settings.set_defaults(command=_settings)
+    _add_fork(commands)
     about = "all stages, by executing the notebooks; ends with the result table"
     _add_run_options(commands.add_parser("demo", help=about, description=about)).set_defaults(command=_demo)
     doctor = commands.add_parser("doctor", help="check this machine and the installation; say how to fix what is wrong")
@@ -107,6 +108,17 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     )
     served.add_argument("--port", type=int, default=8765, help="port to listen on (default: 8765)")
     served.set_defaults(command=_serve)
+
+
+def _add_fork(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = "a new run from an old one, with changed settings; finished stages that the change allows are kept"
+    forked = commands.add_parser("fork", help=about, description=about)
+    forked.add_argument("name", metavar="NEW", help="name of the new run")
+    forked.add_argument("--run", default=DEFAULT_RUN, metavar="OLD", help="the run to start from (default: demo)")
+    forked.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as in rl.steps=40"
+    )
+    forked.set_defaults(command=_fork, task=None, data=None)
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -197,6 +209,12 @@ def _settings(options: argparse.Namespace) -> None:
     print(f"run {run.name!r}: preset {run.preset.name}, {len(changed) or 'no'} settings changed")
     for key, value in changed.items():
         print(f"  {key} = {json.dumps(value)}   (preset: {json.dumps(of_preset[key])})")
+
+
+def _fork(options: argparse.Namespace) -> None:
+    from rpo_kit.fork import fork
+
+    fork(options.name, existing_run(options.run), _overrides(options))
 
 
 def _demo(options: argparse.Namespace) -> None:

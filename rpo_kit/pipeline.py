@@ -38,6 +38,7 @@ class Stage:
     reads: Mapping[str, str] = field(default_factory=dict)  # name of the input: "STAGE/FILE", written by that stage
     unread: Mapping[str, str] = field(default_factory=dict)  # name of the input: the setting with which it is not read
     inputs: tuple[str, ...] = ()  # functions from a run to further inputs
+    all_inputs: str = ""  # a function from a run to all inputs, if the stage adds some that depend on its call
     checks: tuple[str, ...] = ()  # functions from a preset to why the stage would refuse it, "" if it would not
     writes: tuple[str, ...] = ()  # in the stage's folder
     marker: str = "manifest.json"  # written last
@@ -102,6 +103,7 @@ _ROWS = (
         settings={"settings": "evaluation", "base": "base", "base_tokens": "base_max_new_tokens"},
         # and, for each system that is evaluated, what it reads
         inputs=("rewriting.prepare:prepared_inputs", "model_files:base_files"),
+        all_inputs="study.evaluation:all_inputs",
         checks=("training.checks:systems", "training.checks:rewrites"),
         writes=("metrics.csv", "paired.csv", "predictions", "records"),
     ),
@@ -151,6 +153,12 @@ def inputs_of(run: Run, name: str) -> dict[str, Any]:
             inputs[key] = current(run, stage) / file
     for function in row.inputs:
         inputs |= _load(function)(run)
+    return inputs
+
+
+def all_inputs(run: Run, name: str) -> dict[str, Any]:
+    """`inputs_of`, and what the stage adds to them when it is called. Raises KitError likewise."""
+    inputs: dict[str, Any] = _load(STAGES[name].all_inputs)(run) if STAGES[name].all_inputs else inputs_of(run, name)
     return inputs
 
 

@@ -87,12 +87,12 @@ def planned_run(
     name: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None, root: Path | str | None = None
 ) -> Run:
     """The run that `open_run` would open, with its settings checked; nothing is written."""
-    file, overrides = _run_file(name, root), _with_absolute_paths(overrides or {})
+    file, overrides = run_file(name, root), with_absolute_paths(overrides or {})
     stored = preset is None and file.exists()
     return Run(file.parent, override(_stored_preset(file) if stored else get_preset(preset or "cpu"), overrides))
 
 
-def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Make folders and files in the settings absolute: notebooks run in another folder than the command line."""
     changed = dict(overrides)
     for key, prefix in _FOLDER_SETTINGS.items():
@@ -116,7 +116,7 @@ def existing_run(name: str, root: Path | str | None = None) -> Run:
 
 def check_exists(name: str, root: Path | str | None = None) -> Path:
     """The run's `run.json`. Raises KitError if there is no such run."""
-    file = _run_file(name, root)
+    file = run_file(name, root)
     if not file.exists():
         root = file.parent.parent
         known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json")))
@@ -127,7 +127,8 @@ def check_exists(name: str, root: Path | str | None = None) -> Path:
     return file
 
 
-def _run_file(name: str, root: Path | str | None) -> Path:
+def run_file(name: str, root: Path | str | None) -> Path:
+    """The `run.json` of a run of this name, which need not exist. Raises KitError if the name is invalid."""
     if not _RUN_NAME.fullmatch(name) or "\0" in name:
         raise KitError(f"{name!r} cannot be the name of a run: use letters, digits, '-' and '_'.")
     folder = Path(root or runs_root()).resolve()

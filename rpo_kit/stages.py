@@ -95,7 +95,7 @@ def take_over(run: Run, name: str, source: Path, begin_with: Sequence[str] = (),
         part = waiting.with_name(f"{waiting.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         if finished:
-            shutil.copytree(source, part, copy_function=_link, ignore=_inner_stages)
+            shutil.copytree(source, part, copy_function=link, ignore=_inner_stages)
         else:
             part.mkdir(parents=True)
             for file in files:
@@ -262,12 +262,13 @@ def _copied(folder: Path, copy: Path) -> Path:
     """A copy to work in; files that are never changed in place are linked, for they may be gigabytes."""
     part = copy.with_name(f"{copy.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(folder, part, copy_function=_link, ignore=shutil.ignore_patterns(_MANIFEST))
+    shutil.copytree(folder, part, copy_function=link, ignore=shutil.ignore_patterns(_MANIFEST))
     part.rename(copy)
     return copy
 
 
-def _link(source: str, target: str) -> None:
+def link(source: str, target: str) -> None:
+    """Copy a file of a stage; one that is never changed in place becomes a hard link."""
     try:
         if not source.endswith(".jsonl"):
             os.link(source, target)

@@ -37,6 +37,16 @@ Change a setting with `--set`, on the command line of any stage or of the whole 
 A run keeps its settings; `--set` changes single ones, `--preset` replaces them all. From Python:
 `get_preset("cpu", {"rl.steps": 40})`.
 
+To try a change without touching a run, fork it. The new run takes over every finished stage that the change leaves
+valid, and says what has to be computed:
+
+    python -m rpo_kit fork second --run demo --set rl.curriculum=reversed
+
+From Python, with `from rpo_kit.fork import fork`: `fork("second", existing_run("demo"), {"rl.steps": 40})`. Files that
+never change in place are shared by hard links: a fork takes little space, and either run can be deleted. A sweep's or
+component study's trained arms go along; those that the change does not affect are not trained again. The new run has
+spent nothing: limits such as `endpoint.max_cost` count from 0.
+
 The last column is the comment beside the setting in [presets.py](../rpo_kit/presets.py). If it names a source, that
 comes first: *paper* (abstract or figures of arXiv 2511.05286), *LaMP* (its files and scripts), *OpenRLHF* (its
 REINFORCE++-baseline script), *measured* (in a run or with a script in tests/benchmarks) or *ours* (our choice). *Not

@@ -68,8 +68,7 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
     """
     if systems is None:
         refuse(run, "evaluate")
-    preset = run.preset
-    systems = with_train_golds(run, chosen_systems(run, systems or preset.evaluation.systems))
+    preset, systems = run.preset, evaluated(run, systems)
     inputs = evaluate_inputs(run, systems)
     adapters = {name: run.stage(name) / "adapter" for name in ("sft", "rl")}
     retry = failures.pending(run, "evaluate")
@@ -104,6 +103,16 @@ def evaluate_inputs(run: Run, systems: Sequence[str]) -> dict[str, Any]:
     if kinds & set(MODULE):
         inputs |= module_inputs(run)
     return inputs | {stage: current(run, stage) / WEIGHTS for stage in ("sft", "rl") if stage in kinds}
+
+
+def all_inputs(run: Run) -> dict[str, Any]:
+    """The inputs of the stage as the pipeline calls it."""
+    return evaluate_inputs(run, evaluated(run))
+
+
+def evaluated(run: Run, systems: Sequence[str] | None = None) -> list[str]:
+    """The systems, by default those of the settings, that the task and the data have."""
+    return with_train_golds(run, chosen_systems(run, systems or run.preset.evaluation.systems))
 
 
 def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
