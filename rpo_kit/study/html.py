@@ -110,7 +110,7 @@ def _habit_line(example: Example) -> str:
 
 
 def retrieved_html(task: Task, example: Example, retrievers: Sequence[str], k: int) -> str:
-    """The first k items of each retriever, side by side; items that all retrievers found are bold."""
+    """The first k items of each retriever, side by side; items that all of them found are bold, and counted."""
     items_of = {name: top_k(example, rank(task, [example], name)[0], k) for name in retrievers}
     common = set.intersection(*({item["id"] for item in items} for items in items_of.values()))
     columns = [
@@ -121,8 +121,17 @@ def retrieved_html(task: Task, example: Example, retrievers: Sequence[str], k: i
     return (
         box(f"query of user {example['user_id']}", f"{query}<br>gold: <b>{gold}</b>")
         + f"<div style='display:flex;gap:12px;flex-wrap:wrap'>{''.join(columns)}</div>"
+        + _common_line(len(common), retrievers, k)
         + _habit_line(example)
     )
+
+
+def _common_line(common: int, retrievers: Sequence[str], k: int) -> str:
+    """How many items are bold; nothing to compare with one retriever."""
+    if len(set(retrievers)) < 2:
+        return ""
+    found = f"bold: the {common} found by all of them" if common else "no item is found by all of them, so none is bold"
+    return f"<div style='{LABEL}'>the top {k} of each retriever; {found}</div>"
 
 
 def overlap_table(task: Task, examples: Sequence[Example], retrievers: Sequence[str], k: int) -> pd.DataFrame:

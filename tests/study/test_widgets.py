@@ -52,6 +52,16 @@ def test_items_that_every_retriever_finds_are_bold(examples):
     assert both.count("<b>[") == 2
     whole_profile = html.retrieved_html(TASK, examples[0], ["recency", "random"], k=5)
     assert whole_profile.count("<b>[") == 10
+    assert "bold: the 5 found by all of them" in whole_profile
+
+
+def test_a_page_says_so_if_no_item_is_bold(examples):
+    shown = html.retrieved_html(TASK, examples[0], ["recency", "random"], k=1)
+    bold = shown.count("<b>[") // 2
+    assert f"bold: the {bold} found" in shown if bold else "so none is bold" in shown
+    pages = [html.retrieved_html(TASK, example, ["recency", "random", "bm25"], k=1) for example in examples]
+    assert any("no item is found by all of them, so none is bold" in page and "<b>[" not in page for page in pages)
+    assert "bold" not in html.retrieved_html(TASK, examples[0], ["recency"], k=2)
 
 
 def test_a_trajectory_is_shown_with_its_items_and_the_hidden_habit(examples):
