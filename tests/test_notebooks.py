@@ -20,6 +20,11 @@ PARAMETERS = (
 )
 LONGEST = 15  # lines of a code cell
 COLAB = "https://colab.research.google.com/github/"
+COMMANDS = {  # of formulas
+    *("text", "frac", "tfrac", "sum", "ln", "log", "bar", "tilde", "min", "max", "Pr", "pm", "cdot", "times", "dots"),
+    *("lfloor", "rfloor", "sqrt", "rho", "beta", "alpha", "varepsilon", "sigma", "mu", "theta", "pi", "ell", "Big"),
+    *("big", "qquad", "quad", "in", "le", "ge", "mid", "approx"),
+}
 
 
 def read(chapter):
@@ -124,6 +129,18 @@ def test_every_name_is_bound_before_it_is_used(chapter):
                 known.add(node.id)
         used = {node.id for node in names if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
         assert used <= known, f"{sorted(used - known)} in {cell['id']}"
+
+
+@every_notebook
+def test_its_formulas_are_ones_that_jupyterlab_and_github_can_show(chapter):
+    """KaTeX and MathJax know these commands; "<" before a letter is HTML to a page."""
+    for cell in cells(chapter, "markdown"):
+        text = re.sub(r"`[^`]*`", "", cell["text"])
+        assert text.count("$") % 2 == 0, cell["id"]
+        for formula in re.findall(r"\$\$(.+?)\$\$", text, re.S) + re.findall(r"(?<!\$)\$([^$]+)\$(?!\$)", text):
+            assert not re.search(r"<\S", formula), formula
+            assert formula.count("{") == formula.count("}"), formula
+            assert set(re.findall(r"\\([A-Za-z]+)", formula)) <= COMMANDS, formula
 
 
 @every_notebook
