@@ -17,12 +17,12 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from rpo_kit.errors import KitError
-from rpo_kit.pipeline import STAGES, Stage, all_inputs, refuse
+from rpo_kit.pipeline import STAGES, Stage, all_inputs, refusals
 from rpo_kit.presets import as_dict, override
 from rpo_kit.processes import disk_errors_explained, locked
 from rpo_kit.runs import Run, existing_run, read_json, run_file, with_absolute_paths, write_json
@@ -55,7 +55,7 @@ def fork(name: str, old: Run, overrides: Mapping[str, Any] | None = None, *, reu
         _remove(part.folder)  # what a killed call left
         try:
             reasons = _take_over(old, part)
-            refuse(part, *reasons)
+            _check_new_refusals(old, part, reasons)
             write_json(part.folder / "run.json", {"name": name, "preset": as_dict(preset)})
             _check_free(folder)
             part.folder.rename(folder)
@@ -71,6 +71,14 @@ def _check_free(folder: Path) -> None:
             f"There is a run {folder.name!r} in {folder.parent} already: choose another name for the fork, or delete "
             "that folder."
         )
+
+
+def _check_new_refusals(old: Run, new: Run, stages: Collection[str]) -> None:
+    """Raise KitError if one of the stages would refuse the settings, and not those of `old` for the same reason."""
+    known = set(refusals(old).values())
+    for reason in refusals(new, *stages).values() if stages else ():
+        if reason not in known:
+            raise KitError(reason)
 
 
 def _take_over(old: Run, new: Run) -> dict[str, str]:

@@ -158,6 +158,16 @@ def test_a_refused_fork_leaves_nothing(trained, monkeypatch, capsys, arguments, 
     assert sorted(path.name for path in root.iterdir() if path.name not in ("llama0", ".locks")) == ["demo"]
 
 
+def test_what_the_old_run_is_refused_for_already_does_not_stop_a_fork(trained, monkeypatch):
+    """Its last stage may be impossible with its data, and nobody wants to run it."""
+    old = trained()
+    monkeypatch.setattr(fork_module, "refusals", lambda run, *stages: {"components": "no arm can run"})
+    assert current(fork("new", old), "rl")
+    monkeypatch.setattr(fork_module, "refusals", lambda run, *stages: {"rl": "too long"} if run != old else {})
+    with pytest.raises(KitError, match="too long"):
+        fork("other", old)
+
+
 def test_a_fork_that_was_killed_is_no_run_and_the_next_call_makes_it(trained, monkeypatch):
     old = trained()
 
