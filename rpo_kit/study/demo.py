@@ -2,7 +2,8 @@
 
 Each notebook runs in a kernel of its own, because the libraries of SFT patch transformers for their whole process. The
 run's settings are the notebook's parameters, and the executed copy goes to `<run>/notebooks/`. A finished notebook is
-skipped; an interrupted one is executed again, and its stages resume.
+skipped; an interrupted one is executed again, and its stages resume. The terminal shows one line per notebook, with what
+is done and the score so far (`chapter_line`), and at the end the tables, a legend and a verdict (`verdict`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting.failures import FAILED
 from rpo_kit.runs import Run, read_json, read_records, write_json
 from rpo_kit.stages import result_state
+from rpo_kit.study.chapter_line import ChapterLine, count, minutes
+from rpo_kit.study.duration import Pace, is_known, known_seconds
 from rpo_kit.study.results import read_tables, result_text
+from rpo_kit.study.verdict import final_words, score_so_far
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS = ("00_start_here", *dict.fromkeys(stage.notebook for stage in STAGES.values()), "08_playground")
@@ -38,12 +42,34 @@ def demo(run: Run) -> None:
     for variable in ("RPO_RUNS", "RPO_DATA", "RPO_CACHE"):  # the kernels run in another folder
         if os.environ.get(variable):
             os.environ[variable] = str(Path(os.environ[variable]).resolve())
-    for number, chapter in enumerate(CHAPTERS, 1):
-        chapter_start = time.perf_counter()
+    print(opening(run), flush=True)
+    for number in range(len(CHAPTERS)):
+        one_chapter(run, number)
+    print(f"\n{summary(run)}\n\nThis call took {minutes(time.perf_counter() - start)}.")
+
+
+def opening(run: Run) -> str:
+    """What will happen, and how long it takes as far as that is known."""
+    text = f"{len(CHAPTERS)} notebooks with the settings of run {run.name!r} (preset {run.preset.name})"
+    if not is_known(run.preset):
+        return f"{text}."
+    known = sum(known_seconds(run.preset).values()) / 60
+    return (
+        f"{text}: about {known:.0f} minutes on the machine of docs/benchmarks.md; how long it takes here is told after "
+        "the first steps of SFT."
+    )
+
+
+def one_chapter(run: Run, number: int) -> None:
+    """Execute a notebook under its line in the terminal."""
+    chapter, start = CHAPTERS[number], time.perf_counter()
+    pace = Pace(run) if chapter == STAGES["sft"].notebook else None
+    label = f"[{number + 1}/{len(CHAPTERS)}] {chapter}"
+    with ChapterLine(label, lambda: count(run, chapter), pace.told if pace else None) as line:
         done = execute(run, chapter)
-        duration = "done before" if done else f"{time.perf_counter() - chapter_start:.0f} s"
-        print(f"[{number}/{len(CHAPTERS)}] {chapter}: {duration}", flush=True)
-    print(f"\n{summary(run)}\n\nThis call took {(time.perf_counter() - start) / 60:.1f} minutes.")
+        took = "done before" if done else minutes(time.perf_counter() - start)
+        result = ", ".join(filter(None, [str(count(run, chapter) or ""), took]))
+        line.close("; ".join(filter(None, [result, score_so_far(run, chapter)])))
 
 
 def execute(run: Run, chapter: str) -> bool:
@@ -72,6 +98,7 @@ def execute(run: Run, chapter: str) -> bool:
             parameters,
             kernel_name="python3",
             cwd=NOTEBOOKS,
+            progress_bar=False,  # the terminal has its own line
             extra_arguments=[
                 "--log-level=CRITICAL"
             ],  # else each kernel warns of TCP at its start, and of zmq after Ctrl-C
@@ -125,10 +152,13 @@ def overrides(run: Run) -> dict[str, object]:
 
 
 def summary(run: Run) -> str:
-    """The result with its table, and where to find the numbers, figures and notebooks."""
+    """The result with its tables, legend and verdict, and where to find the numbers, figures and notebooks."""
+    metrics, paired = read_tables(f"{run.stage('evaluate')}/")
     return "\n".join(
         [
-            result_text(*read_tables(f"{run.stage('evaluate')}/")),
+            result_text(metrics, paired),
+            "",
+            final_words(metrics, paired),
             "",
             f"numbers    {run.stage('evaluate')}/metrics.csv, paired.csv",
             f"figures    {run.folder}/figures/",

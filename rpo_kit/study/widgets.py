@@ -4,7 +4,7 @@ Thin classes around the pure functions of `html.py` and `figures.py`. Nothing he
 Without a screen (papermill, the tests) everything works the same: set `.value`, call `.click()`, read `.page.value`.
 A stored notebook that is viewed without widgets shows the first page of each browser.
 
-    train_sft(run, live := live_plot(lambda rows: training_figure(rows, ["loss"])))
+    train_sft(run, live := live_plot(lambda rows: training_figure(rows, ["loss"]), run, "sft"))
     user_browser(load_prepared(run, "dev"), get_task("LaMP-3"))
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ipywidgets as w
-from IPython.display import DisplayHandle, Image, display
+from IPython.display import HTML, DisplayHandle, Image, display
 from matplotlib.figure import Figure
 
 from rpo_kit.lamp.example import Example
@@ -28,8 +28,9 @@ from rpo_kit.machine import describe_machine
 from rpo_kit.provenance import package_versions
 from rpo_kit.runs import Run
 from rpo_kit.study.figures import png, save
-from rpo_kit.study.html import LABEL, TrajectoryRecord, retrieved_html, rollouts_html, trajectory_html
+from rpo_kit.study.html import LABEL, TrajectoryRecord, page, retrieved_html, rollouts_html, trajectory_html
 from rpo_kit.study.kernel import explain_errors
+from rpo_kit.study.live_samples import BEGINNING, Progress, Samples, label_html
 
 if TYPE_CHECKING:
     from rpo_kit.training.rollouts import Rollout
@@ -67,42 +68,66 @@ def show(figure: Figure, keep_as: Path | None = None) -> Image:
 
 
 class LivePlot:
-    """A picture in the notebook that follows a training log; redrawn only as often as `_DRAWING_SHARE` allows."""
+    """A picture in the notebook that follows a training log; redrawn only as often as `_DRAWING_SHARE` allows. With a
+    run and its stage also: a line above it, from the start, that says how far training is, and an example below it.
+    """
 
     def __init__(
-        self, draw: Callable[[list[dict[str, float]]], Figure], clock: Callable[[], float] = time.perf_counter
+        self,
+        draw: Callable[[list[dict[str, float]]], Figure],
+        clock: Callable[[], float] = time.perf_counter,
+        run: Run | None = None,
+        stage: str = "",
     ) -> None:
         self.draw, self.clock = draw, clock
         self.frames, self.next_frame = 0, 0.0
         self.rows: list[dict[str, float]] = []
         self.stale = False
-        self.handle: DisplayHandle | None = None
+        self.handles: dict[str, DisplayHandle] = {}
+        self.progress: Progress | None = None
+        self.sample: Samples | None = None
+        if run is not None:
+            of = " of this trial" if stage in ("sweep", "components") else ""
+            self.progress = Progress(getattr(run.preset, stage).steps, clock(), of)
+            self.sample = Samples(run, stage) if stage != "components" else None  # its arms have data of their own
+            self._show("status", page(label_html(BEGINNING)))
 
     def __call__(self, rows: list[dict[str, float]]) -> None:
         """Take the rows of the log so far (`training.progress.OnLog`)."""
         self.rows, self.stale = list(rows), True
+        if self.progress:
+            self._show("status", page(label_html(self.progress.after(int(rows[-1]["step"]), self.clock()))))
         if self.clock() >= self.next_frame:
             self._frame()
 
     def finish(self) -> None:
-        """Draw the last rows, if they are not drawn yet."""
+        """Draw the last rows, if they are not drawn yet, and say how long it took."""
         if self.stale:
             self._frame()
+        if self.progress:
+            self._show("status", page(label_html(self.progress.ended(self.clock()))))
 
     def _frame(self) -> None:
         start = self.clock()
-        picture = show(self.draw(self.rows))
-        if self.handle is None:
-            self.handle = display(picture, display_id=True)
-        else:
-            self.handle.update(picture)
+        self._show("picture", show(self.draw(self.rows)))
+        if self.sample:
+            self._show("sample", page(self.sample(int(self.rows[-1]["step"]))))
         self.frames, self.stale = self.frames + 1, False
         self.next_frame = self.clock() + (self.clock() - start) / _DRAWING_SHARE
 
+    def _show(self, name: str, content: Image | HTML) -> None:
+        """Show this part, in the place where it stood before."""
+        if name in self.handles:
+            self.handles[name].update(content)
+        elif (handle := display(content, display_id=True)) is not None:
+            self.handles[name] = handle
 
-def live_plot(draw: Callable[[list[dict[str, float]]], Figure]) -> LivePlot:
+
+def live_plot(
+    draw: Callable[[list[dict[str, float]]], Figure], run: Run | None = None, stage: str = ""
+) -> LivePlot:
     """An `OnLog` that keeps one picture up to date while training runs; call `.finish()` after it."""
-    return LivePlot(draw)
+    return LivePlot(draw, run=run, stage=stage)
 
 
 # ---- browsers -----------------------------------------------------------------------------------------------------
