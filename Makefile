@@ -11,7 +11,7 @@
 #   make lab LAB_ARGS="--no-browser"    extra arguments for JupyterLab
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test gpu-check lint lab doctor clean
+.PHONY: help install demo rendered test gpu-check lint lab doctor clean
 
 PY := .venv/bin/python
 GPU_CSV ?= runs/gpu_check.csv
@@ -27,6 +27,10 @@ install: ## create .venv and install into it; returns at once if nothing has cha
 
 demo: install ## run the whole method here: trajectories, SFT, RL, evaluation, Figure 3
 	$(PY) -m rpo_kit demo $(RPO_ARGS)
+
+rendered: install ## run the demo as `--run rendered` and write its notebooks to docs/notebooks/, to be read
+	$(PY) -m rpo_kit demo --run rendered
+	$(PY) scripts/render_notebooks.py rendered
 
 test: install ## run the test suite
 	$(PY) -m pytest $(TEST_ARGS)

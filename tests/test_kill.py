@@ -165,9 +165,9 @@ def test_a_demo_survives_a_kill_and_repeats_no_notebook(tiny_llama, tmp_path):
     harness.kill_once("demo", has_records("generic.jsonl"), "prepare")
     assert not harness.folder("notebooks/01_lamp_and_retrieval.json").exists()
     printed = harness.finish("demo")
-    assert "[1/2] 00_start_here: done before" in printed
-    assert "[2/2] 01_lamp_and_retrieval: " in printed
-    assert "01_lamp_and_retrieval: done before" not in printed
+    assert "[1/2] 00_start_here … done before" in printed
+    assert "[2/2] 01_lamp_and_retrieval …" in printed
+    assert "01_lamp_and_retrieval … done before" not in printed
     found = ids(harness.folder("prepare") / "generic.jsonl")
     assert len(found) == len(set(found)) == 76
     assert harness.finish("demo").count("done before") == 2

@@ -2,8 +2,8 @@
 
 Each notebook runs in a kernel of its own, because the libraries of SFT patch transformers for their whole process. The
 run's settings are the notebook's parameters, and the executed copy goes to `<run>/notebooks/`. A finished notebook is
-skipped; an interrupted one is executed again, and its stages resume. The terminal shows one line per notebook, with what
-is done and the score so far (`chapter_line`), and at the end the tables, a legend and a verdict (`verdict`).
+skipped; an interrupted one is executed again, and its stages resume. The terminal shows one line per notebook, with
+what is done and the score so far (`chapter_line`), and at the end the tables, a legend and a verdict (`verdict`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How long a demo takes on this machine, told after the first SFT steps, and how to make it shorter.
 
-One demo was timed on the machine of docs/benchmarks.md. Its seconds are split by what the settings count (SFT sequences,
-completions, trials), so that they can be scaled to other sizes, and then by the time of an SFT step here. For the preset
-`cpu` and its model alone: with other models or on a GPU the stages take other shares.
+One demo was timed on the machine of docs/benchmarks.md. Its seconds are split by what the settings count (SFT
+sequences, completions, trials), so that they can be scaled to other sizes, and then by the time of an SFT step here.
+For the preset `cpu` and its model alone: with other models or on a GPU the stages take other shares.
 
     known_seconds(get_preset("cpu"))["sft"]         # 402
     Pace(run).told()                                # "", until the fourth step; then, once, what the terminal shows
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rpo_kit.presets import PRESETS, Preset, override
+from rpo_kit.presets import PRESETS, ComponentsSettings, Preset, SweepSettings, override
 from rpo_kit.runs import Run
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.chapter_line import last_step
@@ -45,7 +45,7 @@ def known_seconds(preset: Preset) -> dict[str, float]:
     data, sft, rl, evaluation = preset.data, preset.sft, preset.rl, preset.evaluation
     asked = sum(kind_of(name) in ("context", "pag", "untrained", "sft", "rl") for name in evaluation.systems)
     sweep, study = preset.sweep, preset.components
-    trials = {
+    trials: dict[str, tuple[int, SweepSettings | ComponentsSettings, int]] = {
         "sweep": (len(sweep.arms) * len(sweep.seeds), sweep, sweep.dev_users * len(sweep.eval_shots)),
         "components": (len(study.arms) * len(study.seeds), study, study.dev_users),  # of no-rl and full only one trains
     }
@@ -132,8 +132,8 @@ def estimate(run: Run, step: float) -> str:
     whole = seconds_here(preset, step) / 60
     left = (seconds_here(preset, step, "sft") - step * (_WARM + _TIMED)) / 60
     text = (
-        f"    An SFT step takes {step:.1f} s here; {known_step(preset):.1f} s on the machine of docs/benchmarks.md. The "
-        f"whole demo will take about {whole:.0f} minutes here, {left:.0f} from now."
+        f"    An SFT step takes {step:.1f} s here, {known_step(preset):.1f} s on the machine of docs/benchmarks.md. "
+        f"The whole demo will take about {whole:.0f} minutes here, {left:.0f} from now."
     )
     changes = shorter(preset, step)
     less = seconds_here(override(preset, changes), step, "sft") / 60

@@ -1,8 +1,8 @@
 """What a live plot shows besides its curves: how far training is, and an example of what the module writes or learns.
 
 RL keeps its completions (`rollouts.jsonl`): of the current step, the prompt whose samples differ most in reward, with
-its best and its worst sample; this difference is what the step learns from. SFT writes nothing while it trains: it shows
-the trajectories that it learns to write, in turn.
+its best and its worst sample; this difference is what the step learns from. SFT writes nothing while it trains: it
+shows the trajectories that it learns to write, in turn.
 
     sample = Samples(run, "rl")
     sample(3)        # HTML for step 3; "" if there is nothing to show
@@ -59,9 +59,7 @@ class Samples:
         pair = contrast(rollouts)
         if not pair:
             return ""
-        about = (
-            f"step {pair[0]['step']}: the prompt whose samples differ most in reward, with its best and its worst sample"
-        )
+        about = f"step {pair[0]['step']}: the prompt whose samples differ most in reward, its best and its worst sample"
         return label_html(about) + rollouts_html(self.task, pair, (self.examples or {})[pair[0]["example"]])
 
 

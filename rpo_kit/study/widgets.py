@@ -123,9 +123,7 @@ class LivePlot:
             self.handles[name] = handle
 
 
-def live_plot(
-    draw: Callable[[list[dict[str, float]]], Figure], run: Run | None = None, stage: str = ""
-) -> LivePlot:
+def live_plot(draw: Callable[[list[dict[str, float]]], Figure], run: Run | None = None, stage: str = "") -> LivePlot:
     """An `OnLog` that keeps one picture up to date while training runs; call `.finish()` after it."""
     return LivePlot(draw, run=run, stage=stage)
 

@@ -35,7 +35,9 @@ def run(tmp_path: Path) -> Run:
 def line(out: io.StringIO, counts: list[Count | None], clock: Clock | None = None, **more: Any) -> ChapterLine:
     """A line that finds these counts, the first when it begins."""
     left = list(counts)
-    return ChapterLine("[4/8] 03_sft", lambda: left.pop(0) if len(left) > 1 else left[0], None, out, clock or Clock(), **more)
+    return ChapterLine(
+        "[4/8] 03_sft", lambda: left.pop(0) if len(left) > 1 else left[0], None, out, clock or Clock(), **more
+    )
 
 
 def test_the_name_stands_there_before_anything_is_done(monkeypatch):

@@ -19,7 +19,7 @@ from rpo_kit.lamp import personas
 from rpo_kit.presets import PRESETS, get_preset
 from rpo_kit.runs import append_records, open_run, write_text
 from rpo_kit.study import demo as demo_module
-from rpo_kit.study.demo import CHAPTERS, demo, execute, overrides, summary
+from rpo_kit.study.demo import CHAPTERS, demo, execute, opening, overrides, summary
 
 
 @pytest.fixture
@@ -63,6 +63,43 @@ def test_all_chapters_run_in_order_with_the_runs_settings(tmp_path, executed, ca
     assert "[9/9] 08_playground" in said
     assert "0.712" in said
     assert "make lab" in said
+
+
+def test_the_terminal_shows_one_line_per_notebook_with_its_result_and_none_of_papermills_bars(
+    tmp_path, executed, monkeypatch, capsys
+):
+    run, bars, execute_notebook = finished_run(tmp_path), [], papermill.execute_notebook
+
+    def noted(*paths: Any, progress_bar: bool = True, **more: Any) -> None:
+        bars.append(progress_bar)
+        write_text(run.stage("sft") / "log.csv", "step,loss\n1,2.0\n2,1.5\n3,1.0\n")
+        execute_notebook(*paths, **more)
+
+    monkeypatch.setattr(papermill, "execute_notebook", noted)
+    demo(run)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "8 notebooks with the settings of run 'r' (preset tiny)."
+    assert [line.split(" …")[0] for line in said[1:9]] == [f"[{n}/8] {name}" for n, name in enumerate(CHAPTERS, 1)]
+    assert said[4].endswith("3 of 3 steps, 0 s; loss 2.00 to 1.00")
+    assert said[6].endswith("; score: SFT .712")
+    assert bars == [False] * 8
+
+
+def test_a_notebook_that_stops_leaves_the_next_line_to_the_error(tmp_path, executed, monkeypatch, capsys):
+    def failed(*_: Any, **__: Any) -> None:
+        raise PapermillExecutionError(0, 1, "stage", "KitError", "The data are missing.", [])
+
+    monkeypatch.setattr(papermill, "execute_notebook", failed)
+    with pytest.raises(KitError):
+        demo(finished_run(tmp_path))
+    assert capsys.readouterr().out.endswith("[1/8] 00_start_here …\n")
+
+
+def test_the_demo_tells_beforehand_how_long_it_took_where_it_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("rpo_kit.study.duration.shutil.which", lambda name: None)
+    told = opening(open_run("c", "cpu", root=tmp_path))
+    assert "about 23 minutes on the machine of docs/benchmarks.md" in told
+    assert "after the first steps of SFT" in told
 
 
 def test_folders_in_environment_variables_become_absolute_paths_for_the_kernels(tmp_path, executed, monkeypatch):
@@ -120,6 +157,8 @@ def test_the_summary_shows_the_table_and_where_to_find_the_rest(tmp_path):
     assert "LaMP-3, 6 dev examples, 6 history items" in text
     assert "0.712" in text
     assert "reflection module after SFT" in text
+    for part in ("Legend:", "Verdict (differences of scores, with 95 % intervals):"):
+        assert part in text
     for place in ("metrics.csv", "figures/", "notebooks/"):
         assert place in text
 

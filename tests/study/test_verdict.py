@@ -42,7 +42,9 @@ def test_a_loss_is_called_a_loss():
 def test_a_module_that_has_learned_nothing_is_warned_of_first():
     broken = METRICS.assign(unparsed=[0, 0, 1.0, 0.95, None])
     first = verdict(broken, PAIRED)[0]
-    assert first.startswith("Warning: 95% of the completions of reflection module after SFT and reflection module after")
+    assert first.startswith(
+        "Warning: 95% of the completions of reflection module after SFT and reflection module after"
+    )
     assert "these rows repeat the base model's" in first
     assert "too short" in first
 
@@ -76,7 +78,9 @@ def test_the_score_so_far_is_read_from_the_results(tmp_path, prepared):
     write_text(run.stage("evaluate") / "metrics.csv", METRICS.to_csv(index=False))
     rows = "SFT only,2,0.8,1\nSFT only,6,0.825,1\nprogressive,6,0.829,1\noracle,6,1.0,0\n"
     write_text(run.stage("sweep") / "bars.csv", f"arm,shots,score,seeds\n{rows}")
-    write_text(run.stage("components") / "components.csv", "system,score,seeds\nfull,0.83,1\nno-sft,0.41,1\nbase,0.4,0\n")
+    write_text(
+        run.stage("components") / "components.csv", "system,score,seeds\nfull,0.83,1\nno-sft,0.41,1\nbase,0.4,0\n"
+    )
     told = [score_so_far(run, chapter) for chapter in CHAPTERS]
     assert told[0] == ""
     assert told[1].startswith("score: generic .")
