@@ -34,6 +34,7 @@ REFRESH = "run `make rendered` (about as long as `make demo`; begin with `rm -rf
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LOCAL_PATH = re.compile(r"(?<![\w.~/:-])/(?:home|root|work|tmp|mnt|Users|usr|opt|var)/[^\s'\"<>)]*")
 _HOME = re.compile(r"(?<![\w.~/:-])/(?:root|(?:home|Users)/[^/\s]+)(?=/)")
+_VENV = re.compile(r"(?<![\w.~/:-])/[^\s'\"<>)]*/(?=\.venv\b)")
 _BAR = re.compile(r"\d+%\||it/s\]|\?, ?\?")  # of tqdm
 
 Notebook = dict[str, Any]
@@ -94,7 +95,7 @@ def without_paths(value: Any, folders: Iterable[str]) -> Any:
     if isinstance(value, str):
         for folder in folders:
             value = value.replace(f"{folder}/", "").replace(folder, ".")
-        return _HOME.sub("~", value)
+        return _HOME.sub("~", _VENV.sub("", value))
     if isinstance(value, list):
         return [without_paths(part, folders) for part in value]
     if isinstance(value, dict):

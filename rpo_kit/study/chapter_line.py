@@ -131,7 +131,7 @@ class ChapterLine:
         self.out = out or sys.stdout
         self.in_place = self.out.isatty()
         self.began, self.first = clock(), look()
-        self.percent, self.is_open = 0, True
+        self.percent, self.is_open = 0, True  # the last percentage that a log got
         self.stopped, self.lock = threading.Event(), threading.Lock()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -164,9 +164,9 @@ class ChapterLine:
 
     def _mark(self, percent: int) -> None:
         """In a log: the percentage, when a quarter more is done."""
-        if any(self.percent < quarter <= percent for quarter in _QUARTERS) and percent < 100:
+        if percent < 100 and any(self.percent < quarter <= percent for quarter in _QUARTERS):
             self._write(f" {percent} %")
-        self.percent = max(self.percent, percent)
+            self.percent = percent
 
     def _state(self, counted: Count | None) -> str:
         """What is done, the minutes so far and, from the pace so far, the minutes that are left."""
@@ -180,7 +180,7 @@ class ChapterLine:
     def close(self, result: str) -> None:
         """End the line with the result."""
         with self.lock:
-            before = f"\r{self.label} … " if self.in_place else ", " if self.percent >= _QUARTERS[0] else " "
+            before = f"\r{self.label} … " if self.in_place else ", " if self.percent else " "
             self._write(f"{before}{result}{chr(27) + '[K' if self.in_place else ''}\n")
             self.is_open = False
 

@@ -120,14 +120,14 @@ def legend(metrics: pd.DataFrame) -> str:
 
 
 def verdict(metrics: pd.DataFrame, paired: pd.DataFrame) -> list[str]:
-    """What the differences show, each with its interval; first, if it is so, that the module has not learned."""
-    lines = [_not_learned(metrics)]
+    """What the differences show, each with its interval."""
+    lines = []
     module = next((name for name in ("rl", "sft") if name in set(metrics["system"])), "")
     for minus in dict.fromkeys([best_trivial(metrics) or "base", "base", "sft"]):
         rows = paired[(paired["system"] == module) & (paired["minus"] == minus)]
         if len(rows):
             lines.append(_compared(module, minus, *rows.iloc[0][["score", "low", "high"]]))
-    return [line for line in lines if line]
+    return lines
 
 
 def _compared(system: str, minus: str, score: float, low: float, high: float) -> str:
@@ -135,22 +135,23 @@ def _compared(system: str, minus: str, score: float, low: float, high: float) ->
     return f"{system_name(system)} {what} {system_name(minus)}: {score:+.3f} ({low:.3f} to {high:.3f})"
 
 
-def _not_learned(metrics: pd.DataFrame) -> str:
+def not_learned(metrics: pd.DataFrame) -> str:
     """A warning if hardly any completion of the trained module parses: its rows then repeat the base model's."""
     if "unparsed" not in metrics:
         return ""
     rows = metrics[metrics["system"].isin(["sft", "rl"]) & (metrics["unparsed"] >= _BROKEN)]
     if rows.empty:
         return ""
-    names = " and ".join(system_name(name) for name in rows["system"])
+    names = " and ".join(SHORT[name] for name in rows["system"])
     return (
-        f"Warning: {rows['unparsed'].min():.0%} of the completions of {names} are no valid trajectory, and the generic "
-        "answer is used instead: these rows repeat the base model's. The training was too short to teach anything; the "
-        "run only shows that every part works. The preset cpu trains long enough."
+        f"Warning: {rows['unparsed'].min():.0%} of the completions after {names} are no valid trajectory, and the "
+        "generic answer is used instead: these rows repeat the base model's. The training was too short to teach "
+        "anything, as it always is with the preset tiny; the run only shows that every part works."
     )
 
 
 def final_words(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
-    """Legend and verdict."""
+    """Legend, verdict and, if it is so, the warning that the module has not learned."""
     lines = verdict(metrics, paired) or ["these systems are not compared"]
-    return "\n".join([legend(metrics), "", "Verdict (differences of scores, with 95 % intervals):", *lines])
+    verdict_text = "\n".join(["Verdict (differences of scores, with 95 % intervals):", *lines])
+    return "\n\n".join(filter(None, [legend(metrics), verdict_text, not_learned(metrics)]))

@@ -58,6 +58,14 @@ def test_a_log_gets_one_line_with_a_sign_of_life_per_quarter():
     assert out.getvalue() == " 25 % 50 % 75 %, 60 of 60 steps, 5.1 min; loss 2.26 to 0.05\n"
 
 
+def test_what_is_done_at_one_stroke_needs_no_percentage():
+    out = io.StringIO()
+    one = line(out, [None, Count(18, 18, "answers")])
+    one.tick()
+    one.close("18 of 18 answers, 8 s")
+    assert out.getvalue() == " 18 of 18 answers, 8 s\n"
+
+
 def test_a_terminal_shows_what_is_done_and_what_is_left_in_place():
     out, clock = Terminal(), Clock()
     one = line(out, [Count(10, 60, "steps"), Count(20, 60, "steps")], clock)  # ten of an earlier call
