@@ -152,7 +152,7 @@ def test_what_is_done_is_read_from_the_files_of_the_stages(run):
     for folder in ("sweep/fixed-2-seed0", "sweep/sft"):
         write_text(run.folder / folder / "scores" / "scores.csv", "score\n")
     write_text(run.folder / "components" / "full" / "scores-seed0" / "manifest.json", "{}")
-    assert [str(count(run, chapter)) for chapter in CHAPTERS] == [
+    assert [str(count(run, chapter)) for chapter in CHAPTERS[:8]] == [
         "None",
         "7 of 18 generic answers",
         "4 trajectories",

@@ -78,11 +78,12 @@ def test_the_terminal_shows_one_line_per_notebook_with_its_result_and_none_of_pa
     monkeypatch.setattr(papermill, "execute_notebook", noted)
     demo(run)
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "8 notebooks with the settings of run 'r' (preset tiny)."
-    assert [line.split(" …")[0] for line in said[1:9]] == [f"[{n}/8] {name}" for n, name in enumerate(CHAPTERS, 1)]
+    assert said[0] == f"{len(CHAPTERS)} notebooks with the settings of run 'r' (preset tiny)."
+    labels = [f"[{number}/{len(CHAPTERS)}] {name}" for number, name in enumerate(CHAPTERS, 1)]
+    assert [line.split(" …")[0] for line in said[1 : len(labels) + 1]] == labels
     assert said[4].endswith("3 of 3 steps, 0 s; loss 2.00 to 1.00")
     assert said[6].endswith("; score: SFT .712")
-    assert bars == [False] * 8
+    assert bars == [False] * len(CHAPTERS)
 
 
 def test_a_notebook_that_stops_leaves_the_next_line_to_the_error(tmp_path, executed, monkeypatch, capsys):
@@ -92,7 +93,7 @@ def test_a_notebook_that_stops_leaves_the_next_line_to_the_error(tmp_path, execu
     monkeypatch.setattr(papermill, "execute_notebook", failed)
     with pytest.raises(KitError):
         demo(finished_run(tmp_path))
-    assert capsys.readouterr().out.endswith("[1/8] 00_start_here …\n")
+    assert capsys.readouterr().out.endswith(f"[1/{len(CHAPTERS)}] 00_start_here …\n")
 
 
 def test_the_demo_tells_beforehand_how_long_it_took_where_it_was_measured(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_the_score_so_far_is_read_from_the_results(tmp_path, prepared):
     told = [score_so_far(run, chapter) for chapter in CHAPTERS]
     assert told[0] == ""
     assert told[1].startswith("score: generic .")
-    assert told[2:] == [
+    assert told[2:8] == [
         "1 accepted, 0 rejected",
         "loss 2.26 to 0.05",
         "reward .628 to .839, k 2 to 6",
@@ -95,4 +95,4 @@ def test_the_score_so_far_is_read_from_the_results(tmp_path, prepared):
 
 def test_without_results_there_is_no_score(tmp_path):
     run = open_run("r", "tiny", root=tmp_path)
-    assert [score_so_far(run, chapter) for chapter in CHAPTERS if chapter != CHAPTERS[2]] == [""] * 7
+    assert [score_so_far(run, chapter) for chapter in CHAPTERS if chapter != CHAPTERS[2]] == [""] * (len(CHAPTERS) - 1)
