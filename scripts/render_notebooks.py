@@ -53,8 +53,8 @@ def text_of(cell: Cell) -> str:
 
 
 def from_copies(text: str) -> str:
-    """The Markdown with its links as seen from docs/notebooks/, one folder further down."""
-    return text.replace("](../", "](../../")
+    """The Markdown with its links as seen from docs/notebooks/; other notebooks lie beside it there too."""
+    return text.replace("](../", "](../../").replace("](solutions/", "](../../notebooks/solutions/")
 
 
 def cells_of(notebook: Notebook) -> list[tuple[str, str, str]]:

@@ -6,6 +6,7 @@ import base64
 import importlib
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,13 @@ def test_a_copy_holds_the_cells_of_its_source_without_traces_of_the_execution() 
 
 def test_links_lead_to_the_same_files_from_the_folder_of_the_copies() -> None:
     assert "[badge](../../docs/badge.svg)" in render.text_of(copy_of()["cells"][1])
+    copies = ROOT / "docs" / "notebooks"
+    for chapter in CHAPTERS:
+        for part in render.read(NOTEBOOKS / f"{chapter}.ipynb")["cells"]:
+            text = render.from_copies(render.text_of(part)) if part["cell_type"] == "markdown" else ""
+            for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+                path = NOTEBOOKS / target if "/" not in target else copies / target
+                assert (path.parent / path.name).resolve().exists(), target
 
 
 def test_progress_bars_go_and_pages_of_browsers_stay() -> None:
