@@ -1,4 +1,4 @@
-"""Figure 3: training curves, scores by k, and the differences that matter, from the stored numbers of a sweep.
+"""Figure 3: training curves per arm, scores by k, and the differences that matter, from the stored numbers of a sweep.
 
 A difference that the sweep cannot tell apart from 0 is grey and hollow. Numbers stored by earlier versions have neither
 adjusted p-values nor detectable differences; theirs go by their intervals. Use it through `figures`.
@@ -28,7 +28,9 @@ from rpo_kit.study.significance import LEVEL
 from rpo_kit.study.style import REFERENCE_STYLES, STYLE, UNRESOLVED_COLOR, style_of
 
 _LINE, _ROW = 0.165, 0.2  # inches: a line of the caption, a row of the differences
-_CURVES = 3.35  # inches
+_TOP, _CURVES, _SCORES, _GAP = 0.62, 2.1, 2.3, 0.8  # inches: above the panels, the two upper rows, between rows
+_CURVE_FROM = 3  # points: a line through fewer looks like a trend
+_HEADING = "training reward, earned with the k below it: comparable only where k is the same"
 
 
 def figure3(prefix: str) -> Figure:
@@ -54,22 +56,25 @@ def figure3(prefix: str) -> Figure:
 
 
 def _canvas(bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame, window: int, bottom: float) -> Figure:
-    """The panels and the legend, placed in inches above a caption that needs `bottom` inches."""
+    """Three rows of panels and the legend, placed in inches above a caption that needs `bottom` inches."""
     families = [part for _, part in differences.groupby(differences["minus"] == SFT_ONLY, sort=True)][::-1]
     rows = max(map(len, families), default=0)
-    below = _ROW * rows + 0.85 if rows else 0.0
-    high = 0.74 + _CURVES + below + bottom
+    below = _ROW * rows + _GAP if rows else 0.0
+    legend = 0.3 if bars["shots"].nunique() > 1 else 0.0  # with one k, the arms are named below their scores
+    high = legend + _TOP + _CURVES + _GAP + _SCORES + below + bottom
     figure = Figure(figsize=(10, high), facecolor="white")
-    grid = figure.add_gridspec(
-        2, 2, height_ratios=(4, 1), width_ratios=(1, 1.05), left=0.065, right=0.985, top=1 - 0.74 / high,
-        bottom=(bottom + below) / high, wspace=0.16, hspace=0.14,
-    )  # fmt: skip
-    reward, shots = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
-    _draw_curves(reward, shots, curves, window)
-    _draw_bars(figure.add_subplot(grid[:, 1]), bars)
-    lines = {line.get_label(): line for ax in figure.axes for line in ax.get_legend_handles_labels()[0]}
-    arms = [arm for arm in bars["arm"].unique() if arm in lines]
-    figure.legend([lines[arm] for arm in arms], arms, loc="upper center", ncols=len(arms), fontsize=9.5)
+
+    def from_top(inches: float) -> float:
+        return 1 - (legend + inches) / high
+
+    figure.text(0.065, from_top(0.3), _HEADING, fontsize=10.5, weight="bold", va="bottom")
+    _draw_curves(figure, curves, window, from_top(_TOP), from_top(_TOP + _CURVES))
+    at = from_top(_TOP + _CURVES + _GAP + _SCORES)
+    scores = figure.add_axes((0.065, at, 0.855, _SCORES / high), label="scores")  # right: names of the references
+    _draw_bars(scores, bars)
+    if legend:
+        handles, names = scores.get_legend_handles_labels()
+        figure.legend(handles, names, loc="upper center", ncols=len(names), fontsize=9.5)
     if rows:
         under = figure.add_gridspec(
             1, 2, left=0.145, right=0.985, top=(bottom + _ROW * rows) / high, bottom=bottom / high, wspace=0.32
@@ -90,6 +95,8 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, rows: int) -> None:
         error = [[max(0.0, row.score - row.low)], [max(0.0, row.high - row.score)]]
         ax.errorbar(row.score, at, xerr=error, ls="none", color=color, marker=marker, ms=5.5, elinewidth=1.6,
                     mfc=color if is_resolved else "white")  # fmt: skip
+        if at and names.iloc[at] != names.iloc[at - 1] and several:
+            ax.axhline(at - 0.5, color="#e6e6e6", lw=0.8, zorder=0)
     ax.axvline(0, color=INK, lw=1)
     labels = [f"{name}, k = {k}" if several else name for name, k in zip(names, differences["shots"], strict=True)]
     ax.set_yticks(range(len(labels)), labels, fontsize=9)
@@ -98,30 +105,47 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, rows: int) -> None:
     ax.grid(axis="y", visible=False)
 
 
-def _draw_curves(reward: Axes, shots: Axes, curves: pd.DataFrame, window: int) -> None:
-    """Mean reward over the seeds, a centred running mean over `window` steps; below it the k of each arm."""
+def _draw_curves(figure: Figure, curves: pd.DataFrame, window: int, top: float, bottom: float) -> None:
+    """A panel per arm: reward by step, and below it the k by which it was earned. The panels share their axes."""
     arms = list(curves["arm"].unique())
-    for index, arm in enumerate(arms):
-        mean = curves[curves["arm"] == arm].groupby("step")[["reward", "shots"]].mean()
-        smooth = mean["reward"].rolling(window, center=True, min_periods=1).mean()
-        color, marker = style_of(arm)
-        marker = marker if len(mean) < 6 else ""  # few points are invisible without one
-        if window > 1:
-            reward.plot(mean.index, mean["reward"], color=color, alpha=0.18, lw=0.8)
-        reward.plot(smooth.index, smooth, color=color, lw=2.6 if arm == "progressive" else 1.7, marker=marker, ms=5)
-        offset = (index - (len(arms) - 1) / 2) * 0.06  # otherwise lines of equal k would hide each other
-        k = mean["shots"] + offset
-        shots.step(mean.index, k, where="mid", color=color, lw=1.2, alpha=0.55, marker=marker, ms=4)
-    reward.set(title="training reward", xlim=_steps(curves))
-    reward.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    reward.tick_params(labelbottom=False)
-    shots.set(xlabel="RL step", ylabel="$k$", yticks=(2, 4, 6), ylim=(1.5, 6.6), xlim=_steps(curves))
-    shots.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panels = figure.add_gridspec(
+        2, len(arms), height_ratios=(3, 1), left=0.065, right=0.985, top=top, bottom=bottom, wspace=0.1, hspace=0.14
+    ).subplots(sharex=True, sharey="row", squeeze=False)
+    for arm, (reward, shots) in zip(arms, panels.T, strict=True):
+        _draw_arm(reward, shots, arm, curves[curves["arm"] == arm], window)
+    reward, shots = panels[:, 0]
+    shots.set(ylabel="$k$", ylim=(curves["shots"].min() - 0.7, curves["shots"].max() + 0.7))
+    shots.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
+    reward.set_xlim(_steps(curves))
+    reward.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+
+
+def _draw_arm(reward: Axes, shots: Axes, arm: str, curves: pd.DataFrame, window: int) -> None:
+    """Thick: the mean over the seeds, as a centred running mean over `window` steps. Thin: each seed's own rewards."""
+    color, marker = style_of(arm)
+    mean = curves.groupby("step")[["reward", "shots"]].mean()
+    is_curve, few = len(mean) >= _CURVE_FROM, len(mean) < 2 * _CURVE_FROM  # few points are invisible without a marker
+    line, dots = ("-" if is_curve else "none"), (marker if few else "")
+    if window > 1 or curves["seed"].nunique() > 1:
+        for seed, own in curves.groupby("seed"):
+            reward.plot(own["step"], own["reward"], ls=line, color=color, alpha=0.4, lw=0.8, marker=dots, ms=3.5,
+                        label=f"seed {seed}")  # fmt: skip
+    smooth = mean["reward"].rolling(window, center=True, min_periods=1).mean()
+    reward.plot(smooth.index, smooth, ls=line, color=color, lw=2.2, marker=dots, ms=6, label="mean over seeds")
+    reward.set_title(arm, fontsize=9.5, color=color)
+    reward.set_label(f"reward of {arm}")
+    shots.set(label=f"k of {arm}", xlabel="RL step")
+    if is_curve:
+        shots.step(mean.index, mean["shots"], where="mid", color=color, lw=1.4)
+    else:
+        shots.plot(mean.index, mean["shots"], ls="none", color=color, marker=marker, ms=4)
 
 
 def _steps(curves: pd.DataFrame) -> tuple[float, float]:
+    """Limits that leave room for the markers of the first and the last step."""
     first, last = float(curves["step"].min()), float(curves["step"].max())
-    return (first, last) if last > first else (first - 0.5, last + 0.5)
+    room = 0.07 * (last - first) or 0.5
+    return first - room, last + room
 
 
 def _draw_bars(ax: Axes, bars: pd.DataFrame) -> None:
@@ -130,38 +154,62 @@ def _draw_bars(ax: Axes, bars: pd.DataFrame) -> None:
     groups = sorted(bars["shots"].unique())
     width = 0.8 / len(arms)
     for index, arm in enumerate(arms):
-        rows = bars[bars["arm"] == arm]
+        rows = bars[bars["arm"] == arm].sort_values("shots")
         x = [groups.index(k) + (index - (len(arms) - 1) / 2) * width for k in rows["shots"]]
         error = np.array([rows["score"] - rows["low"], rows["high"] - rows["score"]]).clip(0)
         color, marker = style_of(arm)
         ax.errorbar(x, rows["score"], error, label=arm, ls="none", color=color, marker=marker, ms=6.5, elinewidth=1.6)
+    _draw_references(ax, bars, groups)
+    if len(groups) > 1:
+        ax.set(title="score on dev users, with 95 % intervals", xlabel="history items $k$ at evaluation")
+        ax.set_xticks(range(len(groups)), [str(k) for k in groups])
+    else:
+        ax.set_title(f"score on dev users with k = {groups[0]} at evaluation, with 95 % intervals")
+        ax.set_xticks([(index - (len(arms) - 1) / 2) * width for index in range(len(arms))], arms)
+    ax.set_xlim(-0.5, len(groups) - 0.5)
+    ax.grid(axis="x", visible=False)
+
+
+def _draw_references(ax: Axes, bars: pd.DataFrame, groups: list[int]) -> None:
+    """A line across each k, named to the right of the panel, where no interval is."""
+    named = {}
     for name, style in REFERENCE_STYLES.items():
         for row in bars[bars["arm"] == name].itertuples():
             at = groups.index(row.shots)
             ax.plot([at - 0.45, at + 0.45], [row.score] * 2, color=INK, lw=1.2, ls=style)
             if at == len(groups) - 1:
-                ax.annotate(name, (at + 0.45, row.score), (0, 3), textcoords="offset points", ha="right", fontsize=9)
-    ax.set(title="score on dev users, with 95 % intervals", xlabel="history items $k$ at evaluation")
-    ax.set_xticks(range(len(groups)), [str(k) for k in groups])
-    ax.set_xlim(-0.55, len(groups) - 0.45)
-    ax.grid(axis="x", visible=False)
+                named[name] = float(row.score)
+    low, high = ax.get_ylim()
+    apart = max(named.values(), default=0.0) - min(named.values(), default=0.0) > 0.08 * (high - low)
+    for name, score in named.items():
+        side = "center" if apart or len(named) == 1 else "bottom" if score == max(named.values()) else "top"
+        ax.annotate(name, (1, score), (4, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
+                    va=side, fontsize=9)  # fmt: skip
 
 
 def _caption(
     bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame, stored: Mapping[str, Any], window: int
 ) -> str:
     seeds = ", ".join(str(seed) for seed in sorted(curves["seed"].unique()))
-    smoothing = f"Reward: mean over seeds, running mean over {window} steps. " if window > 1 else ""
     preset = stored["preset"]
     data, model, steps = preset["data"], preset["reflection"]["name"], curves["step"].max()
     of_seeds = " and seeds" if "mde" in differences and curves["seed"].nunique() > 1 else ""
     text = (
         f"{data['task']} ({data['source']}), {bars['users'].max()} dev users; {model}; each arm {steps} RL steps from "
-        f"the same SFT adapter; seeds: {seeds}. {smoothing}Intervals: bootstrap over users{of_seeds}. any habit: "
-        "understands every text, does not know the user. oracle: follows the majority habit of the same k items."
+        f"the same SFT adapter; seeds: {seeds}. {_reward_lines(curves, window)}"
+        f"Intervals: bootstrap over users{of_seeds}. any habit: understands every text, does not know the user. "
+        "oracle: follows the majority habit of the same k items."
         f"{_about_differences(differences)} {change_sentence(stored.get('plan'))}"
     )
     return textwrap.fill(text, 152)
+
+
+def _reward_lines(curves: pd.DataFrame, window: int) -> str:
+    """What the thick and the thin lines of the reward are; "" if there is one seed and nothing is smoothed."""
+    running = f", running mean over {window} steps" if window > 1 else ""
+    if curves["seed"].nunique() > 1:
+        return f"Reward: thick, mean over seeds{running}; thin, single seeds. "
+    return f"Reward: thick{running}; thin, single steps. " if running else ""
 
 
 def _about_differences(differences: pd.DataFrame) -> str:

@@ -1,5 +1,6 @@
 """Every figure is drawn from a handful of numbers written by hand, and drawn the same each time."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,15 @@ from rpo_kit.study.drawing import REWARDS
 from rpo_kit.study.style import ARM_COLORS, UNRESOLVED_COLOR
 
 ARMS = ("fixed-2", "progressive")
+
+
+def panel(figure, label):
+    """The panel of Figure 3 with this label: scores, `reward of ARM`, `k of ARM`."""
+    return next(axes for axes in figure.axes if axes.get_label() == label)
+
+
+def lines(axes):
+    return {line.get_label(): line for line in axes.lines}
 
 
 def sweep_files(folder: Path, steps: int, seeds: int, shots: tuple[int, ...]) -> str:
@@ -38,7 +48,7 @@ def sweep_files(folder: Path, steps: int, seeds: int, shots: tuple[int, ...]) ->
 @pytest.mark.parametrize(("steps", "seeds", "shots"), [(1, 1, (2,)), (30, 3, (2, 4, 6))])
 def test_figure_3_says_task_users_seeds_and_steps(tmp_path, steps, seeds, shots):
     figure = figures.figure3(sweep_files(tmp_path, steps, seeds, shots))
-    caption = " ".join(figure.texts[0].get_text().split())
+    caption = " ".join(figure.texts[-1].get_text().split())
     for said in ("LaMP-3", "40 dev users", f"{steps} RL steps", f"seeds: {', '.join(map(str, range(seeds)))}."):
         assert said in caption
 
@@ -55,23 +65,98 @@ def test_figure_3_shows_a_folder_with_dollars_as_it_is(tmp_path, source):
 def test_figure_3_names_every_arm_once_and_the_references_at_their_lines(tmp_path):
     figure = figures.figure3(sweep_files(tmp_path, 5, 1, (2, 6)))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SFT only", *ARMS]
-    assert [text.get_text() for text in figure.axes[2].texts] == ["any habit", "oracle"]
+    assert [text.get_text() for text in panel(figure, "scores").texts] == ["any habit", "oracle"]
 
 
 def test_figure_3_draws_the_mean_of_the_seeds(tmp_path):
     figure = figures.figure3(sweep_files(tmp_path, 4, 3, (2,)))
-    line = figure.axes[0].lines[0]  # fixed-2; four steps: no smoothing
-    assert line.get_ydata() == pytest.approx([0.011, 0.021, 0.031, 0.041])
+    drawn = lines(panel(figure, "reward of fixed-2"))  # four steps: no smoothing
+    assert drawn["mean over seeds"].get_ydata() == pytest.approx([0.011, 0.021, 0.031, 0.041])
+    for seed in range(3):
+        assert drawn[f"seed {seed}"].get_ydata() == pytest.approx([t / 100 + seed / 1000 for t in range(1, 5)])
+        assert drawn[f"seed {seed}"].get_linewidth() < drawn["mean over seeds"].get_linewidth()
+    assert "thick, mean over seeds; thin, single seeds" in " ".join(figure.texts[-1].get_text().split())
+
+
+def test_figure_3_gives_each_arm_a_panel_with_its_own_k_and_says_that_rewards_are_comparable_only_at_the_same_k(
+    tmp_path,
+):
+    prefix = sweep_files(tmp_path, 4, 1, (2,))
+    curves = pd.read_csv(f"{prefix}curves.csv")
+    curves.loc[curves["arm"] == "progressive", "shots"] = [2, 4, 6, 8]
+    curves.to_csv(f"{prefix}curves.csv", index=False)
+    figure = figures.figure3(prefix)
+    assert any("comparable only where k is the same" in text.get_text() for text in figure.texts)
+    for arm, k in (("fixed-2", [2, 2, 2, 2]), ("progressive", [2, 4, 6, 8])):
+        assert list(lines(panel(figure, f"reward of {arm}"))) == ["mean over seeds"]
+        assert panel(figure, f"k of {arm}").lines[0].get_ydata().tolist() == k
+        low, high = panel(figure, f"k of {arm}").get_ylim()
+        assert low < 2
+        assert high > 8
+
+
+@pytest.mark.parametrize(("steps", "style"), [(1, "None"), (2, "None"), (3, "-")])
+def test_figure_3_draws_a_curve_only_through_three_points_or_more(tmp_path, steps, style):
+    figure = figures.figure3(sweep_files(tmp_path, steps, 2, (2,)))
+    for line in (*panel(figure, "reward of fixed-2").lines, *panel(figure, "k of fixed-2").lines):
+        assert line.get_linestyle() == style
+    assert panel(figure, "reward of fixed-2").lines[0].get_marker() != ""
+
+
+def test_figure_3_with_one_k_at_evaluation_names_the_arms_below_their_scores(tmp_path):
+    figure = figures.figure3(sweep_files(tmp_path, 2, 1, (6,)))
+    axes = panel(figure, "scores")
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["SFT only", *ARMS]
+    assert axes.get_xticks() == pytest.approx([container.lines[0].get_xdata()[0] for container in axes.containers])
+    assert "k = 6 at evaluation" in axes.get_title(loc="left")
+    assert not figure.legends
+
+
+@pytest.mark.parametrize("apart", [0.3, 0.001])
+def test_figure_3_names_the_references_outside_the_panel_and_apart_from_each_other(tmp_path, apart):
+    prefix = sweep_files(tmp_path, 2, 1, (2, 6))
+    bars = pd.read_csv(f"{prefix}bars.csv")
+    bars.loc[bars["arm"] == "oracle", "score"] += apart
+    bars.to_csv(f"{prefix}bars.csv", index=False)
+    figure = figures.figure3(prefix)
+    figure.canvas.draw()
+    axes = panel(figure, "scores")
+    low, high = (text.get_window_extent() for text in axes.texts)
+    assert min(low.x0, high.x0) >= axes.get_window_extent().x1
+    assert max(low.x1, high.x1) <= figure.bbox.x1
+    assert not low.overlaps(high)
+
+
+def test_figure_3_with_five_k_and_one_seed_keeps_its_texts_apart_and_on_the_page(tmp_path):
+    shots = (1, 2, 4, 6, 8)
+    prefix = with_differences(sweep_files(tmp_path, 24, 1, shots), shots, mde=0.03, p=0.2, p_holm=0.2)
+    figure = figures.figure3(prefix)
+    figure.canvas.draw()
+    axes = panel(figure, "scores")
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "4", "6", "8"]
+    assert len(axes.containers[0].lines[0].get_xdata()) == 5
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SFT only", *ARMS]
+    rows = figure.axes[-2].get_yticklabels()
+    assert [text.get_text() for text in rows] == [f"{arm}, k = {k}" for arm in ARMS for k in shots]
+    boxes = [text.get_window_extent() for text in rows]
+    assert not any(above.overlaps(below) for above, below in itertools.pairwise(boxes))
+    heading, caption = figure.texts[0].get_window_extent(), figure.texts[1].get_window_extent()
+    assert not heading.overlaps(figure.legends[0].get_window_extent())
+    inner = figure.bbox
+    for box in (*boxes, heading, caption):
+        assert inner.x0 <= box.x0
+        assert box.x1 <= inner.x1
 
 
 def test_figure_3_smooths_over_a_tenth_of_the_steps(tmp_path):
     figure = figures.figure3(sweep_files(tmp_path, 30, 1, (2,)))
-    raw, smooth = figure.axes[0].lines[:2]
+    drawn = lines(panel(figure, "reward of fixed-2"))
+    raw, smooth = drawn["seed 0"], drawn["mean over seeds"]
     assert smooth.get_ydata()[10] == pytest.approx(np.mean(raw.get_ydata()[9:12]))
 
 
 def test_figure_3_shows_scores_with_their_intervals(tmp_path):
-    axes = figures.figure3(sweep_files(tmp_path, 2, 1, (2, 6))).axes[2]
+    axes = panel(figures.figure3(sweep_files(tmp_path, 2, 1, (2, 6))), "scores")
     first = axes.containers[0]  # SFT only
     assert first.lines[0].get_ydata() == pytest.approx([0.62, 0.66])
     assert [segment[:, 1].tolist() for segment in first.lines[2][0].get_segments()] == [
@@ -200,7 +285,7 @@ def with_differences(prefix: str, shots: tuple[int, ...], **columns: object) -> 
 
 @pytest.mark.parametrize("shots", [(2,), (2, 4, 6)])
 def test_figure_3_shows_the_differences_and_greys_out_what_is_not_resolved(tmp_path, shots):
-    panels = figures.figure3(with_differences(sweep_files(tmp_path, 2, 1, shots), shots)).axes[3:]
+    panels = figures.figure3(with_differences(sweep_files(tmp_path, 2, 1, shots), shots)).axes[-2:]
     assert [panel.get_title(loc="left") for panel in panels] == [
         "arms minus SFT only",
         "progressive minus each other arm",
@@ -214,16 +299,16 @@ def test_figure_3_shows_the_differences_and_greys_out_what_is_not_resolved(tmp_p
 
 def test_figure_3_says_by_what_a_difference_counts_as_resolved(tmp_path):
     prefix = with_differences(sweep_files(tmp_path, 2, 2, (2,)), (2,))
-    caption = " ".join(figures.figure3(prefix).texts[0].get_text().split())
+    caption = " ".join(figures.figure3(prefix).texts[-1].get_text().split())
     assert "Grey: not resolved (the interval contains 0)" in caption
     assert "bootstrap over users." in caption
     with_differences(prefix, (2,), mde=[0.03, 0.04, 0.05], p=0.01, p_holm=[0.2, 0.01, 0.01])
     figure = figures.figure3(prefix)
-    caption = " ".join(figure.texts[0].get_text().split())
+    caption = " ".join(figure.texts[-1].get_text().split())
     assert "Holm-adjusted p of 0.05 or more" in caption
     assert "80 % power: 0.030 to 0.050" in caption
     assert "bootstrap over users and seeds." in caption
-    colors = [container.lines[0].get_color() for container in figure.axes[3].containers]
+    colors = [container.lines[0].get_color() for container in figure.axes[-2].containers]
     assert colors[0] == UNRESOLVED_COLOR, "its interval is above 0, its adjusted p is not below"
 
 
@@ -232,7 +317,7 @@ def test_figure_3_says_that_the_comparisons_were_changed(tmp_path):
     stored = json.loads((tmp_path / "x_provenance.json").read_text())
     plan = {"plan": {"seeds": [0]}, "changes": [{"changed": {"seeds": [0, 1]}}], "before_first_trial": True}
     (tmp_path / "x_provenance.json").write_text(json.dumps(stored | {"plan": plan}))
-    caption = " ".join(figures.figure3(prefix).texts[0].get_text().split())
+    caption = " ".join(figures.figure3(prefix).texts[-1].get_text().split())
     assert caption.endswith("Comparisons changed after the first trial: seeds 0 → 0, 1.")
 
 
