@@ -18,6 +18,8 @@ GPU_CSV ?= runs/gpu_check.csv
 export PYTHON RPO_ROUTE RPO_TORCH_INDEX
 # Otherwise a kernel named python3 in the user's home directory takes precedence over the one in .venv.
 export JUPYTER_PREFER_ENV_PATH := 1
+# Jupyter refuses to start for root without this. In a container there is often no other user; it listens on localhost.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 19
@@ -44,7 +46,7 @@ lint: install ## run ruff and mypy
 	$(PY) -m mypy
 
 lab: install ## open notebooks/ in JupyterLab
-	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
+	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(AS_ROOT) $(LAB_ARGS)
 
 doctor: install ## check this machine and its installation
 	$(PY) -m rpo_kit doctor

@@ -403,6 +403,17 @@ def test_make_test_installs_and_runs_pytest() -> None:
     assert make_prints("test").split("\n")[:2] == ["sh scripts/install.sh", ".venv/bin/python -m pytest "]
 
 
+@pytest.mark.parametrize(("user", "allowed"), [("0", True), ("1000", False)])
+def test_make_lab_starts_for_root_too(
+    tmp_path: Path, user: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_command(tmp_path, "id", f"echo {user}")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (line,) = [line for line in make_prints("lab", "LAB_ARGS=--no-browser").splitlines() if "jupyterlab" in line]
+    assert ("--allow-root" in line.split()) == allowed
+    assert line.endswith("--no-browser")
+
+
 def test_ci_runs_the_same_commands_and_stops_at_the_first_failure() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
