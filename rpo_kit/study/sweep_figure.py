@@ -27,8 +27,9 @@ from rpo_kit.study.drawing import GREY, INK
 from rpo_kit.study.significance import LEVEL
 from rpo_kit.study.style import REFERENCE_STYLES, STYLE, UNRESOLVED_COLOR, style_of
 
-_LINE, _ROW = 0.165, 0.2  # inches: a line of the caption, a row of the differences
-_TOP, _CURVES, _SCORES, _GAP = 0.62, 2.1, 2.3, 0.8  # inches: above the panels, the two upper rows, between rows
+_LINE, _ROW = 0.195, 0.22  # inches: a line of the caption, a row of the differences
+_TOP, _CURVES, _SCORES, _GAP = 0.66, 2.2, 2.3, 0.85  # inches: above the panels, the two upper rows, between rows
+_SMALL = 10  # points
 _CURVE_FROM = 3  # points: a line through fewer looks like a trend
 _HEADING = "training reward, earned with the k below it: comparable only where k is the same"
 
@@ -51,7 +52,7 @@ def figure3(prefix: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = _canvas(bars, curves, differences, window, 0.62 + _LINE * (caption.count("\n") + 1))
         # parse_math=False: a folder's name may contain a dollar sign
-        figure.text(0.012, 0.012, caption, fontsize=8.5, color=GREY, va="bottom", parse_math=False)
+        figure.text(0.012, 0.012, caption, fontsize=_SMALL, color=GREY, va="bottom", parse_math=False)
     return figure
 
 
@@ -67,17 +68,17 @@ def _canvas(bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame,
     def from_top(inches: float) -> float:
         return 1 - (legend + inches) / high
 
-    figure.text(0.065, from_top(0.3), _HEADING, fontsize=10.5, weight="bold", va="bottom")
+    figure.text(0.065, from_top(0.3), _HEADING, fontsize=11, weight="bold", va="bottom")
     _draw_curves(figure, curves, window, from_top(_TOP), from_top(_TOP + _CURVES))
     at = from_top(_TOP + _CURVES + _GAP + _SCORES)
     scores = figure.add_axes((0.065, at, 0.855, _SCORES / high), label="scores")  # right: names of the references
     _draw_bars(scores, bars)
     if legend:
         handles, names = scores.get_legend_handles_labels()
-        figure.legend(handles, names, loc="upper center", ncols=len(names), fontsize=9.5)
+        figure.legend(handles, names, loc="upper center", ncols=len(names), fontsize=_SMALL)
     if rows:
         under = figure.add_gridspec(
-            1, 2, left=0.145, right=0.985, top=(bottom + _ROW * rows) / high, bottom=bottom / high, wspace=0.32
+            1, 2, left=0.152, right=0.985, top=(bottom + _ROW * rows) / high, bottom=bottom / high, wspace=0.32
         )
         for column, part in enumerate(families):
             _draw_differences(figure.add_subplot(under[0, column]), part, rows)
@@ -99,9 +100,10 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, rows: int) -> None:
             ax.axhline(at - 0.5, color="#e6e6e6", lw=0.8, zorder=0)
     ax.axvline(0, color=INK, lw=1)
     labels = [f"{name}, k = {k}" if several else name for name, k in zip(names, differences["shots"], strict=True)]
-    ax.set_yticks(range(len(labels)), labels, fontsize=9)
+    ax.set_yticks(range(len(labels)), labels, fontsize=_SMALL)
     ax.set_ylim(rows - 0.4, -0.6)
     ax.set(title=family_of(differences["minus"].iloc[0]), xlabel="difference, with 95 % interval")
+    ax.xaxis.set_major_locator(MaxNLocator(5))  # more labels would run into each other
     ax.grid(axis="y", visible=False)
 
 
@@ -132,7 +134,7 @@ def _draw_arm(reward: Axes, shots: Axes, arm: str, curves: pd.DataFrame, window:
                         label=f"seed {seed}")  # fmt: skip
     smooth = mean["reward"].rolling(window, center=True, min_periods=1).mean()
     reward.plot(smooth.index, smooth, ls=line, color=color, lw=2.2, marker=dots, ms=6, label="mean over seeds")
-    reward.set_title(arm, fontsize=9.5, color=color)
+    reward.set_title(arm, fontsize=_SMALL, color=color)
     reward.set_label(f"reward of {arm}")
     shots.set(label=f"k of {arm}", xlabel="RL step")
     if is_curve:
@@ -184,7 +186,7 @@ def _draw_references(ax: Axes, bars: pd.DataFrame, groups: list[int]) -> None:
     for name, score in named.items():
         side = "center" if apart or len(named) == 1 else "bottom" if score == max(named.values()) else "top"
         ax.annotate(name, (1, score), (4, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
-                    va=side, fontsize=9)  # fmt: skip
+                    va=side, fontsize=_SMALL)  # fmt: skip
 
 
 def _caption(
@@ -201,7 +203,7 @@ def _caption(
         "oracle: follows the majority habit of the same k items."
         f"{_about_differences(differences)} {change_sentence(stored.get('plan'))}"
     )
-    return textwrap.fill(text, 152)
+    return textwrap.fill(text, 130)
 
 
 def _reward_lines(curves: pd.DataFrame, window: int) -> str:
