@@ -85,6 +85,7 @@ def kept_output(output: dict[str, Any]) -> dict[str, Any] | None:
             return None
         if "image/png" in data:
             data["image/png"] = "".join(data["image/png"]).replace("\n", "")
+            data.pop("text/html", None)  # the same picture again; its words stay in the metadata
         width = {kind: value for kind, value in output.get("metadata", {}).items() if kind == "image/png"}
         output |= {"data": data, "metadata": width}
     return output | ({"execution_count": None} if output["output_type"] == "execute_result" else {})

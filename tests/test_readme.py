@@ -98,7 +98,8 @@ def test_every_table_row_has_as_many_cells_as_its_header(page: str) -> None:
 
 
 def test_the_readme_can_be_read_in_five_minutes() -> None:
-    assert len(read("README.md").split()) <= WORDS
+    seen = re.sub(r"!\[[^\]]*\]", "", read("README.md"))  # without the words for those who do not see the pictures
+    assert len(seen.split()) <= WORDS
     assert sum(line.startswith("|") for line in read("README.md").splitlines()) <= TABLE_ROWS
 
 

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rpo_kit.errors import KitError
+from rpo_kit.study import alt_text
 from rpo_kit.study.drawing import BLUE, GREEN, GREY, ORANGE, RED
 from rpo_kit.study.results import CONTENT_COLUMNS, system_name
-from rpo_kit.study.style import STYLE
+from rpo_kit.study.style import SMALL, STYLE, marker_every
 
 _LINES = {"faithful": (RED, "o"), "habit_named": (ORANGE, "s"), "majority": (BLUE, "^"), "cites_many": (GREEN, "D")}
 _MARKERS = "osD^v<>phX*P"
@@ -41,9 +42,9 @@ def content_figure(metrics: pd.DataFrame) -> Figure:
                         ms=9, mfc="none", mew=1.8, label=system_name(str(row.system)))  # fmt: skip
         about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, k = {metrics['shots'][0]}"
         ax.set(xlim=(-0.03, 1.03), xlabel="content kept, of the generic answer or of the query", ylabel="score (fit)")
-        ax.set_title(f"Content and fit, with 95 % intervals · {about}")
-        figure.legend(loc="outside right upper", fontsize=9)  # systems that do not change the answer share a point
-    return figure
+        ax.set_title(f"Content and fit, with 95 % intervals\n{about}")
+        figure.legend(loc="outside right upper", fontsize=SMALL)  # systems that do not change the answer share a point
+    return alt_text.described(figure, f"{alt_text.of_content(systems)} {about}.")
 
 
 def faithful_figure(curve: pd.DataFrame) -> Figure:
@@ -59,12 +60,13 @@ def faithful_figure(curve: pd.DataFrame) -> Figure:
         ax, shots = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         for column, (color, marker) in _LINES.items():
             if column in curve:
-                points = {"marker": marker if len(curve) < 30 else "", "ms": 4, "lw": 1.7}
+                points = {"marker": marker, "ms": 5, "lw": 1.7, "markevery": marker_every(len(curve), 20)}
                 ax.plot(curve["step"], curve[column], color=color, label=CONTENT_COLUMNS[column], **points)
         ax.set(ylim=(-0.03, 1.03), title="Share of RL's completions, by step")
-        ax.legend(ncols=3, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.02))
+        ax.legend(ncols=3, fontsize=SMALL, loc="upper center", bbox_to_anchor=(0.5, -0.02))
         shots.step(curve["step"], curve["k"], where="mid", color=GREY)
         shots.set(xlabel="RL step", ylabel="$k$")
         for axes in (shots.xaxis, shots.yaxis):
             axes.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    return figure
+    names = {column: CONTENT_COLUMNS[column] for column in _LINES if column in curve} | {"k": "k"}
+    return alt_text.described(figure, f"Shares of RL's completions. {alt_text.of_curves(curve, names)}")

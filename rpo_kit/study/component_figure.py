@@ -14,17 +14,18 @@ from matplotlib.figure import Figure
 
 from rpo_kit.errors import KitError
 from rpo_kit.runs import Run
+from rpo_kit.study import alt_text
 from rpo_kit.study.arms import FULL_METHOD
 from rpo_kit.study.drawing import BLUE, GREY, INK, RED
 from rpo_kit.study.significance import LEVEL
-from rpo_kit.study.style import STYLE, UNRESOLVED_COLOR
+from rpo_kit.study.style import SMALL, STYLE, UNRESOLVED_COLOR
 
 FILES = ("components.csv", "provenance.json")
 
 
 def components_figure(table: pd.DataFrame) -> Figure:
-    """One row per arm: its difference to the full method with the 95 % interval, grey where it is not resolved, and its
-    score at the right; below a line the base model and the trivial baselines.
+    """One row per arm: its difference to the full method with the 95 % interval, a grey cross where it is not resolved,
+    and its score at the right; below a line the base model and the trivial baselines.
     """
     full = table[table["system"] == FULL_METHOD].iloc[0]
     rows = table[table["system"] != FULL_METHOD].reset_index(drop=True)
@@ -37,21 +38,22 @@ def components_figure(table: pd.DataFrame) -> Figure:
             color = (RED if row.difference < 0 else BLUE) if is_resolved else UNRESOLVED_COLOR
             error = [[max(0.0, row.difference - row.difference_low)], [max(0.0, row.difference_high - row.difference)]]
             fill = color if row.Index < arms else "white"
-            ax.errorbar(row.difference, row.Index, xerr=error, fmt="o", color=color, mfc=fill, ms=6.5, elinewidth=1.8)
+            ax.errorbar(row.difference, row.Index, xerr=error, fmt="o" if is_resolved else "X",
+                        color=color, mfc=fill, ms=6.5, elinewidth=1.8)  # fmt: skip
             ax.annotate(f"{row.score:.3f}", (1.01, row.Index), xycoords=("axes fraction", "data"), va="center",
-                        fontsize=9, color=color)  # fmt: skip
+                        fontsize=SMALL, color=INK)  # fmt: skip
         if arms < len(rows):
             ax.axhline(arms - 0.5, color=GREY, lw=0.8, ls=(0, (4, 3)))
-        ax.annotate("score", (1.01, -0.8), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+        ax.annotate("score", (1.01, -0.8), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
         ax.set_yticks(range(len(rows)), list(rows["name"]))
         ax.set_ylim(len(rows) - 0.5, -0.6)
         ax.grid(axis="y", visible=False)
         seeds = f"{full['seeds']:.0f} seed" + ("s" if full["seeds"] > 1 else "")
         ax.set_xlabel(
             f"score minus the full method's, {full['score']:.3f}, with 95 % interval\n"
-            f"{full['users']:.0f} users, {seeds}; grey: not resolved (Holm-adjusted p of {LEVEL} or more)"
+            f"{full['users']:.0f} users, {seeds}; grey cross: not resolved (Holm-adjusted p of {LEVEL} or more)"
         )
-    return figure
+    return alt_text.described(figure, alt_text.of_components(rows, resolved(rows)))
 
 
 def resolved(table: pd.DataFrame) -> list[bool]:

@@ -15,44 +15,58 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
+from rpo_kit.study.alt_text import described
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the pale ones are tints of them.
 INK, GREY, PALE = "#222222", "#767676", "#f2f2f2"
 BLUE, SKY, ORANGE, GREEN, RED = "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#d55e00"
 PALE_BLUE, PALE_ORANGE, PALE_GREEN = "#e3f0f8", "#fdf1d9", "#dff2ec"
+LETTERS = 10  # points, as in style.py
 Point = tuple[float, float]
 REWARDS = (0.78, 1.0, 0.55, 0.78, 1.0, 0.0, 0.78, 0.55)  # of one invented group: 1 is correct, 0 did not parse
+FIGURE1 = (
+    "Figure 1: RPO at inference time. The query goes to the base model, a black box that never sees the user and gives "
+    "a generic answer, here 4. Retrieval picks k items of the user's profile. The reflection module reads both, "
+    "observes that the user is harsh, plans, and rewrites the answer to 2."
+)
+FIGURE2 = (
+    "Figure 2: the two training stages. Stage 1, supervised fine-tuning: from query, generic answer, 1, 3 or 6 history "
+    "items and the gold answer, a teacher writes trajectories; those that pass a filter train the reflection module. "
+    f"Stage 2, reinforcement learning: rewards {', '.join(map(str, REWARDS))} of one group, minus their mean and "
+    "whitened, become advantages of a policy gradient, while the number of history items grows from 2 to 6."
+)
 
 
 def figure1() -> Figure:
     """Inference: the base model answers without the user, the reflection module rewrites with k history items."""
     figure, ax = _canvas(10, 3.95, bottom=0.4)
-    _box(ax, 0.15, 3.05, 1.75, 1.15, "query $q$", "“The lid fits, but it\nleaks. Okay for\nthe price.”")
-    _box(ax, 2.4, 3.2, 1.45, 0.85, "base model", "a black box", fill=INK, ink="white")
-    _box(ax, 4.4, 3.2, 1.45, 0.85, "generic answer $g$", "“4”")
-    _box(ax, 0.15, 0.55, 1.75, 1.55, "profile $U$", "", fill=PALE_ORANGE, edge=ORANGE)
-    _box(ax, 2.4, 0.9, 1.45, 0.85, "retrieval", "BM25, recency …", fill=PALE_ORANGE, edge=ORANGE)
-    _box(ax, 4.4, 0.55, 1.45, 1.55, "$k$ items $P$", "", fill=PALE_ORANGE, edge=ORANGE)
-    _cards(ax, (0.34, 0.7), 1.37, [("“Sharp blade …”", "3"), ("“The zip jams …”", "1"), ("“Warm, light …”", "3")])
-    ax.text(1.02, 0.63, "⋮", ha="center", va="center", color=GREY, fontsize=9)
-    _cards(ax, (4.56, 0.7), 1.13, [("“leaks …”", "1"), ("“a lid …”", "2"), ("“okay …”", "2")], numbered=True)
+    _box(ax, 0.15, 3.05, 1.85, 1.15, "query $q$", "“The lid fits, but it\nleaks. Okay for\nthe price.”")
+    _box(ax, 2.35, 3.2, 1.4, 0.85, "base model", "a black box", fill=INK, ink="white")
+    _box(ax, 4.1, 3.2, 1.5, 0.85, "generic answer $g$", "“4”")
+    _box(ax, 0.15, 0.55, 1.85, 1.55, "profile $U$", "", fill=PALE_ORANGE, edge=ORANGE)
+    _box(ax, 2.35, 0.9, 1.4, 0.85, "retrieval", "BM25, recency …", fill=PALE_ORANGE, edge=ORANGE)
+    _box(ax, 4.1, 0.55, 1.5, 1.55, "$k$ items $P$", "", fill=PALE_ORANGE, edge=ORANGE)
+    _cards(ax, (0.28, 0.7), 1.59, [("“Sharp blade …”", "3"), ("“The zip jams …”", "1"), ("“Warm, light …”", "3")])
+    ax.text(1.07, 0.63, "⋮", ha="center", va="center", color=GREY, fontsize=LETTERS)
+    _cards(ax, (4.2, 0.7), 1.3, [("“leaks …”", "1"), ("“a lid …”", "2"), ("“okay …”", "2")], numbered=True)
     _reflection(ax)
     _box(ax, 8.72, 1.93, 1.15, 0.95, "prediction", "“2”", fill=PALE_GREEN, edge=GREEN, big=True)
-    for start, end in [((1.9, 3.62), (2.4, 3.62)), ((3.85, 3.62), (4.4, 3.62)), ((8.35, 2.4), (8.72, 2.4))]:
+    for start, end in [((2.0, 3.62), (2.35, 3.62)), ((3.75, 3.62), (4.1, 3.62)), ((8.4, 2.4), (8.72, 2.4))]:
         _arrow(ax, start, end)
-    for start, end in [((1.9, 1.32), (2.4, 1.32)), ((3.85, 1.32), (4.4, 1.32))]:
+    for start, end in [((2.0, 1.32), (2.35, 1.32)), ((3.75, 1.32), (4.1, 1.32))]:
         _arrow(ax, start, end, ORANGE)
-    _arrow(ax, (5.85, 3.62), (6.25, 2.9))
-    _arrow(ax, (5.85, 1.32), (6.25, 1.9), ORANGE)
-    _arrow(ax, (1.05, 3.05), (2.85, 1.75), GREY, dashed=True)
-    ax.text(1.42, 2.42, "what to look for", color=GREY, fontsize=8.5, ha="right")
+    _arrow(ax, (5.6, 3.62), (5.95, 2.9))
+    _arrow(ax, (5.6, 1.32), (5.95, 1.9), ORANGE)
+    _arrow(ax, (1.05, 3.05), (2.8, 1.75), GREY, dashed=True)
+    ax.text(1.42, 2.42, "what to look for", color=GREY, fontsize=LETTERS, ha="right")
     # The line that no profile text crosses: the base model is above it.
-    ax.plot([2.95, 5.9], [2.62, 2.62], color=RED, lw=1.4, ls=(0, (4, 3)))
-    ax.text(4.42, 2.72, "the base model never sees the user", color=RED, fontsize=9, ha="center", va="bottom")
-    return figure
+    ax.plot([2.8, 5.65], [2.62, 2.62], color=RED, lw=1.4, ls=(0, (4, 3)))
+    ax.text(4.22, 2.72, "the base model never sees the user", color=RED, fontsize=LETTERS, ha="center", va="bottom")
+    return described(figure, FIGURE1)
 
 
 def _reflection(ax: Axes) -> None:
-    _box(ax, 6.25, 0.75, 2.1, 3.3, "reflection module $\\pi_\\theta$", "", fill=PALE_BLUE, edge=BLUE)
+    _box(ax, 5.95, 0.75, 2.45, 3.3, "reflection module $\\pi_\\theta$", "", fill=PALE_BLUE, edge=BLUE)
     parts = [
         ("observe", "[1] reads 2, gave 1: harsh\n[2] reads 3, gave 2: harsh"),
         ("plan", "reads 3, harsh: give 2"),
@@ -60,9 +74,9 @@ def _reflection(ax: Axes) -> None:
     ]
     for row, (name, text) in enumerate(parts):
         y, height = (2.72, 1.75, 0.88)[row], (0.9, 0.68, 0.58)[row]
-        _box(ax, 6.37, y, 1.86, height, name, text, edge=BLUE, small=True)
+        _box(ax, 6.06, y, 2.23, height, name, text, edge=BLUE)
         if row:
-            _arrow(ax, (7.3, (2.72, 1.75)[row - 1]), (7.3, y + height), BLUE)
+            _arrow(ax, (7.17, (2.72, 1.75)[row - 1]), (7.17, y + height), BLUE)
 
 
 def figure2() -> Figure:
@@ -73,15 +87,15 @@ def figure2() -> Figure:
         (0.1, 3.8, "Stage 2\nreinforcement learning"),
     ):
         ax.add_patch(Rectangle((0.05, y), 9.9, height, facecolor=PALE, edgecolor="none", zorder=0))
-        ax.text(0.2, y + height - 0.12, text, fontsize=11.5, weight="bold", color=INK, va="top")
+        ax.text(0.2, y + height - 0.12, text, fontsize=12, weight="bold", color=INK, va="top")
     _stage1(ax)
     _stage2(ax)
-    ax.plot([9.1, 9.1, 2.52], [4.45, 3.975, 3.975], color=BLUE, lw=1.3)
-    _arrow(ax, (2.52, 3.975), (2.52, 3.2), BLUE)
-    ax.text(2.6, 3.6, "starts as the\nSFT adapter", fontsize=8.5, color=BLUE, va="center")
-    ax.text(9.85, 3.78, "REINFORCE++ with baseline", fontsize=9, color=GREY, va="top", ha="right")
+    ax.plot([9.03, 9.03, 2.57], [4.45, 3.975, 3.975], color=BLUE, lw=1.3)
+    _arrow(ax, (2.57, 3.975), (2.57, 3.2), BLUE)
+    ax.text(2.65, 3.6, "starts as the\nSFT adapter", fontsize=LETTERS, color=BLUE, va="center")
+    ax.text(9.85, 3.78, "REINFORCE++ with baseline", fontsize=LETTERS, color=GREY, va="top", ha="right")
     _curriculum(ax)
-    return figure
+    return described(figure, FIGURE2)
 
 
 def _stage1(ax: Axes) -> None:
@@ -92,56 +106,55 @@ def _stage1(ax: Axes) -> None:
     ]
     for row, (text, fill, edge) in enumerate(inputs):
         y = 5.6 - row * 0.55
-        _box(ax, 0.2, y, 1.75, 0.42, "", text, fill="white" if fill == PALE else fill, edge=edge)
-        _arrow(ax, (1.95, y + 0.21), (2.35, 5.27))
-    _box(ax, 2.35, 4.85, 1.15, 0.85, "teacher", "an LLM, or rules", fill=INK, ink="white")
-    lines = "observe  [1] reads 2, gave 1: harsh\nplan       reads 3, harsh: give 2\nrewrite   2"
-    _box(ax, 3.9, 4.75, 2.3, 1.05, "trajectory", lines, edge=BLUE, left=True)
-    _box(ax, 6.6, 4.75, 1.35, 1.05, "filter", "parses · cites\nwhat exists · ends\nin the gold", small=True)
+        _box(ax, 0.2, y, 1.95, 0.42, "", text, fill="white" if fill == PALE else fill, edge=edge)
+        _arrow(ax, (2.15, y + 0.21), (2.45, 5.27))
+    _box(ax, 2.45, 4.85, 1.3, 0.85, "teacher", "an LLM, or rules", fill=INK, ink="white")
+    lines = "observe  [1] reads 2,\n               gave 1: harsh\nplan  reads 3, harsh: give 2\nrewrite  2"
+    _box(ax, 4.0, 4.65, 2.25, 1.25, "trajectory", lines, edge=BLUE, left=True)
+    _box(ax, 6.5, 4.7, 1.45, 1.15, "filter", "parses · cites\nwhat exists · ends\nin the gold")
     _box(
         ax,
-        8.35,
+        8.2,
         4.45,
-        1.5,
+        1.65,
         1.95,
         "reflection\nmodule",
         "\n\nLoRA on a small\nmodel; the loss\ncounts the\ntrajectory only",
         fill=PALE_BLUE,
         edge=BLUE,
     )
-    for x in ((3.5, 3.9), (6.2, 6.6), (7.95, 8.35)):
+    for x in ((3.75, 4.0), (6.25, 6.5), (7.95, 8.2)):
         _arrow(ax, (x[0], 5.27), (x[1], 5.27), BLUE)
-    _arrow(ax, (7.27, 4.75), (7.27, 4.42), GREY, dashed=True)
-    ax.text(7.27, 4.38, "rejected: kept, with the reason", fontsize=8.5, color=GREY, ha="center", va="top")
+    _arrow(ax, (7.22, 4.7), (7.22, 4.45), GREY, dashed=True)
+    ax.text(7.22, 4.41, "rejected: kept, with reason", fontsize=LETTERS, color=GREY, ha="center", va="top")
 
 
 def _stage2(ax: Axes) -> None:
-    _box(ax, 0.2, 1.95, 1.3, 1.25, "prompt", "query\ngeneric answer\n$k$ history items", fill=PALE_ORANGE, edge=ORANGE)
-    _box(ax, 1.9, 1.95, 1.25, 1.25, "reflection\nmodule $\\pi_\\theta$", "", fill=PALE_BLUE, edge=BLUE)
-    _arrow(ax, (1.5, 2.57), (1.9, 2.57), ORANGE)
-    _arrow(ax, (3.15, 2.57), (3.5, 2.57), BLUE)
+    _box(ax, 0.2, 1.95, 1.4, 1.25, "prompt", "query\ngeneric answer\n$k$ history items", fill=PALE_ORANGE, edge=ORANGE)
+    _box(ax, 1.95, 1.95, 1.25, 1.25, "reflection\nmodule $\\pi_\\theta$", "", fill=PALE_BLUE, edge=BLUE)
+    _arrow(ax, (1.6, 2.57), (1.95, 2.57), ORANGE)
+    _arrow(ax, (3.2, 2.57), (3.55, 2.57), BLUE)
     rewards = np.array(REWARDS)
     centred = rewards - rewards.mean()
     _bars(ax, (3.6, 2.0), 1.75, rewards, 1.0, "rewards $r_i$ of $G$ rewrites", mean=float(rewards.mean()))
     _arrow(ax, (5.45, 2.57), (6.0, 2.57))
-    ax.text(5.72, 2.66, "− mean", fontsize=8.5, ha="center", va="bottom", color=INK)
-    ax.text(5.72, 2.47, "whiten", fontsize=8.5, ha="center", va="top", color=INK)
+    ax.text(5.72, 2.66, "− mean", fontsize=LETTERS, ha="center", va="bottom", color=INK)
+    ax.text(5.72, 2.47, "whiten", fontsize=LETTERS, ha="center", va="top", color=INK)
     _bars(ax, (6.1, 2.6), 1.75, centred / centred.std(), 0.26, "advantages $A_i$")
-    _arrow(ax, (7.95, 2.57), (8.35, 2.57))
+    _arrow(ax, (7.9, 2.57), (8.2, 2.57))
     _box(
         ax,
-        8.35,
+        8.2,
         1.95,
-        1.5,
+        1.65,
         1.25,
         "policy gradient",
         "tokens with $A>0$ up,\n$A<0$ down; KL to\nthe SFT adapter",
-        small=True,
     )
     ax.add_patch(
         FancyArrowPatch(
-            (9.1, 1.95),
-            (2.52, 1.95),
+            (9.03, 1.95),
+            (2.57, 1.95),
             connectionstyle="bar,fraction=-0.055",
             arrowstyle="-|>",
             mutation_scale=11,
@@ -149,12 +162,12 @@ def _stage2(ax: Axes) -> None:
             color=BLUE,
         )
     )
-    ax.text(5.8, 1.5, "update $\\theta$, next step", fontsize=8.5, color=BLUE, ha="center", va="top")
+    ax.text(5.8, 1.5, "update $\\theta$, next step", fontsize=LETTERS, color=BLUE, ha="center", va="top")
 
 
 def _curriculum(ax: Axes) -> None:
     """The steps of k below stage 2: one card per history item in the prompt."""
-    ax.text(0.2, 1.12, "history items $k$\ngrow from 2 to 6", fontsize=9, color=INK, va="top")
+    ax.text(0.2, 1.12, "history items $k$\ngrow from 2 to 6", fontsize=LETTERS, color=INK, va="top")
     for stair, k in enumerate(range(2, 7)):
         x = 1.75 + stair * 1.62
         for card in range(k):
@@ -163,8 +176,8 @@ def _curriculum(ax: Axes) -> None:
                     (x, 0.3 + card * 0.13), 1.5, 0.1, facecolor=ORANGE, alpha=0.35 + 0.1 * stair, edgecolor="none"
                 )
             )
-        ax.text(x + 0.75, 0.33 + k * 0.13, f"$k={k}$", fontsize=9, ha="center", va="bottom", color=INK)
-    ax.text(9.85, 0.24, "steps →", fontsize=8.5, color=GREY, ha="right", va="top")
+        ax.text(x + 0.75, 0.33 + k * 0.13, f"$k={k}$", fontsize=LETTERS, ha="center", va="bottom", color=INK)
+    ax.text(9.85, 0.24, "steps →", fontsize=LETTERS, color=GREY, ha="right", va="top")
 
 
 # ---- pieces -------------------------------------------------------------------------------------------------------
@@ -180,17 +193,17 @@ def _canvas(width: float, height: float, bottom: float = 0.0) -> tuple[Figure, A
 
 def _box(
     ax: Axes, x: float, y: float, width: float, height: float, title: str, text: str = "", *, fill: str = "white",
-    edge: str = INK, ink: str = INK, small: bool = False, big: bool = False, left: bool = False,
+    edge: str = INK, ink: str = INK, big: bool = False, left: bool = False,
 ) -> None:  # fmt: skip
     shape = "round,pad=0,rounding_size=0.08"
     ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor=fill, edgecolor=edge, lw=1.3))
     if not title:
-        ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9, color=ink)
+        ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=LETTERS, color=ink)
         return
-    ax.text(x + width / 2, y + height - 0.1, title, ha="center", va="top", fontsize=10, weight="bold", color=ink)
+    ax.text(x + width / 2, y + height - 0.1, title, ha="center", va="top", fontsize=LETTERS, weight="bold", color=ink)
     middle = y + (height - 0.25) / 2
     anchor, align = (x + 0.12, "left") if left else (x + width / 2, "center")
-    size = 16 if big else 8.2 if small else 8.8
+    size = 16 if big else LETTERS
     ax.text(anchor, middle, text, ha=align, va="center", fontsize=size, color=ink, linespacing=1.35)
 
 
@@ -207,9 +220,16 @@ def _cards(ax: Axes, corner: Point, width: float, rows: Sequence[tuple[str, str]
         y = corner[1] + 0.07 + (len(rows) - 1 - index) * 0.35
         ax.add_patch(Rectangle((corner[0], y), width, 0.29, facecolor="white", edgecolor=ORANGE, lw=0.8))
         label = f"[{index + 1}] {text}" if numbered else text
-        ax.text(corner[0] + 0.06, y + 0.14, label, fontsize=7.8, va="center", color=INK)
+        ax.text(corner[0] + 0.06, y + 0.14, label, fontsize=LETTERS, va="center", color=INK)
         ax.text(
-            corner[0] + width - 0.06, y + 0.14, value, fontsize=8.5, va="center", ha="right", weight="bold", color=INK
+            corner[0] + width - 0.06,
+            y + 0.14,
+            value,
+            fontsize=LETTERS,
+            va="center",
+            ha="right",
+            weight="bold",
+            color=INK,
         )
 
 
@@ -225,4 +245,4 @@ def _bars(
     ax.plot([x, x + width], [y, y], color=INK, lw=1)
     if mean is not None:
         ax.plot([x, x + width], [y + mean * scale] * 2, color=INK, lw=1, ls=(0, (3, 2)))
-    ax.text(x + width / 2, 3.2, title, fontsize=9, ha="center", va="bottom", color=INK)
+    ax.text(x + width / 2, 3.2, title, fontsize=LETTERS, ha="center", va="bottom", color=INK)

@@ -23,9 +23,10 @@ from matplotlib.ticker import MaxNLocator
 
 from rpo_kit.errors import KitError
 from rpo_kit.runs import write_bytes, write_text
+from rpo_kit.study import alt_text
 from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, RED, SKY, figure1, figure2
 from rpo_kit.study.results import reads_other_k, system_name
-from rpo_kit.study.style import REFERENCE_STYLES, STYLE, style_of
+from rpo_kit.study.style import REFERENCE_STYLES, SMALL, STYLE, style_of
 from rpo_kit.study.sweep_figure import figure3
 
 __all__ = [
@@ -110,7 +111,9 @@ def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str])
                 ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             if column in _SHARES:
                 ax.set_ylim(-0.05, 1.05)
-    return figure
+    return alt_text.described(
+        figure, alt_text.of_curves(log, {column: _TITLES.get(column, column) for column in known})
+    )
 
 
 def results_figure(metrics: pd.DataFrame) -> Figure:
@@ -122,24 +125,24 @@ def results_figure(metrics: pd.DataFrame) -> Figure:
     references = metrics[metrics["system"].isin(REFERENCE_STYLES)]
     systems = metrics[~metrics["system"].isin(REFERENCE_STYLES)].reset_index(drop=True)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.5, 1.1 + 0.48 * len(systems)), facecolor="white", layout="constrained")
+        figure = Figure(figsize=(8.5, 1.3 + 0.48 * len(systems)), facecolor="white", layout="constrained")
         ax = figure.add_subplot()
         for row in systems.itertuples():
             color = {"rl": RED, "sft": BLUE}.get(str(row.system), GREY)
             error = [[max(0.0, row.score - row.low)], [max(0.0, row.high - row.score)]]
             ax.errorbar(row.score, row.Index, xerr=error, fmt="o", color=color, ms=7, elinewidth=2)
             ax.annotate(f"{row.score:.3f}", (row.score, row.Index), (0, 7), textcoords="offset points", ha="center",
-                        fontsize=9, color=color)  # fmt: skip
+                        fontsize=SMALL, color=INK)  # fmt: skip
         for row in references.itertuples():
             ax.axvline(row.score, color=INK, lw=1.2, ls=REFERENCE_STYLES[str(row.system)])
             ax.annotate(row.system, (row.score, 1), (0, 2), xycoords=("data", "axes fraction"),
-                        textcoords="offset points", ha="center", va="bottom", fontsize=9)  # fmt: skip
+                        textcoords="offset points", ha="center", va="bottom", fontsize=SMALL)  # fmt: skip
         ax.set_yticks(range(len(systems)), [system_name(name) for name in systems["system"]])
         ax.set_ylim(len(systems) - 0.5, -0.6)
         about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, k = {metrics['shots'][0]}"
-        ax.set_xlabel(f"score (0 to 1, higher is better) with 95 % interval · {about}")
+        ax.set_xlabel(f"score (0 to 1, higher is better) with 95 % interval\n{about}")
         ax.grid(axis="y", visible=False)
-    return figure
+    return alt_text.described(figure, f"{alt_text.of_scores(metrics, list(REFERENCE_STYLES))} {about}.")
 
 
 def oracle_figure(rows: Sequence[Mapping[str, str | float]]) -> Figure:
@@ -156,9 +159,11 @@ def oracle_figure(rows: Sequence[Mapping[str, str | float]]) -> Figure:
             ax.axhline(top, color=INK, lw=1.2, ls=REFERENCE_STYLES["oracle"])
             ax.plot(part["k"], part["score"], color=GREEN, marker="o", ms=5, lw=1.8)
             ax.set(title=task, xlabel="history items $k$", ylabel="score", xticks=part["k"])
-            ax.annotate("true habit known", (part["k"].iloc[0], top), (0, 3), textcoords="offset points", fontsize=9)
+            ax.annotate(
+                "true habit known", (part["k"].iloc[0], top), (0, 3), textcoords="offset points", fontsize=SMALL
+            )
             ax.set_ylim(lowest - 0.03, float(table["ceiling"].max()) + 0.05)  # one scale for all tasks
-    return figure
+    return alt_text.described(figure, alt_text.of_oracle(table))
 
 
 def curriculum_figure(curricula: Mapping[str, Sequence[int]]) -> Figure:
@@ -173,4 +178,4 @@ def curriculum_figure(curricula: Mapping[str, Sequence[int]]) -> Figure:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.grid(axis="x", visible=False)
         axes[0].set_ylabel("history items $k$")
-    return figure
+    return alt_text.described(figure, alt_text.of_curricula(curricula))

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 
 from rpo_kit.errors import KitError
 from rpo_kit.setting_rules import kind_of
+from rpo_kit.study import alt_text
 from rpo_kit.study.drawing import BLUE, INK, RED
 from rpo_kit.study.results import shots_in, system_name
-from rpo_kit.study.style import REFERENCE_STYLES, STYLE
+from rpo_kit.study.style import REFERENCE_STYLES, SMALL, STYLE
 
 _CURVES = {"sft": (BLUE, "o", "solid"), "rl": (RED, "^", "solid"), "oracle": (INK, "", REFERENCE_STYLES["oracle"])}
 
@@ -47,7 +48,7 @@ def history_figure(metrics: pd.DataFrame) -> Figure:
     if table.empty:
         raise KitError("No system was evaluated with more than one k: add sft-1 and rl-1 to evaluation.systems.")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.5, 3.6), facecolor="white", layout="constrained")
+        figure = Figure(figsize=(6.5, 4.0), facecolor="white", layout="constrained")
         ax = figure.add_subplot()
         for system, rows in table.groupby("system", sort=False):
             color, marker, line = _CURVES[str(system)]
@@ -57,5 +58,5 @@ def history_figure(metrics: pd.DataFrame) -> Figure:
                         elinewidth=1.2, label=system_name(str(system)))  # fmt: skip
         ax.set(xlabel="history items $k$ at evaluation", ylabel="score", xticks=sorted(table["k"].unique()))
         ax.set_title(f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, 95 % intervals")
-        ax.legend(loc="best", fontsize=9)
-    return figure
+        figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL)  # inside it would hide an interval
+    return alt_text.described(figure, alt_text.of_history(table))

@@ -28,10 +28,10 @@ if TYPE_CHECKING:  # its module imports torch, which a page does not need
     from rpo_kit.training.rollouts import Rollout
 
 LABEL = "opacity:0.65;font-size:90%"
-_BOX = "border:1px solid currentColor;border-radius:6px;padding:8px 12px;margin:6px 0;max-width:60em"
-_CELL = (
-    "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:break-word;max-width:32em;padding:3px 10px"
-)
+_BOX = "border:1px solid currentColor;border-radius:6px;padding:8px 12px;margin:6px 0;max-width:60em;line-height:1.5"
+_WRAPPED = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"  # JupyterLab breaks words in <pre>
+_CELL = "text-align:left;vertical-align:top;padding:3px 6px"
+_SHORT, _LONG = ";white-space:nowrap", ";white-space:pre-wrap;overflow-wrap:anywhere;min-width:8em;max-width:32em"
 
 
 class TrajectoryRecord(TypedDict):
@@ -94,7 +94,7 @@ def trajectory_html(task: Task, record: TrajectoryRecord, example: Example) -> s
     return (
         box("query", query)
         + box("items that the teacher saw", item_lines(task, [items[id_] for id_ in record["items"]], record["first"]))
-        + box(f"trajectory, {verdict}", f"<pre style='white-space:pre-wrap;margin:0'>{html.escape(text)}</pre>")
+        + box(f"trajectory, {verdict}", f"<pre style='{_WRAPPED};margin:0'>{html.escape(text)}</pre>")
         + _habit_line(example)
     )
 
@@ -112,7 +112,8 @@ def _habit_line(example: Example) -> str:
 def retrieved_html(task: Task, example: Example, retrievers: Sequence[str], k: int) -> str:
     """The first k items of each retriever, side by side; items that all of them found are bold, and counted."""
     items_of = {name: top_k(example, rank(task, [example], name)[0], k) for name in retrievers}
-    common = set.intersection(*({item["id"] for item in items} for items in items_of.values()))
+    found = [{item["id"] for item in items} for items in items_of.values()]
+    common = set.intersection(*found) if len(retrievers) > 1 else set()  # of one retriever, bold would say nothing
     columns = [
         f"<div style='flex:1 1 13em;min-width:13em'>{box(name, item_lines(task, items, marked=sorted(common)))}</div>"
         for name, items in items_of.items()
@@ -148,10 +149,10 @@ def overlap_table(task: Task, examples: Sequence[Example], retrievers: Sequence[
 
 def tokens_html(prompt: str, completion: str) -> str:
     """A prompt in grey and, highlighted, the completion: the part that counts in the loss."""
-    style = "white-space:pre-wrap;max-width:60em;margin:0"
+    style = f"{_WRAPPED};max-width:60em;margin:0"
     return box(
         "grey: the prompt, not in the loss; highlighted: the completion, in the loss",
-        f"<pre style='{style}'><span style='opacity:0.55'>{html.escape(prompt)}</span>"
+        f"<pre style='{style}'><span style='opacity:0.65'>{html.escape(prompt)}</span>"
         f"<span style='background:#56b4e955'>{html.escape(completion)}</span></pre>",
     )
 
@@ -186,8 +187,8 @@ def _rollout_html(rollout: Rollout) -> str:
     text = html.escape(rollout["text"]) or "(nothing)"
     return (
         f"<div style='flex:1 1 15em;min-width:15em;max-width:26em;border:2px solid {colour};border-radius:6px;"
-        f"padding:6px 10px'><div style='{LABEL}'>{'<br>'.join(lines)}</div>"
-        f"<pre style='white-space:pre-wrap;overflow-wrap:break-word;margin:6px 0 0'>{text}</pre></div>"
+        f"line-height:1.5;padding:6px 10px'><div style='{LABEL}'>{'<br>'.join(lines)}</div>"
+        f"<pre style='{_WRAPPED};margin:6px 0 0'>{text}</pre></div>"
     )
 
 
@@ -252,16 +253,23 @@ def preset_table() -> pd.DataFrame:
 
 
 def show_table(table: pd.DataFrame, caption: str = "", grey: Iterable[bool] = ()) -> HTML:
-    """A small table with untruncated texts, left-aligned, numbers to three places; rows marked in `grey` are pale."""
-    head = "".join(f"<th style='{_CELL}'>{html.escape(str(name))}</th>" for name in table.columns)
-    rows = ["".join(f"<td style='{_CELL}'>{_cell(value)}</td>" for value in row) for row in table.to_numpy(object)]
-    pale = [" style='opacity:0.45'" if is_grey else "" for is_grey in grey] or [""] * len(rows)
+    """A small table with untruncated texts, left-aligned, numbers to three places; rows marked in `grey` are pale
+    and italic.
+    """
+    head = "".join(
+        f"<th style='{_CELL}'>{html.escape(str(name)).replace('_', '_<wbr>')}</th>" for name in table.columns
+    )
+    rows = ["".join(_cell(value) for value in row) for row in table.to_numpy(object)]
+    pale = [" style='opacity:0.65;font-style:italic'" if is_grey else "" for is_grey in grey] or [""] * len(rows)
     body = "".join(f"<tr{style}>{row}</tr>" for style, row in zip(pale, rows, strict=True))
     label = f"<div style='{LABEL}'>{html.escape(caption)}</div>" if caption else ""
     return page(f"{label}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def _cell(value: object) -> str:
+    """Numbers and single words stay whole; longer texts give way, so that a table with many columns fits."""
     if isinstance(value, float):
-        return "" if pd.isna(value) else f"{value:.3f}"
-    return html.escape("yes" if value is True else "no" if value is False else str(value))
+        text = "" if pd.isna(value) else f"{value:.3f}"
+    else:
+        text = "yes" if value is True else "no" if value is False else str(value)
+    return f"<td style='{_CELL}{_SHORT if len(text) <= 12 else _LONG}'>{html.escape(text)}</td>"

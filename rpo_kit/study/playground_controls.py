@@ -12,6 +12,7 @@ them on a page and listens to them.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from rpo_kit.study.playground import Playground
 from rpo_kit.study.playground_state import HOTTEST, MOST_DRAWS, MOST_ITEMS, SOURCES, STAGES, Edits, State
 from rpo_kit.study.typed_items import as_line, item_of, line_form
 
+_SEEN = 22  # characters of a query that a narrow list does not cut; the whole query stands below it
 _AUTO = w.Layout(width="auto")  # 100 % clips a control's right border
 
 
@@ -37,7 +39,7 @@ class Settings:
         self.persona = w.Dropdown(options=_users(play.personas), layout=_AUTO)
         self.items = w.Textarea(rows=6, continuous_update=False, layout=_AUTO)
         queries = [
-            (f"{example['user_id']}: {play.task.query_text(example['input'])[:70]}", id_)
+            (f"{example['user_id']}: {play.task.query_text(example['input'])[:_SEEN]} …", id_)
             for id_, example in play.examples.items()
         ]
         self.asked = w.Dropdown(options=[("my own words", ""), *queries], layout=_AUTO)
@@ -172,4 +174,6 @@ def _users(examples: Mapping[str, Example]) -> list[tuple[str, str]]:
 
 
 def _labelled(label: str, control: w.Widget) -> w.VBox:
+    """The control below its label, which is its name for a screen reader as well."""
+    control.tooltip = html.unescape(re.sub(r"<[^>]+>", "", label))
     return w.VBox([w.HTML(f"<span style='{LABEL}'>{label}</span>"), control], layout=w.Layout(margin="0 0 4px 0"))

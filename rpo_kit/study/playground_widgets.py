@@ -23,6 +23,7 @@ import ipywidgets as w
 
 from rpo_kit.errors import KitError
 from rpo_kit.runs import Run
+from rpo_kit.study.accessible import framed
 from rpo_kit.study.html import LABEL
 from rpo_kit.study.kernel import name_notebooks
 from rpo_kit.study.playground import Answer, Playground
@@ -52,7 +53,7 @@ class PlaygroundPage:
         self.panel = w.VBox([w.HTML(about), self.rows.widget, self.what_if, self.change])
         left = w.VBox([self.settings.widget, self.button], layout=w.Layout(flex="1 1 17em", max_width="24em"))
         right = w.VBox([self.status, self.page, self.panel], layout=w.Layout(flex="1 1 22em", min_width="0"))
-        self.widget = w.HBox([left, right], layout=w.Layout(flex_flow="row wrap", grid_gap="16px"))
+        self.widget = framed(w.HBox([left, right], layout=w.Layout(flex_flow="row wrap", grid_gap="16px")))
         state = play.load()
         self.rows.edits = state.edits
         self._fill(state)

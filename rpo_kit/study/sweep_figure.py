@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rpo_kit.errors import KitError
+from rpo_kit.study import alt_text
 from rpo_kit.study.comparisons import SFT_ONLY, change_sentence, family_of, resolved
 from rpo_kit.study.drawing import GREY, INK
 from rpo_kit.study.significance import LEVEL
@@ -53,7 +54,8 @@ def figure3(prefix: str) -> Figure:
         figure = _canvas(bars, curves, differences, window, 0.62 + _LINE * (caption.count("\n") + 1))
         # parse_math=False: a folder's name may contain a dollar sign
         figure.text(0.012, 0.012, caption, fontsize=_SMALL, color=GREY, va="bottom", parse_math=False)
-    return figure
+    is_resolved = [] if differences.empty else resolved(differences)
+    return alt_text.described(figure, alt_text.of_sweep(bars, differences, is_resolved))
 
 
 def _canvas(bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame, window: int, bottom: float) -> Figure:
@@ -134,7 +136,7 @@ def _draw_arm(reward: Axes, shots: Axes, arm: str, curves: pd.DataFrame, window:
                         label=f"seed {seed}")  # fmt: skip
     smooth = mean["reward"].rolling(window, center=True, min_periods=1).mean()
     reward.plot(smooth.index, smooth, ls=line, color=color, lw=2.2, marker=dots, ms=6, label="mean over seeds")
-    reward.set_title(arm, fontsize=_SMALL, color=color)
+    reward.set_title(arm, fontsize=_SMALL)
     reward.set_label(f"reward of {arm}")
     shots.set(label=f"k of {arm}", xlabel="RL step")
     if is_curve:

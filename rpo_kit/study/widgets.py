@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ipywidgets as w
-from IPython.display import HTML, DisplayHandle, Image, display
+from IPython.display import HTML, DisplayHandle, display
 from matplotlib.figure import Figure
 
 from rpo_kit.lamp.example import Example
@@ -27,6 +27,8 @@ from rpo_kit.lamp.tasks import Task
 from rpo_kit.machine import describe_machine
 from rpo_kit.provenance import package_versions
 from rpo_kit.runs import Run
+from rpo_kit.study.accessible import Picture, framed
+from rpo_kit.study.alt_text import alt_text
 from rpo_kit.study.figures import png, save
 from rpo_kit.study.html import LABEL, TrajectoryRecord, page, retrieved_html, rollouts_html, trajectory_html
 from rpo_kit.study.kernel import explain_errors
@@ -59,12 +61,12 @@ def introduce(run: Run, minutes: Mapping[str, str]) -> None:
     print(f"minutes   {minutes.get(preset.name, 'not measured for this preset')} (less if a stage is done already)")
 
 
-def show(figure: Figure, keep_as: Path | None = None) -> Image:
+def show(figure: Figure, keep_as: Path | None = None) -> Picture:
     """The figure as a picture in the notebook; `keep_as` also saves it, as `keep_as`.png and .svg."""
     if keep_as is not None:
         save(figure, keep_as.parent, keep_as.name)
-    width = round(figure.get_figwidth() * 85)
-    return Image(png(figure, dpi=150), width=width)
+    width = round(figure.get_figwidth() * 96)  # CSS: 96 pixels per inch, so that a point is a point
+    return Picture(png(figure, dpi=150), width, alt_text(figure) or "a figure without a description")
 
 
 class LivePlot:
@@ -115,7 +117,7 @@ class LivePlot:
         self.frames, self.stale = self.frames + 1, False
         self.next_frame = self.clock() + (self.clock() - start) / _DRAWING_SHARE
 
-    def _show(self, name: str, content: Image | HTML) -> None:
+    def _show(self, name: str, content: Picture | HTML) -> None:
         """Show this part, in the place where it stood before."""
         if name in self.handles:
             self.handles[name].update(content)
@@ -151,8 +153,11 @@ class TrajectoryBrowser:
         self.groups = {f"accepted ({len(accepted)})": list(accepted)} if accepted else {}
         for reason, count in Counter(record["reason"] for record in rejected).most_common():
             self.groups[f"rejected: {reason} ({count})"] = [r for r in rejected if r["reason"] == reason]
-        self.group = w.Dropdown(options=list(self.groups), layout=w.Layout(width="auto"))
-        self.number = w.BoundedIntText(1, 1, max(1, len(self.records)), layout=w.Layout(width="7em"))
+        auto = {"style": {"description_width": "auto"}, "layout": w.Layout(width="auto")}
+        self.group = w.Dropdown(options=list(self.groups), description="show", **auto)
+        self.number = w.BoundedIntText(
+            1, 1, max(1, len(self.records)), description="number", layout=w.Layout(width="11em")
+        )
         self.previous = w.Button(description="previous")
         self.next = w.Button(description="next", button_style="primary")
         self.page = w.HTML()
@@ -160,7 +165,7 @@ class TrajectoryBrowser:
         self.number.observe(lambda _: self._draw(), "value")
         self.previous.on_click(lambda _: self._move(-1))
         self.next.on_click(lambda _: self._move(1))
-        self.widget = w.VBox([w.HBox([self.group, self.number, self.previous, self.next]), self.page])
+        self.widget = framed(w.HBox([self.group, self.number, self.previous, self.next]), self.page)
         self._draw()
 
     @property
@@ -211,7 +216,7 @@ class UserBrowser:
         self.page = w.HTML()
         for control in (self.user, self.retrievers, self.k):
             control.observe(lambda _: self._draw(), "value")
-        self.widget = w.VBox([w.HBox([self.user, self.retrievers, self.k]), self.page])
+        self.widget = framed(w.HBox([self.user, self.retrievers, self.k]), self.page)
         self._draw()
 
     def _draw(self) -> None:
@@ -249,7 +254,7 @@ class RolloutBrowser:
         self.page = w.HTML()
         self.step.observe(lambda _: self._choose(), "value")
         self.prompt.observe(lambda _: self._draw(), "value")
-        self.widget = w.VBox([w.HBox([self.step, self.prompt]), self.page])
+        self.widget = framed(w.HBox([self.step, self.prompt]), self.page)
         self._draw()
 
     @property

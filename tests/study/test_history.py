@@ -30,9 +30,9 @@ def test_a_system_is_in_the_table_once_per_k_and_only_if_it_was_evaluated_at_sev
 
 
 def test_the_figure_has_a_curve_per_system_and_says_what_to_add_if_there_is_none() -> None:
-    ax = history_figure(metrics(sft=0.7, sft_1=0.6, rl=0.8, rl_1=0.7, rl_3=0.75)).axes[0]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [system_name("rl"), system_name("sft")]
-    assert list(ax.get_xticks()) == [1, 3, 6]
+    figure = history_figure(metrics(sft=0.7, sft_1=0.6, rl=0.8, rl_1=0.7, rl_3=0.75))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [system_name("rl"), system_name("sft")]
+    assert list(figure.axes[0].get_xticks()) == [1, 3, 6]
     with pytest.raises(KitError, match=r"add sft-1 and rl-1 to evaluation\.systems"):
         history_figure(metrics(sft=0.7, rl=0.8))
 

@@ -428,3 +428,11 @@ def test_the_bundled_model_answers_and_answers_again(new_run, tmp_path):
     page.button.click()
     assert page.error == ""
     assert page.answer.rewrite.generic != first.generic
+
+
+def test_the_label_above_a_control_is_its_name_too(make):
+    settings = make().settings
+    assert settings.user.tooltip == "user"
+    assert settings.items.tooltip == "my items, one per line, in the form text"
+    assert settings.asked.tooltip == "whose query"
+    assert max(len(label) for label, _ in settings.asked.options) < 40

@@ -53,6 +53,7 @@ def test_items_that_every_retriever_finds_are_bold(examples):
     whole_profile = html.retrieved_html(TASK, examples[0], ["recency", "random"], k=5)
     assert whole_profile.count("<b>[") == 10
     assert "bold: the 5 found by all of them" in whole_profile
+    assert "<b>[" not in html.retrieved_html(TASK, examples[0], ["recency"], k=5), "with one, bold would say nothing"
 
 
 def test_a_page_says_so_if_no_item_is_bold(examples):
@@ -62,6 +63,14 @@ def test_a_page_says_so_if_no_item_is_bold(examples):
     pages = [html.retrieved_html(TASK, example, ["recency", "random", "bm25"], k=1) for example in examples]
     assert any("no item is found by all of them, so none is bold" in page and "<b>[" not in page for page in pages)
     assert "bold" not in html.retrieved_html(TASK, examples[0], ["recency"], k=2)
+
+
+def test_a_table_keeps_numbers_whole_and_lets_long_texts_and_names_of_columns_give_way():
+    table = html.show_table(pd.DataFrame({"difference_low": [-0.5], "query": ["nineteen characters"]})).data
+    number, text = table.split("<tbody>")[1].split("</td>")[:2]
+    assert "white-space:nowrap" in number
+    assert "overflow-wrap:anywhere" in text
+    assert ">difference_<wbr>low<" in table
 
 
 def test_a_trajectory_is_shown_with_its_items_and_the_hidden_habit(examples):
@@ -331,3 +340,18 @@ def test_a_second_attempt_and_a_corrected_rewrite_are_shown_on_the_page(examples
     changed = accepted(examples[0]) | {"complaint": "no tags", "wrote": "2!"}
     shown = html.trajectory_html(TASK, changed, examples[0])
     assert "on the second attempt (first attempt: no tags); the teacher wrote &#x27;2!&#x27;" in shown
+
+
+# ---- controls ----------------------------------------------------------------------------------------------------
+
+
+def test_every_control_of_a_browser_has_a_name_and_its_arrow_is_seen_in_the_dark(examples):
+    for browser in (
+        widgets.user_browser(examples, TASK),
+        widgets.trajectory_browser(TASK, [accepted(examples[0])], [], examples),
+        widgets.rollout_browser([], examples, TASK),
+    ):
+        controls, _, style = browser.widget.children
+        assert all(control.description for control in controls.children)
+        assert "[data-jp-theme-light=false]" in style.value
+        assert "--jp-widgets-dropdown-arrow:url(data:image/svg+xml;base64," in style.value
