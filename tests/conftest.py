@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Endpoint
+from fakes import Endpoint, RecordingChat
 
 # Otherwise the threads of a small machine spin while they wait; torch reads both when it is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from rpo_kit.lamp import personas
-from rpo_kit.models.chat import Completion, Conversation
 from rpo_kit.presets import ModelSettings
 from rpo_kit.runs import Run, open_run
 
@@ -24,21 +22,6 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@dataclass
-class RecordingChat:
-    """A chat model that answers with `answer(conversation)` and records every conversation."""
-
-    answer: Callable[[Conversation], str] = lambda conversation: "3"
-    name: str = "recording"
-    asked: list[Conversation] = field(default_factory=list)
-
-    def complete(
-        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float = 0.0
-    ) -> list[Completion]:
-        self.asked += conversations
-        return [Completion(self.answer(c), True, 1, 1) for c in conversations]
 
 
 @pytest.fixture

@@ -1,12 +1,17 @@
-"""An OpenAI-compatible server on this machine: records requests and answers as the test wants, errors included."""
+"""A chat model that records what it is asked, and an OpenAI-compatible server on this machine that also answers as the
+test wants, errors included.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from rpo_kit.models.chat import Completion, Conversation
 
 HANG, CUT = "hang", "cut"  # replies: no answer until the server is closed; a connection cut in the middle
 GARBAGE = (200, "<html>not what you asked for")
@@ -136,3 +141,18 @@ class FakeModule:
             self.temperatures.append(temperature)
             self.random.append(torch.rand(1).item())
         return [Completion(self.writes(conversation), True, 7, 5) for conversation in conversations]
+
+
+@dataclass
+class RecordingChat:
+    """A chat model that answers with `answer(conversation)` and records every conversation."""
+
+    answer: Callable[[Conversation], str] = lambda conversation: "3"
+    name: str = "recording"
+    asked: list[Conversation] = field(default_factory=list)
+
+    def complete(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float = 0.0
+    ) -> list[Completion]:
+        self.asked += conversations
+        return [Completion(self.answer(c), True, 1, 1) for c in conversations]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RecordingChat
+from fakes import RecordingChat
 
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import prepare
