@@ -49,7 +49,7 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def runs(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one, "shown", whose stages are all finished."""
     folder = tmp_path_factory.mktemp("runs")
@@ -62,7 +62,7 @@ def runs(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a JupyterLab with copies of the notebooks."""
     folder = tmp_path_factory.mktemp("lab") / "rpo_kit"
@@ -71,8 +71,9 @@ def address(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Any]:
+    """Closed after its module: as long as it is open, an event loop seems to run here, which other tests would meet."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
