@@ -111,7 +111,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
 
 
 def _add_fork(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    about = "a new run from an old one, with changed settings; finished stages that the change allows are kept"
+    about = "start a new run from an old one with changed settings, and keep the finished stages that are still valid"
     forked = commands.add_parser("fork", help=about, description=about)
     forked.add_argument("name", metavar="NEW", help="name of the new run")
     forked.add_argument("--run", default=DEFAULT_RUN, metavar="OLD", help="the run to start from (default: demo)")

@@ -151,7 +151,7 @@ def test_progress_bars_go_and_pages_of_browsers_stay() -> None:
 
 
 def test_paths_of_the_machine_become_paths_of_the_repository() -> None:
-    said = "in /home/me/kit/runs/r/figures, /root/.cache/rpo_kit and /work/x/.venv, not 3/4 or https://a.b/tmp/c\n"
+    said = "in /home/me/kit/runs/r/figures, /root/.cache/rpo_kit and /srv/x/.venv, not 3/4 or https://a.b/tmp/c\n"
     stream = {"output_type": "stream", "name": "stdout", "text": [said]}
     assert outputs_of(copy_of(stream))[0]["text"] == [
         "in runs/r/figures, ~/.cache/rpo_kit and .venv, not 3/4 or https://a.b/tmp/c\n"
