@@ -22,9 +22,22 @@ STUDY = Path(alt_text.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "figures" / "data"
 METRICS = pd.read_csv(DATA / "demo_LaMP-7_metrics.csv")
+ROWS = METRICS.set_index("system")  # each demo that is stored has other numbers
+COMPONENTS = read_table(str(DATA / "components_demo_LaMP-7"))
 CURVE = pd.DataFrame({"step": [1, 2, 3], "faithful": [0.5, 0.6, 0.75], "majority": [None, 0.1, 0.2], "k": [2, 4, 6]})
 LOG = [{"step": 1, "loss": 2.1}, {"step": 2, "loss": 0.9}]
 ORACLE = [{"task": "LaMP-3", "k": k, "score": score, "ceiling": 0.9} for k, score in ((1, 0.5), (6, 0.8))]
+
+
+def with_interval(system: str) -> str:
+    row = ROWS.loc[system]
+    return f"{row.score:.3f} ({row.low:.3f} to {row.high:.3f})"
+
+
+def minus_full(arm: str) -> str:
+    row = COMPONENTS.set_index("system").loc[arm]
+    return f"{row.difference:.3f} ({row.difference_low:.3f} to {row.difference_high:.3f})"
+
 
 FIGURES = {
     "figure1": (figures.figure1, ["generic answer, here 4", "rewrites the answer to 2"]),
@@ -43,12 +56,18 @@ FIGURES = {
         lambda: figures.curriculum_figure({"up": [2, 2, 3], "mixed": [2, 4] * 9}),
         ["up: 2 (2 steps), 3 (1 step)", "mixed: from 2 to 4 in changing order over 18 steps"],
     ),
-    "history": (lambda: history_figure(METRICS), ["after SFT: 0.692 (0.641 to 0.746) with k = 1, 0.785"]),
-    "content": (lambda: content_figure(METRICS), ["after SFT keeps 0.63, scores 0.785"]),
+    "history": (
+        lambda: history_figure(METRICS),
+        [f"after SFT: {with_interval('sft-1')} with k = 1, {with_interval('sft')} with k = 6"],
+    ),
+    "content": (
+        lambda: content_figure(METRICS),
+        [f"after SFT keeps {ROWS.content_kept['sft']:.2f}, scores {ROWS.score['sft']:.3f}"],
+    ),
     "faithful": (lambda: faithful_figure(CURVE), ["true observations 0.5 to 0.75", "majority 0.1 to 0.2", "k 2 to 6"]),
     "components": (
-        lambda: components_figure(read_table(str(DATA / "components_demo_LaMP-7"))),
-        ["without SFT -0.418 (-0.557 to -0.273);", "without RL -0.004 (-0.012 to 0.000), not resolved"],
+        lambda: components_figure(COMPONENTS),
+        [f"without SFT {minus_full('no-sft')};", f"without RL {minus_full('no-rl')}, not resolved"],
     ),
 }  # fmt: skip
 
