@@ -93,20 +93,28 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     results.add_argument("--published", action="store_true", help=about)
     results.set_defaults(command=_results)
     _add_plan(commands)
+    _add_serve(commands)
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     about = "serve the personalizer as an OpenAI-compatible endpoint in front of the base model"
     served = commands.add_parser("serve", help=about, description=about)
     served.add_argument("--run", default=DEFAULT_RUN, help="the trained run (default: demo)")
-    served.add_argument(
-        "--stage", choices=("sft", "rl"), default="rl", help="the stage whose adapter rewrites (default: rl)"
-    )
+    about = "the stage that the model `rpo` stands for (default: rl); a request can name another"
+    served.add_argument("--stage", choices=("untrained", "sft", "rl"), default="rl", help=about)
     served.add_argument("--base", metavar="MODEL", help="another base model than the run's; recorded answers need one")
-    served.add_argument("--profiles", type=Path, help="folder with one USER.json per user: a JSON list of LaMP items")
+    about = "folder with one USER.json per user: a JSON list of LaMP items; without it, uploads are kept in memory"
+    served.add_argument("--profiles", type=Path, metavar="FOLDER", help=about)
     served.add_argument(
         "--host",
         default="127.0.0.1",
         help="address to listen on (default: 127.0.0.1; any other needs a key in RPO_SERVE_KEY)",
     )
     served.add_argument("--port", type=int, default=8765, help="port to listen on (default: 8765)")
+    about = "how many waiting requests are answered together by models in this process (default: 8; 1: none)"
+    served.add_argument("--batch", type=int, default=8, metavar="N", help=about)
+    about = "print the token with which USER may use and upload their own profile, and nobody else's, and exit"
+    served.add_argument("--token", metavar="USER", help=about)
     served.set_defaults(command=_serve)
 
 
@@ -336,9 +344,15 @@ def _print_published(run: Run) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    if options.token is not None:
+        from rpo_kit.serving.access import token_from_environment
+
+        print(token_from_environment(options.token))
+        return
     from rpo_kit.serving.server import serve
 
-    serve(existing_run(options.run), options.stage, options.profiles, options.host, options.port, options.base)
+    run = existing_run(options.run)
+    serve(run, options.stage, options.profiles, options.host, options.port, options.base, options.batch)
 
 
 if __name__ == "__main__":

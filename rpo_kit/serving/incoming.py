@@ -1,12 +1,11 @@
-"""Checks and limits on a request: its key and origin, the time that it may take, the size of its body.
+"""Checks and limits on a request: its origin, the time that it may take, the size of its body.
 
-check_sender("", True, headers)                                         # RequestError for a page in a browser
+check_origin(True, headers)                                             # RequestError for a page in a browser
 read_body(headers, BufferedReader(DeadlineReader(connection, time.monotonic() + 30.0)))   # {'messages': […], …}
 """
 
 from __future__ import annotations
 
-import hmac
 import json
 import socket
 import time
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_BODY = 1_000_000  # ours: bytes
+_JSON, _TEXT = "application/json", "text/plain"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -41,15 +41,11 @@ class DeadlineReader(RawIOBase):
         return self.connection.recv_into(buffer)
 
 
-def check_sender(key: str, local_only: bool, headers: Message) -> None:
-    """Check the key, if one is set, and that the request does not come from a web page in a browser on this machine.
+def check_origin(local_only: bool, headers: Message) -> None:
+    """Check that the request does not come from a web page in a browser on this machine.
 
     A page can reach a server on this machine through its own domain name (DNS rebinding); the Host header reveals that.
     """
-    scheme, _, token = str(headers.get("Authorization") or "").strip().partition(" ")
-    sent = token.strip() if scheme.lower() == "bearer" else scheme
-    if key and not hmac.compare_digest(sent.encode(), key.encode()):
-        raise RequestError(401, "The key is missing or wrong: send it as Authorization: Bearer KEY.")
     try:
         host = (urlsplit(f"//{headers.get('Host') or ''}").hostname or "").rstrip(".")
     except ValueError:
@@ -60,8 +56,37 @@ def check_sender(key: str, local_only: bool, headers: Message) -> None:
 
 def read_body(headers: Message, stream: BufferedIOBase) -> dict[str, object]:
     """The JSON object in the body; read only if the headers declare JSON of an acceptable size."""
-    if str(headers.get("Content-Type") or "").partition(";")[0].strip().lower() != "application/json":
+    if content_type(headers) != _JSON:
         raise RequestError(415, "The Content-Type is not application/json: send JSON with this header.")
+    body = _json(_read(headers, stream))
+    if not isinstance(body, dict):
+        raise RequestError(400, "The body must be a JSON object.")
+    return body
+
+
+def read_profile(headers: Message, stream: BufferedIOBase) -> object:
+    """The profile in the body: what its JSON holds, or its text."""
+    kind = content_type(headers)
+    if kind not in (_JSON, _TEXT):
+        raise RequestError(
+            415,
+            f"The Content-Type is neither {_JSON} nor {_TEXT}: send a JSON list of items, or a text with one item per "
+            "line, with the header for it.",
+        )
+    content = _read(headers, stream)
+    if kind == _JSON:
+        return _json(content)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise RequestError(400, "The text is not UTF-8: save it in this encoding.") from None
+
+
+def content_type(headers: Message) -> str:
+    return str(headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+
+
+def _read(headers: Message, stream: BufferedIOBase) -> bytes:
     length = str(headers.get("Content-Length") or "").strip()
     if not length.isascii() or not length.isdigit():
         raise RequestError(411, "Content-Length is missing or not a number: send the length of the body in bytes.")
@@ -70,10 +95,12 @@ def read_body(headers: Message, stream: BufferedIOBase) -> dict[str, object]:
     content = stream.read(int(length))
     if len(content) < int(length):
         raise RequestError(400, "The body is shorter than its Content-Length.")
+    return content
+
+
+def _json(content: bytes) -> object:
     try:
-        body = json.loads(content)
+        value: object = json.loads(content)
     except (ValueError, RecursionError):
         raise RequestError(400, "The body is not JSON.") from None
-    if not isinstance(body, dict):
-        raise RequestError(400, "The body must be a JSON object.")
-    return body
+    return value

@@ -1,27 +1,26 @@
-"""OpenAI's format: from a request to LaMP's input and a profile, from a rewrite to a chat completion.
+"""Requests in OpenAI's format: LaMP's input, the user, the profile, and the options under `rpo`.
 
 No HTTP (`server.py`) and no model here. A request that cannot be understood, or asks for what a rewrite cannot be
 (tools, several choices, JSON), raises RequestError with the status and the message that the client gets. Fields without
 effect (a temperature, earlier messages) are listed in the response, under `rpo.ignored`.
 
     input_of(task, [{"role": "user", "content": "It leaks."}])       # 'What is the score … review: It leaks.'
-    ignored_fields("rpo", {"messages": […], "user": "ann", "temperature": 0.7})                # ['temperature']
-    as_completion("rpo", rewrite)["choices"][0]["message"]["content"]       # '1'
+    ignored_fields({"messages": […], "user": "ann", "temperature": 0.7})                       # ['temperature']
+    options_of({"rpo": {"k": 2, "explain": True}})                   # Options(k=2, retriever=None, explain=True)
 """
 
 from __future__ import annotations
 
-import json
 import re
-import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import NotRequired, TypedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from rpo_kit.lamp.retrieval import RETRIEVERS
 from rpo_kit.lamp.tasks import Item, Task
-from rpo_kit.rewriting.personalizer import InputError, Rewrite, checked_items
+from rpo_kit.rewriting.personalizer import InputError, checked_items
 
 MAX_ITEMS = 2_000  # ours: per profile; LaMP's largest has about a thousand
+MAX_K = 20  # ours: items that one request may show to the module, which was trained with 6
 USER_HEADER = "X-RPO-User"
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")  # cannot name another folder
 
@@ -40,18 +39,56 @@ _HARMLESS: dict[str, Callable[[object], bool]] = {
     "audio": lambda value: False,
     "web_search_options": lambda value: False,
 }
-_READ = {"messages", "user", "profile", "metadata", "extra", "extra_body", "stream", "stream_options", *_HARMLESS}
+_READ = {
+    *("model", "messages", "user", "profile", "rpo", "metadata", "extra", "extra_body", "stream", "stream_options"),
+    *_HARMLESS,
+}
 
 
 class RequestError(Exception):
-    """A request that gets an error status and a message."""
+    """A request that gets an error status and a message; `code` is OpenAI's word for some errors."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status, self.message, self.code = status, message, code
 
 
-# ---- requests -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Options:
+    """What a request may choose under `rpo`, besides the user and the history; None: the run's setting."""
+
+    k: int | None = None
+    retriever: str | None = None
+    explain: bool = False
+
+
+_OPTIONS = ("k", "user", "items", "retriever", "explain")
+
+
+def options_of(body: Mapping[str, object]) -> Options:
+    """The options of a request. Raises RequestError for an unknown one, or an impossible value."""
+    options = rpo_of(body)
+    k, retriever, explain = options.get("k"), options.get("retriever"), options.get("explain")
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or not 0 <= k <= MAX_K):
+        raise RequestError(400, f"`rpo.k` must be a whole number from 0 to {MAX_K}.")
+    known = [name for name in RETRIEVERS if ":" not in name]  # an encoder would have to be loaded first
+    if retriever is not None and retriever not in known:
+        raise RequestError(400, f"`rpo.retriever` must be one of {', '.join(known)}.")
+    if explain is not None and not isinstance(explain, bool):
+        raise RequestError(400, "`rpo.explain` must be true or false.")
+    return Options(k, retriever if isinstance(retriever, str) else None, bool(explain))
+
+
+def rpo_of(body: Mapping[str, object]) -> Mapping[str, object]:
+    """The field `rpo` of a request, which OpenAI's client sends from its `extra_body`."""
+    options = body.get("rpo")
+    if options is None:
+        return {}
+    if not isinstance(options, dict) or not options.keys() <= set(_OPTIONS):
+        unknown = sorted(map(str, options.keys() - set(_OPTIONS))) if isinstance(options, dict) else []
+        what = f"there is no {', '.join(unknown)} in it" if unknown else "it is something else"
+        raise RequestError(400, f"`rpo` must be an object with some of {', '.join(_OPTIONS)}; {what}.")
+    return options
 
 
 def check_supported(body: Mapping[str, object]) -> None:
@@ -63,11 +100,9 @@ def check_supported(body: Mapping[str, object]) -> None:
             raise RequestError(400, f"`{name}` is not supported: a rewrite is one plain text. Leave it out.")
 
 
-def ignored_fields(name: str, body: Mapping[str, object]) -> list[str]:
-    """The fields of a request that have no effect, sorted; `name` is the model's."""
-    ignored = {field for field, value in body.items() if value is not None and field not in {*_READ, "model"}}
-    if body.get("model") not in (None, name):
-        ignored.add("model")
+def ignored_fields(body: Mapping[str, object]) -> list[str]:
+    """The fields of a request that have no effect, sorted."""
+    ignored = {field for field, value in body.items() if value is not None and field not in _READ}
     messages = body.get("messages")
     if isinstance(messages, list) and len(messages) > 1:
         ignored.add("messages before the last one")
@@ -75,24 +110,26 @@ def ignored_fields(name: str, body: Mapping[str, object]) -> list[str]:
 
 
 def user_of(body: Mapping[str, object], header: str | None) -> str | None:
-    """The user: `user`, or, from clients that cannot send it, `metadata.user_id` or the header; None if not named."""
-    names = [body.get("user"), header or None]
+    """The user: `user` or `rpo.user`, or, from clients that cannot send them, `metadata.user_id` or the header; None if
+    not named.
+    """
+    names = [body.get("user"), rpo_of(body).get("user"), header or None]
     for field in ("metadata", "extra", "extra_body"):
         source = body.get(field)
         if isinstance(source, dict):
             names += [source.get("user_id"), source.get("user")]
-    users = set()
-    for name in names:
-        text = str(name) if isinstance(name, int) and not isinstance(name, bool) else name  # LaMP's users are numbers
-        if isinstance(text, str) and _USER.fullmatch(text):
-            users.add(text)
-        elif text is not None:
-            raise RequestError(
-                400, "`user` must consist of letters, digits and _ . @ -, and begin with a letter or digit."
-            )
+    users = {checked_user(name) for name in names if name is not None}
     if len(users) > 1:
         raise RequestError(400, f"`user`, `metadata` and {USER_HEADER} name different users: send one name.")
     return next(iter(users), None)
+
+
+def checked_user(name: object) -> str:
+    """The name of a user as a text that cannot name another file; LaMP's users are numbers."""
+    text = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+    if not isinstance(text, str) or not _USER.fullmatch(text):
+        raise RequestError(400, "`user` must consist of letters, digits and _ . @ -, and begin with a letter or digit.")
+    return text
 
 
 def input_of(task: Task, messages: object) -> str:
@@ -132,76 +169,3 @@ def checked_profile(task: Task, content: object, source: str) -> list[Item]:
         return checked_items(task, content, source)
     except InputError as error:
         raise RequestError(400, str(error)) from None
-
-
-# ---- responses ----------------------------------------------------------------------------------------------------
-
-
-class Choice(TypedDict):
-    index: int
-    message: dict[str, str]
-    finish_reason: str
-
-
-class Explanation(TypedDict):
-    """How the rewrite was made."""
-
-    generic: str
-    items: list[str]
-    observations: list[str]
-    plan: str
-    complaint: str | None  # why there is no trajectory
-    kept_generic: str | None  # why the generic answer is used although there is one
-    shortened: bool
-    seconds: dict[str, float]
-    tokens: dict[str, dict[str, int]]
-    ignored: NotRequired[list[str]]  # fields of the request without effect
-
-
-class ChatCompletion(TypedDict):
-    """OpenAI's format, and under `rpo` how the rewrite was made."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: dict[str, int]
-    rpo: Explanation
-
-
-def as_completion(name: str, rewrite: Rewrite, ignored: Sequence[str] = ()) -> ChatCompletion:
-    """The rewrite as an answer of the model `name`; `usage` is the sum over base model and reflection module."""
-    prompt, new = (sum(counts) for counts in zip(*rewrite.tokens.values(), strict=True))
-    explanation: Explanation = {
-        "generic": rewrite.generic,
-        "items": [item["id"] for item in rewrite.items],
-        "observations": rewrite.observations,
-        "plan": rewrite.plan,
-        "complaint": rewrite.parse_error,
-        "kept_generic": rewrite.kept_generic,
-        "shortened": rewrite.shortened,
-        "seconds": {stage: round(seconds, 4) for stage, seconds in rewrite.timings.items()},
-        "tokens": {model: {"prompt": p, "new": n} for model, (p, n) in rewrite.tokens.items()},
-    }
-    if ignored:
-        explanation["ignored"] = list(ignored)
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": name,
-        "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": rewrite.text}, "finish_reason": "stop"},
-        ],
-        "usage": {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new},
-        "rpo": explanation,
-    }
-
-
-def as_events(completion: ChatCompletion) -> str:
-    """The same for a client that asked for a stream: one chunk, because a rewrite is complete at once."""
-    choice = completion["choices"][0]
-    delta = {"index": 0, "delta": choice["message"], "finish_reason": choice["finish_reason"]}
-    chunk = {**completion, "object": "chat.completion.chunk", "choices": [delta]}
-    return f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"

@@ -1,15 +1,16 @@
 """`python -m rpo_kit serve`: the personalizer as an OpenAI-compatible endpoint in front of any base model.
 
-A client sends what it would send to OpenAI, and names the user: `"user": "ann"` reads the history from `ann.json` in
-the folder of profiles (a JSON list of LaMP items), `"profile": [...]` sends it along; a client that cannot send `user`
-can send `"metadata": {"user_id": "ann"}` or the header X-RPO-User. The last message is LaMP's input or the bare query.
-The response explains under `rpo` how the rewrite was made and which fields had no effect; its `usage` counts the tokens
-of both models, base and reflection. (A base model that does not count adds none; a cached answer counts as when it was
-first made.) Details of a broken profile file or a failing model go to stderr, not to the client. Not supported: token
-streaming, batching of requests, TLS.
+A client sends what it would send to OpenAI, and names the user, whose history is stored (`profiles.py`), or sends the
+history along. `model` chooses the stage, `rpo` the number of items and more (`messages.py`). The last message is LaMP's
+input or the bare query. The response says under `rpo` how the rewrite was made and which fields had no effect; its
+`usage` counts the tokens of both models, base and reflection. (A base model that does not count adds none; a cached
+answer counts as when it was first made.) Details of a broken profile file or a failing model go to stderr, not to the
+client. Not supported: TLS.
 
-    POST /v1/chat/completions  {"model": "rpo", "user": "ann", "messages": [{"role": "user", "content": "It leaks."}]}
-    200                        {"choices": [{"message": {"content": "1"}, …}], "rpo": {"generic": "3", "plan": …}, …}
+    POST   /v1/chat/completions  {"model": "rpo", "user": "ann", "messages": [{"role": "user", "content": "It leaks."}]}
+    200                          {"choices": [{"message": {"content": "1"}, …}], "rpo": {"seconds": …}, …}
+    PUT    /v1/profiles/ann      [{"id": "7", "text": "Broke twice.", "score": "1"}]; also GET and DELETE
+    GET    /v1/models            {"object": "list", "data": [{"id": "rpo", …}, …]}; also /v1/models/rpo
 
 Status 4xx: the request is at fault. 500: a profile file, or the personalizer. 502: the base model. 503: busy.
 
@@ -20,98 +21,49 @@ limited in size, time and number, and web pages in a browser cannot use it (JSON
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedReader
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.tasks import Item
-from rpo_kit.rewriting.personalizer import InputError, Personalizer
+from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.runs import Run
-from rpo_kit.serving.incoming import LOOPBACK, MAX_BODY, DeadlineReader, check_sender, read_body
-from rpo_kit.serving.messages import (
-    USER_HEADER,
-    ChatCompletion,
-    RequestError,
-    as_completion,
-    as_events,
-    check_supported,
-    checked_profile,
-    ignored_fields,
-    input_of,
-    user_of,
+from rpo_kit.serving.access import KEY_VARIABLE, key_from_environment, owner_of, sender_of
+from rpo_kit.serving.incoming import LOOPBACK, MAX_BODY, DeadlineReader, check_origin, read_body, read_profile
+from rpo_kit.serving.messages import USER_HEADER, RequestError
+from rpo_kit.serving.profiles import uploaded_items
+from rpo_kit.serving.responses import ChatCompletion, as_error, as_model, as_models
+from rpo_kit.serving.service import Service, answer, explained, name_of
+from rpo_kit.serving.stages import answers_at_once, models_of
+from rpo_kit.serving.streaming import events, started, wants_usage
+from rpo_kit.serving.together import MAX_BATCH, Together
+
+Content = TypeVar("Content")
+
+REQUEST_TIMEOUT = 30.0  # ours: seconds for a client to send its whole request
+_LINGER = 2.0  # ours: seconds for which a rejected client may keep sending
+_CHAT, _MODELS, _PROFILES = "/v1/chat/completions", "/v1/models", "/v1/profiles"
+_UNKNOWN = (
+    f"Unknown path: this server has POST {_CHAT}, GET {_MODELS} and {_MODELS}/ID, and PUT, GET and DELETE "
+    f"{_PROFILES}/USER."
 )
 
-MAX_WAITING = 16  # ours: requests waiting for a model
-REQUEST_TIMEOUT = 30.0  # ours: seconds for a client to send its whole request
-KEY_VARIABLE = "RPO_SERVE_KEY"
-_LINGER = 2.0  # ours: seconds for which a rejected client may keep sending
 
+@dataclass(frozen=True)
+class Reply:
+    """What is sent: a text, or the pieces of a stream."""
 
-@dataclass
-class Service:
-    """What all requests share; several threads call the personalizer at once."""
-
-    personalizer: Personalizer
-    profiles: Path | None
-    key: str = ""
-    name: str = "rpo"
-    local_only: bool = True
-    slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MAX_WAITING))
-
-
-# ---- a request ----------------------------------------------------------------------------------------------------
-
-
-def answer(service: Service, body: Mapping[str, object], user_header: str | None = None) -> ChatCompletion:
-    """The response to the body of a request.
-
-    Raises:
-        RequestError: the request is at fault.
-        KitError: the base model did not answer.
-    """
-    check_supported(body)
-    input = input_of(service.personalizer.task, body.get("messages"))
-    profile = profile_of(service, body, user_header)
-    try:
-        rewrite = service.personalizer(input, profile)
-    except InputError as error:
-        raise RequestError(400, str(error)) from None
-    return as_completion(service.name, rewrite, ignored_fields(service.name, body))
-
-
-def profile_of(service: Service, body: Mapping[str, object], user_header: str | None = None) -> list[Item]:
-    """The history in the request, or in the user's file."""
-    if body.get("profile") is not None:
-        return checked_profile(service.personalizer.task, body["profile"], "`profile`")
-    user = user_of(body, user_header)
-    if user is None:
-        raise RequestError(
-            400,
-            "The request names no user: name a profile file in `user` (or in metadata.user_id, or in the header "
-            f"{USER_HEADER}), or send the history in `profile`.",
-        )
-    path = service.profiles / f"{user}.json" if service.profiles else None
-    if path is None or not path.is_file():
-        raise RequestError(404, f"There is no profile of {user!r}: check the name, or send the history in `profile`.")
-    try:
-        content = json.loads(path.read_bytes())  # UTF-8 or UTF-16, with or without a byte order mark
-        return checked_profile(service.personalizer.task, content, "the file")
-    except (OSError, ValueError, RecursionError, RequestError) as error:  # neither the client's fault nor its business
-        print(f"rpo_kit serve: the profile {path} cannot be used: {error}", file=sys.stderr, flush=True)
-        raise RequestError(500, f"The profile of {user!r} cannot be used; the server's log says why.") from None
-
-
-# ---- HTTP ---------------------------------------------------------------------------------------------------------
+    content: str | Iterator[str]
+    status: int = 200
+    content_type: str = "application/json"
 
 
 class Server(ThreadingHTTPServer):
@@ -131,10 +83,11 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request: GET /v1/models or POST /v1/chat/completions."""
+    """One request."""
 
     server: Server
     server_version, sys_version = "rpo_kit", ""
+    disable_nagle_algorithm = True  # the pieces of a stream are small and must not wait for each other
 
     def setup(self) -> None:
         super().setup()
@@ -143,72 +96,119 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.all_read = True
-        self.respond(lambda: {}, self.models)
+        self.respond()
+
+    do_DELETE = do_GET
 
     def do_POST(self) -> None:
-        self.respond(self.read_request, self.completion)
+        self.respond()
 
-    def respond(
-        self, read: Callable[[], Mapping[str, object]], make: Callable[[Mapping[str, object]], tuple[str, str]]
-    ) -> None:
-        """Send what `make` returns (content type, text) for the body from `read`, or an error with its status."""
-        service, status = self.server.service, 200
-        try:
-            check_sender(service.key, service.local_only, self.headers)
-            body = read()
-            try:
-                content = make(body)
-            except (RequestError, KitError):
-                raise
-            except BaseException as error:  # even a panic in Rust; the next request may succeed
-                traceback.print_exc(file=sys.stderr)
-                name = type(error).__name__
-                raise RequestError(500, f"The personalizer failed ({name}); the server's log says more.") from None
-        except RequestError as error:
-            status, content = error.status, _error(error.message)
-        except KitError as error:  # the base model
-            status, content = 502, _error(str(error))
-        except TimeoutError:
-            status, content = 408, _error(f"The request did not arrive within {REQUEST_TIMEOUT:g} s.")
-        self.send(status, *content)
+    do_PUT = do_POST
 
-    def read_request(self) -> dict[str, object]:
-        self.check_path("/v1/chat/completions")
-        body = read_body(self.headers, self.rfile)
-        self.all_read = True
-        return body
-
-    def models(self, body: Mapping[str, object]) -> tuple[str, str]:
-        self.check_path("/v1/models")
-        name = self.server.service.name
-        return _json({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "rpo_kit"}]})
-
-    def completion(self, body: Mapping[str, object]) -> tuple[str, str]:
+    def respond(self) -> None:
+        """Send the reply to this request, or an error with its status."""
         service = self.server.service
-        if not service.slots.acquire(blocking=False):
-            raise RequestError(503, "The server is busy; try again in a moment.")
         try:
-            completion = answer(service, body, self.headers.get(USER_HEADER))
-        finally:
-            service.slots.release()
-        return ("text/event-stream", as_events(completion)) if body.get("stream") else _json(completion)
+            sender = sender_of(service.key, self.headers)
+            check_origin(service.local_only, self.headers)
+            make = self.route(sender)
+            try:
+                reply = make()
+            except BaseException as error:  # even a panic in Rust; the next request may succeed
+                raise explained(error) from None
+        except RequestError as error:
+            reply = _as_reply(error)
+        except TimeoutError:
+            reply = _as_reply(RequestError(408, f"The request did not arrive within {REQUEST_TIMEOUT:g} s."))
+        self.send(reply)
 
-    def check_path(self, known: str) -> None:
-        if self.path.partition("?")[0].rstrip("/") != known:
-            raise RequestError(404, "Unknown path: this server has GET /v1/models and POST /v1/chat/completions.")
+    def route(self, sender: str | None) -> Callable[[], Reply]:
+        """What makes the reply; the body has been read then.
 
-    def send(self, status: int, content_type: str, text: str) -> None:
-        content = text.encode("utf-8", "replace")
+        Raises:
+            RequestError: the path is unknown, the sender may not do this, or the body cannot be read.
+            TimeoutError: the body did not arrive in time.
+        """
+        path = self.path.partition("?")[0].rstrip("/")
+        folder, _, name = path.rpartition("/")
+        if (self.command, path) == ("POST", _CHAT):
+            body = self.read(read_body)
+            return lambda: self.completion(body, sender)
+        if (self.command, path) == ("GET", _MODELS):
+            return self.models
+        if (self.command, folder) == ("GET", _MODELS):
+            return lambda: self.model(unquote(name))
+        if folder == _PROFILES and self.command != "POST":
+            user = owner_of(self.server.service.key, sender, unquote(name))
+            content = self.read(read_profile) if self.command == "PUT" else None
+            return lambda: self.profile(user, content)
+        raise RequestError(404, _UNKNOWN)
+
+    def read(self, reader: Callable[..., Content]) -> Content:
+        content = reader(self.headers, self.rfile)
+        self.all_read = True
+        return content
+
+    # ---- what a client can ask for ----
+
+    def models(self) -> Reply:
+        service = self.server.service
+        return _json(as_models(service.names, service.created))
+
+    def model(self, name: str) -> Reply:
+        service = self.server.service
+        return _json(as_model(name_of(service, {"model": name}), service.created))
+
+    def profile(self, user: str, content: object) -> Reply:
+        """Store the profile, say what is stored, or remove it."""
+        store = self.server.service.store
+        if self.command == "PUT":
+            is_new = store.write(user, uploaded_items(store.task, content))
+            return _json(store.about(user), 201 if is_new else 200)
+        if self.command == "GET":
+            return _json(store.about(user))
+        store.delete(user)
+        return _json({"id": user, "object": "rpo.profile", "deleted": True})
+
+    def completion(self, body: Mapping[str, object], sender: str | None) -> Reply:
+        service, header = self.server.service, self.headers.get(USER_HEADER)
+
+        def work() -> ChatCompletion:
+            if not service.slots.acquire(blocking=False):
+                raise RequestError(503, "The server is busy; try again in a moment.")
+            try:
+                return answer(service, body, header, sender)
+            finally:
+                service.slots.release()
+
+        if not body.get("stream"):
+            return _json(work())
+        stream = events(started(work), name_of(service, body), wants_usage(body), explained)
+        return Reply(stream, content_type="text/event-stream")
+
+    # ---- sending ----
+
+    def send(self, reply: Reply) -> None:
         self.close_connection = True
         self.connection.settimeout(REQUEST_TIMEOUT)
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_response(reply.status)
+        self.send_header("Content-Type", reply.content_type)
         self.send_header("Connection", "close")
-        if status in (500, 502):  # else OpenAI's client would retry, and pay, three times
+        if reply.status in (500, 502):  # else OpenAI's client would retry, and pay, three times
             self.send_header("x-should-retry", "false")
+        if reply.status == 503:
+            self.send_header("Retry-After", "1")
+        if isinstance(reply.content, str):
+            content = reply.content.encode("utf-8", "replace")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            return
+        self.send_header("Cache-Control", "no-cache")
+        self.send_header("X-Accel-Buffering", "no")  # or nginx would hold the pieces back
         self.end_headers()
-        self.wfile.write(content)
+        for piece in reply.content:
+            self.wfile.write(piece.encode("utf-8", "replace"))
 
     def finish(self) -> None:
         """Read for a while what the client still sends: closing the connection at once could lose the response."""
@@ -225,26 +225,41 @@ class Handler(BaseHTTPRequestHandler):
         pass  # requests are private
 
 
-def _json(content: object) -> tuple[str, str]:
-    return "application/json", json.dumps(content)
+def _json(content: object, status: int = 200) -> Reply:
+    return Reply(json.dumps(content), status)
 
 
-def _error(message: str) -> tuple[str, str]:
-    return _json({"error": {"message": message, "type": "rpo_kit", "code": None}})
+def _as_reply(error: RequestError) -> Reply:
+    return _json(as_error(error), error.status)
 
 
 # ---- starting -----------------------------------------------------------------------------------------------------
 
 
-def serve(run: Run, stage: str, profiles: Path | None, host: str, port: int, base: str | None = None) -> None:
-    """Load the run's base model, or `base`, and the trained module, and serve until Ctrl-C."""
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    check_address(host, port, profiles, key)  # before loading a model, which takes a while
-    personalizer = Personalizer.of(run, stage, base)
-    service = Service(personalizer, profiles, key)
+def serve(
+    run: Run,
+    stage: str,
+    profiles: Path | None,
+    host: str,
+    port: int,
+    base: str | None = None,
+    batch: int = MAX_BATCH,
+) -> None:
+    """Load the run's base model, or `base`, and the trained module, and serve until Ctrl-C.
+
+    Up to `batch` requests are answered together if the base model is in this process.
+    """
+    key = key_from_environment()
+    check_address(host, port, profiles, key, batch)  # before loading a model, which takes a while
+    models = models_of(run, stage, base)
+    personalizer = models.pop("rpo")
+    assert isinstance(personalizer, Personalizer)
+    together = None if batch == 1 or answers_at_once(personalizer.base) else Together(batch)
+    service = Service(personalizer, profiles, key, models=models, together=together)
     with make_server(service, host, port) as server:
         address = f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}/v1"
-        print(f"{personalizer.task.title} at {address} (model {service.name}); press Ctrl-C to stop")
+        print(f"{personalizer.task.title} at {address}; press Ctrl-C to stop")
+        print(f"models: {', '.join(service.names)}", flush=True)
         server.serve_forever()
 
 
@@ -263,12 +278,14 @@ def make_server(service: Service, host: str = "127.0.0.1", port: int = 8765) -> 
         raise KitError(f"Port {port} on {host} cannot be used ({reason}): choose another --port or --host.") from None
 
 
-def check_address(host: str, port: int, profiles: Path | None, key: str) -> None:
-    """Check address, profiles and key before a model is loaded.
+def check_address(host: str, port: int, profiles: Path | None, key: str, batch: int = 1) -> None:
+    """Check address, profiles, key and size of batches before a model is loaded.
 
     Raises:
-        KitError: an impossible port, a missing folder, or other machines let in without a key.
+        KitError: an impossible port or batch, a missing folder, or other machines let in without a key.
     """
+    if batch < 1:
+        raise KitError(f"--batch {batch} is not a number of requests: choose 1 or more.")
     if not 0 <= port <= 65535:
         raise KitError(f"--port {port} is not a port: choose one from 1 to 65535, or 0 for any free one.")
     if profiles and not profiles.is_dir():
