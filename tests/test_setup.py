@@ -70,7 +70,7 @@ def test_the_conda_environment_takes_its_packages_from_pyproject_and_adds_no_ver
     (line,) = pip["pip"]
     extras = re.fullmatch(r"-e \.\[([a-z,]+)\]", line)
     assert extras is not None
-    assert set(extras[1].split(",")) == {"gpu", "notebook", "dev"} == set(EXTRAS)
+    assert set(extras[1].split(",")) == {"gpu", "notebook", "dev"} == set(EXTRAS) - {"interop"}
 
 
 def test_the_conda_python_is_one_that_pyproject_allows() -> None:

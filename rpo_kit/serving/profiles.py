@@ -109,6 +109,18 @@ class Profiles:
             raise RequestError(500, f"The profile of {user!r} cannot be changed; the server's log says why.") from None
 
 
+def check_folder(folder: Path) -> None:
+    """Raise KitError for a folder that does not exist, or whose file system takes `ann` and `Ann` for one user."""
+    if not folder.is_dir():
+        raise KitError(f"--profiles {folder} is not a folder: name one that holds a USER.json per user.")
+    real = folder.resolve()
+    other = real.with_name(real.name.swapcase())
+    if other != real and other.exists() and other.samefile(real):
+        raise KitError(
+            f"--profiles {folder} is on a file system that takes `ann` and `Ann` for one user: choose a folder on another."
+        )
+
+
 def uploaded_items(task: Task, content: object) -> list[Item]:
     """The items of an upload. Raises RequestError: 413 for too many items, else as `items_in`."""
     count = len(content.splitlines() if isinstance(content, str) else content if isinstance(content, list) else ())

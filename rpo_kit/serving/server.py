@@ -39,7 +39,7 @@ from rpo_kit.runs import Run
 from rpo_kit.serving.access import KEY_VARIABLE, key_from_environment, owner_of, sender_of
 from rpo_kit.serving.incoming import LOOPBACK, MAX_BODY, DeadlineReader, check_origin, read_body, read_profile
 from rpo_kit.serving.messages import USER_HEADER, RequestError
-from rpo_kit.serving.profiles import uploaded_items
+from rpo_kit.serving.profiles import check_folder, uploaded_items
 from rpo_kit.serving.responses import ChatCompletion, as_error, as_model, as_models
 from rpo_kit.serving.service import Service, answer, explained, name_of
 from rpo_kit.serving.stages import answers_at_once, models_of
@@ -288,8 +288,8 @@ def check_address(host: str, port: int, profiles: Path | None, key: str, batch: 
         raise KitError(f"--batch {batch} is not a number of requests: choose 1 or more.")
     if not 0 <= port <= 65535:
         raise KitError(f"--port {port} is not a port: choose one from 1 to 65535, or 0 for any free one.")
-    if profiles and not profiles.is_dir():
-        raise KitError(f"--profiles {profiles} is not a folder: name one that holds a USER.json per user.")
+    if profiles:
+        check_folder(profiles)
     if host not in LOOPBACK and not key:
         raise KitError(
             f"--host {host} lets other machines send requests, and so learn what the profiles contain: set the "

@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 
 import pytest
+from asking import ASK, PROFILE, TASK, Echo, client, create, raw, rejected
 from fakes import completion, last
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,83 +19,15 @@ from openai import APIStatusError, OpenAI
 from transformers import AutoTokenizer
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.chat import Completion
 from rpo_kit.models.local import LoadedModel
 from rpo_kit.models.open import open_chat
 from rpo_kit.rewriting import reflection
-from rpo_kit.rewriting.personalizer import InputError, Personalizer, Rewrite
-from rpo_kit.rewriting.trajectory import Trajectory
+from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.serving import messages as messages_module
 from rpo_kit.serving import server as server_module
 from rpo_kit.serving.server import make_server
 from rpo_kit.serving.service import MAX_WAITING, Service
-
-TASK = get_task("LaMP-3")
-PROFILE = [{"id": "7", "text": "Broke twice.", "score": "1"}]
-
-
-class Echo:
-    """Rewrites nothing: remembers what it was asked, answers "2"."""
-
-    task = TASK
-
-    def __init__(self):
-        self.asked, self.bug = [], None
-
-    def __call__(self, input, profile):
-        self.asked.append((input, profile))
-        if "fail" in input:
-            raise KitError("The model m did not answer 1 of 1 queries.")
-        if "too long" in input:
-            raise InputError("The input is too long.")
-        if self.bug:
-            raise self.bug
-        timings = {"retrieval": 0.1, "base": 0.2, "reflection": 0.3}
-        tokens = {"base": (60, 2), "reflection": (400, 31)}
-        return Rewrite("2", "3", profile, Trajectory("[1] gave 1", "one lower", "2"), None, timings, tokens)
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    folder = tmp_path / "profiles"
-    folder.mkdir()
-    (folder / "ann.json").write_text(json.dumps(PROFILE))
-    (tmp_path / "secret.json").write_text(json.dumps(PROFILE))
-    service = Service(Echo(), folder)
-    server = make_server(service, port=0)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield SimpleNamespace(service=service, port=server.server_address[1], asked=service.personalizer.asked)
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def client(served, key="none"):
-    return OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key=key, max_retries=0)
-
-
-def create(served, text="It leaks.", **more):
-    return client(served).chat.completions.create(model="rpo", messages=[{"role": "user", "content": text}], **more)
-
-
-def raw(served, body=b"{}", method="POST", path="/v1/chat/completions", **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
-    if not any(name.lower() == "content-type" for name in headers):
-        headers["Content-Type"] = "application/json"
-    connection.request(method, path, body, headers)
-    response = connection.getresponse()
-    return response.status, json.loads(response.read())
-
-
-def rejected(served, **body):
-    status, response = raw(served, json.dumps(body).encode())
-    return status, response["error"]["message"]
-
-
-ASK = {"messages": [{"role": "user", "content": "It leaks."}]}
 
 
 def test_an_openai_client_gets_the_rewrite_and_how_it_was_made(served):
@@ -115,7 +48,7 @@ def test_an_openai_client_gets_the_rewrite_and_how_it_was_made(served):
     used = response.usage
     assert (used.prompt_tokens, used.completion_tokens, used.total_tokens) == (460, 33, 493), "of both models"
     assert served.asked == [(TASK.make_input(text="It leaks."), PROFILE)]
-    assert [model.id for model in client(served).models.list()] == ["rpo"]
+    assert [model.id for model in client(served).models.list()] == ["rpo", "rpo-sft", "rpo-untrained"]
 
 
 def test_the_history_can_come_with_the_request_and_the_query_as_a_lamp_input(served):
