@@ -117,7 +117,8 @@ def check_folder(folder: Path) -> None:
     other = real.with_name(real.name.swapcase())
     if other != real and other.exists() and other.samefile(real):
         raise KitError(
-            f"--profiles {folder} is on a file system that takes `ann` and `Ann` for one user: choose a folder on another."
+            f"--profiles {folder} is on a file system that takes `ann` and `Ann` for one user: choose a folder on "
+            "another."
         )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from asking import PROFILE, client
+from asking import PROFILE, Echo, client, serving
 from openai import (
     APIConnectionError,
     AsyncOpenAI,
@@ -19,7 +21,9 @@ from openai import (
     PermissionDeniedError,
 )
 
+from rpo_kit.lamp.tasks import get_task
 from rpo_kit.serving.access import token_of
+from rpo_kit.serving.service import Service
 
 MESSAGES = [{"role": "user", "content": "It leaks."}]
 EXPLAIN = {"rpo": {"user": "ann", "k": 1, "explain": True}}
@@ -158,3 +162,31 @@ def test_langchain_raises_openais_errors(langchain, served):
     served.service.key = "k"
     with pytest.raises(AuthenticationError):
         langchain().invoke("It leaks.")
+
+
+# ---- docs/serving.md ----------------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("library", ["openai", "litellm", "langchain_openai"])
+def test_the_examples_in_the_docs_run(library, monkeypatch, capsys):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    pytest.importorskip(library, exc_type=ImportError)
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if re.match(rf"(import|from) {library}\b", block)]
+    personalizer = Echo()
+    personalizer.task = get_task("LaMP-7")
+    service = Service(personalizer, None, "k", models={"rpo-sft": personalizer})
+    service.store.write("ann", [{"id": "1", "text": "lol"}])
+    with serving(service) as there:
+        code = code.replace("127.0.0.1:8765", f"127.0.0.1:{there.port}")
+        names = {"token": token_of("k", "ann"), "messages": MESSAGES}
+        exec(code, names)
+    said = capsys.readouterr().out
+    expected = {"openai": "2 ['[1] gave 1']\n2", "litellm": "2 one lower\n", "langchain_openai": "2\n"}
+    assert said == expected[library]
+    if library == "openai":
+        assert service.store.read("ann") == [{"id": "0", "text": "so tired"}]
