@@ -183,7 +183,7 @@ def test_the_examples_in_the_docs_run(library, monkeypatch, capsys):
     service.store.write("ann", [{"id": "1", "text": "lol"}])
     with serving(service) as there:
         code = code.replace("127.0.0.1:8765", f"127.0.0.1:{there.port}")
-        names = {"token": token_of("k", "ann"), "messages": MESSAGES}
+        names = {"token": token_of("k", "ann"), "messages": MESSAGES, "query": "It leaks."}
         exec(code, names)
     said = capsys.readouterr().out
     expected = {"openai": "2 ['[1] gave 1']\n2", "litellm": "2 one lower\n", "langchain_openai": "2\n"}
