@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 from rpo_kit import processes
 from rpo_kit.errors import KitError
@@ -18,6 +19,7 @@ from rpo_kit.models.cache import AnswerCache, open_database
 from rpo_kit.rewriting.prepare import prepare
 from rpo_kit.runs import Run, open_run, write_text
 from rpo_kit.stages import require, stage
+from rpo_kit.training.sft import train_sft
 from rpo_kit.training.synthesis import synthesize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,11 +125,14 @@ def test_of_several_ranks_only_the_main_one_does_work_other_than_training(run, m
 
 @pytest.mark.slow
 def test_two_ranks_train_together_and_one_of_them_writes(prepared, tmp_path):
-    run = prepared({"rl.prompts_per_step": 2, "rl.max_new_tokens": 12, "sft.steps": 2})
-    synthesize(run)
+    """As docs/scale.md starts them, on a CPU; SFT's loss and adapter are those of one process."""
+    settings = {"rl.prompts_per_step": 2, "rl.max_new_tokens": 12, "sft.steps": 2, "sft.accumulate": 2}
+    run, alone = prepared(settings), prepared(settings, "alone")
+    for one in (run, alone):
+        synthesize(one)
     script = ROOT / "tests" / "training" / "stages_on_two_ranks.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", script, tmp_path]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "rank-0").read_text() == "5 logs, True", "two steps and a summary of SFT, two steps of RL"
@@ -137,6 +142,13 @@ def test_two_ranks_train_together_and_one_of_them_writes(prepared, tmp_path):
             "adapter", "log.csv", "manifest.json", *written, "started.json",
         ]  # fmt: skip
         assert pd.read_csv(run.stage(name) / "log.csv")["step"].tolist() == [1, 2]
+    train_sft(alone)
+    both, one = (pd.read_csv(each.stage("sft") / "log.csv") for each in (run, alone))
+    for column in ("loss", "grad_norm", "num_tokens"):
+        assert both[column].tolist() == pytest.approx(one[column].tolist(), rel=1e-4), column
+    adapters = [load_file(each.stage("sft") / "adapter/adapter_model.safetensors") for each in (run, alone)]
+    for name, weights in adapters[1].items():
+        assert adapters[0][name].numpy() == pytest.approx(weights.numpy(), abs=1e-5), name
 
 
 # ---- a full disk --------------------------------------------------------------------------------------------------

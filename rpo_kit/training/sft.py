@@ -1,6 +1,7 @@
 """Stage 3, `sft`: fine-tune the reflection module on the trajectories (Figure 2, top right).
 
-TRL's SFTTrainer on Unsloth with LoRA; the loss counts the completion only.
+TRL's SFTTrainer on Unsloth with LoRA; the loss counts the completion only. Several processes (torchrun, `accelerate
+launch`) share out the sequences of a step, so that it is the step of one process.
 
     in:  prompt = system + a few history items + query + generic answer;  completion = the trajectory
     out: `sft/adapter` (LoRA, safetensors), `sft/log.csv`
@@ -90,13 +91,31 @@ def _row(run: Run, loaded: LoadedModel, example: Example, record: dict[str, Any]
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}, cut
 
 
-def training_order(lengths: Sequence[int], settings: SFTSettings, processes: int = 1) -> list[int]:
+def shares_of_step(settings: SFTSettings, processes: int) -> tuple[int, int]:
+    """Sequences per pass and passes per step of each of several processes, which together take the step of one.
+
+    Raises:
+        KitError: the sequences of a step cannot be shared out evenly.
+    """
+    of_step = settings.batch_size * settings.accumulate
+    own, left = divmod(of_step, processes)
+    if left or not own:
+        raise KitError(
+            f"The {of_step} sequences of an SFT step (sft.batch_size={settings.batch_size} times "
+            f"sft.accumulate={settings.accumulate}) cannot be shared out evenly to {processes} processes: start another "
+            "number of processes, or change one of the two."
+        )
+    batch = max(size for size in range(1, settings.batch_size + 1) if own % size == 0)
+    return batch, own // batch
+
+
+def training_order(lengths: Sequence[int], settings: SFTSettings) -> list[int]:
     """The numbers of the rows that training reads, one after the other: all of them, shuffled, again and again.
 
     The rows of one step stand in order of length. So its micro-batches hold rows of like length, which are padded less,
     and the step's gradient is the same.
     """
-    of_step = settings.batch_size * settings.accumulate * processes
+    of_step = settings.batch_size * settings.accumulate
     draw, order = random.Random(f"sft/{settings.seed}"), list[int]()
     while len(order) < settings.steps * of_step:
         order += draw.sample(range(len(lengths)), len(lengths))
@@ -113,20 +132,22 @@ def make_trainer(loaded: LoadedModel, rows: Dataset, settings: SFTSettings, work
     """TRL's trainer. Every field that decides something is set, because Unsloth changes the defaults."""
     from trl import SFTConfig, SFTTrainer  # after Unsloth, which `loaded` has imported
 
+    batch_size, accumulate = shares_of_step(settings, ranks.world()[1])
     config = SFTConfig(
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulate,
         lr_scheduler_type="linear",
         warmup_steps=round(settings.warmup * settings.steps),
         max_length=loaded.max_seq_length,
         completion_only_loss=True,
         packing=False,
         train_sampling_strategy="sequential",
+        ddp_find_unused_parameters=False,  # every LoRA weight has a gradient
         logging_steps=max(1, settings.steps // 40),
         **common_arguments(settings, work),
     )
     log: Any = log_callback(work / "log.csv", "loss", on_log)
-    ordered = rows.select(training_order(lengths_of(rows), settings, ranks.world()[1]))
+    ordered = rows.select(training_order(lengths_of(rows), settings))
     trainer = SFTTrainer(
         model=loaded.model, args=config, train_dataset=ordered, processing_class=loaded.tokenizer, callbacks=[log]
     )

@@ -1,4 +1,4 @@
-"""Both trainings of a run, as `torchrun -m rpo_kit sft` and `rl` do them; for test_processes.py."""
+"""Both trainings of a run, as `accelerate launch -m rpo_kit sft` and `rl` do them; for test_processes.py."""
 
 import os
 import sys

@@ -24,7 +24,7 @@ from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, read_records
 from rpo_kit.training import progress, running_sums, sft
 from rpo_kit.training.checkpoints import seal
-from rpo_kit.training.sft import lengths_of, make_trainer, sft_dataset, train_sft, training_order
+from rpo_kit.training.sft import lengths_of, make_trainer, sft_dataset, shares_of_step, train_sft, training_order
 from rpo_kit.training.synthesis import synthesize
 
 
@@ -288,7 +288,23 @@ def test_the_rows_of_a_step_stand_in_order_of_length_and_every_row_is_read_befor
     assert max(seen.values()) - min(seen.values()) <= 1
     assert training_order(lengths, settings) == order, "the same again, as a resumed training needs"
     assert training_order(lengths, replace(settings, seed=2)) != order
-    assert len(training_order(lengths, settings, processes=2)) == 2 * len(order)
+
+
+@pytest.mark.parametrize(
+    ("batch", "passes", "processes", "shares"),
+    [(2, 4, 1, (2, 4)), (2, 4, 2, (2, 2)), (2, 1, 2, (1, 1)), (4, 3, 2, (3, 2)), (8, 1, 4, (2, 1)), (2, 4, 8, (1, 1))],
+)
+def test_the_sequences_of_a_step_are_shared_out_to_the_processes(batch, passes, processes, shares):
+    settings = SFTSettings(batch_size=batch, accumulate=passes)
+    assert shares_of_step(settings, processes) == shares
+    assert shares[0] * shares[1] * processes == batch * passes
+    assert shares[0] <= batch, "no more memory than one process takes"
+
+
+@pytest.mark.parametrize("processes", [3, 16])
+def test_a_step_that_cannot_be_shared_out_evenly_is_refused(processes):
+    with pytest.raises(KitError, match=rf"The 8 sequences of an SFT step .* evenly to {processes} processes: start"):
+        shares_of_step(SFTSettings(batch_size=2, accumulate=4), processes)
 
 
 def test_a_step_in_two_passes_learns_what_it_learns_in_one(synthesized):
