@@ -51,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         if stage.name == "sweep":
             about = "what to compare: shots (Figure 3, the default), or components, which is the stage of that name"
             command.add_argument("--grid", choices=("shots", "components"), default="shots", help=about)
+            about = (
+                "compute this cell alone, as a job of a scheduler; without it, the rest and the tables (docs/scale.md)"
+            )
+            command.add_argument("--only", metavar="CELL", help=about)
+            command.add_argument(
+                "--cells", action="store_true", help="print the names of the cells and compute nothing"
+            )
     about = "show how a run's settings differ from its preset, or take changes back"
     settings = commands.add_parser("settings", help=about, description=about)
     settings.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
@@ -181,14 +188,31 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _stage(options: argparse.Namespace) -> None:
-    if vars(options).get("grid") == "components":
+    grid = vars(options).get("grid")
+    if grid == "components":
         options.stage = "components"
+    if grid and options.cells:
+        _print_cells(options)
+        return
     is_first = options.stage == "prepare"
     if not is_first:
         check_exists(options.run or DEFAULT_RUN)
     refuse(planned_from(options), options.stage)  # before settings are stored
     with _no_empty_run(options):
-        stage_function(options.stage)(open_from(options))
+        run = open_from(options)
+        if grid and options.only:
+            from rpo_kit.study.cells import compute_cell
+
+            compute_cell(run, grid, options.only)
+        else:
+            stage_function(options.stage)(run)
+
+
+def _print_cells(options: argparse.Namespace) -> None:
+    from rpo_kit.study.cells import cells
+
+    check_exists(options.run or DEFAULT_RUN)
+    print(*cells(planned_from(options).preset, options.grid), sep="\n")
 
 
 @contextmanager

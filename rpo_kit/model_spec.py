@@ -21,6 +21,7 @@ from rpo_kit.errors import KitError
 
 OPENAI = "OPENAI_API_KEY"
 _RECORDED = "file:"
+_VLLM = "vllm:"
 _URL_FORM = re.compile(r"(?P<url>https?://[^#]+)#(?P<model>.+?)(?:@(?P<variable>[A-Z][A-Z0-9_]*))?")
 _VARIABLE, _VERSION = re.compile(r"[A-Z][A-Z0-9_]*"), re.compile(r"[0-9]{1,8}")
 _KEY = re.compile(r"\b(?:sk-|gsk_|hf_|AIza)[\w-]{12,}|@.*[A-Z0-9]{16,}")  # known prefixes; long runs of capitals
@@ -54,6 +55,21 @@ def parse_spec(spec: str) -> EndpointSpec | None:
         return EndpointSpec(url, spec.removeprefix("openai:"), OPENAI)
     match = _URL_FORM.fullmatch(spec)
     return EndpointSpec(match["url"], match["model"], match["variable"] or "") if match else None
+
+
+def rollout_server(spec: str) -> EndpointSpec | None:
+    """The vLLM server that `rl.rollouts` names, as vllm:http://HOST:PORT or vllm:http://HOST:PORT@VARIABLE, or None.
+
+    Raises:
+        KitError: `spec` seems to hold a secret.
+    """
+    address = spec.strip().removeprefix(_VLLM)
+    if not spec.strip().startswith(_VLLM):
+        return None
+    head, at, tail = address.rpartition("@")
+    url, variable = (head, tail) if at and _VARIABLE.fullmatch(tail) else (address, "")
+    url = url.rstrip("/").removesuffix("/v1")
+    return parse_spec(f"{url}/v1#rollouts{f'@{variable}' if variable else ''}")
 
 
 def recorded_files(spec: str) -> tuple[Path, ...]:

@@ -92,6 +92,9 @@ class RLSettings:
     beta: float = 0.001  # ours; OpenRLHF's k2 loss uses 1e-5, ProRL 1e-4
     clip: float = 0.2  # OpenRLHF
     temperature: float = 1.0  # OpenRLHF
+    # ours: local, or vllm:http://HOST:8000: completions come from a vLLM server, which is sent the adapter before every
+    # step (docs/scale.md). Another address is not another setting: training resumes with it
+    rollouts: str = field(default="local", metadata={"since": "0.2", "address": True})
     # measured: 160, a little more than the persona teacher's longest text, cut off some rewrites of six items
     max_new_tokens: int = 200
     shots_from: int = 2  # paper

@@ -37,7 +37,7 @@ def fingerprint(value: object) -> str:
     """Sha256 of a file's bytes, of a folder's files, or of a plain value's JSON.
 
     A setting that was added later, `field(default=…, metadata={"since": …})`, counts only if it is not the default, so
-    that older runs keep their fingerprints.
+    that older runs keep their fingerprints. Of one with the metadata "address" only the kind counts, before the colon.
 
     Raises:
         KitError: `value` is a path that does not exist.
@@ -52,6 +52,7 @@ def _plain(value: object) -> object:
     """As `dataclasses.asdict`, without the later settings that have their default."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        fields = [(f, v.partition(":")[0] if "address" in f.metadata else v) for f, v in fields]
         return {f.name: _plain(v) for f, v in fields if "since" not in f.metadata or v != f.default}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]

@@ -15,7 +15,7 @@ from operator import le
 from typing import Any
 
 from rpo_kit.errors import KitError
-from rpo_kit.model_spec import parse_spec, recorded_files
+from rpo_kit.model_spec import parse_spec, recorded_files, rollout_server
 
 ALGORITHMS = ("reinforce++-baseline", "reinforce++", "grpo", "rloo")
 STARTS = ("sft", "untrained")
@@ -112,6 +112,11 @@ def _check_names(settings: Mapping[str, Any]) -> None:
         raise KitError(f"There is no rl.start={settings['rl.start']!r}; there are {' and '.join(STARTS)}.")
     if settings["rl.algorithm"] not in ALGORITHMS:
         raise KitError(f"There is no rl.algorithm={settings['rl.algorithm']!r}; there are {', '.join(ALGORITHMS)}.")
+    if settings["rl.rollouts"] != "local" and rollout_server(settings["rl.rollouts"]) is None:
+        raise KitError(
+            f"rl.rollouts={settings['rl.rollouts']!r} does not say where completions are sampled: write local, or "
+            "vllm:http://HOST:PORT."
+        )
     for arm in settings["components.arms"]:
         if arm not in (*ARM_NAMES, "all") and "=" not in arm:
             raise KitError(

@@ -32,7 +32,7 @@ from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import WEIGHTS, current
 from rpo_kit.presets import RLSettings, as_dict
-from rpo_kit.processes import disk_errors_explained, is_main
+from rpo_kit.processes import disk_errors_explained, is_main, locked
 from rpo_kit.provenance import common_provenance
 from rpo_kit.rewriting.prepare import dev_examples, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
@@ -52,19 +52,37 @@ Trials = list[tuple[str, int]]  # (arm, seed)
 
 def sweep(run: Run, on_log: OnLog | None = None) -> None:
     """Write down the comparisons, train and score every trial, then write the numbers behind Figure 3."""
-    settings, adapter = run.preset.sweep, (current(run, "sft") / WEIGHTS).parent
+    settings = run.preset.sweep
     trials = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
-    if is_main():
-        with disk_errors_explained(run.folder):
-            write_plan(run)
-    score_adapter(run, "sft", adapter)
+    begin(run)
+    score_sft(run)
     for number, (arm, seed) in enumerate(trials, 1):
         print(f"trial {number} of {len(trials)}: {arm}, seed {seed}, {settings.steps} steps")
-        train_rl(run, on_log, stage_name=f"sweep/{arm}-seed{seed}", settings=trial_settings(run, arm, seed))
-        score_adapter(run, f"{arm}-seed{seed}", run.stage(f"sweep/{arm}-seed{seed}") / "adapter")
+        compute_trial(run, arm, seed, on_log)
     if is_main():
         with disk_errors_explained(run.folder):
             write_tables(run, trials)
+
+
+def begin(run: Run) -> None:
+    """Write down the comparisons. Raises KitError if there is no SFT adapter to start from."""
+    current(run, "sft")
+    if is_main():
+        lock = run.folder / ".locks" / "sweep-plan"  # trials may begin at once, as a scheduler's jobs
+        with disk_errors_explained(run.folder), locked(lock, f"The plan of the sweep of run {run.name!r}"):
+            write_plan(run)
+
+
+def score_sft(run: Run) -> None:
+    """Score the adapter from which all trials start."""
+    score_adapter(run, "sft", (current(run, "sft") / WEIGHTS).parent)
+
+
+def compute_trial(run: Run, arm: str, seed: int, on_log: OnLog | None = None) -> None:
+    """Train and score one arm with one seed."""
+    name = f"{arm}-seed{seed}"
+    train_rl(run, on_log, stage_name=f"sweep/{name}", settings=trial_settings(run, arm, seed))
+    score_adapter(run, name, run.stage(f"sweep/{name}") / "adapter")
 
 
 def trial_settings(run: Run, arm: str, seed: int) -> RLSettings:

@@ -66,14 +66,10 @@ _SECONDS = "seconds.jsonl"  # of an arm: what each call took that computed somet
 
 def components(run: Run, on_log: OnLog | None = None) -> None:
     """Train and score every arm with every seed, then write the table."""
-    current(run, "sft")
     arms = chosen_arms(run.preset)
     for number, arm in enumerate(arms, 1):
         print(f"arm {number} of {len(arms)}: {arm.about} ({describe(arm)})")
-        try:
-            compute(run, arm, on_log)
-        except KitError as error:
-            raise KitError(f"Arm {arm.name!r}: {error}") from error
+        compute(run, arm, on_log)
     if is_main():
         with disk_errors_explained(run.folder):
             write_text(run.stage("components") / FILES[0], table(run, arms).to_csv(index=False))
@@ -101,8 +97,9 @@ def arm_run(run: Run, arm: Arm) -> Run:
 
 def compute(run: Run, arm: Arm, on_log: OnLog | None = None) -> None:
     """Take the arm through all stages, from the first that its settings change."""
+    current(run, "sft")
     own = arm_run(run, arm)
-    with timed(own):
+    with timed(own), named(arm):
         prepare_arm(run, own)
         if own.preset.rl.start == "sft":
             take_over(own, "synthesize", run.stage("synthesize"), **inputs_of(own, "synthesize"))
@@ -170,6 +167,15 @@ def scored(task: Task, examples: list[Example], answers: list[str]) -> pd.DataFr
     """Columns id, user and score: one row per example."""
     scores = example_scores(task, [example["output"] for example in examples], answers)
     return pd.DataFrame({"id": [e["id"] for e in examples], "user": [e["user_id"] for e in examples], "score": scores})
+
+
+@contextmanager
+def named(arm: Arm) -> Iterator[None]:
+    """Errors say of which arm they are."""
+    try:
+        yield
+    except KitError as error:
+        raise KitError(f"Arm {arm.name!r}: {error}") from error
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from torch import Tensor
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.model_spec import rollout_server
 from rpo_kit.models.attention import causal_lm
 from rpo_kit.models.local import LoadedModel, end_tokens, load_trainable, prompt_ids, sample
 from rpo_kit.models.lora import copy_adapter, merged_adapter
@@ -51,6 +52,7 @@ from rpo_kit.training.diagnostics import warn_on_log
 from rpo_kit.training.progress import ProgressLog, finish_training, is_trained, release_memory
 from rpo_kit.training.rewards import judge
 from rpo_kit.training.rollouts import Prompt, Rollout
+from rpo_kit.training.server_rollouts import ServerSampler
 from rpo_kit.training.shared_prefix import Group, micro_batches, score, scoring, why_not_shared_prefix
 
 
@@ -140,13 +142,16 @@ def train(
     training = start_training(loaded, settings)
     start = "the SFT adapter" if settings.start == "sft" else "a new adapter"
     checkpoints.restore(folder / "checkpoints", training, start)
+    server = rollout_server(settings.rollouts)
+    sampler = ServerSampler(server, folder / "checkpoints") if server else None
     progress = ProgressLog(folder / "log.csv", "reward", settings.steps, training.step, warn_on_log(on_log))
     if progress.is_main:
         rollouts.cut_after(folder, training.step)
     with progress:
         while training.step < settings.steps:
             first = training.step * settings.prompts_per_step
-            row, sampled = rl_step(loaded, training, prompts[first : first + settings.prompts_per_step], task, settings)
+            own = prompts[first : first + settings.prompts_per_step]
+            row, sampled = rl_step(loaded, training, own, task, settings, sampler)
             if progress.is_main:
                 row["rollouts_left_out"] = rollouts.append(folder, sampled, settings.rollouts_mb)
             training.log.append(row)
@@ -176,14 +181,21 @@ def start_training(loaded: LoadedModel, settings: RLSettings) -> checkpoints.Tra
 
 
 def rl_step(
-    loaded: LoadedModel, training: checkpoints.Training, prompts: Sequence[Prompt], task: Task, settings: RLSettings
+    loaded: LoadedModel,
+    training: checkpoints.Training,
+    prompts: Sequence[Prompt],
+    task: Task,
+    settings: RLSettings,
+    sampler: ServerSampler | None = None,
 ) -> tuple[dict[str, float], list[Rollout]]:
-    """One step on `prompts`, those of all ranks; returns its row of the log and its rollouts."""
+    """One step on `prompts`, those of all ranks; returns its row of the log and its rollouts. Completions are those of
+    `sampler`, if there is one, else of the model here.
+    """
     step, began = training.step + 1, time.perf_counter()
     first, mine = ranks.share_of(prompts)
 
     # 1. Sample G completions of each prompt.
-    groups = sample_completions(loaded, mine, settings, step, first)
+    groups = sample_completions(loaded, mine, settings, step, first, sampler)
     sampled = time.perf_counter()
 
     # 2. Parse and reward each.
@@ -214,25 +226,33 @@ def rl_step(
     )
     row = {"step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate(settings, step)}
     row |= {"kl": kl} if settings.beta else {}
+    row |= {"sampling_gap": sampler.gap} if sampler else {}
     row |= rollouts.summary(records, prompts, task)
     row |= {"seconds_sampling": sampled - began, "seconds_scoring": time.perf_counter() - sampled}
     return row, records
 
 
 def sample_completions(
-    loaded: LoadedModel, prompts: Sequence[Prompt], settings: RLSettings, step: int, first: int = 0
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    settings: RLSettings,
+    step: int,
+    first: int = 0,
+    sampler: ServerSampler | None = None,
 ) -> list[Group]:
     """The prompts' tokens with G completions each. The draws depend on seed, step and slot alone, so that a resumed
-    training, and one on several ranks, draws the same; `first` is the slot of the first prompt.
+    training, and one on several ranks, draws the same; `first` is the slot of the first prompt. (A server is sent the
+    same seeds, but does not repeat itself exactly.)
     """
-    uniforms = []
-    for slot in range(first, first + len(prompts)):
-        seed = random.Random(f"rollouts/{settings.seed}/{step}/{slot}").getrandbits(63)
-        generator = torch.Generator().manual_seed(seed)
-        uniforms.append(torch.rand(settings.group_size, settings.max_new_tokens, generator=generator))
+    ids = [prompt.ids for prompt in prompts]
+    names = [f"rollouts/{settings.seed}/{step}/{slot}" for slot in range(first, first + len(prompts))]
+    seeds = [random.Random(name).getrandbits(63) for name in names]
+    if sampler:
+        return sampler.sample(loaded, ids, settings, seeds)
     if not prompts:
         return []
-    ids = [prompt.ids for prompt in prompts]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    uniforms = [torch.rand(settings.group_size, settings.max_new_tokens, generator=one) for one in generators]
     with torch.no_grad(), merged_adapter(loaded.model):
         completions = sample(
             loaded, ids, settings.group_size, settings.max_new_tokens, settings.temperature, torch.stack(uniforms)

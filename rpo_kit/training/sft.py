@@ -102,8 +102,8 @@ def shares_of_step(settings: SFTSettings, processes: int) -> tuple[int, int]:
     if left or not own:
         raise KitError(
             f"The {of_step} sequences of an SFT step (sft.batch_size={settings.batch_size} times "
-            f"sft.accumulate={settings.accumulate}) cannot be shared out evenly to {processes} processes: start another "
-            "number of processes, or change one of the two."
+            f"sft.accumulate={settings.accumulate}) cannot be shared out evenly to {processes} processes: start "
+            "another number of processes, or change one of the two."
         )
     batch = max(size for size in range(1, settings.batch_size + 1) if own % size == 0)
     return batch, own // batch
