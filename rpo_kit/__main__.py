@@ -100,6 +100,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     results.add_argument("--published", action="store_true", help=about)
     results.set_defaults(command=_results)
     _add_plan(commands)
+    _add_export(commands)
     _add_serve(commands)
 
 
@@ -134,6 +135,18 @@ def _add_fork(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as in rl.steps=40"
     )
     forked.set_defaults(command=_fork, task=None, data=None)
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = "write what a run has made in the form of another program"
+    export = commands.add_parser("export", help=about, description=about)
+    export.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
+    about = "verl: the RL stage for many GPUs (data, reward, model, launch script; docs/scale.md)"
+    export.add_argument("--to", choices=("verl",), required=True, help=about)
+    export.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to (default: export/FORM in the run's folder)"
+    )
+    export.set_defaults(command=_export)
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -365,6 +378,13 @@ def _print_published(run: Run) -> None:
     print(f"\n{'-' * 100}\n{published_report(run.preset.data.task)}")
     if run.preset.data.source == "personas":
         print("\nThis run's users are invented (embedded benchmark), so its numbers are not numbers on LaMP.")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from rpo_kit.training.verl import export_verl
+
+    run = existing_run(options.run)
+    print("written:", *export_verl(run, options.out or run.folder / "exports" / options.to), sep="\n  ")
 
 
 def _serve(options: argparse.Namespace) -> None:

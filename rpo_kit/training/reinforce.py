@@ -29,8 +29,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.model_spec import rollout_server
@@ -115,14 +117,11 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
     examples = prompt_order(pool, settings.steps * settings.prompts_per_step, settings.seed)
     prompts, shortened, fewer = [], 0, 0
     for slot, example in enumerate(examples):
-        items = top_k(example, example["ranking"], plan[slot // settings.prompts_per_step])
-        messages, cut = fitting_messages(loaded.tokenizer, limit, task, example, items, form=form)
-        ids, history = prompt_ids(loaded.tokenizer, messages), [item[task.gold_field] for item in items]
-        query, truth = task.query_text(example["input"]), truth_of(task, example, items)
-        texts = (example["output"], example["generic"], history, query)
-        prompts.append(Prompt(example["id"], messages, ids, *texts, truth, form.sections))
+        shots = plan[slot // settings.prompts_per_step]
+        prompt, cut = prompt_of(loaded.tokenizer, limit, task, example, shots, form)
+        prompts.append(prompt)
         shortened += cut
-        fewer += len(items) < plan[slot // settings.prompts_per_step]
+        fewer += prompt.shots < shots
     if fewer:
         print(f"{fewer} of {len(prompts)} prompts show fewer items than planned: the profiles have no more")
     if shortened:
@@ -130,6 +129,18 @@ def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> lis
             f"{shortened} of {len(prompts)} prompts were longer than {limit} tokens: their history items were shortened"
         )
     return prompts
+
+
+def prompt_of(
+    tokenizer: PreTrainedTokenizerBase, limit: int, task: Task, example: Example, shots: int, form: Form
+) -> tuple[Prompt, bool]:
+    """The prompt with the first `shots` items of the ranking, and whether something was shortened to `limit` tokens."""
+    items = top_k(example, example["ranking"], shots)
+    messages, cut = fitting_messages(tokenizer, limit, task, example, items, form=form)
+    ids, history = prompt_ids(tokenizer, messages), [item[task.gold_field] for item in items]
+    query, truth = task.query_text(example["input"]), truth_of(task, example, items)
+    texts = (example["output"], example["generic"], history, query)
+    return Prompt(example["id"], messages, ids, *texts, truth, form.sections), cut
 
 
 # ---- the loop -----------------------------------------------------------------------------------------------------
