@@ -51,13 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         if stage.name == "sweep":
             about = "what to compare: shots (Figure 3, the default), or components, which is the stage of that name"
             command.add_argument("--grid", choices=("shots", "components"), default="shots", help=about)
-            about = (
-                "compute this cell alone, as a job of a scheduler; without it, the rest and the tables (docs/scale.md)"
-            )
+            about = "compute this cell alone, as a scheduler's job does, and no table (docs/scale.md)"
             command.add_argument("--only", metavar="CELL", help=about)
-            command.add_argument(
-                "--cells", action="store_true", help="print the names of the cells and compute nothing"
-            )
+            command.add_argument("--cells", action="store_true", help="print the names of the cells, compute nothing")
     about = "show how a run's settings differ from its preset, or take changes back"
     settings = commands.add_parser("settings", help=about, description=about)
     settings.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
@@ -143,9 +139,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     export.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
     about = "verl: the RL stage for many GPUs (data, reward, model, launch script; docs/scale.md)"
     export.add_argument("--to", choices=("verl",), required=True, help=about)
-    export.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to (default: export/FORM in the run's folder)"
-    )
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: exports/FORM in the run)")
     export.set_defaults(command=_export)
 
 

@@ -96,10 +96,16 @@ def arm_run(run: Run, arm: Arm) -> Run:
 
 
 def compute(run: Run, arm: Arm, on_log: OnLog | None = None) -> None:
-    """Take the arm through all stages, from the first that its settings change."""
+    """Take the arm through all stages, from the first that its settings change. Raises KitError that names the arm."""
     current(run, "sft")
-    own = arm_run(run, arm)
-    with timed(own), named(arm):
+    try:
+        _compute(run, arm, arm_run(run, arm), on_log)
+    except KitError as error:
+        raise KitError(f"Arm {arm.name!r}: {error}") from error
+
+
+def _compute(run: Run, arm: Arm, own: Run, on_log: OnLog | None) -> None:
+    with timed(own):
         prepare_arm(run, own)
         if own.preset.rl.start == "sft":
             take_over(own, "synthesize", run.stage("synthesize"), **inputs_of(own, "synthesize"))
@@ -167,15 +173,6 @@ def scored(task: Task, examples: list[Example], answers: list[str]) -> pd.DataFr
     """Columns id, user and score: one row per example."""
     scores = example_scores(task, [example["output"] for example in examples], answers)
     return pd.DataFrame({"id": [e["id"] for e in examples], "user": [e["user_id"] for e in examples], "score": scores})
-
-
-@contextmanager
-def named(arm: Arm) -> Iterator[None]:
-    """Errors say of which arm they are."""
-    try:
-        yield
-    except KitError as error:
-        raise KitError(f"Arm {arm.name!r}: {error}") from error
 
 
 @contextmanager
