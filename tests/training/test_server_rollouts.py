@@ -164,7 +164,7 @@ def test_a_server_that_returns_no_token_ids_is_too_old(prepared, serve):
 def test_a_server_that_has_lost_the_adapter_stops_the_step(prepared, serve, monkeypatch):
     server = serve()
     monkeypatch.setattr(server, "complete", lambda body: (404, {"error": {"message": "The model `x` does not exist."}}))
-    with pytest.raises(KitError, match=r"does not sample \(status 404: .*does not exist.* resumes from the last"):
+    with pytest.raises(KitError, match=r"does not sample \(status 404: .*does not exist.* resume from the last"):
         train_rl(prepared(on(server)))
 
 
