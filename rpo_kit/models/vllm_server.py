@@ -8,7 +8,8 @@
 The server reads the adapter from the folder, so both must see the same disk. Prompts go there as token ids, and token
 ids come back with their end token and log-probabilities: texts that are tokenised again would not be what was sampled.
 Every name stands for other weights, because vLLM keeps what it computed for a prompt by the adapter's name and path.
-Run against vLLM 0.32; `return_token_ids` came with 0.10.2. What the server has sampled is not repeated exactly with the same seed, since batches differ.
+Run against vLLM 0.32; `return_token_ids` came with 0.10.2. The same seed does not repeat a sample exactly, since batches
+differ.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class VllmServer:
     def _read(self, status: int, said: Any, group: int) -> list[Sampled]:
         if status != 200:
             raise KitError(
-                f"The vLLM server {self.spec.url} does not sample (status {status}: {said}). It must hold the model that "
-                "reflection.name names; run the command again to resume from the last checkpoint."
+                f"The vLLM server {self.spec.url} does not sample (status {status}: {said}). It must hold the model of "
+                "reflection.name; run the command again to resume from the last checkpoint."
             )
         choices = sorted(said["choices"], key=lambda choice: int(choice["index"]))
         if len(choices) != group or any(choice.get("token_ids") is None for choice in choices):
