@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.pipeline import STAGES, refuse, stage_function
+from rpo_kit.pipeline import STAGES, cell_functions, refuse, stage_function
 from rpo_kit.presets import PRESETS, flat
 from rpo_kit.runs import Run, check_exists, existing_run, open_run, planned_run, runs_root
 from rpo_kit.stages import require
@@ -208,17 +208,15 @@ def _stage(options: argparse.Namespace) -> None:
     with _no_empty_run(options):
         run = open_from(options)
         if grid and options.only:
-            from rpo_kit.study.cells import compute_cell
-
+            _, compute_cell = cell_functions()
             compute_cell(run, grid, options.only)
         else:
             stage_function(options.stage)(run)
 
 
 def _print_cells(options: argparse.Namespace) -> None:
-    from rpo_kit.study.cells import cells
-
     check_exists(options.run or DEFAULT_RUN)
+    cells, _ = cell_functions()
     print(*cells(planned_from(options).preset, options.grid), sep="\n")
 
 

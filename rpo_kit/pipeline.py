@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo_kit.errors import KitError
+from rpo_kit.presets import Preset
 from rpo_kit.runs import Run
 from rpo_kit.stages import require
 
@@ -136,6 +137,11 @@ def stage_function(name: str) -> Callable[[Run], None]:
     """The function that runs a stage."""
     function: Callable[[Run], None] = _load(STAGES[name].function)
     return function
+
+
+def cell_functions() -> tuple[Callable[[Preset, str], list[str]], Callable[[Run, str, str], None]]:
+    """What lists the cells of a sweep or of the component study, and what computes one, as a scheduler's job."""
+    return _load("study.cells:cells"), _load("study.cells:compute_cell")
 
 
 def inputs_of(run: Run, name: str) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def test_the_model_is_the_policy_that_rl_starts_from(prepared, tmp_path):
 
 
 def test_before_sft_it_says_what_to_run_first(prepared, tmp_path):
-    with pytest.raises(KitError, match="The stage 'sft' of run 'r' is not finished: first run"):
+    with pytest.raises(KitError, match="The stage 'synthesize' of run 'r' is not finished: first run"):
         export_verl(prepared({}), tmp_path / "out")
 
 
