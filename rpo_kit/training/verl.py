@@ -106,9 +106,9 @@ def _write_rows(path: Path, run: Run, split: str, prompts: Sequence[Prompt], per
         raise KitError(f"No {split} prompt fits into reflection.max_seq_length={run.preset.reflection.max_seq_length}.")
     rows = []
     for index, prompt in enumerate(prompts):
-        extra = {"split": split, "index": index, "example": prompt.example, "items": prompt.shots}
+        extra: dict[str, object] = {"split": split, "index": index, "example": prompt.example, "items": prompt.shots}
         extra |= {"step": index // per_step + 1 if per_step else 0, "generic": prompt.generic, "query": prompt.query}
-        row = {"data_source": f"rpo_kit/{run.preset.data.task}", "prompt": list(prompt.messages)}
+        row: dict[str, object] = {"data_source": f"rpo_kit/{run.preset.data.task}", "prompt": list(prompt.messages)}
         row |= {"ability": "personalization", "reward_model": {"style": "rule", "ground_truth": prompt.gold}}
         rows.append(row | {"extra_info": extra | {"sections": list(prompt.sections)}})
     pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), path)
