@@ -20,6 +20,7 @@ from rpo_kit.pipeline import STAGES, cell_functions, refuse, stage_function
 from rpo_kit.presets import PRESETS, flat
 from rpo_kit.runs import Run, check_exists, existing_run, open_run, planned_run, runs_root
 from rpo_kit.stages import require
+from rpo_kit.study.mine_command import add_own_voice
 
 DEFAULT_RUN = "demo"
 FIGURES = Path(__file__).resolve().parents[1] / "figures"  # with the numbers kept in figures/data
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     presets = commands.add_parser("presets", help="list the presets and what they are for")
     presets.set_defaults(command=_presets)
     _add_result_commands(commands)
+    add_own_voice(commands)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 No other module branches on a task's name. `TASKS` are the public ones (1, 2 movies, 3, 4, 5, 7), which the embedded
 personas imitate; `MORE_TASKS` are read from files that you provide: the deprecated news variant of LaMP-2, and LaMP-6,
-whose e-mails are licensed separately. The wording of the instructions, of what is indexed and of the context lines is
+whose e-mails are licensed separately; `OWN_TASKS` are not LaMP's. The wording of the instructions, of what is indexed and of the context lines is
 LaMP's (Salemi et al., 2023, arXiv 2304.11406). The fields are explained in `task`.
 
 >>> task = get_task("LaMP-3")
@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.task import Item, Task
 
-__all__ = ["MORE_TASKS", "MOVIE_TAGS", "NEWS_CATEGORIES", "TASKS", "Item", "Task", "get_task"]
+__all__ = ["MORE_TASKS", "MOVIE_TAGS", "NEWS_CATEGORIES", "OWN_TASKS", "TASKS", "Item", "Task", "get_task"]
 
 MOVIE_TAGS = (
     "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic", "psychology",
@@ -194,14 +194,34 @@ _EMAILS = Task(
     ),
 )
 
+_OWN_TEXTS = Task(  # not LaMP's: a person's own texts, which the command `mine` reads (ours)
+    name="own-texts",
+    title="A text in one's own words",
+    kind="generation",
+    fields=("text",),
+    text_field="text",
+    gold_field="text",
+    prefix="Paraphrase the following text without any explanation before or after it: ",
+    answer_names=("text", "paraphrase", "paraphrased", "paraphrased text", "rephrased", "rewritten", "message"),
+    metrics=("rouge-1", "rouge-L"),
+    baselines=("echo", "copy-nearest"),
+    corpus="{text}",
+    line='"{text}"',
+    context='"{text}" ',
+    measured='"" ',
+    context_end=" are written by a person. Following the given patterns ",
+    no_leave_one_out="an item is only a text, and `mine` has made an example of each already",
+)
+
 TASKS: dict[str, Task] = {task.name: task for task in (_CITATIONS, _MOVIES, _RATINGS, _HEADLINES, _TITLES, _TWEETS)}
 MORE_TASKS: dict[str, Task] = {task.name: task for task in (_NEWS, _EMAILS)}
+OWN_TASKS: dict[str, Task] = {task.name: task for task in (_OWN_TEXTS,)}
 _ALIASES = {"LaMP-2-old": "LaMP-2-news", "LaMP-2N": "LaMP-2-news", "LaMP-2M": "LaMP-2", "LaMP-2-movies": "LaMP-2"}
 
 
 def get_task(name: str) -> Task:
     """The task of this name. "LaMP_3" and the names that papers use for the two variants of LaMP-2 work as well."""
-    known = TASKS | MORE_TASKS
+    known = TASKS | MORE_TASKS | OWN_TASKS
     plain = name.replace("_", "-")
     task = known.get(_ALIASES.get(plain, plain))
     if task is None:
@@ -215,6 +235,8 @@ def _suggestion(name: str) -> str:
     def bare(text: str) -> str:
         return re.sub(r"[^a-z0-9]", "", text.lower()).removeprefix("lamp")
 
-    names = {bare(alias): key for alias, key in _ALIASES.items()} | {bare(key): key for key in TASKS | MORE_TASKS}
+    names = {bare(alias): key for alias, key in _ALIASES.items()} | {
+        bare(key): key for key in TASKS | MORE_TASKS | OWN_TASKS
+    }
     close = get_close_matches(bare(name), names, n=1, cutoff=0.8)
     return f" Did you mean {names[close[0]]}?" if close else ""

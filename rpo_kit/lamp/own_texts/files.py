@@ -1,0 +1,192 @@
+"""Read a file of own texts: its format by name and content, its encoding, its separators.
+
+    read_own("posts.csv", Options(), notes)       # [OwnText(id="posts.csv:1", text="gonna be late", …), …]
+
+`.eml` and `.mbox` are mails (`mailbox.py`); `.csv` and `.tsv` are tables with a head; `.jsonl` has one object or one
+text per line; `.json` is a list of them; everything else is plain text, divided at separator lines.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.own_texts.columns import Columns, Row, row_texts
+from rpo_kit.lamp.own_texts.mailbox import read_mails
+from rpo_kit.lamp.own_texts.text import Notes, OwnText, decoded
+
+_SUFFIXES = {
+    ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".mbox": "mbox",
+    ".mbx": "mbox", ".eml": "mbox", ".txt": "text", ".md": "text",
+}  # fmt: skip
+FORMATS = ("csv", "jsonl", "json", "mbox", "text")
+_DELIMITERS = ",;\t|"
+_RULE = re.compile(r"\s*([-=*_~#%])\1*(\s*\1)*\s*")  # a line of one mark: ---, ===, * * *, %
+_BINARY = 0.1  # ours: share of control bytes from which on a file is not a text
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read; "" is guessed."""
+
+    format: str = ""
+    columns: Columns = field(default_factory=Columns)
+    separator: str = ""
+
+
+def read_own(path: Path, options: Options, notes: Notes) -> list[OwnText]:
+    """All texts of a file, in its order.
+
+    Raises:
+        KitError: there is no such file, it cannot be read as its format, or a named column is missing.
+    """
+    if path.is_dir():
+        raise KitError(f"{path} is a folder: give the files in it, as in {path}/*.")
+    if not path.is_file():
+        raise KitError(f"There is no file {path}: correct the path.")
+    data = path.read_bytes()
+    form = options.format or _guessed(path, data)
+    if form == "mbox":
+        return read_mails(path, notes)
+    _refuse_binary(path, data)
+    text, encoding = decoded(data)
+    notes.say(f"{path.name}: read as {form}, {encoding}" + ("" if options.format else " (--format to change)"))
+    if form == "text":
+        return _plain(text, path.name, options.separator, notes)
+    rows = {"csv": _table, "jsonl": _lines, "json": _list}[form](text, path, notes)
+    return row_texts(rows, options.columns, path.name, notes) if rows else []
+
+
+def _guessed(path: Path, data: bytes) -> str:
+    """By the content where that is clear, else by the suffix, else plain text."""
+    start = data[:4096].lstrip(b"\xef\xbb\xbf")
+    if re.match(rb"From \S.*\n[A-Za-z-]+:|>?From - ", start):
+        return "mbox"
+    known = _SUFFIXES.get(path.suffix.lower(), "")
+    if known in ("", "text", "json") and start.lstrip().startswith(b"{") and _is_object(data):
+        return "jsonl"
+    return known or "text"
+
+
+def _is_object(data: bytes) -> bool:
+    """Whether the first of several lines alone is a JSON object."""
+    first, *others = data.strip().split(b"\n", 1)
+    try:
+        return bool(others) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _refuse_binary(path: Path, data: bytes) -> None:
+    start = data[:65536]
+    odd = sum(byte < 9 or 13 < byte < 27 for byte in start if byte)  # NUL: half of a file in UTF-16
+    if odd > _BINARY * max(1, len(start)):
+        raise KitError(
+            f"{path} is not a text file: export it as CSV, JSONL, mbox or plain text (a mail program can write mbox)."
+        )
+
+
+# ---- formats ------------------------------------------------------------------------------------------------------
+
+
+def _table(text: str, path: Path, notes: Notes) -> list[Row]:
+    """The rows of a table with a head; the delimiter is the one that divides the first lines most evenly."""
+    csv.field_size_limit(2**30)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(text)
+    if delimiter != ",":
+        notes.say(f"{path.name}: columns are divided by {'tabs' if delimiter == chr(9) else repr(delimiter)}")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        lines = [line for line in reader if any(cell.strip() for cell in line)]
+    except csv.Error as error:
+        raise KitError(f"{path}, line {reader.line_num}, is not CSV ({error}): correct it, or --format text.") from None
+    if not lines:
+        return []
+    head = [name.strip() or f"column {n}" for n, name in enumerate(lines[0], 1)]
+    notes.counts["rows with too few or too many columns (read as far as they go)"] += sum(
+        len(line) != len(head) for line in lines[1:]
+    )
+    return [dict(zip(head, line, strict=False)) for line in lines[1:]]
+
+
+def _delimiter(text: str) -> str:
+    def evenness(delimiter: str) -> tuple[int, int]:
+        reader = csv.reader(io.StringIO(text[:20_000], newline=""), delimiter=delimiter)
+        try:
+            widths = [len(line) for _, line in zip(range(20), reader, strict=False) if line]
+        except csv.Error:
+            return 0, 0
+        width, count = Counter(widths).most_common(1)[0] if widths else (1, 0)
+        return (count, width) if width > 1 else (0, 0)
+
+    return max(_DELIMITERS, key=evenness)
+
+
+def _lines(text: str, path: Path, notes: Notes) -> list[Row]:
+    values = []
+    for line in text.split("\n"):
+        try:
+            values += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError):
+            notes.counts[f"lines of {path.name} that are not JSON (left out)"] += 1
+    return _objects(values, path, notes)
+
+
+def _list(text: str, path: Path, notes: Notes) -> list[Row]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise KitError(f"{path} is not JSON ({error}): correct it, or give --format jsonl or text.") from None
+    lists = [part for part in value.values() if isinstance(part, list)] if isinstance(value, dict) else [value]
+    if not lists or not isinstance(lists[0], list):
+        raise KitError(f"{path} holds no list of texts: it should be a JSON list of objects or texts.")
+    return _objects(max(lists, key=len), path, notes)
+
+
+def _objects(values: Iterable[Any], path: Path, notes: Notes) -> list[Row]:
+    rows: list[Row] = []
+    for value in values:
+        if isinstance(value, dict):
+            plain = {str(key): part for key, part in value.items() if isinstance(part, str | int | float)}
+            rows.append({key: str(part) for key, part in plain.items()})
+        elif isinstance(value, str):
+            rows.append({"text": value})
+        else:
+            notes.counts[f"entries of {path.name} that are neither objects nor texts (left out)"] += 1
+    return rows
+
+
+def _plain(text: str, source: str, separator: str, notes: Notes) -> list[OwnText]:
+    """Divided at lines that are the separator; guessed: lines of one mark, else two empty lines, else one."""
+    lines = text.split("\n")
+    if separator:
+        if not any(line.strip() == separator.strip() for line in lines):
+            raise KitError(f"{source} has no line {separator!r}: name another --separator, or leave the option out.")
+        chunks, said = _divided(lines, lambda line: line.strip() == separator.strip()), repr(separator)
+    elif sum(bool(line.strip() and _RULE.fullmatch(line)) for line in lines) > 1:
+        chunks, said = _divided(lines, lambda line: bool(line.strip() and _RULE.fullmatch(line))), "lines such as ---"
+    else:
+        said = "two empty lines" if re.search(r"\S\n[ \t]*\n[ \t]*\n+\s*\S", text) else "empty lines"
+        chunks = re.split(r"\n[ \t]*\n[ \t]*\n\s*" if said.startswith("two") else r"\n[ \t]*\n\s*", text)
+    notes.say(
+        f"{source}: texts are divided at {said}" + ("" if separator else " (guessed; --separator LINE to change)")
+    )
+    return [OwnText(f"{source}:{n}", chunk, source=source) for n, chunk in enumerate(chunks, 1) if chunk.strip()]
+
+
+def _divided(lines: list[str], divides: Any) -> list[str]:
+    chunks: list[list[str]] = [[]]
+    for line in lines:
+        if divides(line):
+            chunks.append([])
+        else:
+            chunks[-1].append(line)
+    return ["\n".join(chunk) for chunk in chunks]

@@ -1,0 +1,79 @@
+"""Use a module that `mine` trained: a draft of any length in, the same in one's own voice out.
+
+The draft is cut in passages as the texts were, because that is what the module was trained on. The base model sees the
+passages of the draft and nothing of the person; the module sees the best-ranked passages of the person's history.
+
+    voice = OwnVoice.of(existing_run("mine"))
+    voice.rewrite("Hello everyone, I am going to be late tomorrow.").text         # "hey all, gonna be late tmrw"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.own_texts.lamp_files import ME, PROFILES, TASK
+from rpo_kit.lamp.own_texts.passages import passages_of
+from rpo_kit.lamp.tasks import Item, get_task
+from rpo_kit.rewriting.personalizer import Personalizer, Rewrite
+from rpo_kit.runs import Run, read_json
+
+FOLDER = "own_texts"  # in the run
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A draft in the person's voice, with what was done for each passage."""
+
+    passages: Sequence[Rewrite]
+
+    @property
+    def text(self) -> str:
+        return "\n\n".join(passage.text for passage in self.passages)
+
+    @property
+    def generic(self) -> str:
+        """The same by the base model alone."""
+        return "\n\n".join(passage.generic for passage in self.passages)
+
+
+class OwnVoice:
+    """The personalizer of a run that `mine` made, with the person's profile."""
+
+    def __init__(self, personalize: Personalizer, profile: Sequence[Item]) -> None:
+        self.personalize, self.profile = personalize, profile
+
+    @classmethod
+    def of(cls, run: Run, stage: str = "", base: str | None = None) -> OwnVoice:
+        """With the last stage that is trained, or `stage`. Raises KitError if `mine` did not make the run."""
+        check_own(run)
+        profile = read_json(run.folder / FOLDER / PROFILES / f"{ME}.json")
+        return cls(Personalizer.of(run, stage or last_trained(run), base), profile or [])
+
+    def rewrite(self, draft: str) -> Draft:
+        """The draft in the person's voice, passage by passage. Raises KitError if there is nothing in it."""
+        passages = passages_of(draft)
+        if not passages:
+            raise KitError("The draft is empty: give the text that is to be rewritten.")
+        task = get_task(TASK)
+        pairs = [(task.make_input(text=passage), self.profile) for passage in passages]
+        return Draft(list(self.personalize.each(pairs)))
+
+
+def is_own(folder: Path) -> bool:
+    """Whether `mine` made the run in this folder."""
+    return (folder / FOLDER).is_dir() or any(folder.glob(f"{FOLDER}.*"))
+
+
+def check_own(run: Run) -> None:
+    if not is_own(run.folder):
+        raise KitError(
+            f"The run {run.name!r} was not made of own texts: run `python -m rpo_kit mine FILE --run {run.name}-own`."
+        )
+
+
+def last_trained(run: Run) -> str:
+    """`rl` if it was trained, else `sft`."""
+    return "rl" if (run.stage("rl") / "manifest.json").exists() else "sft"

@@ -1,0 +1,281 @@
+"""`mine` takes a mailbox to a trained module and a report; `forget` deletes all of it, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from own_mailbox import ME, write_mailbox
+
+from rpo_kit.__main__ import main
+from rpo_kit.errors import KitError
+from rpo_kit.fork import fork
+from rpo_kit.models.cache import open_answers
+from rpo_kit.rewriting.own_voice import OwnVoice, is_own
+from rpo_kit.runs import existing_run, open_run, read_records
+from rpo_kit.study.blind import BlindTest
+from rpo_kit.study.forget import forget
+
+
+@pytest.fixture(scope="module")
+def tiny_settings(tiny_llama: Path) -> list[str]:
+    """Options with which the whole command takes seconds: a random model in all roles, and few steps."""
+    settings = {
+        "base": f"local:{tiny_llama}", "reflection.name": tiny_llama, "reflection.max_seq_length": 2048,
+        "reflection.lora_rank": 4, "base_max_new_tokens": 4, "sft.steps": 1, "sft.batch_size": 1, "sft.accumulate": 1,
+        "evaluation.max_new_tokens": 4, "evaluation.bootstrap": 50, "synthesis.per_query": 1,
+    }  # fmt: skip
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return [*options, "--neutral", "rules", "--preset", "tiny"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_settings: list[str]) -> tuple[Path, str]:
+    """(the folder of the runs with a run `mine` of 40 mails, what the command printed)."""
+    import contextlib
+    import io
+
+    root = tmp_path_factory.mktemp("runs")
+    box = write_mailbox(root / "sent.mbox", 60)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setenv("RPO_RUNS", str(root))
+        assert main(["mine", str(box), *tiny_settings]) == 0
+    return root, said.getvalue()
+
+
+@pytest.fixture
+def runs(finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the runs that a test may change."""
+    root = tmp_path / "runs"
+    shutil.copytree(finished[0], root)
+    file = root / "mine" / "run.json"
+    file.write_text(file.read_text().replace(str(finished[0]), str(root)))
+    monkeypatch.setenv("RPO_RUNS", str(root))
+    return root
+
+
+def test_a_mailbox_becomes_a_trained_module_with_its_fit_and_a_draft(finished):
+    root, said = finished
+    for part in (
+        f"author: {ME} (who wrote most", "mails with quoted mail (removed)", "Nothing leaves this machine.",
+        "by rules", "Fit on ", "held-out passages of ", "The smallest difference that so few texts",
+        "the one with the median gain", "your voice", "rewrite a draft", "forget mine",
+    ):  # fmt: skip
+        assert part in said, part
+    assert (root / "mine" / "sft" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_held_out_texts_are_newer_and_not_in_any_profile(finished):
+    folder = finished[0] / "mine" / "own_texts"
+    train, dev = (json.loads((folder / f"{split}_questions.json").read_text()) for split in ("train", "dev"))
+    golds = {row["output"] for row in json.loads((folder / "dev_outputs.json").read_text())["golds"]}
+    shown = {item["text"] for row in (*train, *dev) for item in row["profile"]}
+    assert golds
+    assert not golds & shown
+    newest = max(item["date"] for row in dev for item in row["profile"])
+    number = {row["id"]: int(row["id"].rpartition(":")[2].partition("/")[0]) for row in dev}
+    trained = [int(row["id"].rpartition(":")[2].partition("/")[0]) for row in train]
+    assert min(number.values()) > max(trained)
+    assert newest < "2023"
+
+
+def test_a_training_passage_is_never_shown_with_passages_of_its_own_text(finished):
+    rows = json.loads((finished[0] / "mine" / "own_texts" / "train_questions.json").read_text())
+    for row in rows:
+        own = row["id"].removeprefix("me-").rpartition("/")[0]
+        assert own not in {item["id"].rpartition("/")[0] for item in row["profile"]}
+        assert all("neutral" not in item for item in row["profile"]), "the module sees the person's own words alone"
+
+
+def test_the_base_model_is_asked_neutral_versions_alone(finished):
+    """What the base model is sent in `prepare` holds none of the author's own spellings."""
+    folder = finished[0] / "mine" / "own_texts"
+    inputs = [
+        row["input"]
+        for split in ("train", "dev")
+        for row in json.loads((folder / f"{split}_questions.json").read_text())
+    ]
+    assert inputs
+    for text in inputs:
+        assert not {"gonna", "cos", "tmrw", "thx", "pls"} & set(
+            text.lower().replace(",", " ").replace(".", " ").split()
+        )
+
+
+def test_a_second_call_takes_up_what_is_done(finished, tiny_settings, monkeypatch, capsys):
+    monkeypatch.setenv("RPO_RUNS", str(finished[0]))
+    assert main(["mine", str(finished[0] / "sent.mbox"), *tiny_settings]) == 0
+    said = capsys.readouterr().out
+    for stage in ("own_texts", "prepare", "synthesize", "sft", "evaluate"):
+        assert f"{stage}: done already" in said
+
+
+def test_a_run_of_something_else_is_not_touched(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path))
+    open_run("demo", "tiny")
+    box = write_mailbox(tmp_path / "sent.mbox", 60)
+    assert main(["mine", str(box), "--run", "demo"]) == 2
+    assert "The run 'demo' was not made by `mine`" in capsys.readouterr().err
+    with pytest.raises(KitError, match="not made by `mine`, so it is not deleted"):
+        forget("demo", yes=True)
+    assert existing_run("demo").preset.data.source == "personas"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--set", "data.source=personas"], "data.source and data.task are the command's own"),
+        (["--set", "sft.stepz=1"], "There is no setting 'sft.stepz'"),
+        (["--base", "file:x.json"], "holds recorded answers: name a model"),
+        (["--base", "nothing"], "does not name a model"),
+        (["--held-out", "2"], "must be a share"),
+        (["--author", "nobody"], "--author nobody is none of the authors"),
+        (["--language", "Klingon"], "--language Klingon: there are English, German"),
+    ],
+)
+def test_a_refused_call_makes_no_run(options, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path / "runs"))
+    box = write_mailbox(tmp_path / "sent.mbox", 60)
+    assert main(["mine", str(box), *options]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "mine").exists()
+
+
+def test_looking_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path / "runs"))
+    assert main(["mine", str(write_mailbox(tmp_path / "sent.mbox", 60)), "--look"]) == 0
+    assert "Nothing was written" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_served_base_is_sent_what_is_said_and_its_replies_stay_out_of_the_shared_store(
+    endpoint, tmp_path, tiny_settings, capsys
+):
+    spec = f"{endpoint.url}#m"
+    options = [part for part in tiny_settings if part not in ("--neutral", "rules")]
+    box = write_mailbox(tmp_path / "sent.mbox", 60)
+    base = options.index(next(part for part in options if part.startswith("base=")))
+    options[base] = f"base={spec}"
+    assert main(["mine", str(box), *options]) == 0
+    said = capsys.readouterr().out
+    assert "Nothing leaves this machine." in said, "the server is on this machine"
+    sent = [request["messages"][0]["content"] for request in endpoint.requests]
+    neutral = [text for text in sent if text.startswith("Rewrite the following text in plain, neutral words")]
+    queries = [text for text in sent if text.startswith("Paraphrase the following text")]
+    assert len(neutral) + len(queries) == len(sent)
+    assert len(neutral) == len(read_records(tmp_path / "mine" / "own_texts" / "neutral.jsonl")), "each passage once"
+    store = open_answers(tmp_path / "answers.sqlite")
+    assert store.execute("SELECT count(*) FROM answers").fetchone()[0] == 0
+
+
+def test_another_server_is_named_before_anything_is_sent():
+    from rpo_kit.study.mine import what_goes_out
+
+    assert what_goes_out("local:smollm2") == "Nothing leaves this machine."
+    assert what_goes_out("openai:gpt").startswith("OpenAI is sent each passage")
+    assert what_goes_out("https://llm.example.org/v1#m").startswith("https://llm.example.org/v1 is sent each passage")
+
+
+# ---- use ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_draft_is_rewritten_passage_by_passage(runs, capsys, tmp_path):
+    draft = tmp_path / "draft.txt"
+    draft.write_bytes(
+        "I am going to be late tomorrow. Please start.\r\n\r\nThe größte Karte is missing, so bring yours.".encode(
+            "cp1252"
+        )
+    )
+    assert main(["rewrite", str(draft)]) == 0
+    assert len(capsys.readouterr().out.strip().split("\n\n")) >= 1
+    voice = OwnVoice.of(existing_run("mine"))
+    assert len(voice.rewrite(draft.read_text("cp1252")).passages) == 2
+    assert voice.profile
+    assert all(item["text"] for item in voice.profile)
+    with pytest.raises(KitError, match="The draft is empty"):
+        voice.rewrite(" \n")
+    assert main(["rewrite", str(tmp_path / "none.txt")]) == 2
+    assert "There is no file" in capsys.readouterr().err
+
+
+def test_only_runs_of_own_texts_have_a_voice(tmp_path):
+    run = open_run("demo", "tiny", root=tmp_path)
+    with pytest.raises(KitError, match="was not made of own texts"):
+        OwnVoice.of(run)
+
+
+def test_the_blind_test_works_on_the_run(runs):
+    records = runs / "mine" / "evaluate" / "records" / "sft.jsonl"
+    changed = [record | {"prediction": f"own {record['id']}"} for record in read_records(records)]
+    records.write_text("".join(json.dumps(record) + "\n" for record in changed))
+    test = BlindTest(existing_run("mine"))
+    assert len(test.pairs) == len(changed)
+    test.answer("A")
+    assert len(BlindTest(existing_run("mine")).answers()) == 1
+
+
+# ---- forget -------------------------------------------------------------------------------------------------------
+
+
+def test_forget_deletes_the_run_and_its_forks_and_says_so(runs, capsys):
+    fork("copy", existing_run("mine"), {"sft.steps": 2})
+    open_run("other", "tiny")
+    (runs / "other" / "run.json").touch()
+    forget("mine", yes=True)
+    said = capsys.readouterr().out
+    left = sorted(path.name for path in runs.iterdir() if not path.name.startswith("."))
+    assert left == ["other", "sent.mbox"], "the person's own file and other runs stay"
+    for name in ("mine", "copy"):
+        assert f"deleted  {runs / name}   " in said
+    assert "Not deleted: the files that you gave" in said
+    assert "Out of reach" not in said, "no server was asked"
+
+
+def test_forget_asks_first(runs, capsys, monkeypatch):
+    assert main(["forget", "mine"]) == 2
+    assert "nobody can be asked here: add --yes" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    assert main(["forget", "mine"]) == 0
+    assert "Nothing was deleted." in capsys.readouterr().out
+    assert is_own(runs / "mine")
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert main(["forget", "mine"]) == 0
+    assert not (runs / "mine").exists()
+
+
+def test_forget_deletes_replies_from_the_shared_store(runs, capsys):
+    raw = read_records(runs / "mine" / "prepare" / "generic.jsonl")[0]["raw"] or "reply of mine"
+    store = open_answers(runs / "answers.sqlite")
+    for key, text in (("a", raw), ("b", "of another run")):
+        store.execute("INSERT INTO answers VALUES (?, ?)", (key, json.dumps({"text": text})))
+    store.close()
+    forget("mine", yes=True)
+    assert "deleted  1 replies" in capsys.readouterr().out
+    with sqlite3.connect(runs / "answers.sqlite") as database:
+        assert database.execute("SELECT key FROM answers").fetchall() == [("b",)]
+
+
+def test_forget_names_a_server_that_keeps_logs_of_its_own(runs, capsys):
+    file = runs / "mine" / "run.json"
+    stored = json.loads(file.read_text())
+    stored["preset"]["base"] = "https://llm.example.org/v1#m"
+    file.write_text(json.dumps(stored))
+    forget("mine", yes=True)
+    assert "Out of reach: what the servers of https://llm.example.org/v1#m logged" in capsys.readouterr().out
+
+
+def test_forget_waits_for_no_stage_at_work(runs):
+    from rpo_kit.processes import locked
+
+    with locked(runs / "mine" / ".locks" / "sft", "x"), pytest.raises(KitError, match="The run 'mine' is in use"):
+        forget("mine", yes=True)
+    assert is_own(runs / "mine")
+
+
+def test_forget_names_the_runs_that_there_are(runs):
+    with pytest.raises(KitError, match="those of own texts are mine"):
+        forget("mien", yes=True)
