@@ -47,10 +47,9 @@ class OwnVoice:
 
     @classmethod
     def of(cls, run: Run, stage: str = "", base: str | None = None) -> OwnVoice:
-        """With the last stage that is trained, or `stage`. Raises KitError if `mine` did not make the run."""
-        check_own(run)
-        profile = read_json(run.folder / FOLDER / PROFILES / f"{ME}.json")
-        return cls(Personalizer.of(run, stage or last_trained(run), base), profile or [])
+        """With the last stage that is trained, or `stage`. Raises KitError if the run is not of own texts."""
+        profile = read_profile(run)
+        return cls(Personalizer.of(run, stage or last_trained(run), base), profile)
 
     def rewrite(self, draft: str) -> Draft:
         """The draft in the person's voice, passage by passage. Raises KitError if there is nothing in it."""
@@ -63,15 +62,24 @@ class OwnVoice:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether `mine` made the run in this folder."""
-    return (folder / FOLDER).is_dir() or any(folder.glob(f"{FOLDER}.*"))
+    """Whether the run in this folder is of own texts: `mine` made it, or it was forked from such a run."""
+    stored = read_json(folder / "run.json")
+    preset = stored.get("preset") if isinstance(stored, dict) else None
+    data = preset.get("data") if isinstance(preset, dict) else None
+    return (folder / FOLDER).is_dir() or (isinstance(data, dict) and data.get("task") == TASK)
 
 
-def check_own(run: Run) -> None:
-    if not is_own(run.folder):
+def read_profile(run: Run) -> list[Item]:
+    """The person's profile. Raises KitError if the run is not of own texts, or they are gone."""
+    if run.preset.data.task != TASK:
         raise KitError(
             f"The run {run.name!r} was not made of own texts: run `python -m rpo_kit mine FILE --run {run.name}-own`."
         )
+    path = Path(run.preset.data.source) / PROFILES / f"{ME}.json"
+    profile: list[Item] | None = read_json(path)
+    if not profile:
+        raise KitError(f"The texts of run {run.name!r} are gone: there is no {path}. Run `mine` again.")
+    return profile
 
 
 def last_trained(run: Run) -> str:

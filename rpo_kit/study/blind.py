@@ -145,13 +145,17 @@ def result_text(tally: Tally, pairs: int) -> str:
         f"{tally.decided} decided answers show a preference with 80 % power if the true win rate is at least "
         f"{smallest:.2f}."
         if smallest
-        else f"{tally.decided} decided answers are too few to show any preference: the fewest are 6."
+        else f"{tally.decided} decided answers are too few to show any preference: the fewest are {_fewest()}."
     )
     return (
         f"{said} of {pairs} pairs answered. The rewrite was preferred in {tally.wins} of {tally.decided} ({rate:.2f}, "
         f"95 % interval {low:.2f} to {high:.2f}); no difference {tally.ties} times.\n"
         f"The interval {verdict}.\n{could}"
     )
+
+
+def _fewest() -> int:
+    return next(count for count in range(1, 100) if smallest_rate(count))
 
 
 def wilson(wins: int, count: int) -> tuple[float, float]:

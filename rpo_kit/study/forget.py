@@ -67,14 +67,12 @@ def _agreed() -> bool:
 def _with_forks(folder: Path) -> list[Path]:
     """The run, and the runs that were forked from it: their data are in its folder."""
     if not folder.is_dir():
-        known = sorted(path.parent.name for path in folder.parent.glob(f"*/{FOLDER}"))
+        known = sorted(path.parent.name for path in folder.parent.glob("*/run.json") if is_own(path.parent))
         there = f"those of own texts are {', '.join(known)}" if known else "there is none of own texts"
         raise KitError(f"There is no run {folder.name!r} in {folder.parent}; {there}.")
     if not is_own(folder):
-        raise KitError(
-            f"The run {folder.name!r} was not made by `mine`, so it is not deleted: delete {folder} yourself if you "
-            "mean it."
-        )
+        what = f"The run {folder.name!r} is not of own texts, so it is not deleted"
+        raise KitError(f"{what}: delete {folder} yourself if you mean it.")
     forks = [
         path.parent
         for path in sorted(folder.parent.glob("*/run.json"))

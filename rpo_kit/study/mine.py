@@ -26,6 +26,7 @@ from rpo_kit.model_files import base_files
 from rpo_kit.model_spec import on_this_machine, parse_spec, recorded_files
 from rpo_kit.models.open import check_spec, open_chat_for
 from rpo_kit.pipeline import stage_function
+from rpo_kit.presets import Preset
 from rpo_kit.rewriting.neutral import describe_neutral, write_neutral, writer_for
 from rpo_kit.rewriting.own_voice import FOLDER, is_own
 from rpo_kit.rewriting.prompts import prompt_fingerprints
@@ -92,7 +93,7 @@ def mine(files: Sequence[Path], name: str, wanted: Wanted, look: bool = False) -
         print(f"\nFirst held-out passage: {newer[0].text}\nNothing was written: without --look it is trained on.")
         return
     run = _opened(name, wanted)
-    print(what_goes_out(run.preset.base))
+    print(what_goes_out(run.preset, wanted.neutral))
     minutes = {"reading": _minutes(started)}
     for step in ("own_texts", "prepare", "synthesize", "sft", *(["rl"] if wanted.rl else []), "evaluate"):
         begun = time.perf_counter()
@@ -115,7 +116,7 @@ def _opened(name: str, wanted: Wanted) -> Run:
     """The run, new or one that `mine` made; checked before anything is stored."""
     folder = run_file(name, None).parent
     if folder.exists() and any(folder.iterdir()) and not is_own(folder):
-        raise KitError(f"The run {name!r} was not made by `mine`: name another one with --run.")
+        raise KitError(f"The run {name!r} is not of own texts: name another one with --run.")
     systems = [*MINE["evaluation.systems"], *(["rl"] if wanted.rl else [])]
     settings = {**MINE, "evaluation.systems": systems, "data.source": str(folder / FOLDER)}
     settings |= ({"base": wanted.base} if wanted.base else {}) | dict(wanted.settings)
@@ -152,13 +153,22 @@ def _lacks(path: Path, older: Sequence[Passage], newer: Sequence[Passage]) -> bo
     return any(passage.id not in done for passage in (*older, *newer))
 
 
-def what_goes_out(base: str) -> str:
-    """A sentence on what leaves the machine with this base model."""
-    endpoint = parse_spec(base)
+def what_goes_out(preset: Preset, neutral: str) -> str:
+    """A sentence on what leaves the machine with these models, and for each server what it is sent."""
+    sent = []
+    if server := _elsewhere(preset.base):
+        once = "each passage once, held-out ones too (to write it in neutral words), then " * (
+            writer_for(neutral, preset.base) == "base"
+        )
+        sent.append(f"{server} is sent {once}the neutral versions as queries; later each draft that is rewritten.")
+    if server := _elsewhere(preset.synthesis.teacher):
+        sent.append(f"{server}, the teacher, is sent the passages of the history with their neutral versions.")
+    return " ".join([*sent, "Everything else stays on this machine."] if sent else ["Nothing leaves this machine."])
+
+
+def _elsewhere(spec: str) -> str:
+    """The server that the spec names, "" for a model on this machine."""
+    endpoint = parse_spec(spec)
     if endpoint is None or (endpoint.url and on_this_machine(endpoint.url)):
-        return "Nothing leaves this machine."
-    where = endpoint.url or "OpenAI"
-    return (
-        f"{where} is sent each passage, training and held out, once (to write it in neutral words), and then the "
-        "neutral versions as queries; later each draft that is rewritten. Everything else stays on this machine."
-    )
+        return ""
+    return endpoint.url or "OpenAI"

@@ -256,9 +256,49 @@ def test_a_mailbox_with_everything_in_it_is_read_and_counted(tmp_path):
     assert {text.author for text in kept} == {ME}
     assert all(text.date.startswith("202") for text in kept)
     together = " ".join(text.text for text in kept)
-    for foreign in ("Could you", "wrote:", "Imaginary Lane", "Yours sincerely", "color: red", "The timetable is out"):
+    for foreign in (
+        "ÿþ",
+        "Could you",
+        "wrote:",
+        "Imaginary Lane",
+        "Yours sincerely",
+        "color: red",
+        "The timetable is out",
+    ):
         assert foreign not in together, foreign
     assert any("languages: English" in line and "German 12" in line for line in notes.lines)
+
+
+def test_nothing_in_a_mail_can_stop_the_reader(tmp_path):
+    """Bytes of a mailbox are changed at random, headers and encoded parts among them."""
+    data, rng = bytearray(write_mailbox(tmp_path / "sent.mbox", 42).read_bytes()), random.Random(3)
+    for trial in range(12):
+        damaged = bytearray(data)
+        for _ in range(400):
+            damaged[rng.randrange(20, len(damaged))] = rng.choice(b'\x00\xff\x80=?";<>\n-:%@ ')
+        path = tmp_path / f"{trial}.mbox"
+        path.write_bytes(bytes(damaged))
+        for text in read_own(path, Options(), Notes()):
+            text.text.encode()
+            assert text.date == "" or len(text.date) == 19
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "From: =?x-unknown-9?Q?=FF?= <mo@example.org>",
+        "From: =?utf-8?B?not base64!?=",
+        "Date: the day after tomorrow",
+        "Content-Type: text/plain; charset*0*=x''%FF; name*=unknown-8''%FF%FE",
+        "Content-Type: multipart/mixed",
+        "Content-Transfer-Encoding: base64",
+        "Content-Disposition: ; filename*=''%E0%A5%A7%",
+    ],
+)
+def test_odd_heads_are_read_as_well_as_can_be(tmp_path, head):
+    path = tmp_path / "one.eml"
+    path.write_bytes(f"{head}\nSubject: x\n\nsome words of a mail\n".encode("latin-1"))
+    assert len(read_own(path, Options(), Notes())) <= 1
 
 
 # ---- whose, how long, in which language ---------------------------------------------------------------------------
@@ -385,6 +425,11 @@ def test_dates_are_read_in_many_forms(tmp_path, dates):
     path = tmp_path / "x.csv"
     path.write_text("text,date\n" + "".join(f"t{n},{date}\n" for n, date in enumerate(dates)))
     assert [text.date[:10] for text in read_own(path, Options(), Notes())] == ["2024-05-03", "2024-05-14"]
+
+
+def test_a_mark_of_an_encoding_is_no_part_of_the_text():
+    assert decoded(b"\xff\xfeh\0e\0y\0") == ("hey", "utf-16")
+    assert decoded(b"\xff\xfeh\0e\0y\0!")[0] == "hey!", "one byte too many"
 
 
 def test_too_few_texts_are_refused_with_what_became_of_them():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from rpo_kit.__main__ import main
 from rpo_kit.errors import KitError
 from rpo_kit.fork import fork
 from rpo_kit.models.cache import open_answers
+from rpo_kit.presets import get_preset
 from rpo_kit.rewriting.own_voice import OwnVoice, is_own
 from rpo_kit.runs import existing_run, open_run, read_records
 from rpo_kit.study.blind import BlindTest
 from rpo_kit.study.forget import forget
+from rpo_kit.study.mine import what_goes_out
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +50,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_settings: list[str])
 
 
 @pytest.fixture
-def runs(finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the runs that a test may change."""
-    root = tmp_path / "runs"
-    shutil.copytree(finished[0], root)
-    file = root / "mine" / "run.json"
-    file.write_text(file.read_text().replace(str(finished[0]), str(root)))
+def runs(finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the runs, which is as it was after the test. (A copy would have its data elsewhere.)"""
+    root, backup = finished[0], tmp_path / "backup"
+    shutil.copytree(root, backup)
     monkeypatch.setenv("RPO_RUNS", str(root))
-    return root
+    yield root
+    shutil.rmtree(root)
+    shutil.copytree(backup, root)
 
 
 def test_a_mailbox_becomes_a_trained_module_with_its_fit_and_a_draft(finished):
@@ -118,8 +121,8 @@ def test_a_run_of_something_else_is_not_touched(tmp_path, monkeypatch, capsys):
     open_run("demo", "tiny")
     box = write_mailbox(tmp_path / "sent.mbox", 60)
     assert main(["mine", str(box), "--run", "demo"]) == 2
-    assert "The run 'demo' was not made by `mine`" in capsys.readouterr().err
-    with pytest.raises(KitError, match="not made by `mine`, so it is not deleted"):
+    assert "The run 'demo' is not of own texts: name another" in capsys.readouterr().err
+    with pytest.raises(KitError, match="is not of own texts, so it is not deleted"):
         forget("demo", yes=True)
     assert existing_run("demo").preset.data.source == "personas"
 
@@ -172,11 +175,20 @@ def test_a_served_base_is_sent_what_is_said_and_its_replies_stay_out_of_the_shar
 
 
 def test_another_server_is_named_before_anything_is_sent():
-    from rpo_kit.study.mine import what_goes_out
-
-    assert what_goes_out("local:smollm2") == "Nothing leaves this machine."
-    assert what_goes_out("openai:gpt").startswith("OpenAI is sent each passage")
-    assert what_goes_out("https://llm.example.org/v1#m").startswith("https://llm.example.org/v1 is sent each passage")
+    said = {
+        ("local:smollm2", "rules", "auto"): "Nothing leaves this machine.",
+        ("local:smollm2", "rules", "base"): "Nothing leaves this machine.",
+        ("openai:gpt", "rules", "auto"): "OpenAI is sent each passage once, held-out ones too",
+        ("openai:gpt", "rules", "rules"): "OpenAI is sent the neutral versions as queries",
+        (
+            "local:smollm2",
+            "https://llm.example.org/v1#m",
+            "auto",
+        ): "https://llm.example.org/v1, the teacher, is sent the",
+    }
+    for (base, teacher, neutral), sentence in said.items():
+        preset = get_preset("cpu", {"base": base, "synthesis.teacher": teacher})
+        assert what_goes_out(preset, neutral).startswith(sentence)
 
 
 # ---- use ----------------------------------------------------------------------------------------------------------
@@ -232,6 +244,18 @@ def test_forget_deletes_the_run_and_its_forks_and_says_so(runs, capsys):
         assert f"deleted  {runs / name}   " in said
     assert "Not deleted: the files that you gave" in said
     assert "Out of reach" not in said, "no server was asked"
+
+
+def test_a_fork_has_the_voice_and_can_be_forgotten_alone(runs, capsys):
+    fork("copy", existing_run("mine"), {"evaluation.shots": 1})
+    assert OwnVoice.of(existing_run("copy")).profile == OwnVoice.of(existing_run("mine")).profile
+    forget("copy", yes=True)
+    assert is_own(runs / "mine")
+    assert not (runs / "copy").exists()
+    fork("copy", existing_run("mine"), {"evaluation.shots": 1})
+    shutil.rmtree(runs / "mine")
+    with pytest.raises(KitError, match="The texts of run 'copy' are gone"):
+        OwnVoice.of(existing_run("copy"))
 
 
 def test_forget_asks_first(runs, capsys, monkeypatch):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import mailbox
 from collections.abc import Iterator
 from email import message_from_bytes
+from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.message import Message
 from email.utils import parseaddr
@@ -71,7 +72,7 @@ def _header(message: Message, name: str) -> str:
         return ""
     try:
         return str(make_header(decode_header(str(value))))
-    except (LookupError, ValueError, AttributeError):
+    except (LookupError, ValueError, AttributeError, MessageError):
         return str(value)
 
 

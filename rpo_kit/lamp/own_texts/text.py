@@ -60,6 +60,8 @@ def decoded(data: bytes, encoding: str = "") -> tuple[str, str]:
             continue
         if "\0" not in text:
             return readable(text), name.removesuffix("-sig")
+    for mark, _ in _BOMS:  # of an encoding that the rest is not in
+        data = data.removeprefix(mark)
     return readable(data.decode("cp1252", "replace")), "windows-1252"
 
 
