@@ -2,8 +2,9 @@
 
 No other module branches on a task's name. `TASKS` are the public ones (1, 2 movies, 3, 4, 5, 7), which the embedded
 personas imitate; `MORE_TASKS` are read from files that you provide: the deprecated news variant of LaMP-2, and LaMP-6,
-whose e-mails are licensed separately; `OWN_TASKS` are not LaMP's. The wording of the instructions, of what is indexed and of the context lines is
-LaMP's (Salemi et al., 2023, arXiv 2304.11406). The fields are explained in `task`.
+whose e-mails are licensed separately. `OWN_TASKS` are not LaMP's: `mine` makes their data. The wording of the
+instructions, of what is indexed and of the context lines is LaMP's (Salemi et al., 2023, arXiv 2304.11406). The fields
+are explained in `task`.
 
 >>> task = get_task("LaMP-3")
 >>> task.make_input(text="Does what it should.")
@@ -221,9 +222,9 @@ _ALIASES = {"LaMP-2-old": "LaMP-2-news", "LaMP-2N": "LaMP-2-news", "LaMP-2M": "L
 
 def get_task(name: str) -> Task:
     """The task of this name. "LaMP_3" and the names that papers use for the two variants of LaMP-2 work as well."""
-    known = TASKS | MORE_TASKS | OWN_TASKS
+    known = TASKS | MORE_TASKS
     plain = name.replace("_", "-")
-    task = known.get(_ALIASES.get(plain, plain))
+    task = (known | OWN_TASKS).get(_ALIASES.get(plain, plain))
     if task is None:
         raise KitError(f"There is no task {name!r}: choose one of {', '.join(known)}.{_suggestion(name)}")
     return task
@@ -235,8 +236,6 @@ def _suggestion(name: str) -> str:
     def bare(text: str) -> str:
         return re.sub(r"[^a-z0-9]", "", text.lower()).removeprefix("lamp")
 
-    names = {bare(alias): key for alias, key in _ALIASES.items()} | {
-        bare(key): key for key in TASKS | MORE_TASKS | OWN_TASKS
-    }
+    names = {bare(alias): key for alias, key in _ALIASES.items()} | {bare(key): key for key in TASKS | MORE_TASKS}
     close = get_close_matches(bare(name), names, n=1, cutoff=0.8)
     return f" Did you mean {names[close[0]]}?" if close else ""

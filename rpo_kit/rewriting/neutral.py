@@ -37,7 +37,7 @@ _CHUNK = 32  # ours: versions stored at a time
 def writer_for(wanted: str, base: str) -> str:
     """Who writes: for `auto` the base model, but rules in place of the bundled one.
 
-    Measured: of the bundled model's versions 3 in 100 kept the content (docs/own-texts.md).
+    Measured: 14 of 64 versions of the bundled model kept the content, and most of these kept the spellings too.
     """
     if wanted not in WRITERS:
         raise KitError(f"--neutral {wanted}: there are {', '.join(WRITERS)}.")

@@ -130,7 +130,7 @@ def result_text(tally: Tally, pairs: int) -> str:
     >>> print(result_text(Tally(14, 4, 2), 35))
     20 of 35 pairs answered. The rewrite was preferred in 14 of 18 (0.78, 95 % interval 0.55 to 0.91); no difference 2 times.
     The interval does not hold 0.50: the rewrite is preferred.
-    18 decided answers show a preference with 80 % power if the true win rate is at least 0.84.
+    18 decided answers show a preference with 80 % power if the true win rate is at least 0.82.
     """  # noqa: E501
     said = tally.decided + tally.ties
     if not tally.decided:

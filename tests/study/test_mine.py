@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import sqlite3
@@ -38,9 +40,6 @@ def tiny_settings(tiny_llama: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_settings: list[str]) -> tuple[Path, str]:
     """(the folder of the runs with a run `mine` of 40 mails, what the command printed)."""
-    import contextlib
-    import io
-
     root = tmp_path_factory.mktemp("runs")
     box = write_mailbox(root / "sent.mbox", 60)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
@@ -127,6 +126,15 @@ def test_a_run_of_something_else_is_not_touched(tmp_path, monkeypatch, capsys):
     assert existing_run("demo").preset.data.source == "personas"
 
 
+@pytest.mark.parametrize("command", ["mine", "rewrite", "forget"])
+def test_each_command_has_help(command, capsys):
+    for arguments in (["--help"], [command, "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert command in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -194,7 +202,7 @@ def test_another_server_is_named_before_anything_is_sent():
 # ---- use ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_draft_is_rewritten_passage_by_passage(runs, capsys, tmp_path):
+def test_a_draft_is_rewritten_passage_by_passage(runs, capsys, tmp_path, monkeypatch):
     draft = tmp_path / "draft.txt"
     draft.write_bytes(
         "I am going to be late tomorrow. Please start.\r\n\r\nThe größte Karte is missing, so bring yours.".encode(
@@ -202,7 +210,12 @@ def test_a_draft_is_rewritten_passage_by_passage(runs, capsys, tmp_path):
         )
     )
     assert main(["rewrite", str(draft)]) == 0
-    assert len(capsys.readouterr().out.strip().split("\n\n")) >= 1
+    alone = capsys.readouterr().out
+    piped = io.TextIOWrapper(io.BytesIO(draft.read_bytes()))
+    monkeypatch.setattr("sys.stdin", piped)
+    assert main(["rewrite", "-", "--generic"]) == 0
+    assert alone.strip()
+    assert alone.strip() in capsys.readouterr().out, "the same draft, with the base model's text above it"
     voice = OwnVoice.of(existing_run("mine"))
     assert len(voice.rewrite(draft.read_text("cp1252")).passages) == 2
     assert voice.profile
@@ -211,6 +224,16 @@ def test_a_draft_is_rewritten_passage_by_passage(runs, capsys, tmp_path):
         voice.rewrite(" \n")
     assert main(["rewrite", str(tmp_path / "none.txt")]) == 2
     assert "There is no file" in capsys.readouterr().err
+
+
+def test_at_use_the_base_model_sees_the_draft_alone(runs, recording_chat, monkeypatch):
+    base = recording_chat()
+    monkeypatch.setattr("rpo_kit.rewriting.personalizer.open_chat_for", lambda run, spec: base)
+    voice = OwnVoice.of(existing_run("mine"))
+    voice.rewrite("The first part of a draft is this.\n\nThe second part of it comes here.")
+    sent = [message["content"] for conversation in base.asked for message in conversation]
+    prefix = voice.personalize.task.prefix
+    assert sent == [f"{prefix}The first part of a draft is this.", f"{prefix}The second part of it comes here."]
 
 
 def test_only_runs_of_own_texts_have_a_voice(tmp_path):
