@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.own_texts.lamp_files import TASK
+from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.own_voice import last_trained
 from rpo_kit.rewriting.prepare import load_prepared
@@ -29,16 +31,20 @@ GENERIC, REWRITE, TIE = "generic", "rewrite", "no difference"
 CHOICES = ("A", "B", TIE)
 _Z = 1.959964  # 95 %, two-sided
 _POWER = 0.8
+_SHOWN = 3  # ours: items of a person whom one does not know
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One question: `texts` are A and B, `kinds` which is which."""
+    """One question: `texts` are A and B, `kinds` which is which. `history` are items of a person whom one does not
+    know; there are none for own texts.
+    """
 
     id: str
     query: str
     texts: tuple[str, str]
     kinds: tuple[str, str]
+    history: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,10 @@ class BlindTest:
             if texts[REWRITE].strip() and texts[GENERIC].split() != texts[REWRITE].split():
                 first = random.Random(f"{self.seed}/{self.stage}/{example['id']}/blind").random() < 0.5
                 kinds = (GENERIC, REWRITE) if first else (REWRITE, GENERIC)
+                items = [] if task.name == TASK else top_k(example, example["ranking"], _SHOWN)
+                history = tuple(task.item_line(item) for item in items)
                 shown = (texts[kinds[0]], texts[kinds[1]])
-                pairs.append(Pair(example["id"], task.query_text(example["input"]), shown, kinds))
+                pairs.append(Pair(example["id"], task.query_text(example["input"]), shown, kinds, history))
         random.Random(f"{self.seed}/blind").shuffle(pairs)
         return pairs
 

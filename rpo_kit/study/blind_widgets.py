@@ -65,8 +65,10 @@ class BlindPage:
             return
         head = f"Pair {done + 1} of {len(test.pairs)}. Which one sounds more like the person who wrote the texts?"
         texts = [f"<div style='{_PRE}'>{html.escape(text)}</div>" for text in (pair.query, *pair.texts)]
+        lines = "".join(f"<div>{html.escape(line)}</div>" for line in pair.history)
         self.page.value = (
             f"<div style='{LABEL}'>{head}</div>"
+            + (box("what this person wrote before", lines) if lines else "")
             + box("what is to be said", texts[0])
             + box("text A", texts[1])
             + box("text B", texts[2])

@@ -42,7 +42,8 @@ MINE: Mapping[str, Any] = {
     "synthesis.per_query": 2,
     "sft.steps": 60,
     "rl.steps": 4,
-    "evaluation.shots": 4,
+    "evaluation.shots": 3,  # as many as trajectories rest on
+    "evaluation.max_new_tokens": 256,  # with 200 and four items, 6 of 50 completions were cut off
     "evaluation.systems": ["base", "echo", "copy-nearest", "sft"],
     "endpoint.cache": False,  # nothing of the person stays in the store that all runs share
 }

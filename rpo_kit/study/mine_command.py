@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rpo_kit.errors import KitError
 from rpo_kit.presets import PRESETS
-from rpo_kit.runs import existing_run
+from rpo_kit.runs import existing_run, run_file
 
 
 def add_own_voice(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -86,6 +86,8 @@ def _rewrite(options: argparse.Namespace) -> None:
     from rpo_kit.lamp.own_texts.text import decoded
     from rpo_kit.rewriting.own_voice import OwnVoice
 
+    if not run_file(options.run, None).exists():
+        raise KitError(f"There is no run {options.run!r}: `python -m rpo_kit mine FILE --run {options.run}` makes one.")
     run = existing_run(options.run)
     if options.file != "-" and not Path(options.file).is_file():
         raise KitError(f"There is no file {options.file}: correct the path, or give - and pipe the draft in.")

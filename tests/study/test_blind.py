@@ -126,6 +126,8 @@ def test_the_page_shows_both_texts_but_not_which_is_which(evaluated):
         assert text in page.page.value
     assert "generic" not in page.page.value.replace(pair.texts[0], "").replace(pair.texts[1], "")
     assert "Pair 1 of 11" in page.page.value
+    assert len(pair.history) == 3, "a person whom one does not know is shown by some items"
+    assert "what this person wrote before" in page.page.value
     page.buttons["A"].click()
     assert "Pair 2 of 11" in page.page.value
     page.show.click()

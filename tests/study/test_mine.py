@@ -224,6 +224,8 @@ def test_a_draft_is_rewritten_passage_by_passage(runs, capsys, tmp_path, monkeyp
         voice.rewrite(" \n")
     assert main(["rewrite", str(tmp_path / "none.txt")]) == 2
     assert "There is no file" in capsys.readouterr().err
+    assert main(["rewrite", str(draft), "--run", "mien"]) == 2
+    assert "`python -m rpo_kit mine FILE --run mien` makes one" in capsys.readouterr().err
 
 
 def test_at_use_the_base_model_sees_the_draft_alone(runs, recording_chat, monkeypatch):
@@ -248,6 +250,7 @@ def test_the_blind_test_works_on_the_run(runs):
     records.write_text("".join(json.dumps(record) + "\n" for record in changed))
     test = BlindTest(existing_run("mine"))
     assert len(test.pairs) == len(changed)
+    assert not test.current().history, "everybody knows the own voice"
     test.answer("A")
     assert len(BlindTest(existing_run("mine")).answers()) == 1
 

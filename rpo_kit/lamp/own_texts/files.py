@@ -145,10 +145,12 @@ def _list(text: str, path: Path, notes: Notes) -> list[Row]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise KitError(f"{path} is not JSON ({error}): correct it, or give --format jsonl or text.") from None
-    lists = [part for part in value.values() if isinstance(part, list)] if isinstance(value, dict) else [value]
-    if not lists or not isinstance(lists[0], list):
+    parts = value.values() if isinstance(value, dict) else [value]
+    lists: list[list[Any]] = [part for part in parts if isinstance(part, list)]
+    if not lists:
         raise KitError(f"{path} holds no list of texts: it should be a JSON list of objects or texts.")
-    return _objects(max(lists, key=len), path, notes)
+    longest: list[Any] = max(lists, key=len)
+    return _objects(longest, path, notes)
 
 
 def _objects(values: Iterable[Any], path: Path, notes: Notes) -> list[Row]:
