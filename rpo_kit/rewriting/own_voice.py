@@ -25,18 +25,28 @@ FOLDER = "own_texts"  # in the run
 
 @dataclass(frozen=True)
 class Draft:
-    """A draft in the person's voice, with what was done for each passage."""
+    """A draft in the person's voice: its passages as they were, and what was done for each."""
 
+    before: Sequence[str]
     passages: Sequence[Rewrite]
 
     @property
     def text(self) -> str:
-        return "\n\n".join(passage.text for passage in self.passages)
+        """The rewrites. A passage without a usable one stays as it was: the draft says what the person means, which a
+        small base model's answer may not.
+        """
+        pairs = zip(self.before, self.passages, strict=True)
+        return "\n\n".join(before if why_left(passage) else passage.text for before, passage in pairs)
 
     @property
     def generic(self) -> str:
         """The same by the base model alone."""
         return "\n\n".join(passage.generic for passage in self.passages)
+
+
+def why_left(passage: Rewrite) -> str:
+    """Why a passage of a draft stays as it was; "" if it has a usable rewrite."""
+    return passage.kept_generic or passage.parse_error or ""
 
 
 class OwnVoice:
@@ -58,7 +68,7 @@ class OwnVoice:
             raise KitError("The draft is empty: give the text that is to be rewritten.")
         task = get_task(TASK)
         pairs = [(task.make_input(text=passage), self.profile) for passage in passages]
-        return Draft(list(self.personalize.each(pairs)))
+        return Draft(passages, list(self.personalize.each(pairs)))
 
 
 def is_own(folder: Path) -> bool:

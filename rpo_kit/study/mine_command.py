@@ -84,7 +84,7 @@ def _mine(options: argparse.Namespace) -> None:
 
 def _rewrite(options: argparse.Namespace) -> None:
     from rpo_kit.lamp.own_texts.text import decoded
-    from rpo_kit.rewriting.own_voice import OwnVoice
+    from rpo_kit.rewriting.own_voice import OwnVoice, why_left
 
     if not run_file(options.run, None).exists():
         raise KitError(f"There is no run {options.run!r}: `python -m rpo_kit mine FILE --run {options.run}` makes one.")
@@ -99,8 +99,8 @@ def _rewrite(options: argparse.Namespace) -> None:
         else draft.text
     )
     for number, passage in enumerate(draft.passages, 1):
-        if why := passage.kept_generic or passage.parse_error:
-            print(f"passage {number}: the base model's text is used ({why.rstrip('.')})", file=sys.stderr)
+        if why := why_left(passage):
+            print(f"passage {number} is left as it was: {why}", file=sys.stderr)
 
 
 def _forget(options: argparse.Namespace) -> None:

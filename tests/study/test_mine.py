@@ -18,7 +18,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.fork import fork
 from rpo_kit.models.cache import open_answers
 from rpo_kit.presets import get_preset
-from rpo_kit.rewriting.own_voice import OwnVoice, is_own
+from rpo_kit.rewriting.own_voice import OwnVoice, is_own, why_left
 from rpo_kit.runs import existing_run, open_run, read_records
 from rpo_kit.study.blind import BlindTest
 from rpo_kit.study.forget import forget
@@ -226,6 +226,17 @@ def test_a_draft_is_rewritten_passage_by_passage(runs, capsys, tmp_path, monkeyp
     assert "There is no file" in capsys.readouterr().err
     assert main(["rewrite", str(draft), "--run", "mien"]) == 2
     assert "`python -m rpo_kit mine FILE --run mien` makes one" in capsys.readouterr().err
+
+
+def test_a_passage_without_a_usable_rewrite_stays_as_it_was(runs, recording_chat, monkeypatch):
+    """The model of these tests is random, so nothing that it writes is a trajectory."""
+    base = recording_chat(lambda conversation: "I am sorry, I cannot help.")
+    monkeypatch.setattr("rpo_kit.rewriting.personalizer.open_chat_for", lambda run, spec: base)
+    text = "This is the first part of it.\n\nThe second part comes after that."
+    draft = OwnVoice.of(existing_run("mine")).rewrite(text)
+    assert [bool(why_left(passage)) for passage in draft.passages] == [True, True]
+    assert "sorry" in draft.generic
+    assert draft.text == text
 
 
 def test_at_use_the_base_model_sees_the_draft_alone(runs, recording_chat, monkeypatch):
