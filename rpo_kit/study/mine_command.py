@@ -28,7 +28,7 @@ def add_own_voice(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _add_mine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    about = "train a reflection module on your own texts: CSV, JSONL, plain text, mbox; nothing leaves the machine"
+    about = "train a reflection module on your own texts (CSV, JSONL, plain text, mbox), on this machine"
     mine = commands.add_parser("mine", help=about, description=about)
     mine.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with your texts")
     mine.add_argument("--run", default="mine", help="name of the run (default: mine)")
