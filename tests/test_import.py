@@ -12,7 +12,7 @@ import pytest
 
 import rpo_kit
 
-HEAVY = ("torch", "datasets", "pandas", "transformers", "matplotlib", "IPython", "numpy")
+HEAVY = ("torch", "datasets", "pandas", "transformers", "matplotlib", "IPython", "numpy", "inspect_ai", "lm_eval")
 
 
 def test_importing_the_kit_loads_no_heavy_library():

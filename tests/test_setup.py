@@ -43,6 +43,7 @@ def by_name(lines: list[str]) -> dict[str, Requirement]:
 
 DEPENDENCIES = by_name(PROJECT["dependencies"])
 EXTRAS = {name: by_name(lines) for name, lines in PROJECT["optional-dependencies"].items()}
+FOR_OTHER_TOOLS = {"harness", "interop"}  # extras that the kit itself never needs
 CONSTRAINTS = by_name(install.read_requirements(ROOT / "constraints-cpu.txt"))
 NODEPS = by_name(install.read_requirements(ROOT / "requirements-cpu-nodeps.txt"))
 
@@ -70,7 +71,7 @@ def test_the_conda_environment_takes_its_packages_from_pyproject_and_adds_no_ver
     (line,) = pip["pip"]
     extras = re.fullmatch(r"-e \.\[([a-z,]+)\]", line)
     assert extras is not None
-    assert set(extras[1].split(",")) == {"gpu", "notebook", "dev"} == set(EXTRAS) - {"interop"}
+    assert set(extras[1].split(",")) == {"gpu", "notebook", "dev"} == set(EXTRAS) - FOR_OTHER_TOOLS
 
 
 def test_the_conda_python_is_one_that_pyproject_allows() -> None:

@@ -66,6 +66,14 @@ def is_parseable(task: Task, pred: str) -> bool:
     return bool(str(pred).strip())
 
 
+def scorable(task: Task, prediction: str) -> str:
+    """The prediction, but "" instead of a rating such as "nan", which LaMP's evaluator rejects.
+
+    The empty text counts as the worst end of the scale.
+    """
+    return prediction if is_parseable(task, prediction) or task.kind != "regression" else ""
+
+
 def _check_pairs(golds: Sequence[str], preds: Sequence[str]) -> None:
     if len(golds) != len(preds):
         raise KitError(

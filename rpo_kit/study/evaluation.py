@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
-from rpo_kit.lamp.metrics import write_predictions
+from rpo_kit.lamp.metrics import scorable, write_predictions
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.model_spec import recorded_files
@@ -54,7 +54,7 @@ from rpo_kit.study.baselines import (
     without_model,
 )
 from rpo_kit.study.results import MODULE
-from rpo_kit.study.statistics import metrics_table, paired_table, scorable
+from rpo_kit.study.statistics import metrics_table, paired_table
 
 Answers = Callable[[list[Example]], Iterator[list[Record]]]  # yields records as they are ready
 _CHUNK = 64  # ours: examples between two writes to disk; a kill loses at most this many answers of our own models

@@ -22,7 +22,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
 from rpo_kit.lamp.example import Example, UserFacts
 from rpo_kit.lamp.item import item_gold
-from rpo_kit.lamp.metrics import example_scores, lamp_metrics
+from rpo_kit.lamp.metrics import example_scores, lamp_metrics, scorable
 from rpo_kit.lamp.tasks import Item, Task, get_task
 from rpo_kit.models.chat import Chat
 from rpo_kit.models.open import open_chat_for
@@ -33,7 +33,6 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, read_records
 from rpo_kit.study.kept_models import KeptModule, RememberingChat, check_fits
 from rpo_kit.study.playground_state import MOST_ITEMS, SOURCES, STAGES, State, read_state
-from rpo_kit.study.statistics import scorable
 from rpo_kit.study.typed_items import items_of
 from rpo_kit.training.rewards import Judged, judge
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from rpo_kit.lamp.example import Example
-from rpo_kit.lamp.metrics import example_scores, is_parseable, lamp_metrics
+from rpo_kit.lamp.metrics import example_scores, lamp_metrics, scorable
 from rpo_kit.lamp.personas import oracle, persona
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
@@ -29,14 +29,6 @@ from rpo_kit.study.results import PAIRED_COLUMNS, reads_other_k, shots_in
 
 POWER = 1.96 + 0.84  # standard errors: 5 % two-sided, 80 % power
 SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the steps of the method: each is compared with the one before
-
-
-def scorable(task: Task, prediction: str) -> str:
-    """The prediction, but "" instead of a rating such as "nan", which LaMP's evaluator rejects.
-
-    The empty text counts as the worst end of the scale.
-    """
-    return prediction if is_parseable(task, prediction) or task.kind != "regression" else ""
 
 
 def references(task: Task, examples: list[Example], shots: int) -> dict[str, np.ndarray]:
