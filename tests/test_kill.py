@@ -1,7 +1,8 @@
 """The main job survives `kill -9` at any stage: the same command, run again, resumes.
 
 The harness starts a stage as a child, waits until its first work lies on the disk, kills it, and gives the command
-again. The bundled model at the `tiny` preset; some seventeen children, about ten seconds each.
+again. A random model of a few thousand weights in all roles, at the `tiny` preset; some seventeen children, which spend
+most of their time on importing libraries.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rpo_kit.bundled import bundled_model
 from rpo_kit.runs import existing_run, read_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +45,11 @@ demo.CHAPTERS, demo.summary = demo.CHAPTERS[:2], lambda run: "the end"
 sys.exit(main(sys.argv[1:]))
 """
 PATIENCE = 240  # seconds, for a busy machine; nothing waits that long on a quiet one
+
+
+def random_models(folder: Path) -> tuple[str, ...]:
+    values = (f"base=local:{folder}", f"reflection.name={folder}", "reflection.max_seq_length=2048")
+    return tuple(part for value in values for part in ("--set", value))
 
 
 class Harness:
@@ -93,9 +98,8 @@ def ids(*paths: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_stage_survives_a_kill_and_repeats_no_work(tmp_path):
-    bundled_model()  # converted here, so that the first child starts with its own work
-    harness = Harness(tmp_path)
+def test_every_stage_survives_a_kill_and_repeats_no_work(tiny_llama, tmp_path):
+    harness = Harness(tmp_path, settings=(*SETTINGS, *random_models(tiny_llama)))
     folder = harness.folder
 
     harness.kill_once("prepare", has_records("generic.jsonl"))
@@ -111,7 +115,7 @@ def test_every_stage_survives_a_kill_and_repeats_no_work(tmp_path):
     found = ids(*(folder("synthesize") / f"{name}.jsonl" for name in ("trajectories", "rejected")))
     assert len(found) == len(set(found)) == 70 * 6
 
-    whole = Harness(tmp_path, "whole")
+    whole = Harness(tmp_path, "whole", harness.settings)
     shutil.copytree(harness.run, whole.run)
     for stage, steps in (("sft", [1, 2, 3]), ("rl", [1, 2])):
         whole.finish(stage)

@@ -200,7 +200,7 @@ def test_it_contains_no_machine_path_and_no_address(chapter):
     assert not re.search(r"/(home|root|work|tmp)/|localhost|https://", text)
 
 
-def test_notebook_01_shows_the_users_of_the_run_even_if_they_are_not_personas(tmp_path, monkeypatch):
+def test_notebook_01_shows_the_users_of_the_run_even_if_they_are_not_personas(tiny_llama, tmp_path, monkeypatch):
     """Made-up rows shaped like LaMP's time split of a task without personas: dates, and users that dev knows."""
     task, folder = get_task("LaMP-2-news"), tmp_path / "lamp"
     for split, place in (("train", 0), ("dev", 1)):
@@ -213,7 +213,8 @@ def test_notebook_01_shows_the_users_of_the_run_even_if_they_are_not_personas(tm
             rows.append({"id": f"{place}{n}", "user_id": user, "input": query, "output": "travel", "profile": profile})
         write_lamp(folder, task, split, rows)
     monkeypatch.setenv("RPO_RUNS", str(tmp_path / "runs"))
-    run = open_run("own", "tiny", {"data.source": str(folder), "data.task": task.name})
+    models = {"base": f"local:{tiny_llama}", "reflection.name": str(tiny_llama)}
+    run = open_run("own", "tiny", {"data.source": str(folder), "data.task": task.name} | models)
     execute(run, "01_lamp_and_retrieval")
     shown = (run.folder / "notebooks" / "01_lamp_and_retrieval.ipynb").read_text(encoding="utf-8")
     for said in ("the first 3 of the 3 items of user reader-0", "the habit is unknown"):

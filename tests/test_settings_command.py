@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rpo_kit.__main__ import main
+from rpo_kit.errors import KitError
 from rpo_kit.runs import open_run
 from rpo_kit.stages import stage
 
@@ -77,10 +78,19 @@ def test_invalid_settings_are_not_stored(root, capsys):
     assert json.loads(before)["name"] == "r"
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "lr={0.1}", "", " ", "a\\b"])
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "lr={0.1}", " ", "a\\b"])
 def test_a_name_that_no_folder_can_have_is_rejected(root, name, capsys):
-    assert main(["prepare", "--run", name]) == 2 or name == ""
-    assert "cannot be the name of a run" in capsys.readouterr().err or name == ""
+    assert main(["prepare", "--run", name]) == 2
+    assert "cannot be the name of a run" in capsys.readouterr().err
+
+
+def test_an_empty_name_means_the_default_run_and_cannot_be_given_to_one(root, monkeypatch):
+    prepared = []
+    monkeypatch.setattr("rpo_kit.__main__.stage_function", lambda name: prepared.append)
+    assert main(["prepare", "--run", ""]) == 0
+    assert [run.name for run in prepared] == ["demo"]
+    with pytest.raises(KitError, match="cannot be the name of a run"):
+        open_run("", "tiny")
 
 
 @pytest.mark.parametrize("name", ["lr=0.1", "mein Lauf", "läufe", "a.b", "$1"])

@@ -98,6 +98,7 @@ def test_a_model_with_attention_that_is_not_known_here_writes_through_its_own_ge
     assert len({tuple(row) for row in drawn[0]}) > 1
 
 
+@torch.no_grad()
 def check_that_the_plain_model_draws_the_same(model: PreTrainedModel, vocabulary: int) -> None:
     """Sampled completions differ; what the buffers predict next for each is what the plain model predicts."""
     torch.manual_seed(0)
@@ -143,16 +144,28 @@ def test_a_step_keeps_its_tensors_in_place_so_that_a_graph_can_replay_it(kind):
     assert [tensor.data_ptr() for tensor in state] == places
 
 
-@pytest.mark.slow
-def test_a_4_bit_model_is_merged_in_16_bits_where_a_card_has_room(monkeypatch):
-    """Here on a CPU, in fp32: what it writes is what the adapter beside the 4-bit weights writes."""
-    from rpo_kit.models import lora
+def load_bundled(in_4_bit: bool) -> PreTrainedModel:
+    """The bundled model with a new adapter, in fp32."""
     from rpo_kit.models.local import load_trainable
     from rpo_kit.presets import ModelSettings
 
-    model = load_trainable(ModelSettings("smollm2", load_in_4bit=True), None, seed=0).model.float().eval()
-    for layer in (m for m in model.modules() if hasattr(m, "compute_dtype")):
+    model = load_trainable(ModelSettings("smollm2", in_4_bit), None, seed=0).model.float().eval()
+    for layer in (m for m in model.modules() if hasattr(m, "compute_dtype")):  # the dequantised weights too
         layer.compute_dtype = layer.weight.quant_state.dtype = torch.float32
+    return model
+
+
+@pytest.fixture(scope="module")
+def bundled_in_4_bits() -> PreTrainedModel:
+    return load_bundled(True)
+
+
+@pytest.mark.slow
+def test_a_4_bit_model_is_merged_in_16_bits_where_a_card_has_room(bundled_in_4_bits, monkeypatch):
+    """Here on a CPU, in fp32: what it writes is what the adapter beside the 4-bit weights writes."""
+    from rpo_kit.models import lora
+
+    model = bundled_in_4_bits
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -170,14 +183,9 @@ def test_a_4_bit_model_is_merged_in_16_bits_where_a_card_has_room(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("in_4_bit", [False, True])
-def test_so_it_does_on_the_bundled_model(in_4_bit):
-    from rpo_kit.models.local import load_trainable
-    from rpo_kit.presets import ModelSettings
-
-    model = load_trainable(ModelSettings("smollm2", in_4_bit), None, seed=0).model.float()
-    for layer in (m for m in model.modules() if hasattr(m, "compute_dtype")):  # the dequantised weights too
-        layer.compute_dtype = layer.weight.quant_state.dtype = torch.float32
-    check_that_the_plain_model_draws_the_same(model.eval(), 49_000)
+def test_so_it_does_on_the_bundled_model(in_4_bit, request):
+    model = request.getfixturevalue("bundled_in_4_bits") if in_4_bit else load_bundled(False)
+    check_that_the_plain_model_draws_the_same(model, 49_000)
 
 
 def test_a_token_is_drawn_as_often_as_its_probability_says():

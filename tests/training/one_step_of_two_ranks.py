@@ -1,4 +1,7 @@
-"""Two RL steps on several ranks, for test_reinforce.py: what rank N then has goes to FOLDER/N.pt. Run by torchrun."""
+"""Two RL steps on several ranks for each list of golds ("a,b"), for test_reinforce.py. Run by torchrun.
+
+What rank N has after the steps with M golds goes to FOLDER/M-N.pt.
+"""
 
 import sys
 from pathlib import Path
@@ -10,14 +13,20 @@ from random_models import random_policy
 from rpo_kit.training import ranks, reinforce
 
 
-def main(tokenizer: Path, folder: Path, *golds: str) -> None:
+def main(tokenizer: Path, folder: Path, *cases: str) -> None:
     reinforce.judge = judge_by_text
     ranks.start()
+    for case in cases:
+        take_steps(tokenizer, folder, case.split(","))
+
+
+def take_steps(tokenizer: Path, folder: Path, golds: list[str]) -> None:
     loaded = random_policy("llama", tokenizer, MANY_ENDS)
     row, records, _ = run_step(loaded, golds=golds, steps=2)
     seconds = {name for name in row if name.startswith("seconds")}
     row = {name: value for name, value in row.items() if name not in seconds}
-    torch.save({"row": row, "records": records, "adapter": adapter_of(loaded.model)}, folder / f"{ranks.world()[0]}.pt")
+    path = folder / f"{len(golds)}-{ranks.world()[0]}.pt"
+    torch.save({"row": row, "records": records, "adapter": adapter_of(loaded.model)}, path)
 
 
 if __name__ == "__main__":

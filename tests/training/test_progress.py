@@ -184,15 +184,20 @@ def test_a_cpu_says_itself_whether_it_has_bf16(monkeypatch, machine, words, has)
 
 
 def test_sft_and_plain_loading_choose_the_same_type():
-    code = "from unsloth_zoo.cpu.runtime import cpu_bf16_supported as has; print(has())"
-    import os
     import subprocess
     import sys
 
-    for value in ("", "0", "1"):
-        environment = os.environ | {"UNSLOTH_CPU_BF16": value}
-        command = [sys.executable, "-c", f"import unsloth; {code}"]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    values = ("", "0", "1")
+    code = f"""
+import unsloth, os
+from unsloth_zoo.cpu.runtime import cpu_bf16_supported as has
+for value in {values}:
+    os.environ["UNSLOTH_CPU_BF16"] = value
+    has.cache_clear()
+    print(has())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for value, printed in zip(values, result.stdout.split()[-3:], strict=True):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("UNSLOTH_CPU_BF16", value)
-            assert result.stdout.split()[-1] == str(local.cpu_has_bf16())
+            assert printed == str(local.cpu_has_bf16())

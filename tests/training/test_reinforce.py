@@ -558,21 +558,32 @@ def test_an_existing_reference_is_left_alone(llama_policy):
 # ---- several ranks ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("golds", [("a", "b"), ("a", "b", "c"), ("a",)], ids=len)
-def test_two_ranks_take_the_step_of_one(golds, tiny_llama, tmp_path):
-    """gloo; also where the prompts do not divide, and where one rank has none. To 1e-5, after two steps."""
+GOLDS_OF_RANKS = (("a", "b"), ("a", "b", "c"), ("a",))
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tiny_llama, tmp_path_factory) -> Path:
+    """The folder with what two ranks have after two steps, started once for all lists of golds."""
+    folder = tmp_path_factory.mktemp("ranks")
     script = HERE / "one_step_of_two_ranks.py"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    cases = [",".join(golds) for golds in GOLDS_OF_RANKS]
     result = subprocess.run(
-        [*launch, tiny_llama, tmp_path, *golds], env=environment, capture_output=True, text=True, check=False
+        [*launch, tiny_llama, folder, *cases], env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr[-2000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("golds", GOLDS_OF_RANKS, ids=len)
+def test_two_ranks_take_the_step_of_one(golds, tiny_llama, of_two_ranks):
+    """gloo; also where the prompts do not divide, and where one rank has none. To 1e-5, after two steps."""
     row, records, training = run_step(random_policy("llama", tiny_llama, MANY_ENDS), golds=golds, steps=2)
     alone = {name.replace(".default.", "."): value for name, value in training.parameters.items()}
     for rank in (0, 1):
-        both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        both = torch.load(of_two_ranks / f"{len(golds)}-{rank}.pt", weights_only=True)
         for name, value in alone.items():
             torch.testing.assert_close(both["adapter"][name], value.detach(), atol=1e-5, rtol=1e-5)
         assert both["row"] == pytest.approx(
