@@ -209,6 +209,16 @@ def test_the_yaml_files_are_in_the_package():
 # ---- predictions replayed through both ------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def inspect_ai() -> Any:
+    return pytest.importorskip("inspect_ai")
+
+
+@pytest.fixture
+def lm_eval() -> Any:
+    return pytest.importorskip("lm_eval")
+
+
 SOURCES = [*((name, "personas") for name in TASKS), *((name, "official") for name in EVERY)]
 
 
@@ -238,9 +248,7 @@ def replayed(request, official, tmp_path) -> tuple[str, str, dict[str, str], dic
 
 
 @pytest.mark.interop
-def test_inspect_scores_as_score_does(replayed, tmp_path):
-    pytest.importorskip("inspect_ai")
-    from inspect_ai import eval as evaluate
+def test_inspect_scores_as_score_does(inspect_ai, replayed, tmp_path):
     from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
     from rpo_kit.lamp.harness import inspect_tasks
@@ -254,7 +262,7 @@ def test_inspect_scores_as_score_does(replayed, tmp_path):
         return output
 
     build = getattr(inspect_tasks, NAMES[name])
-    (log,) = evaluate(
+    (log,) = inspect_ai.eval(
         build(data=data, k=1, users=12),
         model=get_model("mockllm/model", custom_outputs=reply, memoize=False),
         log_dir=str(tmp_path),
@@ -272,9 +280,7 @@ def test_inspect_scores_as_score_does(replayed, tmp_path):
 
 
 @pytest.mark.interop
-def test_lm_eval_scores_as_score_does(replayed):
-    pytest.importorskip("lm_eval")
-    from lm_eval import simple_evaluate
+def test_lm_eval_scores_as_score_does(lm_eval, replayed):
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 
@@ -292,7 +298,8 @@ def test_lm_eval_scores_as_score_does(replayed):
     metadata = {"data": data, "k": 1, "users": 12, "pretrained": "an argument of a model, which the task ignores"}
     manager = TaskManager(include_path=str(YAMLS), include_defaults=False, metadata=metadata)
     task = f"rpo_{NAMES[name]}"
-    results = simple_evaluate(model=Replay(), tasks=[task], task_manager=manager, bootstrap_iters=0)["results"][task]
+    report = lm_eval.simple_evaluate(model=Replay(), tasks=[task], task_manager=manager, bootstrap_iters=0)
+    results = report["results"][task]
     metrics = {key.removesuffix(",none"): value for key, value in results.items() if str(key).endswith(",none")}
     assert {key: metrics[key] for key in expected} == pytest.approx(expected, abs=1e-9)
     assert metrics["score"] == pytest.approx(mean_score, abs=1e-9)
@@ -300,9 +307,7 @@ def test_lm_eval_scores_as_score_does(replayed):
 
 
 @pytest.mark.interop
-def test_with_several_epochs_inspect_counts_every_answer(tmp_path):
-    pytest.importorskip("inspect_ai")
-    from inspect_ai import eval as evaluate
+def test_with_several_epochs_inspect_counts_every_answer(inspect_ai, tmp_path):
     from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
     from rpo_kit.lamp.harness.inspect_tasks import lamp3
@@ -313,21 +318,22 @@ def test_with_several_epochs_inspect_counts_every_answer(tmp_path):
     for output in outputs:
         output.usage = ModelUsage()
     model = get_model("mockllm/model", custom_outputs=outputs, memoize=False)
-    (log,) = evaluate(lamp3(users=1), model=model, epochs=2, log_dir=str(tmp_path), display="none", max_connections=1)
+    (log,) = inspect_ai.eval(
+        lamp3(users=1), model=model, epochs=2, log_dir=str(tmp_path), display="none", max_connections=1
+    )
     metrics = {key: metric.value for score in log.results.scores for key, metric in score.metrics.items()}
     assert metrics["MAE"] == abs(int(question["gold"]) - int(far)) / 2
 
 
 @pytest.mark.interop
-def test_the_profile_goes_to_the_served_module_in_the_request(endpoint, tmp_path, monkeypatch):
-    pytest.importorskip("inspect_ai")
-    from inspect_ai import eval as evaluate
-
+def test_the_profile_goes_to_the_served_module_in_the_request(inspect_ai, endpoint, tmp_path, monkeypatch):
     from rpo_kit.lamp.harness.inspect_tasks import lamp7
 
     monkeypatch.setenv("RPO_BASE_URL", endpoint.url)
     monkeypatch.setenv("RPO_API_KEY", "none")
-    (log,) = evaluate(lamp7(users=1, profile=True), model="openai-api/rpo/rpo", log_dir=str(tmp_path), display="none")
+    (log,) = inspect_ai.eval(
+        lamp7(users=1, profile=True), model="openai-api/rpo/rpo", log_dir=str(tmp_path), display="none"
+    )
     assert log.status == "success"
     (question,) = questions("LaMP-7", users=1, profile=True)
     (request,) = endpoint.requests
