@@ -18,14 +18,13 @@ from rpo_kit.stages import stage
 from rpo_kit.study.demo import CHAPTERS, NOTEBOOKS
 from rpo_kit.training.synthesis import synthesize
 
-SOLVED = [chapter for chapter in CHAPTERS if "playground" not in chapter]
 SOLUTIONS = NOTEBOOKS / "solutions"
 PARAMETERS = (
     'run_name = "demo"\npreset = None  # a new run uses "cpu"; an existing run keeps its settings\noverrides = {}'
 )
 MINUTES = r"\((\d+) minutes(?:, \d+ of them (?:training|computing))?\)"
 
-every_solution = pytest.mark.parametrize("chapter", SOLVED)
+every_solution = pytest.mark.parametrize("chapter", CHAPTERS)
 
 
 def cells(path: Path, kind: str) -> list[dict[str, Any]]:
@@ -42,7 +41,7 @@ def exercises(chapter: str) -> list[str]:
 
 
 def test_there_is_one_for_each_notebook():
-    assert sorted(path.stem for path in SOLUTIONS.glob("*.ipynb")) == SOLVED
+    assert sorted(path.stem for path in SOLUTIONS.glob("*.ipynb")) == sorted(CHAPTERS)
 
 
 @every_solution
@@ -139,6 +138,7 @@ def test_the_solutions_run_and_hold(chapter, tiny, monkeypatch):
         ("05_evaluate", 'append(check(answer["raw"]', 'append(1 - check(answer["raw"]'),
         ("06_shot_sweep", "(half / 0.02) ** 2", "half / 0.02"),
         ("07_components", "idxmax", "idxmin"),
+        ("08_playground", "shows != habit", "shows == habit"),
     ],
 )
 def test_a_wrong_answer_does_not_hold(chapter, right, wrong, tiny, monkeypatch):
