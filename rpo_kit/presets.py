@@ -228,6 +228,16 @@ PRESETS: dict[str, Preset] = {
         about="2 cores, 8 GB of memory, no GPU, no network, no key: small, but runs the whole method",
         rl=RLSettings(warmup=0.25),
     ),
+    "short": Preset(
+        name="short",
+        about="the same machine, a third of the time: SFT shows, what RL and the arms add does not",
+        data=DataSettings(train_users=160, dev_users=40),
+        sft=SFTSettings(steps=24),
+        rl=RLSettings(steps=2, prompts_per_step=8),
+        evaluation=EvaluationSettings(systems=("base", *TRIVIAL, "sft-1", "sft", "rl-1", "rl")),
+        sweep=SweepSettings(arms=("fixed-2", "progressive")),
+        components=ComponentsSettings(("no-rl",)),
+    ),
     "cpu-long": Preset(
         name="cpu-long",
         about="the same machine, one to two hours without the sweep: users and RL steps as in the stored runs",

@@ -46,7 +46,7 @@ def test_an_override_changes_nothing_else_and_not_the_preset_itself():
 
 def test_the_error_for_an_unknown_preset_lists_the_presets():
     with pytest.raises(
-        KitError, match="no preset 'gpu'; the presets are cpu, cpu-long, tiny, colab-t4, gpu-24gb, paper"
+        KitError, match="no preset 'gpu'; the presets are cpu, short, cpu-long, tiny, colab-t4, gpu-24gb, paper"
     ):
         get_preset("gpu")
 

@@ -2,42 +2,40 @@
 
 One demo was timed on the machine of docs/benchmarks.md. Its seconds are split by what the settings count (SFT
 sequences, completions, trials), so that they can be scaled to other sizes, and then by the time of an SFT step here.
-For the preset `cpu` and its model alone: with other models or on a GPU the stages take other shares.
+For the presets `cpu` and `short` and their model alone: with other models or on a GPU the stages take other shares.
 
-    known_seconds(get_preset("cpu"))["sft"]         # 402
+    known_seconds(get_preset("cpu"))["sft"]         # 360
     Pace(run).told()                                # "", until the fourth step; then, once, what the terminal shows
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rpo_kit.presets import PRESETS, ComponentsSettings, Preset, SweepSettings, override
+from rpo_kit.presets import PRESETS, ComponentsSettings, Preset, SweepSettings, flat, get_preset
 from rpo_kit.runs import Run
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.chapter_line import last_step
 
 # measured: `make demo` of 2026-11-27, two cores with bf16 instructions (docs/benchmarks.md)
-SEQUENCE = 381 / 480  # seconds per sequence in SFT, in 60 steps of 8
-COMPLETION = 343 / 768  # per completion sampled and scored in RL
-ANSWER = 185 / 600  # per completion in the evaluation
-GENERIC = 65 / 500  # per generic answer
-TRIAL = 15.0  # per trial of a sweep, beside its completions: loading the adapter twice
-OPENING = {"00": 5.0, "prepare": 10.0, "synthesize": 8.0, "sft": 23.0, "rl": 60.0, "evaluate": 8.0}  # all else
+SEQUENCE = 337 / 480  # seconds per sequence in SFT, in 60 steps of 8
+COMPLETION = 336 / 768  # per completion sampled and scored in RL
+ANSWER = 184 / 600  # per completion in the evaluation
+GENERIC = 46 / 500  # per generic answer
+TRIAL = 15.0  # per trial of a sweep, beside its completions: few are sampled at once, so that they take longer each
+OPENING = {  # all else: in the last notebook, everything
+    **{"00": 7.0, "prepare": 10.0, "synthesize": 8.0, "sft": 23.0, "rl": 60.0, "evaluate": 8.0},
+    "playground": 21.0,
+}
 
-TOO_LONG = 30  # ours: minutes from which smaller sizes are proposed
-AIM = 20  # ours: minutes that should then be left
+TOO_LONG = 30  # ours: minutes from which the preset `short` is proposed
 _WARM = 1  # steps that are not timed: the first one also compiles
 _TIMED = 3  # steps that are
-SMALLER: tuple[dict[str, Any], ...] = (  # ours: proposals, tried in turn, each in addition to those before
-    {"sweep.arms": ["fixed-2", "progressive"], "components.arms": ["no-rl"]},
-    {"rl.steps": 4, "sft.steps": 45},
-    {"rl.steps": 3, "rl.prompts_per_step": 8, "sft.steps": 30},
-)
 
 
 def known_seconds(preset: Preset) -> dict[str, float]:
@@ -57,18 +55,18 @@ def known_seconds(preset: Preset) -> dict[str, float]:
         "rl": COMPLETION * rl.steps * rl.prompts_per_step * rl.group_size,
         "evaluate": ANSWER * data.dev_users * asked,
     }
-    seconds = {name: OPENING[name] + work[name] for name in OPENING}
+    seconds = {name: OPENING[name] + work[name] for name in work}
     for name, (count, settings, answers) in trials.items():
         sampled = settings.steps * settings.prompts_per_step * rl.group_size
         seconds[name] = count * (TRIAL + COMPLETION * sampled + ANSWER * answers)
-    return seconds
+    return seconds | {"playground": OPENING["playground"]}
 
 
 def is_known(preset: Preset) -> bool:
-    """Whether the measured shares hold: the preset `cpu` with its own models, on a machine without a GPU."""
+    """Whether the measured shares hold: the preset `cpu` or `short` with its own models, on a machine without a GPU."""
     cpu = PRESETS["cpu"]
-    same = (preset.name, preset.base, preset.reflection) == (cpu.name, cpu.base, cpu.reflection)
-    return same and shutil.which("nvidia-smi") is None
+    same = (preset.base, preset.reflection) == (cpu.base, cpu.reflection)
+    return preset.name in ("cpu", "short") and same and shutil.which("nvidia-smi") is None
 
 
 def known_step(preset: Preset) -> float:
@@ -83,21 +81,18 @@ def seconds_here(preset: Preset, step: float, begin: str = "00") -> float:
     return sum(seconds[name] for name in names[names.index(begin) :]) * step / known_step(preset)
 
 
-def shorter(preset: Preset, step: float) -> dict[str, Any]:
-    """The first proposal that leaves at most AIM minutes from SFT on, else the last: settings to change."""
-    changes: dict[str, Any] = {}
-    for proposal in SMALLER:
-        changes |= proposal
-        if seconds_here(override(preset, changes), step, "sft") <= AIM * 60:
-            break
-    return changes
+def shorter(preset: Preset) -> tuple[Preset, dict[str, Any]]:
+    """The preset `short` with the settings that were changed, and these; {} for none."""
+    own, as_it_was = flat(preset), flat(PRESETS[preset.name])
+    changes = {key: value for key, value in own.items() if value != as_it_was[key]}
+    return get_preset("short", changes), changes
 
 
-def command(run: Run, changes: Mapping[str, Any]) -> str:
-    """The command that goes on with these settings."""
-    settings = [f"{key}={str(value).replace(chr(39), chr(34))}" for key, value in changes.items()]
+def command(name: str, changes: Mapping[str, Any]) -> str:
+    """The command that runs the demo in this time, as a run of its own."""
+    settings = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()]
     options = [part for setting in settings for part in ("--set", setting)]
-    return shlex.join(["python", "-m", "rpo_kit", "demo", "--run", run.name, *options])
+    return shlex.join(["python", "-m", "rpo_kit", "demo", "--preset", "short", "--run", f"{name}-short", *options])
 
 
 class Pace:
@@ -135,11 +130,11 @@ def estimate(run: Run, step: float) -> str:
         f"    An SFT step takes {step:.1f} s here, {known_step(preset):.1f} s on the machine of docs/benchmarks.md. "
         f"The whole demo will take about {whole:.0f} minutes here, {left:.0f} from now."
     )
-    changes = shorter(preset, step)
-    less = seconds_here(override(preset, changes), step, "sft") / 60
+    small, changes = shorter(preset)
+    less = seconds_here(small, step) / 60
     if whole <= TOO_LONG or less >= left:
         return text
     return (
         f"{text}\n    For about {less:.0f} minutes from now, and numbers that say less, stop this (Ctrl-C) and run\n"
-        f"    {command(run, changes)}"
+        f"    {command(run.name, changes)}"
     )
