@@ -35,6 +35,7 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("figures/*.md"))
 )
+OTHER_LIBRARIES = ("inspect_ai", "langchain_openai", "litellm", "lm_eval")  # of the extras `interop` and `harness`
 WORDS, TABLE_ROWS = 1200, 35  # of the README: five minutes to read
 GROUPS = [name for name, value in as_dict(PRESETS["cpu"]).items() if isinstance(value, dict)]
 DATA = ROOT / "figures" / "data"
@@ -246,7 +247,8 @@ def test_every_python_snippet_compiles_and_its_imports_resolve(page: str) -> Non
     for snippet in blocks(page, "python"):
         tree = ast.parse(snippet)
         for module, name in imported(tree):
-            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+            if importlib.util.find_spec(module.split(".")[0]) or module.split(".")[0] not in OTHER_LIBRARIES:
+                assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
 def test_the_snippet_of_the_readme_runs_as_written(
