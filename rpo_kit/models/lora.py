@@ -8,6 +8,7 @@ product of a small model on a CPU.
     model = load_lora(model, run.stage("sft") / "adapter", trainable=True)
     copy_adapter(model, "ref")                        # a frozen second adapter with the same weights
     with using_adapter(model, "ref"): ...             # what is computed here, the copy computes
+    merge_lora(model).save_pretrained(folder)         # a plain model, for other programs
 
 For mypy a PeftModel is the model that it wraps: it has the same attributes and methods.
 """
@@ -63,6 +64,8 @@ def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False, nam
             loaded: PeftModel | None = model
         else:
             loaded = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
+        # where the base really is: PEFT looks its configuration up, and would ask the hub for the name in the adapter
+        loaded.peft_config[name].base_model_name_or_path = getattr(model.config, "_name_or_path", "") or base
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise KitError(f"The adapter in {folder} is damaged ({error}): train that stage again.") from error
     except (RuntimeError, ValueError):
@@ -127,10 +130,7 @@ def merged_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[No
         return
     dtype = _dtype(model)
     for layer in layers:
-        a, b = (cast(Tensor, part[name].weight) for part in (layer.lora_A, layer.lora_B))
-        weight = frozen_weight(layer.base_layer, dtype)
-        weight = torch.add(weight, b @ a, alpha=layer.scaling[name]).to(weight.dtype)
-        layer.forward = _packed_linear(weight, cast("Tensor | None", layer.base_layer.bias))
+        layer.forward = _packed_linear(_merged(layer, name, dtype), cast("Tensor | None", layer.base_layer.bias))
     try:
         yield
     finally:
@@ -138,6 +138,46 @@ def merged_adapter(model: torch.nn.Module, name: str = "default") -> Iterator[No
             del layer.forward
         if layers and layers[0].base_layer.weight.is_cuda:
             torch.cuda.empty_cache()  # or the scoring that follows would find the card in pieces
+
+
+def _merged(layer: LoraLayer, name: str, dtype: torch.dtype) -> Tensor:
+    """W + s B A (out, in) as `dtype`, with the adapter `name`."""
+    a, b = (cast(Tensor, part[name].weight) for part in (layer.lora_A, layer.lora_B))
+    weight = frozen_weight(layer.base_layer, dtype)
+    return torch.add(weight, b @ a, alpha=layer.scaling[name]).to(weight.dtype)
+
+
+@torch.no_grad()
+def merge_lora(model: PreTrainedModel, name: str = "default") -> PreTrainedModel:
+    """The wrapped model as a plain one in fp32, with W + s B A in place of every LoRA layer, for good; 4-bit weights
+    are unpacked. `model` must not be used after that.
+    """
+    assert isinstance(model, PeftModel)
+    plain = cast(PreTrainedModel, model.get_base_model())
+    for place, layer in list(plain.named_modules()):
+        if isinstance(layer, LoraLayer):
+            weight, bias = _merged(layer, name, torch.float32), layer.base_layer.bias
+        elif hasattr(getattr(layer, "weight", None), "quant_state") and not place.endswith("base_layer"):
+            weight, bias = frozen_weight(layer, torch.float32), layer.bias
+        else:
+            continue
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+        linear.weight, linear.bias = torch.nn.Parameter(weight), cast(torch.nn.Parameter, bias)
+        parent, _, child = place.rpartition(".")
+        setattr(plain.get_submodule(parent), child, linear)
+        if child == "lm_head":  # it no longer is the embeddings, if it was
+            plain.config.tie_word_embeddings = False
+    forget_quantisation(plain)
+    return plain.float().requires_grad_(False).eval()
+
+
+def forget_quantisation(model: PreTrainedModel) -> None:
+    """Tell transformers that the weights are not quantised any more; save_pretrained would refuse to write them."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None  # type: ignore[assignment]
+    model.is_quantized = False  # type: ignore[assignment]
+    model.quantization_method = model.is_loaded_in_4bit = None  # type: ignore[assignment]
 
 
 def _has_room_to_merge(layers: Sequence[LoraLayer]) -> bool:

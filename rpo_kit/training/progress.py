@@ -20,6 +20,7 @@ import psutil
 from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
+from rpo_kit.models.adapter_files import make_portable
 from rpo_kit.models.local import compute_dtype
 from rpo_kit.presets import SFTSettings
 from rpo_kit.processes import is_main
@@ -93,6 +94,7 @@ def finish_training(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         return
     temporary = stage_dir / "adapter.part"
     model.save_pretrained(temporary, selected_adapters=["default"])
+    make_portable(temporary)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(stage_dir / "adapter", ignore_errors=True)
     os.replace(temporary, stage_dir / "adapter")
