@@ -136,13 +136,27 @@ def _add_fork(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    about = "write what a run has made in the form of another program"
-    export = commands.add_parser("export", help=about, description=about)
-    export.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
-    about = "verl: the RL stage for many GPUs (data, reward, model, launch script; docs/scale.md)"
-    export.add_argument("--to", choices=("verl",), required=True, help=about)
-    export.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: exports/FORM in the run)")
-    export.set_defaults(command=_export)
+    about = "write the trained reflection module, or its RL stage, in the form of another program"
+    exported = commands.add_parser("export", help=about, description=about)
+    exported.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
+    exported.add_argument("--stage", choices=("sft", "rl"), help="the stage whose adapter is exported (default: rl)")
+    about = (
+        "adapter (LoRA), merged (safetensors), gguf (llama.cpp), ollama (GGUF and Modelfile), vllm (LoRA and command): the "
+        "module (docs/export.md); verl: the RL stage for many GPUs (data, reward, model, script; docs/scale.md)"
+    )
+    forms = ("adapter", "merged", "gguf", "ollama", "vllm", "verl")
+    exported.add_argument("--to", choices=forms, required=True, help=about)
+    exported.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to (default: exports/STAGE-FORM in the run's folder)"
+    )
+    about = (
+        "how weights are stored: f32 (default), bf16, f16 for merged; f16 (default), q8_0, bf16, f32 for gguf, ollama"
+    )
+    exported.add_argument("--dtype", choices=("f32", "f16", "bf16", "q8_0"), help=about)
+    about = "what other machines call the base model, if the run's is a folder of this one: ORGANISATION/MODEL"
+    exported.add_argument("--base-name", metavar="NAME", help=about)
+    exported.add_argument("--force", action="store_true", help="replace an export that was made from something else")
+    exported.set_defaults(command=_export)
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -375,9 +389,22 @@ def _print_published(run: Run) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    run = existing_run(options.run)
+    if options.to == "verl":
+        _export_verl(run, options)
+        return
+    from rpo_kit.serving.export import export
+
+    stage = options.stage or "rl"
+    export(run, options.to, stage, options.out, options.dtype, options.base_name, options.force)
+
+
+def _export_verl(run: Run, options: argparse.Namespace) -> None:
     from rpo_kit.training.verl import export_verl
 
-    run = existing_run(options.run)
+    given = [name for name in ("stage", "dtype", "base_name", "force") if getattr(options, name)]
+    if given:
+        raise KitError(f"--{given[0].replace('_', '-')} has no effect on --to verl: leave it out.")
     print("written:", *export_verl(run, options.out or run.folder / "exports" / options.to), sep="\n  ")
 
 

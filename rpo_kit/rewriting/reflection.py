@@ -57,7 +57,7 @@ def reflection_messages(
 
     Items are numbered by their rank, from `first` on. `words` limits each field of an item.
     """
-    system, user_prompt = prompt_names(form)
+    _, user_prompt = prompt_names(form)
     lines = []
     for number, item in enumerate(items, first):
         texts = read_item(task, item, f"History item {number}")
@@ -70,9 +70,13 @@ def reflection_messages(
         query=escape_tags(" ".join(task.query_text(input).split())),
         generic=escape_tags(" ".join(generic.split())) or "(empty)",
     )
+    return [{"role": "system", "content": reflection_system(form)}, {"role": "user", "content": user}]
+
+
+def reflection_system(form: Form) -> str:
+    """The system message of the module's prompt, which is the same for all users."""
     left_out = tuple(f"<{name}>" for name in SECTIONS if name not in form.sections)
-    asked = "\n".join(line for line in load(system).splitlines() if not line.startswith(left_out))
-    return [{"role": "system", "content": asked}, {"role": "user", "content": user}]
+    return "\n".join(line for line in load(prompt_names(form)[0]).splitlines() if not line.startswith(left_out))
 
 
 def prompt_names(form: Form) -> tuple[str, str]:
