@@ -141,8 +141,8 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     exported.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
     exported.add_argument("--stage", choices=("sft", "rl"), help="the stage whose adapter is exported (default: rl)")
     about = (
-        "adapter (LoRA), merged (safetensors), gguf (llama.cpp), ollama (GGUF and Modelfile), vllm (LoRA and command): the "
-        "module (docs/export.md); verl: the RL stage for many GPUs (data, reward, model, script; docs/scale.md)"
+        "the module (docs/export.md): adapter (LoRA), merged (safetensors), gguf (llama.cpp), ollama (Modelfile), "
+        "vllm (LoRA, command); verl: the RL stage for many GPUs (data, reward, model, launch script; docs/scale.md)"
     )
     forms = ("adapter", "merged", "gguf", "ollama", "vllm", "verl")
     exported.add_argument("--to", choices=forms, required=True, help=about)
