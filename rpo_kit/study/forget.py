@@ -70,6 +70,7 @@ def _with_forks(folder: Path) -> list[Path]:
         known = sorted(path.parent.name for path in folder.parent.glob("*/run.json") if is_own(path.parent))
         there = f"those of own texts are {', '.join(known)}" if known else "there is none of own texts"
         raise KitError(f"There is no run {folder.name!r} in {folder.parent}; {there}.")
+    _refuse_links([folder])
     if not is_own(folder):
         what = f"The run {folder.name!r} is not of own texts, so it is not deleted"
         raise KitError(f"{what}: delete {folder} yourself if you mean it.")
@@ -79,7 +80,15 @@ def _with_forks(folder: Path) -> list[Path]:
         if path.parent != folder
         and Path(str(_settings(path.parent).get("data", {}).get("source", ""))).parent == folder
     ]
+    _refuse_links(forks)
     return [folder, *forks]
+
+
+def _refuse_links(runs: Sequence[Path]) -> None:
+    """Raise KitError for a run that is a link: what it points to would stay."""
+    for run in runs:
+        if run.is_symlink():
+            raise KitError(f"{run} is a link to {run.resolve()}, so nothing is deleted: delete both yourself.")
 
 
 def _settings(run: Path) -> dict[str, dict[str, object]]:

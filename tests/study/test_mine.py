@@ -337,6 +337,17 @@ def test_forget_waits_for_no_stage_at_work(runs):
     assert is_own(runs / "mine")
 
 
+@pytest.mark.parametrize("linked", ["mine", "copy"])
+def test_forget_refuses_a_run_that_is_a_link_because_its_texts_would_stay(runs, tmp_path, linked):
+    fork("copy", existing_run("mine"), {"evaluation.shots": 1})
+    elsewhere = Path(shutil.move(runs / linked, tmp_path / "elsewhere"))
+    (runs / linked).symlink_to(elsewhere)
+    with pytest.raises(KitError, match=r"is a link to .*elsewhere, so nothing is deleted"):
+        forget("mine", yes=True)
+    assert is_own(runs / "mine")
+    assert is_own(elsewhere)
+
+
 def test_forget_names_the_runs_that_there_are(runs):
     with pytest.raises(KitError, match="those of own texts are mine"):
         forget("mien", yes=True)
