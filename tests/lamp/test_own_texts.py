@@ -301,6 +301,22 @@ def test_odd_heads_are_read_as_well_as_can_be(tmp_path, head):
     assert len(read_own(path, Options(), Notes())) <= 1
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Content-Type: text/plain; name*=utf-8''a.txt; name*0=b",  # a part of a name without a number beside one with
+        "Content-Type: message/rfc822\n\n" * 3000,
+    ],
+    ids=["name", "depth"],
+)
+def test_a_mail_that_pythons_parser_trips_over_is_left_out_and_counted(tmp_path, head):
+    notes = Notes()
+    path = tmp_path / "sent.mbox"
+    path.write_text(f"From me\n{head}\n\nx\n\nFrom me\nFrom: mo@example.org\n\nsome words of a mail\n")
+    assert [text.text for text in read_own(path, Options(), notes)] == ["some words of a mail"]
+    assert notes.counts["mails that are too damaged to be read (left out)"] == 1
+
+
 # ---- whose, how long, in which language ---------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from rpo_kit.lamp.own_texts.mail_body import own_part
 from rpo_kit.lamp.own_texts.text import Notes, OwnText, decoded
 
 _SILENT = frozenset(("style", "script", "head", "title", "blockquote"))  # blockquote: what others wrote
+_DAMAGE = (LookupError, ValueError, TypeError, AttributeError, RecursionError, MessageError)  # see `_read`
 _BREAKS = frozenset(("br", "p", "div", "li", "tr", "h1", "h2", "h3", "ul", "ol", "table"))
 
 
@@ -35,28 +36,36 @@ def read_mails(path: Path, notes: Notes) -> list[OwnText]:
         KitError: the file holds no message.
     """
     texts, count = [], 0
-    for count, message in enumerate(_messages(path), 1):
-        author = _author(message)
-        body = own_part(_body(message, notes), notes)
-        if body:
-            date = iso_date(str(message.get("Date") or ""))
-            texts.append(OwnText(f"{path.name}:{count}", body, date, author, path.name))
+    for count, data in enumerate(_messages(path), 1):
+        try:
+            author, date, body = _read(data, notes)
+        except _DAMAGE:
+            notes.counts["mails that are too damaged to be read (left out)"] += 1
+            continue
+        if own := own_part(body, notes):
+            texts.append(OwnText(f"{path.name}:{count}", own, date, author, path.name))
     if not count:
         raise KitError(f"{path} holds no mails: an mbox begins with a line `From …`; or give --format text.")
     notes.say(f"{path.name}: {count} mails")
     return texts
 
 
-def _messages(path: Path) -> Iterator[Message]:
+def _messages(path: Path) -> Iterator[bytes]:
     if path.suffix.lower() == ".eml":
-        yield message_from_bytes(path.read_bytes())
+        yield path.read_bytes()
         return
     box = mailbox.mbox(path, create=False)
     try:
         for key in box.keys():  # noqa: SIM118  iterating would parse all messages a second time
-            yield message_from_bytes(box.get_bytes(key))
+            yield box.get_bytes(key)
     finally:
         box.close()
+
+
+def _read(data: bytes, notes: Notes) -> tuple[str, str, str]:
+    """(author, date, text) of a message. Raises one of _DAMAGE for what Python's parser trips over."""
+    message = message_from_bytes(data)
+    return _author(message), iso_date(str(message.get("Date") or "")), _body(message, notes)
 
 
 def _author(message: Message) -> str:
