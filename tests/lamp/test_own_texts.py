@@ -125,6 +125,14 @@ def test_plain_text_is_divided_at_separators(tmp_path, content, separator, found
     assert "texts are divided at" in notes.report()
 
 
+@pytest.mark.parametrize("line", ["-" * 100_000 + ">", "- " * 50_000 + "x", "to" + " " * 100_000 + "x", "\n" * 100_000])
+def test_a_line_of_one_mark_or_of_blanks_is_read_in_no_time(tmp_path, line):
+    """With a pattern that backtracks, each of them takes minutes."""
+    (tmp_path / "x.txt").write_text(f"one\n{line}\ntwo\n\n\n{line}")
+    assert read_own(tmp_path / "x.txt", Options(), Notes())[0].text.startswith("one")
+    assert own_part(f"one\n{line}", Notes()).startswith("one")
+
+
 def test_a_separator_that_is_not_there_is_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("one\n\ntwo")

@@ -27,9 +27,8 @@ _SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".mbox": "mbox",
     ".mbx": "mbox", ".eml": "mbox", ".txt": "text", ".md": "text",
 }  # fmt: skip
-FORMATS = ("csv", "jsonl", "json", "mbox", "text")
 _DELIMITERS = ",;\t|"
-_RULE = re.compile(r"\s*([-=*_~#%])\1*(\s*\1)*\s*")  # a line of one mark: ---, ===, * * *, %
+_RULE = re.compile(r"\s*([-=*_~#%])(?:\s*\1)*\s*")  # a line of one mark: ---, ===, * * *, %
 _BINARY = 0.1  # ours: share of control bytes from which on a file is not a text
 
 
@@ -52,10 +51,10 @@ def read_own(path: Path, options: Options, notes: Notes) -> list[OwnText]:
         raise KitError(f"{path} is a folder: give the files in it, as in {path}/*.")
     if not path.is_file():
         raise KitError(f"There is no file {path}: correct the path.")
-    data = path.read_bytes()
-    form = options.format or _guessed(path, data)
-    if form == "mbox":
+    form = options.format or _guessed(path)
+    if form == "mbox":  # gigabytes, perhaps: one mail at a time
         return read_mails(path, notes)
+    data = path.read_bytes()
     _refuse_binary(path, data)
     text, encoding = decoded(data)
     notes.say(f"{path.name}: read as {form}, {encoding}" + ("" if options.format else " (--format to change)"))
@@ -65,13 +64,14 @@ def read_own(path: Path, options: Options, notes: Notes) -> list[OwnText]:
     return row_texts(rows, options.columns, path.name, notes) if rows else []
 
 
-def _guessed(path: Path, data: bytes) -> str:
+def _guessed(path: Path) -> str:
     """By the content where that is clear, else by the suffix, else plain text."""
-    start = data[:4096].lstrip(b"\xef\xbb\xbf")
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf")
     if re.match(rb"From \S.*\n[A-Za-z-]+:|>?From - ", start):
         return "mbox"
     known = _SUFFIXES.get(path.suffix.lower(), "")
-    if known in ("", "text", "json") and start.lstrip().startswith(b"{") and _is_object(data):
+    if known in ("", "text", "json") and start.lstrip().startswith(b"{") and _is_object(path.read_bytes()):
         return "jsonl"
     return known or "text"
 
@@ -176,7 +176,7 @@ def _plain(text: str, source: str, separator: str, notes: Notes) -> list[OwnText
     elif sum(bool(line.strip() and _RULE.fullmatch(line)) for line in lines) > 1:
         chunks, said = _divided(lines, lambda line: bool(line.strip() and _RULE.fullmatch(line))), "lines such as ---"
     else:
-        said = "two empty lines" if re.search(r"\S\n[ \t]*\n[ \t]*\n+\s*\S", text) else "empty lines"
+        said = "two empty lines" if re.search(r"\S\n[ \t]*\n[ \t]*\n\s*\S", text) else "empty lines"
         chunks = re.split(r"\n[ \t]*\n[ \t]*\n\s*" if said.startswith("two") else r"\n[ \t]*\n\s*", text)
     notes.say(
         f"{source}: texts are divided at {said}" + ("" if separator else " (guessed; --separator LINE to change)")

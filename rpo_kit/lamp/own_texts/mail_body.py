@@ -33,7 +33,7 @@ _ATTRIBUTION = re.compile(  # On 3 May 2024, Ann wrote:
 _BEGINS = re.compile(r"(?:on|am|le|el)\s+\S|.{1,60}\bschrieb am\b", re.IGNORECASE)
 _HEAD = re.compile(  # From: … Sent: … as Outlook writes above what it quotes
     r"\s*\*?(?:from|sent|date|to|cc|subject|von|gesendet|datum|an|betreff|de|envoy[ée]|[àa]|objet|enviado|para|asunto)"
-    r"\s*\*?\s*:\*?\s+\S.*",
+    r"\s*(?:\*\s*)?:\*?\s+\S.*",
     re.IGNORECASE,
 )
 _SENT_FROM = re.compile(
@@ -89,8 +89,8 @@ def _without_quotes(lines: list[str]) -> tuple[list[str], bool]:
             quoted, number = True, number + 1
         elif length := _starts_quote(lines, number):
             quoted, number = True, number + length
-            rest = [line for line in lines[number:] if line.strip()]
-            if not rest or not rest[0].lstrip().startswith(">"):
+            following = next((line for line in lines[number:] if line.strip()), "")
+            if not following.lstrip().startswith(">"):
                 break
         else:
             kept.append(lines[number])
