@@ -31,6 +31,7 @@ from rpo_kit.rewriting.neutral import describe_neutral, write_neutral, writer_fo
 from rpo_kit.rewriting.own_voice import FOLDER, is_own
 from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.runs import Run, open_run, planned_run, read_records, run_file, write_text
+from rpo_kit.setting_rules import kind_of
 from rpo_kit.stages import stage
 from rpo_kit.study.mine_report import fit_report, next_steps
 
@@ -126,6 +127,8 @@ def _opened(name: str, wanted: Wanted) -> Run:
     if settings["data.source"] != str(folder / FOLDER) or settings["data.task"] != TASK:
         raise KitError("data.source and data.task are the command's own: leave them out of --set.")
     planned = planned_run(name, wanted.preset, settings)
+    if lacking := {"base", "echo", systems[-1]} - {*planned.preset.evaluation.systems}:
+        raise KitError(f"evaluation.systems lacks {' and '.join(sorted(lacking))}, which the report needs.")
     if recorded_files(planned.preset.base):
         raise KitError(f"--base {planned.preset.base} holds recorded answers: name a model.")
     check_spec(planned.preset.base, planned.preset.endpoint)
@@ -164,6 +167,8 @@ def what_goes_out(preset: Preset, neutral: str) -> str:
             writer_for(neutral, preset.base) == "base"
         )
         sent.append(f"{server} is sent {once}the neutral versions as queries; later each draft that is rewritten.")
+        if shown := [name for name in preset.evaluation.systems if kind_of(name) in ("context", "pag")]:
+            sent.append(f"{server} is also sent passages of the history, for {' and '.join(shown)}.")
     if server := _elsewhere(preset.synthesis.teacher):
         sent.append(f"{server}, the teacher, is sent the passages of the history with their neutral versions.")
     return " ".join([*sent, "Everything else stays on this machine."] if sent else ["Nothing leaves this machine."])

@@ -140,6 +140,8 @@ def test_each_command_has_help(command, capsys):
     [
         (["--set", "data.source=personas"], "data.source and data.task are the command's own"),
         (["--set", "sft.stepz=1"], "There is no setting 'sft.stepz'"),
+        (["--set", 'evaluation.systems=["base", "sft"]'], "evaluation.systems lacks echo"),
+        (["--rl", "--set", 'evaluation.systems=["echo", "sft"]'], "evaluation.systems lacks base and rl"),
         (["--base", "file:x.json"], "holds recorded answers: name a model"),
         (["--base", "nothing"], "does not name a model"),
         (["--held-out", "2"], "must be a share"),
@@ -197,6 +199,12 @@ def test_another_server_is_named_before_anything_is_sent():
     for (base, teacher, neutral), sentence in said.items():
         preset = get_preset("cpu", {"base": base, "synthesis.teacher": teacher})
         assert what_goes_out(preset, neutral).startswith(sentence)
+
+
+def test_baselines_that_show_the_history_to_a_served_base_are_named():
+    for systems, words in ((["base", "context-2", "pag"], "history, for context-2 and pag."), (["base", "echo"], "")):
+        preset = get_preset("cpu", {"base": "openai:gpt", "evaluation.systems": systems})
+        assert (f"OpenAI is also sent passages of the {words}" in what_goes_out(preset, "rules")) == bool(words)
 
 
 # ---- use ----------------------------------------------------------------------------------------------------------
