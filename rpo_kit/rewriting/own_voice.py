@@ -17,6 +17,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.own_texts.lamp_files import ME, PROFILES, TASK
 from rpo_kit.lamp.own_texts.passages import passages_of
 from rpo_kit.lamp.tasks import Item, get_task
+from rpo_kit.pipeline import current
 from rpo_kit.rewriting.personalizer import Personalizer, Rewrite
 from rpo_kit.runs import Run, read_json
 
@@ -93,5 +94,9 @@ def read_profile(run: Run) -> list[Item]:
 
 
 def last_trained(run: Run) -> str:
-    """`rl` if it was trained, else `sft`."""
-    return "rl" if (run.stage("rl") / "manifest.json").exists() else "sft"
+    """`rl` if it is finished and up to date, else `sft`."""
+    try:
+        current(run, "rl")
+    except KitError:
+        return "sft"
+    return "rl"

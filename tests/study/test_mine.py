@@ -17,9 +17,11 @@ from rpo_kit.__main__ import main
 from rpo_kit.errors import KitError
 from rpo_kit.fork import fork
 from rpo_kit.models.cache import open_answers
+from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import get_preset
-from rpo_kit.rewriting.own_voice import OwnVoice, is_own, why_left
+from rpo_kit.rewriting.own_voice import OwnVoice, is_own, last_trained, why_left
 from rpo_kit.runs import existing_run, open_run, read_records
+from rpo_kit.stages import stage
 from rpo_kit.study.blind import BlindTest
 from rpo_kit.study.forget import forget
 from rpo_kit.study.mine import what_goes_out
@@ -111,8 +113,8 @@ def test_a_second_call_takes_up_what_is_done(finished, tiny_settings, monkeypatc
     monkeypatch.setenv("RPO_RUNS", str(finished[0]))
     assert main(["mine", str(finished[0] / "sent.mbox"), *tiny_settings]) == 0
     said = capsys.readouterr().out
-    for stage in ("own_texts", "prepare", "synthesize", "sft", "evaluate"):
-        assert f"{stage}: done already" in said
+    for name in ("own_texts", "prepare", "synthesize", "sft", "evaluate"):
+        assert f"{name}: done already" in said
 
 
 def test_a_run_of_something_else_is_not_touched(tmp_path, monkeypatch, capsys):
@@ -202,7 +204,10 @@ def test_another_server_is_named_before_anything_is_sent():
 
 
 def test_baselines_that_show_the_history_to_a_served_base_are_named():
-    for systems, words in ((["base", "context-2", "pag"], "history, for context-2 and pag."), (["base", "echo"], "")):
+    for systems, words in (
+        (["base", "context-2", "pag-4"], "history, for context-2 and pag-4."),
+        (["base", "echo"], ""),
+    ):
         preset = get_preset("cpu", {"base": "openai:gpt", "evaluation.systems": systems})
         assert (f"OpenAI is also sent passages of the {words}" in what_goes_out(preset, "rules")) == bool(words)
 
@@ -234,6 +239,16 @@ def test_a_draft_is_rewritten_passage_by_passage(runs, capsys, tmp_path, monkeyp
     assert "There is no file" in capsys.readouterr().err
     assert main(["rewrite", str(draft), "--run", "mien"]) == 2
     assert "`python -m rpo_kit mine FILE --run mien` makes one" in capsys.readouterr().err
+
+
+def test_the_voice_is_that_of_rl_only_while_it_is_up_to_date(runs):
+    """`mine --rl`, then `mine` with other texts or settings: that RL adapter is of before."""
+    run = existing_run("mine")
+    assert last_trained(run) == "sft"
+    with stage(run, "rl", **inputs_of(run, "rl")):
+        pass
+    assert last_trained(run) == "rl"
+    assert last_trained(open_run("mine", overrides={"rl.steps": 9})) == "sft"
 
 
 def test_a_passage_without_a_usable_rewrite_stays_as_it_was(runs, recording_chat, monkeypatch):
