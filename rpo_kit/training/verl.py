@@ -83,7 +83,7 @@ def export_verl(run: Run, folder: Path) -> list[Path]:
     model: Any = load_lora(loaded.model, start).merge_and_unload() if start else loaded.model  # type: ignore[operator]
     model.save_pretrained(folder / "model")
     loaded.tokenizer.save_pretrained(folder / "model")
-    write_text(folder / "launch.sh", launch_script(run, loaded.max_seq_length, folder))
+    write_text(folder / "launch.sh", launch_script(run, loaded.max_seq_length))
     (folder / "launch.sh").chmod(0o755)
     return [folder / name for name in ("train.parquet", "dev.parquet", "reward.py", "model", "launch.sh")]
 
@@ -156,9 +156,10 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_)
 # ---- verl's settings ----------------------------------------------------------------------------------------------
 
 
-def launch_script(run: Run, window: int, folder: Path) -> str:
+def launch_script(run: Run, window: int) -> str:
     """verl's command; `window` is how many tokens the module reads and writes at most."""
-    options = [*_data(run.preset.rl, window), *_policy(run.preset.reflection, run.preset.rl), *_trainer(run)]
+    module, settings = run.preset.reflection, run.preset.rl
+    options = [*_data(settings, window), *_policy(module, settings), *_loss(module, settings), *_trainer(run)]
     lines = "\n".join(f"    {shlex.quote(option)}  # {comment}" for option, comment in options)
     return f"""#!/usr/bin/env bash
 # The RL stage of the rpo_kit run {run.name!r} in verl 0.9.1. Start it in an environment in which verl, vLLM and rpo_kit
@@ -190,8 +191,7 @@ def _data(settings: RLSettings, window: int) -> Options:
 
 def _policy(module: ModelSettings, settings: RLSettings) -> Options:
     targets = ",".join(module.lora_targets)
-    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-    kl = settings.beta > 0
+    rollout = "actor_rollout_ref.rollout"
     return [
         (f"algorithm.adv_estimator={ESTIMATORS[settings.algorithm]}", "rl.algorithm"),
         ("algorithm.gamma=1.0", "the same advantage for every token"),
@@ -203,6 +203,17 @@ def _policy(module: ModelSettings, settings: RLSettings) -> Options:
             f"actor_rollout_ref.model.enable_gradient_checkpointing={settings.gradient_checkpointing}",
             "rl.gradient_checkpointing",
         ),
+        (f"{rollout}.name=vllm", "verl's own vLLM engine"),
+        (f"{rollout}.n={settings.group_size}", "rl.group_size"),
+        (f"{rollout}.temperature={settings.temperature}", "rl.temperature"),
+        (f"{rollout}.tensor_model_parallel_size=1", "a replica per GPU; raise it for models that do not fit"),
+        (f"{rollout}.load_format=safetensors", "vLLM needs the base weights beside the LoRA"),
+    ]
+
+
+def _loss(module: ModelSettings, settings: RLSettings) -> Options:
+    actor = "actor_rollout_ref.actor"
+    return [
         (f"{actor}.optim.lr={settings.learning_rate}", "rl.learning_rate"),
         (f"{actor}.optim.lr_warmup_steps_ratio={settings.warmup}", "rl.warmup"),
         (f"{actor}.optim.weight_decay=0.0", "as the kit's AdamW"),
@@ -214,19 +225,11 @@ def _policy(module: ModelSettings, settings: RLSettings) -> Options:
         (f"{actor}.clip_ratio={settings.clip}", "rl.clip; without effect while rollouts are used once"),
         (f"{actor}.clip_ratio_low={settings.clip}", "rl.clip"),
         (f"{actor}.clip_ratio_high={settings.clip}", "rl.clip"),
-        (
-            f"{actor}.loss_agg_mode=token-mean",
-            "sum over the tokens of the batch, divided by their number",
-        ),
+        (f"{actor}.loss_agg_mode=token-mean", "sum over the tokens of the batch, divided by their number"),
         (f"{actor}.entropy_coeff=0", "no entropy bonus"),
-        (f"{actor}.use_kl_loss={kl}", "rl.beta above 0"),
+        (f"{actor}.use_kl_loss={settings.beta > 0}", "rl.beta above 0"),
         (f"{actor}.kl_loss_coef={settings.beta}", "rl.beta"),
         (f"{actor}.kl_loss_type=k2", "(log p - log p_sft)^2 / 2"),
-        (f"{rollout}.name=vllm", "verl's own vLLM engine"),
-        (f"{rollout}.n={settings.group_size}", "rl.group_size"),
-        (f"{rollout}.temperature={settings.temperature}", "rl.temperature"),
-        (f"{rollout}.tensor_model_parallel_size=1", "a replica per GPU; raise it for models that do not fit"),
-        (f"{rollout}.load_format=safetensors", "vLLM needs the base weights beside the LoRA"),
     ]
 
 

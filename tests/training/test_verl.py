@@ -179,7 +179,7 @@ def options_of(script: str, folder: Path) -> dict[str, str]:
 
 def test_the_script_names_the_runs_settings_as_verl_does(new_run, tmp_path):
     settings = {"rl.group_size": 6, "rl.beta": 0.05, "rl.clip": 0.3, "rl.learning_rate": 1e-5, "rl.prompts_per_step": 7}
-    options = options_of(launch_script(new_run(settings), 2048, tmp_path), tmp_path)
+    options = options_of(launch_script(new_run(settings), 2048), tmp_path)
     assert options["algorithm.adv_estimator"] == "reinforce_plus_plus_baseline"
     assert options["data.train_files"] == f"{tmp_path}/train.parquet"
     assert options["data.shuffle"] == "False"
@@ -197,7 +197,7 @@ def test_the_script_names_the_runs_settings_as_verl_does(new_run, tmp_path):
 
 def test_every_algorithm_has_a_name_in_verl_and_without_beta_there_is_no_kl(new_run, tmp_path):
     assert tuple(ESTIMATORS) == ALGORITHMS
-    options = options_of(launch_script(new_run({"rl.beta": 0, "rl.algorithm": "rloo"}), 2048, tmp_path), tmp_path)
+    options = options_of(launch_script(new_run({"rl.beta": 0, "rl.algorithm": "rloo"}), 2048), tmp_path)
     assert options["actor_rollout_ref.actor.use_kl_loss"] == "False"
     assert options["algorithm.adv_estimator"] == "rloo"
 
