@@ -19,6 +19,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import STAGES, cell_functions, refuse, stage_function
 from rpo_kit.presets import PRESETS, flat
 from rpo_kit.runs import Run, check_exists, existing_run, open_run, planned_run, runs_root
+from rpo_kit.setting_values import from_options
 from rpo_kit.stages import require
 from rpo_kit.study.mine_command import add_own_voice
 
@@ -198,12 +199,7 @@ def planned_from(options: argparse.Namespace) -> Run:
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
-    overrides: dict[str, str] = {}
-    for text in options.set:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise KitError(f"--set {text} does not have the form KEY=VALUE, as in --set rl.steps=40.")
-        overrides[key] = value
+    overrides = from_options(options.set)
     overrides |= {key: value for key, value in (("data.task", options.task), ("data.source", options.data)) if value}
     if "data.task" in overrides:
         get_task(overrides["data.task"])  # reject an unknown task before a run is created

@@ -11,10 +11,26 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
 from rpo_kit.errors import KitError
+
+
+def from_options(options: Iterable[str]) -> dict[str, str]:
+    """The changes that `--set KEY=VALUE` options name. Raises KitError for one of another form.
+
+    >>> from_options(["rl.steps=40"])
+    {'rl.steps': '40'}
+    """
+    changes = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise KitError(f"--set {option} does not have the form KEY=VALUE, as in --set rl.steps=40.")
+        changes[key] = value
+    return changes
 
 
 def replaced(node: Any, key: str, value: Any) -> Any:

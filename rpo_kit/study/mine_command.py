@@ -9,6 +9,7 @@ from pathlib import Path
 from rpo_kit.errors import KitError
 from rpo_kit.presets import PRESETS
 from rpo_kit.runs import existing_run, run_file
+from rpo_kit.setting_values import from_options
 
 
 def add_own_voice(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,7 +40,7 @@ def _add_mine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     reading.add_argument("--author-column", metavar="COLUMN", default="", help="… with their authors (none: without)")
     reading.add_argument("--date", metavar="COLUMN", default="", help="… with their dates (none: without)")
     reading.add_argument("--separator", metavar="LINE", default="", help="the line between plain texts, as in ---")
-    reading.add_argument("--author", metavar="NAME", default="", help="whose texts (default: who wrote most)")
+    reading.add_argument("--author", metavar="NAME", default="", help="whose texts (default: whoever wrote most)")
     reading.add_argument("--language", metavar="NAME", default="", help="use one language only, as in English")
     reading.add_argument("--min-words", type=int, default=4, metavar="N", help="of a text (default: 4)")
     reading.add_argument("--max-words", type=int, default=2000, metavar="N", help="of a text (default: 2000)")
@@ -62,12 +63,6 @@ def _mine(options: argparse.Namespace) -> None:
     from rpo_kit.lamp.own_texts.files import Options
     from rpo_kit.study.mine import Wanted, mine
 
-    settings = {}
-    for text in options.set:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise KitError(f"--set {text} does not have the form KEY=VALUE, as in --set sft.steps=90.")
-        settings[key] = value
     columns = Columns(options.text, options.author_column, options.date)
     wanted = Wanted(
         Options(options.format, columns, options.separator),
@@ -76,7 +71,7 @@ def _mine(options: argparse.Namespace) -> None:
         options.neutral,
         options.held_out,
         options.preset,
-        settings,
+        from_options(options.set),
         options.rl,
     )
     mine(options.files, options.run, wanted, options.look)
