@@ -1,7 +1,7 @@
 """Use a module that `mine` trained: a draft of any length in, the same in one's own voice out.
 
-The draft is cut in passages as the texts were, because that is what the module was trained on. The base model sees the
-passages of the draft and nothing of the person; the module sees the best-ranked passages of the person's history.
+The draft is cut into passages as the texts were, because that is what the module was trained on. The base model sees
+the passages of the draft and nothing of the person; the module sees the best-ranked passages of the person's history.
 
     voice = OwnVoice.of(existing_run("mine"))
     voice.rewrite("Hello everyone, I am going to be late tomorrow.").text         # "hey all, gonna be late tmrw"

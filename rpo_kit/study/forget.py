@@ -61,7 +61,7 @@ def forget(name: str, yes: bool = False) -> None:
 def _agreed() -> bool:
     if not sys.stdin.isatty():
         raise KitError("Nothing was deleted, because nobody can be asked here: add --yes.")
-    return input("Delete all of it? It cannot be brought back. [y/N] ").strip().lower() in ("y", "yes")
+    return input("Delete all of it? This cannot be undone. [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _with_forks(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """`mine`: from a person's own texts to a reflection module that writes like them, in one command.
 
-Reads and cleans the files, cuts them in passages, holds the newest out, lets neutral versions be written, and runs the
-ordinary stages (`prepare`, `synthesize`, `sft`, on wish `rl`, `evaluate`) on the folder that it wrote. So the result
+Reads and cleans the files, cuts them into passages, holds out the newest, has neutral versions written, and runs the
+ordinary stages (`prepare`, `synthesize`, `sft`, if asked `rl`, `evaluate`) on the folder that it wrote. So the result
 is a run like any other: `runs/NAME`, with its texts in `runs/NAME/own_texts`, and `forget NAME` deletes all of it.
 
     mine([Path("sent.mbox")], "mine", Wanted())       # python -m rpo_kit mine sent.mbox
@@ -94,7 +94,8 @@ def mine(files: Sequence[Path], name: str, wanted: Wanted, look: bool = False) -
     older, newer = read_passages(files, wanted, notes)
     print(notes.report())
     if look:
-        print(f"\nFirst held-out passage: {newer[0].text}\nNothing was written: without --look it is trained on.")
+        print(f"\nFirst held-out passage: {newer[0].text}")
+        print("Nothing was written. Without --look, a module is trained on these texts.")
         return
     run = _opened(name, wanted)
     print(what_goes_out(run.preset, wanted.neutral))
