@@ -21,6 +21,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.own_texts.lamp_files import TASK
 from rpo_kit.lamp.table import conversion_of
 from rpo_kit.lamp.tasks import get_task
+from rpo_kit.machine import cache_root
 from rpo_kit.model_spec import parse_spec
 from rpo_kit.models.open import ANSWERS
 from rpo_kit.processes import locked
@@ -43,7 +44,8 @@ def forget(name: str, yes: bool = False) -> None:
     if not yes and not _agreed():
         print("Nothing was deleted.")
         return
-    endpoints = sorted({spec for run in runs for spec in _endpoints(run)})
+    stored = [_settings(run) for run in runs]
+    endpoints = sorted({spec for settings in stored for spec in _endpoints(settings)})
     with ExitStack() as stack:
         for run in runs:
             for lock in sorted((run / ".locks").glob("*")) if (run / ".locks").is_dir() else []:
@@ -55,7 +57,7 @@ def forget(name: str, yes: bool = False) -> None:
             print(f"deleted  {path}   {size}")
     if replies:
         print(f"deleted  {replies} replies in {folder.parent / ANSWERS}")
-    print("\n".join(_beyond(endpoints)))
+    print("\n".join(_beyond(endpoints, any(_has_vectors(settings) for settings in stored))))
 
 
 def _agreed() -> bool:
@@ -110,8 +112,11 @@ def _conversions(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _endpoints(run: Path) -> Iterator[str]:
-    settings = _settings(run)
+def _has_vectors(settings: dict[str, dict[str, object]]) -> bool:
+    return str(settings.get("data", {}).get("retriever", "")).startswith("dense:")
+
+
+def _endpoints(settings: dict[str, dict[str, object]]) -> Iterator[str]:
     teacher = settings.get("synthesis", {}).get("teacher", "")
     for spec in (str(settings.get("base", "")), str(teacher)):
         try:
@@ -180,12 +185,15 @@ def _delete(path: Path) -> None:
         raise KitError(f"{error.filename or path} cannot be deleted ({error.strerror}): delete it by hand.") from None
 
 
-def _beyond(endpoints: Sequence[str]) -> list[str]:
+def _beyond(endpoints: Sequence[str], has_vectors: bool) -> list[str]:
     """What is not deleted."""
     lines = [
         "Not deleted: the files that you gave to `mine`; what you copied or exported from the run (notebooks, figures, "
         "adapters, runs in another RPO_RUNS); backups, and what a disk keeps of deleted files."
     ]
+    if has_vectors:
+        vectors = cache_root() / "dense"
+        lines.append(f"Not deleted: vectors of the texts, without their words, in {vectors}: delete it yourself.")
     if endpoints:
         lines.append(f"Out of reach: what the servers of {', '.join(endpoints)} logged of the passages they were sent.")
     return lines

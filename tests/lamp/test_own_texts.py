@@ -240,6 +240,14 @@ def test_own_sentences_that_look_like_quotes_stay(text):
     assert own_part(text, Notes()) == text
 
 
+def test_flowed_lines_are_joined_and_the_mark_of_a_signature_stays_one(tmp_path):
+    path = tmp_path / "one.eml"
+    head, body = "Content-Type: text/plain; format=flowed", "See you \nthere at noon. \n> At \n> one?\n-- \nMia\n"
+    path.write_bytes(f"{head}\n\n{body}".encode())
+    (text,) = read_own(path, Options(), Notes())
+    assert text.text == "See you there at noon."
+
+
 def test_html_loses_its_tags_styles_and_quoted_mail():
     html = "<html><style>p{}</style><p>See&nbsp;you<br>there</p><blockquote><p>Coming?</p></blockquote><p>Mo</p>"
     assert without_tags(html).split() == ["See", "you", "there", "Mo"]

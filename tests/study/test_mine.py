@@ -347,9 +347,12 @@ def test_forget_names_a_server_that_keeps_logs_of_its_own(runs, capsys):
     file = runs / "mine" / "run.json"
     stored = json.loads(file.read_text())
     stored["preset"]["base"] = "https://llm.example.org/v1#m"
+    stored["preset"]["data"]["retriever"] = "dense:org/encoder"
     file.write_text(json.dumps(stored))
     forget("mine", yes=True)
-    assert "Out of reach: what the servers of https://llm.example.org/v1#m logged" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Out of reach: what the servers of https://llm.example.org/v1#m logged" in said
+    assert "Not deleted: vectors of the texts" in said
 
 
 def test_forget_waits_for_no_stage_at_work(runs):

@@ -9,6 +9,7 @@ The plain part is read, else the HTML without tags; attachments are left out. Wh
 from __future__ import annotations
 
 import mailbox
+import re
 from collections.abc import Iterator
 from email import message_from_bytes
 from email.errors import MessageError
@@ -26,6 +27,7 @@ from rpo_kit.lamp.own_texts.text import Notes, OwnText, decoded
 
 _SILENT = frozenset(("style", "script", "head", "title", "blockquote"))  # blockquote: what others wrote
 _DAMAGE = (LookupError, ValueError, TypeError, AttributeError, RecursionError, MessageError)  # see `_read`
+_FLOWED = re.compile(r"(?<!\n--) \n(?!>)")  # RFC 3676: the line goes on, but for a signature's mark and quoted lines
 _BREAKS = frozenset(("br", "p", "div", "li", "tr", "h1", "h2", "h3", "ul", "ol", "table"))
 
 
@@ -124,7 +126,7 @@ def _content(part: Message) -> str:
     else:
         text = str(data or "")
     flowed = str(part.get_param("format") or "").lower() == "flowed"
-    return text.replace(" \n", " ") if flowed else text
+    return _FLOWED.sub(" ", f"\n{text}")[1:] if flowed else text
 
 
 class _Text(HTMLParser):
