@@ -77,10 +77,9 @@ def _with_forks(folder: Path) -> list[Path]:
         what = f"The run {folder.name!r} is not of own texts, so it is not deleted"
         raise KitError(f"{what}: delete {folder} yourself if you mean it.")
     forks = [
-        path.parent
-        for path in sorted(folder.parent.glob("*/run.json"))
-        if path.parent != folder
-        and Path(str(_settings(path.parent).get("data", {}).get("source", ""))).parent == folder
+        path
+        for path in sorted(folder.parent.iterdir())
+        if path != folder and path.is_dir() and Path(_source(_settings(path))).parent == folder
     ]
     _refuse_links(forks)
     return [folder, *forks]
@@ -94,9 +93,17 @@ def _refuse_links(runs: Sequence[Path]) -> None:
 
 
 def _settings(run: Path) -> dict[str, dict[str, object]]:
-    stored = read_json(run / "run.json")
-    preset = stored.get("preset") if isinstance(stored, dict) else None
-    return preset if isinstance(preset, dict) else {}
+    """Those of the run, or of one of its stages: a fork that was killed while it was made has no run.json."""
+    for file in (run / "run.json", *sorted(run.glob("*/manifest.json"))):
+        stored = read_json(file)
+        preset = stored.get("preset") if isinstance(stored, dict) else None
+        if isinstance(preset, dict):
+            return preset
+    return {}
+
+
+def _source(settings: dict[str, dict[str, object]]) -> str:
+    return str(settings.get("data", {}).get("source", ""))
 
 
 def _conversions(folder: Path) -> list[Path]:

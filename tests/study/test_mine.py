@@ -306,6 +306,12 @@ def test_forget_deletes_the_run_and_its_forks_and_says_so(runs, capsys):
     assert "Out of reach" not in said, "no server was asked"
 
 
+def test_forget_deletes_what_a_killed_fork_left(runs):
+    shutil.copytree(runs / "mine" / "prepare", runs / ".fork-copy" / "prepare")
+    forget("mine", yes=True)
+    assert not (runs / ".fork-copy").exists()
+
+
 def test_a_fork_has_the_voice_and_can_be_forgotten_alone(runs, capsys):
     fork("copy", existing_run("mine"), {"evaluation.shots": 1})
     assert OwnVoice.of(existing_run("copy")).profile == OwnVoice.of(existing_run("mine")).profile
