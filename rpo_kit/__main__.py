@@ -19,6 +19,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import STAGES, cell_functions, refuse, stage_function
 from rpo_kit.presets import PRESETS, flat
 from rpo_kit.runs import Run, check_exists, existing_run, open_run, planned_run, runs_root
+from rpo_kit.serving.commands import add_serving
 from rpo_kit.setting_values import from_options
 from rpo_kit.stages import require
 from rpo_kit.study.mine_command import add_own_voice
@@ -99,30 +100,7 @@ def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     results.add_argument("--published", action="store_true", help=about)
     results.set_defaults(command=_results)
     _add_plan(commands)
-    _add_export(commands)
-    _add_serve(commands)
-
-
-def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    about = "serve the personalizer as an OpenAI-compatible endpoint in front of the base model"
-    served = commands.add_parser("serve", help=about, description=about)
-    served.add_argument("--run", default=DEFAULT_RUN, help="the trained run (default: demo)")
-    about = "the stage that the model `rpo` stands for (default: rl); a request can name another"
-    served.add_argument("--stage", choices=("untrained", "sft", "rl"), default="rl", help=about)
-    served.add_argument("--base", metavar="MODEL", help="another base model than the run's; recorded answers need one")
-    about = "folder with one USER.json per user: a JSON list of LaMP items; without it, uploads are kept in memory"
-    served.add_argument("--profiles", type=Path, metavar="FOLDER", help=about)
-    served.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on (default: 127.0.0.1; any other needs a key in RPO_SERVE_KEY)",
-    )
-    served.add_argument("--port", type=int, default=8765, help="port to listen on (default: 8765)")
-    about = "how many waiting requests are answered together by models in this process (default: 8; 1: none)"
-    served.add_argument("--batch", type=int, default=8, metavar="N", help=about)
-    about = "print the token with which USER may use and upload their own profile, and nobody else's, and exit"
-    served.add_argument("--token", metavar="USER", help=about)
-    served.set_defaults(command=_serve)
+    add_serving(commands)
 
 
 def _add_fork(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -134,30 +112,6 @@ def _add_fork(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as in rl.steps=40"
     )
     forked.set_defaults(command=_fork, task=None, data=None)
-
-
-def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    about = "write the trained reflection module, or its RL stage, in the form of another program"
-    exported = commands.add_parser("export", help=about, description=about)
-    exported.add_argument("--run", default=DEFAULT_RUN, help="the run (default: demo)")
-    exported.add_argument("--stage", choices=("sft", "rl"), help="the stage whose adapter is exported (default: rl)")
-    about = (
-        "the module (docs/export.md): adapter (LoRA), merged (safetensors), gguf (llama.cpp), ollama (Modelfile), "
-        "vllm (LoRA, command); verl: the RL stage for many GPUs (data, reward, model, launch script; docs/scale.md)"
-    )
-    forms = ("adapter", "merged", "gguf", "ollama", "vllm", "verl")
-    exported.add_argument("--to", choices=forms, required=True, help=about)
-    exported.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to (default: exports/STAGE-FORM in the run's folder)"
-    )
-    about = (
-        "how weights are stored: f32 (default), bf16, f16 for merged; f16 (default), q8_0, bf16, f32 for gguf, ollama"
-    )
-    exported.add_argument("--dtype", choices=("f32", "f16", "bf16", "q8_0"), help=about)
-    about = "what other machines call the base model, if the run's is a folder of this one: ORGANISATION/MODEL"
-    exported.add_argument("--base-name", metavar="NAME", help=about)
-    exported.add_argument("--force", action="store_true", help="replace an export that was made from something else")
-    exported.set_defaults(command=_export)
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -382,38 +336,6 @@ def _print_published(run: Run) -> None:
     print(f"\n{'-' * 100}\n{published_report(run.preset.data.task)}")
     if run.preset.data.source == "personas":
         print("\nThis run's users are invented (embedded benchmark), so its numbers are not numbers on LaMP.")
-
-
-def _export(options: argparse.Namespace) -> None:
-    run = existing_run(options.run)
-    if options.to == "verl":
-        _export_verl(run, options)
-        return
-    from rpo_kit.serving.export import export
-
-    stage = options.stage or "rl"
-    export(run, options.to, stage, options.out, options.dtype, options.base_name, options.force)
-
-
-def _export_verl(run: Run, options: argparse.Namespace) -> None:
-    from rpo_kit.training.verl import export_verl
-
-    given = [name for name in ("stage", "dtype", "base_name", "force") if getattr(options, name)]
-    if given:
-        raise KitError(f"--{given[0].replace('_', '-')} has no effect on --to verl: leave it out.")
-    print("written:", *export_verl(run, options.out or run.folder / "exports" / options.to), sep="\n  ")
-
-
-def _serve(options: argparse.Namespace) -> None:
-    if options.token is not None:
-        from rpo_kit.serving.access import token_from_environment
-
-        print(token_from_environment(options.token))
-        return
-    from rpo_kit.serving.server import serve
-
-    run = existing_run(options.run)
-    serve(run, options.stage, options.profiles, options.host, options.port, options.base, options.batch)
 
 
 if __name__ == "__main__":

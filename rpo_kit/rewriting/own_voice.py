@@ -77,7 +77,9 @@ def is_own(folder: Path) -> bool:
     stored = read_json(folder / "run.json")
     preset = stored.get("preset") if isinstance(stored, dict) else None
     data = preset.get("data") if isinstance(preset, dict) else None
-    return (folder / FOLDER).is_dir() or (isinstance(data, dict) and data.get("task") == TASK)
+    if not isinstance(data, dict) or data.get("task") != TASK:
+        return (folder / FOLDER).is_dir()
+    return Path(str(data.get("source", ""))).name == FOLDER
 
 
 def read_profile(run: Run) -> list[Item]:

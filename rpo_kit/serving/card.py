@@ -192,6 +192,11 @@ def _limits(export: Export) -> str:
     ]
     if preset.data.source == "personas":
         lines.append("Trained on invented users with one habit each: real histories are more varied.")
+    else:
+        lines.append(
+            "The weights may repeat words of the texts on which they were trained: publish them only if you may "
+            "publish the texts."
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 

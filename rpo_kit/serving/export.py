@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +33,9 @@ from rpo_kit.rewriting.personalizer import trained_adapter
 from rpo_kit.runs import Run, read_json, write_json
 from rpo_kit.serving import card
 from rpo_kit.serving.export_files import Export, write_adapter, write_gguf_file, write_merged, write_ollama, write_vllm
+from rpo_kit.serving.export_folder import NOTE, check_replaceable, files_of, in_one_step
 from rpo_kit.stages import damaged, fingerprints, made_from
 
-NOTE = "export.json"
 DTYPES = {  # what a target's weights can be stored as, the default first
     "adapter": (),
     "merged": ("f32", "bf16", "f16"),
@@ -79,11 +78,11 @@ def export(
         if _is_done(folder, inputs):
             print(f"export: done already, in {os.path.relpath(folder)}")
             return folder
-        _check_replaceable(folder, force)
-        with _in_one_step(folder) as part:
+        check_replaceable(folder, force)
+        with in_one_step(folder) as part:
             _WRITERS[to](planned, part)
             card.write(planned, part)
-            files = {path.relative_to(part).as_posix(): path.stat().st_size for path in _files(part)}
+            files = {path.relative_to(part).as_posix(): path.stat().st_size for path in files_of(part)}
             write_json(part / NOTE, {"made_from": inputs, "files": files, "commit": git_commit()})
     print(_report(planned, folder))
     return folder
@@ -117,29 +116,12 @@ def _inputs(planned: Export) -> dict[str, str]:
     return fingerprints(values | module_files(run))
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != NOTE]
-
-
 def _is_done(folder: Path, inputs: dict[str, str]) -> bool:
     """Whether the folder holds this export, with files of the sizes that were written."""
     note = read_json(folder / NOTE)
     if not isinstance(note, dict) or note.get("made_from") != inputs:
         return False
-    return note.get("files") == {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
-
-
-def _check_replaceable(folder: Path, force: bool) -> None:
-    """Raise KitError if the folder holds something that must not be replaced."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / NOTE).is_file():
-        raise KitError(f"{folder} exists and is not an export: choose another folder with --out.")
-    if not force:
-        raise KitError(
-            f"{folder} holds an export that was made from something else, or was changed since: add --force to replace "
-            "it, or choose another folder with --out."
-        )
+    return note.get("files") == {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_of(folder)}
 
 
 @contextmanager
@@ -149,37 +131,8 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _in_one_step(folder: Path) -> Iterator[Path]:
-    """A folder to write in, which takes the place of `folder` at the end; after an error nothing is left of it."""
-    part, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
-    _make_empty(part)
-    try:
-        yield part
-        for path in _files(part):
-            path.chmod(0o755 if path.suffix == ".sh" else 0o644)  # safetensors writes 0600
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-    finally:
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _make_empty(part: Path) -> None:
-    """Raises KitError if the folder cannot be made."""
-    shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise KitError(
-            f"{part.parent} cannot be written ({error.strerror}): choose another folder with --out."
-        ) from None
-
-
 def _report(planned: Export, folder: Path) -> str:
-    files = _files(folder)
+    files = files_of(folder)
     size = sum(path.stat().st_size for path in files) / 1e6
     run = f"run {planned.run.name!r}, stage {planned.stage}"
     lines = [f"export: {run}, as {planned.to}, in {os.path.relpath(folder)} ({len(files)} files, {size:,.0f} MB)"]

@@ -188,6 +188,12 @@ def smallest_rate(count: int) -> float | None:
         return None
     for step in range(501, 1000):
         rate = step / 1000
-        if sum(math.comb(count, n) * rate**n * (1 - rate) ** (count - n) for n in range(needed, count + 1)) >= _POWER:
+        if sum(_binomial(count, n, rate) for n in range(needed, count + 1)) >= _POWER:
             return rate
     return None
+
+
+def _binomial(count: int, n: int, rate: float) -> float:
+    """The probability of `n` wins; by logarithms, because of 1,000 answers the binomial coefficient is no float."""
+    orders = math.lgamma(count + 1) - math.lgamma(n + 1) - math.lgamma(count - n + 1)
+    return math.exp(orders + n * math.log(rate) + (count - n) * math.log(1 - rate))

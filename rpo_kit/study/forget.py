@@ -63,7 +63,10 @@ def forget(name: str, yes: bool = False) -> None:
 def _agreed() -> bool:
     if not sys.stdin.isatty():
         raise KitError("Nothing was deleted, because nobody can be asked here: add --yes.")
-    return input("Delete all of it? This cannot be undone. [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("Delete all of it? This cannot be undone. [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
 
 
 def _with_forks(folder: Path) -> list[Path]:

@@ -134,7 +134,9 @@ def _opened(name: str, wanted: Wanted) -> Run:
         raise KitError(f"--base {planned.preset.base} holds recorded answers: name a model.")
     check_spec(planned.preset.base, planned.preset.endpoint)
     writer_for(wanted.neutral, planned.preset.base)
-    return open_run(name, wanted.preset, settings)
+    run = open_run(name, wanted.preset, settings)
+    run.folder.chmod(0o700)  # a person's texts
+    return run
 
 
 def write_own(run: Run, older: Sequence[Passage], newer: Sequence[Passage], neutral: str, notes: Notes) -> None:

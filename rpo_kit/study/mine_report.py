@@ -6,6 +6,7 @@ print(fit_report(run, "sft"))
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from dataclasses import dataclass
 
@@ -79,14 +80,15 @@ def _shown(sample: Sample) -> str:
 
 def next_steps(run: Run, stage: str) -> str:
     """The commands and cells that follow."""
+    name = shlex.quote(run.name)
     return "\n".join(
         [
             "Next:",
-            f"  rewrite a draft   python -m rpo_kit rewrite draft.txt --run {run.name}",
+            f"  rewrite a draft   python -m rpo_kit rewrite draft.txt --run {name}",
             "  blind test        in a notebook: from rpo_kit.study.blind_widgets import blind_test",
             f"                    blind_test(existing_run({run.name!r}))",
-            f"  serve             python -m rpo_kit serve --run {run.name} --stage {stage} --profiles "
-            f"{run.folder}/own_texts/profiles",
-            f"  delete all of it  python -m rpo_kit forget {run.name}",
+            f"  serve             python -m rpo_kit serve --run {name} --stage {stage} --profiles "
+            f"{shlex.quote(str(run.folder))}/own_texts/profiles",
+            f"  delete all of it  python -m rpo_kit forget {name}",
         ]
     )

@@ -14,6 +14,7 @@ that holds another model or other weights is refused.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,12 @@ class ServerSampler:
             gaps = [gap(loaded, groups[0], logprobs, settings.temperature)]
         gaps = ranks.gather(gaps)
         self.gap = sum(gaps) / len(gaps)
+        if not math.isfinite(self.gap):
+            raise KitError(
+                "Log-probabilities of the sampled tokens are not finite, the policy's here or those of the vLLM server "
+                f"{self.server.spec.url}. Training stops before the step; the last checkpoint is good. Lower "
+                "rl.learning_rate, or sample without a server (rl.rollouts=local) to see which it is."
+            )
         if self.gap > MAX_GAP:
             raise KitError(
                 f"The vLLM server {self.server.spec.url} gives its own tokens log-probabilities that differ by "

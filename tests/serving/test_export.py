@@ -329,6 +329,21 @@ def test_an_interrupted_export_leaves_nothing_and_the_old_one_stays(error, run, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
 
 
+def test_an_export_that_cannot_take_its_place_leaves_the_old_one_there(run, tmp_path, monkeypatch):
+    out, rename = export(run, "adapter", "sft", out=tmp_path / "out"), Path.rename
+
+    def refuse_the_new(path: Path, target: Path) -> Path:
+        if path.name.endswith(".part"):
+            raise OSError(errno.EACCES, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_new)
+    with pytest.raises((KitError, OSError)):
+        export(run, "adapter", out=out, force=True)
+    assert "(SFT) alone" in (out / "README.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+
+
 def test_what_a_killed_export_left_is_cleared_away(run, tmp_path):
     (tmp_path / ".out.part").mkdir()
     (tmp_path / ".out.part" / "half.bin").touch()

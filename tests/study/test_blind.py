@@ -95,6 +95,7 @@ def test_the_smallest_rate_is_found_in_eight_of_ten_tests():
         chance = [math.comb(count, n) * rate**n * (1 - rate) ** (count - n) for n in range(needed, count + 1)]
         assert 0.8 <= sum(chance) < 0.82
     assert smallest_rate(80) < smallest_rate(30) < smallest_rate(10)
+    assert 0.5 < smallest_rate(3000) < smallest_rate(80)
 
 
 def test_few_answers_are_called_too_few():

@@ -383,3 +383,18 @@ def test_forget_refuses_a_run_that_is_a_link_because_its_texts_would_stay(runs, 
 def test_forget_names_the_runs_that_there_are(runs):
     with pytest.raises(KitError, match="those of own texts are mine"):
         forget("mien", yes=True)
+
+
+def test_forget_refuses_a_run_on_the_task_that_mine_did_not_make(runs):
+    folder = runs / "by-hand"
+    settings = json.loads((runs / "mine" / "run.json").read_text())
+    settings["preset"]["data"]["source"] = "/data/letters"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(settings))
+    with pytest.raises(KitError, match="'by-hand' is not of own texts, so it is not deleted"):
+        forget("by-hand", yes=True)
+    assert (folder / "run.json").exists()
+
+
+def test_the_texts_are_for_the_owner_of_the_files_alone(finished):
+    assert (finished[0] / "mine").stat().st_mode & 0o777 == 0o700

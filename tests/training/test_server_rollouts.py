@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +153,12 @@ def test_a_server_with_other_weights_of_the_same_shapes_is_seen_by_its_log_proba
     model.save_pretrained(copied(tiny_llama, tmp_path / "other"))
     with pytest.raises(KitError, match=r"differ by \d+\.\d\d per token .* holds another model than reflection.name"):
         train_rl(prepared(on(serve(tmp_path / "other"))))
+
+
+def test_log_probabilities_that_are_no_numbers_stop_the_step(prepared, serve, monkeypatch):
+    monkeypatch.setattr("rpo_kit.training.server_rollouts.gap", lambda *_: math.nan)
+    with pytest.raises(KitError, match=r"not finite, the policy's here or those of the vLLM server .* before the step"):
+        train_rl(prepared(on(serve())))
 
 
 def test_a_server_that_returns_no_token_ids_is_too_old(prepared, serve):

@@ -22,21 +22,24 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.local import LoadedModel, load_model
-from rpo_kit.models.lora import load_lora
+from rpo_kit.models.lora import load_lora, merge_lora
 from rpo_kit.pipeline import WEIGHTS, current
 from rpo_kit.presets import ModelSettings, RLSettings
+from rpo_kit.processes import disk_errors_explained
+from rpo_kit.provenance import git_commit
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import unfitting
 from rpo_kit.rewriting.trajectory import Form
-from rpo_kit.runs import Run, write_text
+from rpo_kit.runs import Run, write_json, write_text
+from rpo_kit.serving.export_folder import NOTE, check_replaceable, in_one_step
 from rpo_kit.training.reinforce import prompt_of, training_prompts
 from rpo_kit.training.rollouts import Prompt
 
@@ -66,25 +69,27 @@ _SCHEMA = pa.schema(
 )
 
 
-def export_verl(run: Run, folder: Path) -> list[Path]:
-    """Write the files above; returns them.
+def export_verl(run: Run, folder: Path, force: bool = False) -> list[Path]:
+    """Write the files above; returns them. `force` replaces an earlier export.
 
     Raises:
-        KitError: an earlier stage is missing, or no prompt fits into the context window.
+        KitError: an earlier stage is missing, no prompt fits into the context window, or the folder cannot be written
+            or holds something else.
     """
-    settings = run.preset.rl
-    start = (current(run, "sft") / WEIGHTS).parent if settings.start == "sft" else None
-    loaded = load_model(replace(run.preset.reflection, load_in_4bit=False))  # an adapter is merged in 16 bits
-    train = training_prompts(run, loaded, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_rows(folder / "train.parquet", run, "train", train, settings.prompts_per_step)
-    _write_rows(folder / "dev.parquet", run, "dev", dev_prompts(run, loaded), 0)
-    write_text(folder / "reward.py", reward_file(run))
-    model: Any = load_lora(loaded.model, start).merge_and_unload() if start else loaded.model  # type: ignore[operator]
-    model.save_pretrained(folder / "model")
-    loaded.tokenizer.save_pretrained(folder / "model")
-    write_text(folder / "launch.sh", launch_script(run, loaded.max_seq_length))
-    (folder / "launch.sh").chmod(0o755)
+    start = (current(run, "sft") / WEIGHTS).parent if run.preset.rl.start == "sft" else None
+    check_replaceable(folder, force)
+    # A LoRA is merged into the weights with which it was trained: 4-bit ones, unpacked.
+    loaded = load_model(run.preset.reflection if start else replace(run.preset.reflection, load_in_4bit=False))
+    with disk_errors_explained(folder), in_one_step(folder) as part:
+        train = training_prompts(run, loaded, run.preset.rl)
+        _write_rows(part / "train.parquet", run, "train", train, run.preset.rl.prompts_per_step)
+        _write_rows(part / "dev.parquet", run, "dev", dev_prompts(run, loaded), 0)
+        write_text(part / "reward.py", reward_file(run))
+        write_text(part / "launch.sh", launch_script(run, loaded.max_seq_length))
+        loaded.tokenizer.save_pretrained(part / "model")
+        model = merge_lora(load_lora(loaded.model, start)) if start else loaded.model
+        model.to(torch.bfloat16).save_pretrained(part / "model")  # type: ignore[arg-type]
+        write_json(part / NOTE, {"form": "verl", "run": run.name, "commit": git_commit()})
     return [folder / name for name in ("train.parquet", "dev.parquet", "reward.py", "model", "launch.sh")]
 
 

@@ -22,12 +22,12 @@ from rpo_kit.models.lora import load_lora
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting.trajectory import Trajectory, render
 from rpo_kit.runs import Run
+from rpo_kit.serving.verl import ESTIMATORS, dev_prompts, export_verl, launch_script, reward_file
 from rpo_kit.setting_rules import ALGORITHMS
 from rpo_kit.stages import stage
 from rpo_kit.training.reinforce import training_prompts
 from rpo_kit.training.rewards import judge
 from rpo_kit.training.synthesis import synthesize
-from rpo_kit.training.verl import ESTIMATORS, dev_prompts, export_verl, launch_script, reward_file
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_SFT = {"rl.start": "untrained", "rl.steps": 5, "rl.prompts_per_step": 3, "data.dev_users": 4}
@@ -69,6 +69,22 @@ def test_the_dev_rows_show_what_the_evaluation_shows(exported):
     assert [row["prompt"] for row in rows] == [
         prompt.messages for prompt in dev_prompts(run, load_model(run.preset.reflection))
     ]
+
+
+def test_an_export_appears_whole_and_replaces_nothing_else(exported, tmp_path, monkeypatch):
+    run, folder = exported()
+    with pytest.raises(KitError, match="add --force"):
+        export_verl(run, folder)
+    (folder / "reward.py").unlink()
+    monkeypatch.setattr("rpo_kit.serving.verl.launch_script", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_verl(run, folder, force=True)
+    assert not (folder / "reward.py").exists(), "the old one, as it was"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").touch()
+    with pytest.raises(KitError, match="is not an export"):
+        export_verl(run, tmp_path / "home", force=True)
 
 
 # ---- the reward ---------------------------------------------------------------------------------------------------
