@@ -36,6 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KitError as error:
         print(f"rpo_kit: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("rpo_kit"):
+            raise
+        print(
+            f"rpo_kit: {sys.executable} lacks the package {error.name}. After `make install` use .venv/bin/python, or "
+            "`source .venv/bin/activate` once per terminal.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("\nrpo_kit: interrupted; run the same command again to resume.", file=sys.stderr)
         return 130

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -119,10 +120,12 @@ def check_exists(name: str, root: Path | str | None = None) -> Path:
     file = run_file(name, root)
     if not file.exists():
         root = file.parent.parent
-        known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json")))
+        names = sorted(path.parent.name for path in root.glob("*/run.json"))
+        close = get_close_matches(name, names, 1)
+        known = f"existing runs: {', '.join(names)}" if names else "no runs exist yet"
         raise KitError(
-            f"There is no run {name!r} in {root}; {f'existing runs: {known}' if known else 'no runs exist yet'}. To "
-            f"create it, run `python -m rpo_kit prepare --run {name}`."
+            f"There is no run {name!r} in {root}; {known}.{f' Did you mean {close[0]}?' if close else ''} To create "
+            f"it, run `python -m rpo_kit prepare --run {name}`."
         )
     return file
 

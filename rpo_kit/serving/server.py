@@ -258,7 +258,8 @@ def serve(
     service = Service(personalizer, profiles, key, models=models, together=together)
     with make_server(service, host, port) as server:
         address = f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}/v1"
-        print(f"{personalizer.task.title} at {address}; press Ctrl-C to stop")
+        about = f"run {run.name!r}, stage {stage}, {personalizer.task.title}"
+        print(f"{about} at {address}; {'with a' if key else 'without a'} key; press Ctrl-C to stop")
         print(f"models: {', '.join(service.names)}", flush=True)
         server.serve_forever()
 

@@ -43,6 +43,7 @@ from rpo_kit.study.comparisons import PLAN, SFT_ONLY, families, with_holm, write
 from rpo_kit.study.evaluation import rewrite
 from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
 from rpo_kit.study.statistics import references
+from rpo_kit.training.curriculum import shots_plan
 from rpo_kit.training.reinforce import train_rl
 
 CSV_FILES = ("bars.csv", "differences.csv", "curves.csv", "provenance.json")
@@ -65,8 +66,10 @@ def sweep(run: Run, on_log: OnLog | None = None) -> None:
 
 
 def begin(run: Run) -> None:
-    """Write down the comparisons. Raises KitError if there is no SFT adapter to start from."""
+    """Write down the comparisons. Raises KitError if there is no SFT adapter, or an arm cannot be trained."""
     current(run, "sft")
+    for arm in run.preset.sweep.arms:
+        shots_plan(arm, run.preset.sweep.steps)  # raises
     if is_main():
         lock = run.folder / ".locks" / "sweep-plan"  # trials may begin at once, as a scheduler's jobs
         with disk_errors_explained(run.folder), locked(lock, f"The plan of the sweep of run {run.name!r}"):

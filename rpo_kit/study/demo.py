@@ -164,5 +164,7 @@ def summary(run: Run) -> str:
             f"figures    {run.folder}/figures/",
             f"notebooks  {run.folder}/notebooks/ (as executed)",
             "JupyterLab make lab",
+            f"use it     .venv/bin/python -m rpo_kit serve --run {run.name} (or export, see the README)",
+            "next       draw your own Figure 3: docs/workshop.md, the last exercise",
         ]
     )

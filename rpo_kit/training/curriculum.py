@@ -32,6 +32,10 @@ def shots_plan(plan: str, steps: int, first: int = 2, last: int = 6, seed: int =
         return random.Random(f"shots/{seed}").choices(range(first, last + 1), k=steps)
     stages = [int(part) for part in plan.split(",") if part.strip().isdecimal() and int(part) > 0]
     if "," in plan and len(stages) == plan.count(",") + 1:
+        if len(stages) > steps:
+            raise KitError(
+                f"The curriculum {plan!r} has {len(stages)} values for {steps} steps: raise the steps, or shorten it."
+            )
         return [stages[t * len(stages) // steps] for t in range(steps)]
     if plan.startswith("fixed-") and plan[6:].isdecimal() and int(plan[6:]) > 0:
         return [int(plan[6:])] * steps

@@ -213,7 +213,7 @@ def test_serve_takes_another_base_model(new_run, monkeypatch, tmp_path):
     monkeypatch.setenv("RPO_RUNS", str(tmp_path))
     new_run()
     asked = []
-    monkeypatch.setattr(server.Personalizer, "of", lambda run, stage, base: asked.append(base) or 1 / 0)
+    monkeypatch.setattr(server, "models_of", lambda run, stage, base: asked.append(base) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["serve", "--run", "r", "--base", "openai:gpt-4o-mini"])
     assert asked == ["openai:gpt-4o-mini"]

@@ -110,7 +110,7 @@ def test_the_command_serves_a_run(run, tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             first, second = process.stdout.readline(), process.stdout.readline()
-            assert first.startswith("Product rating at http://127.0.0.1:")
+            assert first.startswith("run 'r', stage sft, Product rating at http://127.0.0.1:")
             assert second == "models: rpo, rpo-rl, rpo-sft, rpo-untrained, base\n"
             port = int(first.partition("/v1;")[0].rpartition(":")[2])
             there = type("There", (), {"port": port})

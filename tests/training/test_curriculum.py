@@ -70,3 +70,8 @@ def test_the_order_depends_on_the_seed_and_a_longer_run_begins_with_a_shorter_on
 def test_an_empty_pool_is_an_error_and_not_an_endless_loop():
     with pytest.raises(KitError, match="no training example"):
         prompt_order([], 3)
+
+
+def test_a_list_that_is_longer_than_the_training_is_refused():
+    with pytest.raises(KitError, match="'2,6,2' has 3 values for 2 steps"):
+        shots_plan("2,6,2", 2)
