@@ -8,6 +8,7 @@ formula sums over the whole batch is exchanged. With one process, nothing here h
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -30,6 +31,13 @@ def start() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    atexit.register(_stop)
+
+
+def _stop() -> None:
+    """Disconnect before the process ends; otherwise gloo's threads may abort it when another rank ends first."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def share_of(rows: Sequence[T]) -> tuple[int, Sequence[T]]:

@@ -18,6 +18,7 @@ def main(tokenizer: Path, folder: Path, *cases: str) -> None:
     ranks.start()
     for case in cases:
         take_steps(tokenizer, folder, case.split(","))
+    ranks.gather([0])  # no rank leaves while another is at work
 
 
 def take_steps(tokenizer: Path, folder: Path, golds: list[str]) -> None:
