@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
@@ -21,11 +20,10 @@ from rpo_kit.presets import PRESETS, flat
 from rpo_kit.runs import Run, check_exists, existing_run, open_run, planned_run, runs_root
 from rpo_kit.serving.commands import add_serving
 from rpo_kit.setting_values import from_options
-from rpo_kit.stages import require
 from rpo_kit.study.mine_command import add_own_voice
+from rpo_kit.study.result_commands import add_results
 
 DEFAULT_RUN = "demo"
-FIGURES = Path(__file__).resolve().parents[1] / "figures"  # with the numbers kept in figures/data
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,36 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
     presets = commands.add_parser("presets", help="list the presets and what they are for")
     presets.set_defaults(command=_presets)
-    _add_result_commands(commands)
+    add_results(commands)
+    add_serving(commands)
     add_own_voice(commands)
     return parser
-
-
-def _add_result_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The commands that use the results of a run."""
-    about = "print LaMP's metrics for an evaluated run, or for a prediction file in LaMP's format"
-    score = commands.add_parser("score", help=about, description=about)
-    score.add_argument("golds", type=Path, nargs="?", help="file with the golds ({split}_outputs.json)")
-    score.add_argument("predictions", type=Path, nargs="?", help="file with the predictions, same format")
-    score.add_argument("--run", help="instead of two files: score the systems of this run on its dev split")
-    score.set_defaults(command=_score)
-    figure = commands.add_parser("figure3", help="draw Figure 3 from the stored numbers of a sweep, without training")
-    figure.add_argument("--run", default=DEFAULT_RUN, help="the run with the sweep (default: demo)")
-    figure.add_argument(
-        "--data", metavar="NAME", help="instead of a run: the numbers stored as figures/data/NAME_*.csv"
-    )
-    figure.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_*.csv")
-    figure.set_defaults(command=_figure3)
-    results = commands.add_parser("results", help="print and draw an evaluation from its stored numbers")
-    results.add_argument("--run", default=DEFAULT_RUN, help="the evaluated run (default: demo)")
-    results.add_argument("--export", metavar="NAME", help="also store numbers and logs as figures/data/NAME_*.csv")
-    about = "print and draw the component study (sweep --grid components) instead of the evaluation"
-    results.add_argument("--components", action="store_true", help=about)
-    about = "also print, apart from the run's table, what others have published on the task"
-    results.add_argument("--published", action="store_true", help=about)
-    results.set_defaults(command=_results)
-    _add_plan(commands)
-    add_serving(commands)
 
 
 def _add_fork(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -121,23 +93,6 @@ def _add_fork(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as in rl.steps=40"
     )
     forked.set_defaults(command=_fork, task=None, data=None)
-
-
-def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    about = "estimate from a pilot run how many users, seeds and hours it takes to detect a difference"
-    plan = commands.add_parser("plan", help=about, description=about)
-    plan.add_argument(
-        "--run", default=DEFAULT_RUN, help="the pilot: a run with an evaluation or a sweep (default: demo)"
-    )
-    plan.add_argument("--difference", type=float, default=0.02, help="difference in score to detect (default: 0.02)")
-    plan.add_argument("--power", type=float, default=0.8, help="the chance of finding it (default: 0.8)")
-    about = "what of the pilot is read (default: evaluate, where seeds are one; a sweep may have several)"
-    plan.add_argument("--from", dest="source", choices=("evaluate", "sweep"), default="evaluate", help=about)
-    plan.add_argument("--system", help="a system or arm of the pilot (default: rl, or progressive)")
-    plan.add_argument("--minus", help="what is subtracted from it (default: sft, or SFT only)")
-    about = "standard deviation between seeds, as in 0.05, or stored numbers, as in gain_LaMP-7_24x16"
-    plan.add_argument("--seed-spread", metavar="SD", help=about)
-    plan.set_defaults(command=_plan)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -258,93 +213,6 @@ def _doctor(options: argparse.Namespace) -> int:
 def _presets(options: argparse.Namespace) -> None:
     for preset in PRESETS.values():
         print(f"{preset.name:10} {preset.about}")
-
-
-def _score(options: argparse.Namespace) -> None:
-    if bool(options.run) == bool(options.golds) or bool(options.golds) != bool(options.predictions):
-        raise KitError("score takes either --run NAME, or two files: GOLDS ({split}_outputs.json) and PREDICTIONS.")
-    from rpo_kit.study.score_report import report_of_files, report_of_run
-
-    if options.run:
-        print(report_of_run(existing_run(options.run)))
-    else:
-        print(report_of_files(options.golds, options.predictions))
-
-
-def _figure3(options: argparse.Namespace) -> None:
-    from rpo_kit.study.ablation import export_figure_data
-    from rpo_kit.study.comparisons import stored_differences
-    from rpo_kit.study.figures import figure3, save
-
-    name = options.data or options.export
-    stored = sorted(path.name.removesuffix("_bars.csv") for path in (FIGURES / "data").glob("*_bars.csv"))
-    if options.data and options.export:
-        raise KitError("--data draws stored numbers and --export stores those of a run: give one of the two.")
-    if options.data and name not in stored:
-        raise KitError(f"No numbers are stored as {name!r}: --data takes one of {', '.join(stored)}.")
-    if not options.data:
-        run = existing_run(options.run)
-        if options.export:
-            export_figure_data(run, FIGURES / "data", name)
-    prefix, folder = (f"{FIGURES}/data/{name}_", FIGURES) if name else (f"{run.stage('sweep')}/", run.stage("sweep"))
-    drawn = save(figure3(prefix), folder, f"{name}_figure3" if name else "figure3")
-    print(*filter(None, [stored_differences(prefix)]), f"drawn: {' '.join(map(str, drawn))}", sep="\n")
-
-
-def _components(run: Run, name: str | None) -> None:
-    from rpo_kit.study.comparisons import UNRESOLVED
-    from rpo_kit.study.component_figure import components_figure, export, read_table, resolved
-    from rpo_kit.study.figures import save
-
-    table = read_table(str(run.stage("components") / "components"))
-    verdict = ["" if is_resolved else UNRESOLVED for is_resolved in resolved(table)]
-    if name:
-        export(run, FIGURES / "data", name)
-    print(table.drop(columns="system").round(3).assign(verdict=verdict).to_string(index=False, na_rep=""))
-    folder, file = (FIGURES, f"components_{name}") if name else (run.folder / "figures", "components")
-    print("drawn:", *save(components_figure(table), folder, file))
-
-
-def _results(options: argparse.Namespace) -> None:
-    from rpo_kit.study.ablation import export_results
-    from rpo_kit.study.comparisons import differences_text
-    from rpo_kit.study.figures import results_figure, save
-    from rpo_kit.study.history import history_figure, history_table
-    from rpo_kit.study.results import named, read_tables, result_text
-
-    run = existing_run(options.run)
-    if options.components:
-        _components(run, options.export)
-        return
-    if options.export:
-        export_results(run, FIGURES / "data", options.export)
-    metrics, paired = read_tables(f"{require(run, 'evaluate')}/")
-    print(*filter(None, [result_text(metrics, paired), differences_text(named(paired))]), sep="\n\n")
-    folder, prefix = (FIGURES, f"{options.export}_") if options.export else (run.folder / "figures", "")
-    figures = {"results": results_figure(metrics)}
-    if len(history_table(metrics)):
-        figures["history"] = history_figure(metrics)
-    print("drawn:", *[path for name, figure in figures.items() for path in save(figure, folder, f"{prefix}{name}")])
-    if options.published:
-        _print_published(run)
-
-
-def _plan(options: argparse.Namespace) -> None:
-    from rpo_kit.study.pilot import pilot_of_evaluation, pilot_of_sweep
-    from rpo_kit.study.power import plan_report, seed_spread_of
-
-    run, stated = existing_run(options.run), options.seed_spread
-    read = pilot_of_evaluation if options.source == "evaluate" else pilot_of_sweep
-    seed_spread = None if stated is None else seed_spread_of(stated, FIGURES / "data")
-    print(plan_report(read(run, options.system, options.minus), options.difference, options.power, seed_spread))
-
-
-def _print_published(run: Run) -> None:
-    from rpo_kit.study.published import published_report
-
-    print(f"\n{'-' * 100}\n{published_report(run.preset.data.task)}")
-    if run.preset.data.source == "personas":
-        print("\nThis run's users are invented (embedded benchmark), so its numbers are not numbers on LaMP.")
 
 
 if __name__ == "__main__":

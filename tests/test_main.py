@@ -71,7 +71,7 @@ def test_the_help_lists_the_stages_in_order_and_says_where_to_start(capsys):
 
 def test_figure_3_is_redrawn_from_the_numbers_stored_with_the_code(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "figures" / "data", tmp_path / "data")
-    monkeypatch.setattr("rpo_kit.__main__.FIGURES", tmp_path)
+    monkeypatch.setattr("rpo_kit.study.result_commands.FIGURES", tmp_path)
     assert main(["figure3", "--data", "long_LaMP-7"]) == 0
     assert (tmp_path / "long_LaMP-7_figure3.png").read_bytes().startswith(b"\x89PNG")
     assert main(["figure3", "--data", "nosuch"]) == 2
@@ -79,6 +79,13 @@ def test_figure_3_is_redrawn_from_the_numbers_stored_with_the_code(tmp_path, mon
     assert f"No numbers are stored as 'nosuch': --data takes one of {stored}" in capsys.readouterr().err
     assert main(["figure3", "--data", "long_LaMP-7", "--export", "other"]) == 2
     assert "give one of the two" in capsys.readouterr().err
+
+
+def test_figure_3_of_a_run_without_a_sweep_names_the_command(new_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RPO_RUNS", str(tmp_path))
+    new_run()
+    assert main(["figure3", "--run", "r"]) == 2
+    assert "Run 'r' has no finished sweep: run `python -m rpo_kit sweep --run r` first." in capsys.readouterr().err
 
 
 def test_the_help_of_a_stage_explains_its_options(capsys):

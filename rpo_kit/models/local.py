@@ -1,7 +1,7 @@
 """A model in this process: loading it with its tokenizer, generating with it, and the `Chat` around it.
 
 Plain transformers, PEFT and bitsandbytes, the same on CPU and GPU, for base model, inference and RL. Only SFT trains
-with Unsloth (`load_unsloth_trainable`), which patches transformers for the whole process: nothing else may import it.
+with Unsloth (`unsloth_loader.py`), which patches transformers for the whole process: nothing else may import it.
 
     model = load_base("smollm2")
     generate(model, [[{"role": "user", "content": "Say hello."}]], max_new_tokens=8)[0].text
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
@@ -66,7 +66,7 @@ def load_model(settings: ModelSettings, dtype: torch.dtype | None = None) -> Loa
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    with _cannot_be_loaded(settings.name), _quiet():
+    with cannot_be_loaded(settings.name), quiet():
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, quantization_config=quantization, device_map={"": device()}
         )
@@ -76,14 +76,14 @@ def load_model(settings: ModelSettings, dtype: torch.dtype | None = None) -> Loa
         # gradients would be wrong, without an error.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (mypy: not an attribute of Module)
-    return _checked(model.eval(), tokenizer, settings)
+    return checked(model.eval(), tokenizer, settings)
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The model's tokenizer alone. Raises KitError as `load_model`."""
     from transformers import AutoTokenizer
 
-    with _cannot_be_loaded(settings.name), _quiet():
+    with cannot_be_loaded(settings.name), quiet():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_path(settings.name))
     _check_tokenizer(tokenizer, settings.name)
     return tokenizer
@@ -103,35 +103,6 @@ def load_trainable(settings: ModelSettings, adapter: Path | None, seed: int) -> 
     torch.manual_seed(seed)
     model = load_lora(loaded.model, adapter, trainable=True) if adapter else add_lora(loaded.model, settings)
     return LoadedModel(model, loaded.tokenizer, loaded.max_seq_length)
-
-
-def load_unsloth_trainable(settings: ModelSettings, seed: int) -> LoadedModel:
-    """The reflection module with a new trainable LoRA, loaded and patched by Unsloth: for SFT alone.
-
-    Raises:
-        KitError: as `load_model`.
-    """
-    unsloth = _unsloth()
-    with _cannot_be_loaded(settings.name), _quiet():
-        model, tokenizer = unsloth.from_pretrained(
-            model_path(settings.name),
-            max_seq_length=settings.max_seq_length,
-            load_in_4bit=settings.load_in_4bit,
-            dtype=None,
-            random_state=seed,
-        )
-    tokenizer.padding_side = "left"
-    loaded = _checked(model, tokenizer, settings)
-    model = unsloth.get_peft_model(
-        model,
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=0.0,
-        target_modules=list(settings.lora_targets),
-        use_gradient_checkpointing="unsloth" if device() != "cpu" else False,
-        random_state=seed,
-    )
-    return LoadedModel(model, tokenizer, loaded.max_seq_length)
 
 
 def model_path(name: str) -> str:
@@ -162,7 +133,7 @@ def device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
-def _checked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> LoadedModel:
+def checked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> LoadedModel:
     _check_tokenizer(tokenizer, settings.name)
     window = getattr(model.config, "max_position_embeddings", None)
     return LoadedModel(model, tokenizer, min(settings.max_seq_length, window or settings.max_seq_length))
@@ -179,7 +150,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _cannot_be_loaded(name: str) -> Iterator[None]:
+def cannot_be_loaded(name: str) -> Iterator[None]:
     """Turn an unknown hub id, a missing network or a full disk into a KitError."""
     try:
         yield
@@ -190,15 +161,8 @@ def _cannot_be_loaded(name: str) -> Iterator[None]:
         ) from error
 
 
-def _unsloth() -> Any:
-    """Unsloth's loader, imported without its banner; import it before trl, which it patches."""
-    with _quiet():
-        from unsloth import FastLanguageModel
-    return FastLanguageModel
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide banners and progress bars; errors still raise."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
@@ -308,7 +272,7 @@ def _generate_rows(
         torch.manual_seed(int(uniforms.flatten()[0].double() * 2**52))
     rows = {"input_ids": ids.repeat_interleave(group, 0), "attention_mask": mask.repeat_interleave(group, 0)}
     generate: Callable[..., Tensor] = loaded.model.generate  # type: ignore[assignment]
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         new = generate(**rows, generation_config=config)[:, ids.shape[1] :]
     return new.view(len(ids), group, -1)
 

@@ -43,7 +43,7 @@ DTYPES = {  # what a target's weights can be stored as, the default first
     "ollama": ("f16", "q8_0", "bf16", "f32"),
     "vllm": (),
 }
-_WRITERS: dict[str, Callable[[Export, Path], None]] = {
+_WRITERS: dict[str, Callable[[Export, Path], object]] = {
     "adapter": write_adapter,
     "merged": write_merged,
     "gguf": write_gguf_file,

@@ -86,11 +86,12 @@ def write_merged(export: Export, folder: Path) -> None:
     merged.tokenizer.save_pretrained(folder)
 
 
-def write_gguf_file(export: Export, folder: Path) -> None:
-    """One file for llama.cpp."""
+def write_gguf_file(export: Export, folder: Path) -> LoadedModel:
+    """One file for llama.cpp; returns the merged model that is in it."""
     merged = merged_module(export)
     path = folder / export.gguf_name
     write_gguf(merged.model, merged.tokenizer, path, str(export.dtype), export.name, base_licence(export))
+    return merged
 
 
 def merged_module(export: Export) -> LoadedModel:
@@ -151,10 +152,7 @@ def base_licence(export: Export) -> str:
 
 def write_ollama(export: Export, folder: Path) -> None:
     """A GGUF with the Modelfile from which `ollama create` makes a model."""
-    merged = merged_module(export)
-    write_gguf(
-        merged.model, merged.tokenizer, folder / export.gguf_name, str(export.dtype), export.name, base_licence(export)
-    )
+    merged = write_gguf_file(export, folder)
     stops = [str(token) for token in merged.tokenizer.convert_ids_to_tokens(end_tokens(merged))]
     write_text(folder / "Modelfile", modelfile(export, ollama_template(merged.tokenizer), stops))
 

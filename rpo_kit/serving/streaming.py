@@ -62,7 +62,7 @@ def events(
         yield ": working\n\n"
     try:
         completion = future.result()
-    except BaseException as error:
+    except BaseException as error:  # the status is long sent: the client reads it in the stream
         yield _event(as_error(explained(error)))
         return
     choice = completion["choices"][0]

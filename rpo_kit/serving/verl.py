@@ -40,7 +40,7 @@ from rpo_kit.rewriting.reflection import unfitting
 from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import Run, write_json, write_text
 from rpo_kit.serving.export_folder import NOTE, check_replaceable, in_one_step
-from rpo_kit.training.reinforce import prompt_of, training_prompts
+from rpo_kit.training.prompts import prompt_of, training_prompts
 from rpo_kit.training.rollouts import Prompt
 
 ESTIMATORS = {  # rl.algorithm: verl's algorithm.adv_estimator

@@ -232,16 +232,23 @@ def provenance(run: Run, trials: Trials) -> dict[str, object]:
     return {"preset": as_dict(run.preset), "plan": plan} | common_provenance(files)
 
 
+def finished_sweep(run: Run) -> Path:
+    """The folder of the run's sweep. Raises KitError if it is not finished."""
+    folder = run.stage("sweep")
+    if not all((folder / file).exists() for file in CSV_FILES):
+        raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
+    return folder
+
+
 def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
     """Copy the numbers of a sweep to `folder/<name>_*` (CSV_FILES), to be committed with the code.
 
     Raises:
         KitError: the sweep is not finished.
     """
-    if not all((run.stage("sweep") / file).exists() for file in CSV_FILES):
-        raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
+    sweep = finished_sweep(run)
     folder.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copyfile(run.stage("sweep") / file, folder / f"{name}_{file}")) for file in CSV_FILES]
+    return [Path(shutil.copyfile(sweep / file, folder / f"{name}_{file}")) for file in CSV_FILES]
 
 
 def export_results(run: Run, folder: Path, name: str) -> list[Path]:

@@ -29,29 +29,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.example import Example
-from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.model_spec import rollout_server
 from rpo_kit.models.attention import causal_lm
-from rpo_kit.models.local import LoadedModel, end_tokens, load_trainable, prompt_ids, sample
+from rpo_kit.models.local import LoadedModel, end_tokens, load_trainable, sample
 from rpo_kit.models.lora import copy_adapter, merged_adapter
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.presets import RLSettings
-from rpo_kit.rewriting.faithfulness import truth_of
-from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.rewriting.reflection import fitting_messages, unfitting
-from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run
 from rpo_kit.setting_rules import ALGORITHMS
 from rpo_kit.stages import stage
 from rpo_kit.training import checkpoints, ranks, rollouts
-from rpo_kit.training.curriculum import prompt_order, shots_plan
 from rpo_kit.training.diagnostics import warn_on_log
 from rpo_kit.training.progress import ProgressLog, finish_training, is_trained, release_memory
+from rpo_kit.training.prompts import training_prompts
 from rpo_kit.training.rewards import judge
 from rpo_kit.training.rollouts import Prompt, Rollout
 from rpo_kit.training.server_rollouts import ServerSampler
@@ -90,57 +83,6 @@ def memory_error_explained(run: Run, settings: RLSettings) -> Iterator[None]:
             f"rl.micro_batch_tokens={settings.micro_batch_tokens // 2}, or a lower reflection.max_seq_length (now "
             f"{run.preset.reflection.max_seq_length}), and run again; training resumes from the last checkpoint."
         ) from error
-
-
-def training_prompts(run: Run, loaded: LoadedModel, settings: RLSettings) -> list[Prompt]:
-    """One prompt per slot, in training order, with as many items as the curriculum plans.
-
-    Raises:
-        KitError: there is no room for a prompt, or no example fits.
-    """
-    task, limit = get_task(run.preset.data.task), loaded.max_seq_length - settings.max_new_tokens
-    form = Form.of(run.preset.reflection)
-    if limit < 1:
-        raise KitError(
-            f"rl.max_new_tokens={settings.max_new_tokens} leaves no room for a prompt in {loaded.max_seq_length} "
-            "tokens: lower it, or raise reflection.max_seq_length."
-        )
-    plan = shots_plan(settings.curriculum, settings.steps, settings.shots_from, settings.shots_to, settings.seed)
-    pool = load_prepared(run, "train")
-    too_long = unfitting(loaded.tokenizer, limit, task, pool, max(plan), form)
-    if too_long:
-        why = next(iter(too_long.values()))
-        print(f"{len(too_long)} of {len(pool)} examples are left out, the first because of this: {why}")
-        pool = [example for example in pool if example["id"] not in too_long]
-        if not pool:
-            raise KitError(f"No training example fits into the context window; the first reason: {why}")
-    examples = prompt_order(pool, settings.steps * settings.prompts_per_step, settings.seed)
-    prompts, shortened, fewer = [], 0, 0
-    for slot, example in enumerate(examples):
-        shots = plan[slot // settings.prompts_per_step]
-        prompt, cut = prompt_of(loaded.tokenizer, limit, task, example, shots, form)
-        prompts.append(prompt)
-        shortened += cut
-        fewer += prompt.shots < shots
-    if fewer:
-        print(f"{fewer} of {len(prompts)} prompts show fewer items than planned: the profiles have no more")
-    if shortened:
-        print(
-            f"{shortened} of {len(prompts)} prompts were longer than {limit} tokens: their history items were shortened"
-        )
-    return prompts
-
-
-def prompt_of(
-    tokenizer: PreTrainedTokenizerBase, limit: int, task: Task, example: Example, shots: int, form: Form
-) -> tuple[Prompt, bool]:
-    """The prompt with the first `shots` items of the ranking, and whether something was shortened to `limit` tokens."""
-    items = top_k(example, example["ranking"], shots)
-    messages, cut = fitting_messages(tokenizer, limit, task, example, items, form=form)
-    ids, history = prompt_ids(tokenizer, messages), [item[task.gold_field] for item in items]
-    query, truth = task.query_text(example["input"]), truth_of(task, example, items)
-    texts = (example["output"], example["generic"], history, query)
-    return Prompt(example["id"], messages, ids, *texts, truth, form.sections), cut
 
 
 # ---- the loop -----------------------------------------------------------------------------------------------------
@@ -227,15 +169,14 @@ def rl_step(
 
     # 4. Log-probabilities, loss and gradient, in micro-batches that hold whole groups; 5. the update.
     loss, kl = accumulate_gradients(loaded, groups, own_advantages, float(lengths.sum()), settings, training, step)
+    rate = learning_rate(settings, step)
     for group in training.optimizer.param_groups:
-        group["lr"] = learning_rate(settings, step)
-    grad_norm = update(training, step)
+        group["lr"] = rate
+    row = {"step": step, "loss": loss, "grad_norm": update(training, step), "learning_rate": rate}
     training.step, training.memory = step, release_memory(training.memory)
 
-    records = ranks.gather(
-        rollouts.records(step, mine, groups, texts, judged, own_advantages.tolist(), end_tokens(loaded))
-    )
-    row = {"step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate(settings, step)}
+    parts = (mine, groups, texts, judged, own_advantages.tolist(), end_tokens(loaded))
+    records = ranks.gather(rollouts.records(step, *parts))
     row |= {"kl": kl} if settings.beta else {}
     row |= {"sampling_gap": sampler.gap} if sampler else {}
     row |= rollouts.summary(records, prompts, task)

@@ -20,7 +20,8 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.item import items_by_id
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.models.local import LoadedModel, load_unsloth_trainable
+from rpo_kit.models.local import LoadedModel
+from rpo_kit.models.unsloth_loader import load_unsloth_trainable
 from rpo_kit.pipeline import inputs_of, refuse
 from rpo_kit.presets import SFTSettings
 from rpo_kit.rewriting.prepare import load_prepared

@@ -43,7 +43,8 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.machine import describe_machine
 from rpo_kit.memory import shape_of
 from rpo_kit.models import local
-from rpo_kit.models.local import LoadedModel, load_trainable, load_unsloth_trainable, prompt_ids, prompt_tokens
+from rpo_kit.models.local import LoadedModel, load_trainable, prompt_ids, prompt_tokens
+from rpo_kit.models.unsloth_loader import fast_language_model, load_unsloth_trainable
 from rpo_kit.presets import ModelSettings, RLSettings, get_preset
 from rpo_kit.provenance import git_commit
 from rpo_kit.rewriting.reflection import reflection_messages
@@ -102,7 +103,7 @@ def measure(
         gradient_checkpointing=checkpointing,
     )
     if not shared:
-        local._unsloth()  # gives TRL's head a form that runs on a CPU, and puts its own trainer there on a GPU
+        fast_language_model()  # gives TRL's head a form that runs on a CPU, and puts its own trainer there on a GPU
     model = model or preset.reflection
     patched = not shared and torch.cuda.is_available()
     loaded = load_unsloth_trainable(model, seed=0) if patched else load_trainable(model, None, seed=0)

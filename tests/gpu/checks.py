@@ -26,8 +26,9 @@ import rl_step
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.memory import SLACK, Shape, estimate, generating, lora_parameters, weights
 from rpo_kit.memory import rl_step as rl_step_bytes
-from rpo_kit.models.local import LoadedModel, load_trainable, load_unsloth_trainable, prompt_tokens, sample
+from rpo_kit.models.local import LoadedModel, load_trainable, prompt_tokens, sample
 from rpo_kit.models.sampling import Decoder, attention, sample_groups
+from rpo_kit.models.unsloth_loader import load_unsloth_trainable
 from rpo_kit.pipeline import stage_function
 from rpo_kit.presets import ModelSettings, Preset
 from rpo_kit.runs import Run, open_run

@@ -130,4 +130,4 @@ def test_snakemake_killed_and_started_again_gives_the_tables_of_the_plain_loop(p
     sweep(run)
     jobs = Run(tmp_path / "jobs/r", run.preset)
     assert tables(jobs) == tables(run)
-    assert (jobs.stage("sweep") / "figure3.png").read_bytes().startswith(b"\x89PNG")
+    assert (jobs.folder / "figures" / "figure3.png").read_bytes().startswith(b"\x89PNG")

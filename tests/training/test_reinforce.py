@@ -30,6 +30,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.models.chat import Completion, Conversation
 from rpo_kit.models.local import LoadedModel, load_trainable, prompt_tokens
 from rpo_kit.models.lora import copy_adapter
+from rpo_kit.models.unsloth_loader import fast_language_model
 from rpo_kit.presets import RLSettings, get_preset
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.runs import Run, existing_run, open_run
@@ -308,9 +309,8 @@ def step_of_trl(loaded: LoadedModel, groups: Sequence[Group], given: torch.Tenso
     """One step of TRL's GRPOTrainer on these completions with these advantages: log-probabilities (sequences, longest)
     with their mask, the loss and the gradients, both before clipping; the weights move.
     """
-    from rpo_kit.models import local
 
-    local._unsloth()  # gives TRL's head a form that runs on a CPU
+    fast_language_model()  # gives TRL's head a form that runs on a CPU
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer

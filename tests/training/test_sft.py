@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from rpo_kit.bundled import bundled_model
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.models import local
-from rpo_kit.models.local import LoadedModel, load_unsloth_trainable
+from rpo_kit.models.local import LoadedModel
+from rpo_kit.models.unsloth_loader import fast_language_model, load_unsloth_trainable
 from rpo_kit.presets import ModelSettings, SFTSettings
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.reflection import reflection_messages
@@ -30,7 +30,7 @@ from rpo_kit.training.synthesis import synthesize
 
 @pytest.fixture(autouse=True)
 def unsloth_first() -> None:
-    local._unsloth()
+    fast_language_model()
 
 
 @pytest.fixture
