@@ -45,7 +45,7 @@ from rpo_kit.training import checkpoints, ranks, rollouts
 from rpo_kit.training.diagnostics import warn_on_log
 from rpo_kit.training.progress import ProgressLog, finish_training, is_trained, release_memory
 from rpo_kit.training.prompts import training_prompts
-from rpo_kit.training.rewards import judge
+from rpo_kit.training.rewards import Judged, judge
 from rpo_kit.training.rollouts import Prompt, Rollout
 from rpo_kit.training.server_rollouts import ServerSampler
 from rpo_kit.training.shared_prefix import Group, micro_batches, score, scoring, why_not_shared_prefix
@@ -153,12 +153,7 @@ def rl_step(
 
     # 2. Parse and reward each.
     texts = [loaded.tokenizer.batch_decode(completions, skip_special_tokens=True) for _, completions in groups]
-    weights = (settings.format_weight, settings.content_weight)
-    judged = [
-        judge(task, text, prompt.gold, prompt.shots, *weights, prompt.generic, prompt.query, prompt.sections)
-        for prompt, own in zip(mine, texts, strict=True)
-        for text in own
-    ]
+    judged = judge_each(mine, texts, task, settings)
 
     # 3. Advantages, from the rewards and lengths of all ranks.
     rewards = torch.tensor(ranks.gather([one.reward for one in judged]))
@@ -210,6 +205,18 @@ def sample_completions(
             loaded, ids, settings.group_size, settings.max_new_tokens, settings.temperature, torch.stack(uniforms)
         )
     return list(zip(ids, completions, strict=True))
+
+
+def judge_each(
+    prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], task: Task, settings: RLSettings
+) -> list[Judged]:
+    """The rewards of all completions, those of one prompt after the other."""
+    weights = (settings.format_weight, settings.content_weight)
+    return [
+        judge(task, text, prompt.gold, prompt.shots, *weights, prompt.generic, prompt.query, prompt.sections)
+        for prompt, own in zip(prompts, texts, strict=True)
+        for text in own
+    ]
 
 
 def advantages(rewards: Tensor, lengths: Tensor, group: int, algorithm: str = "reinforce++-baseline") -> Tensor:
