@@ -61,7 +61,8 @@ def planned(run: Run, to: str, dtype: str | None = None) -> Export:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_file_of_an_export_holds_a_path_of_this_machine(form, run, tiny_llama, capsys):
+def test_no_file_of_an_export_holds_a_path_of_this_machine(form, run, tiny_llama, capsys, monkeypatch):
+    monkeypatch.chdir(run.folder.parent.parent)
     folder = export(run, form)
     assert str(folder) not in capsys.readouterr().out, "the way from here is shorter"
     paths = [str(run.folder), str(run.folder.parent.parent), str(tiny_llama), str(tiny_llama.parent), os.getcwd()]
