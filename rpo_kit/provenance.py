@@ -11,14 +11,17 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.machine import gpu, processor, threads
 
+_FOLDERS = re.compile(r"(?<![\w/.])/(?:[^\s,/]+/)+")  # of an absolute path, but not of an address
 _PACKAGES = (  # those whose version can change a number
     "torch",
     "transformers",
@@ -64,6 +67,19 @@ def common_provenance(manifests: Sequence[Path]) -> dict[str, object]:
     made = [json.loads(file.read_text(encoding="utf-8")) for file in manifests]
     commits = ", ".join(dict.fromkeys(manifest["commit"] for manifest in made))
     return {"commit": commits} | {key: made[-1][key] for key in ("machine", "packages")}
+
+
+def without_folders(value: Any) -> Any:
+    """A JSON value in which absolute paths of this machine, alone or after "file:", are cut to their last part.
+
+    >>> without_folders({"base": "file:/home/ann/train.json,/home/ann/dev.json", "url": "http://host/v1#org/model"})
+    {'base': 'file:train.json,dev.json', 'url': 'http://host/v1#org/model'}
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_folders(part) for part in value]
+    return _FOLDERS.sub("", value) if isinstance(value, str) else value
 
 
 def _fingerprint_path(path: Path) -> str:

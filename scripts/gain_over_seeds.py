@@ -14,26 +14,11 @@ import numpy as np
 import pandas as pd
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.metrics import example_scores
-from rpo_kit.lamp.tasks import get_task
-from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.runs import Run, existing_run, read_records
+from rpo_kit.runs import existing_run
+from rpo_kit.study.over_seeds import scores
 from rpo_kit.study.statistics import POWER, bootstrap_runs
 
 DATA = Path(__file__).resolve().parents[1] / "figures" / "data"
-
-
-def differences(run: Run, system: str, minus: str) -> np.ndarray:
-    """Score of `system` minus score of `minus` on each dev example of the run, shape (examples,)."""
-    task, examples = get_task(run.preset.data.task), list(load_prepared(run, "dev"))
-    golds, scores = [example["output"] for example in examples], []
-    for name in (system, minus):
-        answers = {r["id"]: r["prediction"] for r in read_records(run.stage("evaluate") / "records" / f"{name}.jsonl")}
-        missing = [example["id"] for example in examples if example["id"] not in answers]
-        if missing:
-            raise KitError(f"Run {run.name!r} has no answer of {name} for {len(missing)} examples: run evaluate again.")
-        scores.append(example_scores(task, golds, [answers[example["id"]] for example in examples]))
-    return np.asarray(scores[0] - scores[1])
 
 
 def table(by_run: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -56,7 +41,8 @@ def main() -> None:
     parser.add_argument("--minus", default="sft")
     options = parser.parse_args()
     try:
-        by_run = {name: differences(existing_run(name), options.system, options.minus) for name in options.runs}
+        runs = {name: existing_run(name) for name in options.runs}
+        by_run = {name: scores(run, options.system) - scores(run, options.minus) for name, run in runs.items()}
     except KitError as error:
         raise SystemExit(str(error)) from None
     result = table(by_run)

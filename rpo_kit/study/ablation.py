@@ -17,7 +17,6 @@ All arms start from one SFT adapter, and the differences hold for this one: the 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from pathlib import Path
@@ -33,12 +32,12 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import WEIGHTS, current
 from rpo_kit.presets import RLSettings, as_dict
 from rpo_kit.processes import disk_errors_explained, is_main, locked
-from rpo_kit.provenance import common_provenance
+from rpo_kit.provenance import common_provenance, without_folders
 from rpo_kit.rewriting.prepare import dev_examples, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
 from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run, read_json, write_json, write_text
-from rpo_kit.stages import require, stage
+from rpo_kit.stages import stage
 from rpo_kit.study.comparisons import PLAN, SFT_ONLY, families, with_holm, write_plan
 from rpo_kit.study.evaluation import rewrite
 from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
@@ -246,27 +245,11 @@ def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
     Raises:
         KitError: the sweep is not finished.
     """
-    sweep = finished_sweep(run)
+    sweep, provenance_file = finished_sweep(run), folder / f"{name}_{CSV_FILES[-1]}"
     folder.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copyfile(sweep / file, folder / f"{name}_{file}")) for file in CSV_FILES]
-
-
-def export_results(run: Run, folder: Path, name: str) -> list[Path]:
-    """Copy a run's evaluation and training logs to `folder/<name>_*`, to be committed with the code.
-
-    `<name>_run.json` records the settings, packages and commit of the evaluation.
-
-    Raises:
-        KitError: the evaluation is not finished.
-    """
-    stage_dir = require(run, "evaluate")
-    logs = {f"{name}_log.csv": run.stage(name) / "log.csv" for name in ("sft", "rl")}
-    files = {name: stage_dir / name for name in ("metrics.csv", "paired.csv")}
-    files |= {kind: path for kind, path in logs.items() if path.exists()}
-    manifest = json.loads((stage_dir / "manifest.json").read_text(encoding="utf-8"))
-    stored = {key: manifest[key] for key in ("preset", "packages", "commit", "machine") if key in manifest}
-    write_json(folder / f"{name}_run.json", {"name": run.name, "preset": as_dict(run.preset)} | stored)
-    return [Path(shutil.copyfile(path, folder / f"{name}_{kind}")) for kind, path in files.items()]
+    copied = [Path(shutil.copyfile(sweep / file, folder / f"{name}_{file}")) for file in CSV_FILES]
+    write_json(provenance_file, without_folders(read_json(provenance_file)))
+    return copied
 
 
 def _score_rows(examples: list[Example], shots: int, scores: np.ndarray) -> list[dict[str, object]]:

@@ -1,5 +1,5 @@
-"""The commands that show what came out: `score`, `figure3`, `results` and `plan`. Options only; the work is imported
-when one is called.
+"""The commands that show what came out: `score`, `figure3`, `results`, `transfer` and `plan`. Options only; the work is
+imported when one is called.
 """
 
 from __future__ import annotations
@@ -31,14 +31,26 @@ def add_results(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     figure.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_*.csv")
     figure.set_defaults(command=_figure3)
     results = commands.add_parser("results", help="print and draw an evaluation from its stored numbers")
-    results.add_argument("--run", default=DEFAULT_RUN, help="the evaluated run (default: demo)")
+    about = "the evaluated run (default: demo); several that differ in their seeds alone become one table"
+    results.add_argument("--run", nargs="+", default=[DEFAULT_RUN], help=about)
     results.add_argument("--export", metavar="NAME", help="also store numbers and logs as figures/data/NAME_*.csv")
     about = "print and draw the component study (sweep --grid components) instead of the evaluation"
     results.add_argument("--components", action="store_true", help=about)
     about = "also print, apart from the run's table, what others have published on the task"
     results.add_argument("--published", action="store_true", help=about)
     results.set_defaults(command=_results)
+    _add_transfer(commands)
     _add_plan(commands)
+
+
+def _add_transfer(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = "let the module of one run rewrite the generic answers of another run, whose black box it has not seen"
+    moved = commands.add_parser("transfer", help=about, description=about)
+    seeds = "; several, if they differ in their seeds alone"
+    moved.add_argument("--from", dest="sources", metavar="RUN", nargs="+", required=True, help=f"whose module{seeds}")
+    moved.add_argument("--to", dest="targets", metavar="RUN", nargs="+", required=True, help="whose answers, evaluated")
+    moved.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_transfer.csv")
+    moved.set_defaults(command=_transfer)
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -107,19 +119,22 @@ def _components(run: Run, name: str | None) -> None:
 
 
 def _results(options: argparse.Namespace) -> None:
-    from rpo_kit.study.ablation import export_results
     from rpo_kit.study.comparisons import differences_text
     from rpo_kit.study.figures import results_figure, save
     from rpo_kit.study.history import history_figure, history_table
+    from rpo_kit.study.over_seeds import export_results, tables_over_seeds
     from rpo_kit.study.results import named, read_tables, result_text
 
-    run = existing_run(options.run)
+    runs = [existing_run(name) for name in options.run]
+    run, several = runs[0], len(runs) > 1
     if options.components:
+        if several:
+            raise KitError("--components takes one run: the study has seeds of its own (components.seeds).")
         _components(run, options.export)
         return
+    metrics, paired = tables_over_seeds(runs) if several else read_tables(f"{require(run, 'evaluate')}/")
     if options.export:
-        export_results(run, FIGURES / "data", options.export)
-    metrics, paired = read_tables(f"{require(run, 'evaluate')}/")
+        export_results(runs, metrics, paired, FIGURES / "data", options.export)
     print(*filter(None, [result_text(metrics, paired), differences_text(named(paired))]), sep="\n\n")
     folder, prefix = (FIGURES, f"{options.export}_") if options.export else (run.folder / "figures", "")
     figures = {"results": results_figure(metrics)}
@@ -128,6 +143,16 @@ def _results(options: argparse.Namespace) -> None:
     print("drawn:", *[path for name, figure in figures.items() for path in save(figure, folder, f"{prefix}{name}")])
     if options.published:
         _print_published(run)
+
+
+def _transfer(options: argparse.Namespace) -> None:
+    from rpo_kit.runs import write_text
+    from rpo_kit.study.transfer import report, transfer
+
+    found = transfer(*([existing_run(name) for name in names] for names in (options.sources, options.targets)))
+    print(report(found))
+    if options.export:
+        write_text(FIGURES / "data" / f"{options.export}_transfer.csv", found.to_csv(index=False))
 
 
 def _plan(options: argparse.Namespace) -> None:

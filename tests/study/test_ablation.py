@@ -18,7 +18,7 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study import ablation
-from rpo_kit.study.ablation import export_figure_data, export_results, score_adapter, sweep
+from rpo_kit.study.ablation import export_figure_data, score_adapter, sweep
 from rpo_kit.study.statistics import references
 
 ARMS = ("fixed-2", "progressive")
@@ -218,35 +218,3 @@ def test_what_changes_the_prompts_of_a_trial_is_among_the_inputs_of_its_scores(s
     sweep(run)
     inputs = json.loads((run.stage("sweep/progressive-seed0/scores") / "manifest.json").read_text())["inputs"]
     assert inputs.keys() >= {"data", "generic", "model", "prompts", "adapter", "shots", "users"}
-
-
-def test_an_evaluation_without_training_is_stored_without_logs(new_run, tmp_path):
-    run = new_run()
-    with stage(run, "evaluate") as work:
-        for name in ("metrics.csv", "paired.csv"):
-            write_text(work / name, "system")
-    export_results(run, tmp_path, "base")
-    assert sorted(path.name for path in tmp_path.glob("base_*")) == [
-        "base_metrics.csv",
-        "base_paired.csv",
-        "base_run.json",
-    ]
-
-
-def test_an_evaluation_is_stored_with_its_logs_and_its_provenance(new_run, tmp_path):
-    run = new_run()
-    with pytest.raises(KitError, match="'evaluate' of run 'r' is not finished"):
-        export_results(run, tmp_path / "kept", "long_LaMP-3")
-    written = {"evaluate/metrics.csv": "system,score", "evaluate/paired.csv": "system,minus"}
-    written |= {"sft/log.csv": "step,loss", "rl/log.csv": "step,reward"}
-    with stage(run, "evaluate"):
-        pass
-    for name, text in written.items():
-        write_text(run.folder / name, text)
-    export_results(new_run({"data.task": "LaMP-7"}), tmp_path / "kept", "long_LaMP-3")
-    kept = {path.name: path.read_text() for path in (tmp_path / "kept").iterdir()}
-    made = json.loads(kept.pop("long_LaMP-3_run.json"))
-    assert made["preset"]["data"]["task"] == "LaMP-3", "with which it was evaluated, whatever the settings are now"
-    assert made.keys() == {"name", "preset", "packages", "commit", "machine"}
-    logs = {"long_LaMP-3_sft_log.csv": "step,loss", "long_LaMP-3_rl_log.csv": "step,reward"}
-    assert kept == logs | {"long_LaMP-3_metrics.csv": "system,score", "long_LaMP-3_paired.csv": "system,minus"}

@@ -1,0 +1,185 @@
+"""One evaluation out of several runs that differ in their seeds alone, with intervals that count users and seeds.
+
+    metrics, paired = tables_over_seeds([existing_run("tweets"), existing_run("tweets-1"), existing_run("tweets-2")])
+
+All runs must have been evaluated on the same users, with settings that differ in `sft.seed`, `rl.seed` and the systems
+alone. Only systems that every run evaluated are compared. The base model and the baselines have no seed: the first
+run's answers count. The variance between seeds is pooled over the trained modules (`significance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.metrics import example_scores
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.presets import as_dict, flat
+from rpo_kit.provenance import without_folders
+from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.runs import Run, read_json, read_records, write_json, write_text
+from rpo_kit.setting_rules import kind_of
+from rpo_kit.stages import require
+from rpo_kit.study.results import PAIRED_COLUMNS, read_tables
+from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
+from rpo_kit.study.statistics import compared
+
+_SEEDS = ("sft.seed", "rl.seed")
+_NO_MATTER = (  # settings that move no score of a system
+    *("evaluation.systems", "rl.rollouts_mb", "rl.save_every", "sft.save_every", "sweep.", "components.", "endpoint."),
+)
+
+
+@dataclass(frozen=True)
+class SeedScores:
+    """The scores (seeds, examples) of each system on the same examples; one row where there is no seed."""
+
+    by_system: dict[str, np.ndarray]
+    users: list[str]  # of the examples
+    resamples: int
+    seed: int  # of the bootstrap
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> SeedScores:
+        """Raises KitError if the runs have not been evaluated, or differ in more than their seeds."""
+        check_alike(runs)
+        settings, examples = runs[0].preset.evaluation, load_prepared(runs[0], "dev")
+        systems = [_systems(run) for run in runs]
+        common = [name for name in systems[0] if all(name in others for others in systems)]
+        by_system = {name: np.stack([scores(run, name) for run in _trained(name, runs)]) for name in common}
+        return cls(by_system, [example["user_id"] for example in examples], settings.bootstrap, settings.seed)
+
+    @property
+    def seeds(self) -> SeedVariance:
+        """The variance between seeds, pooled over the trained modules."""
+        trained = [values for values in self.by_system.values() if len(values) > 1]
+        return seed_variance(trained, self.users) if trained else ONE_SEED
+
+    def row(self, values_SE: np.ndarray, adapters: int, seeds: SeedVariance | None = None) -> dict[str, float]:
+        """`significance.compare`, with as many trained adapters in each value; 0 for a baseline."""
+        seeds = (seeds or self.seeds) if adapters and len(values_SE) > 1 else ONE_SEED
+        return compare(values_SE, self.users, seeds, max(1, adapters), self.resamples, self.seed)
+
+    def difference(self, system: str, minus: str) -> dict[str, float]:
+        """`row` of one system minus another, paired on users and seeds."""
+        one, other = self.by_system[system], self.by_system[minus]
+        return self.row(one - other, (len(one) > 1) + (len(other) > 1))
+
+
+def tables_over_seeds(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`metrics` and `paired` like those of one evaluation (`statistics`): means over the runs, and `seeds`, how many.
+
+    Raises:
+        KitError: a run has not been evaluated, or the runs differ in more than their seeds.
+    """
+    found = SeedScores.of(runs)
+    tables = [read_tables(f"{require(run, 'evaluate')}/")[0].set_index("system") for run in runs]
+    names = [name for name in tables[0].index if all(name in table.index for table in tables)]
+    metrics = tables[0].loc[names].copy()
+    numbers = metrics.select_dtypes("number").columns
+    metrics[numbers] = np.mean([table.loc[names, numbers].to_numpy(float) for table in tables], axis=0)
+    metrics["seeds"] = 1
+    for name, values_SE in found.by_system.items():
+        row = found.row(values_SE, int(len(values_SE) > 1))
+        metrics.loc[name, ["score", "low", "high"]] = [row["score"], row["low"], row["high"]]
+        metrics.loc[name, "seeds"] = len(values_SE)
+    counts = ["shots", "examples"]
+    metrics = metrics.astype(dict.fromkeys(counts, int)).reset_index()
+    pairs = compared(list(found.by_system))
+    paired = [{"system": one, "minus": other} | found.difference(one, other) for one, other in pairs]
+    return metrics, pd.DataFrame(paired, columns=PAIRED_COLUMNS)
+
+
+def check_alike(runs: Sequence[Run]) -> None:
+    """Raises KitError if the runs differ in other settings than their seeds, or in users, or not in their seeds."""
+    first, seen = flat(runs[0].preset), [_seeds_of(runs[0])]
+    ids = [example["id"] for example in load_prepared(runs[0], "dev")]
+    for run in runs[1:]:
+        names = f"Runs {runs[0].name!r} and {run.name!r}"
+        other = flat(run.preset)
+        differ = [key for key in first if first[key] != other[key] and not key.startswith((*_SEEDS, *_NO_MATTER))]
+        if differ:
+            raise KitError(f"{names} differ in {', '.join(differ)}, not in their seeds alone.")
+        if [example["id"] for example in load_prepared(run, "dev")] != ids:
+            raise KitError(f"{names} have other dev examples.")
+        if _seeds_of(run) in seen:
+            raise KitError(
+                f"Run {run.name!r} has the seeds of another one: give it an sft.seed and rl.seed of its own."
+            )
+        seen.append(_seeds_of(run))
+
+
+def scores(run: Run, system: str) -> np.ndarray:
+    """Scores (examples,) of a system of the run's evaluation on its dev examples.
+
+    Raises:
+        KitError: the evaluation is not finished, or an answer is missing.
+    """
+    return record_scores(run, require(run, "evaluate") / "records" / f"{system}.jsonl")
+
+
+def record_scores(run: Run, path: Path) -> np.ndarray:
+    """Scores (examples,) of the answers in a file of records on the run's dev examples."""
+    golds = {example["id"]: example["output"] for example in load_prepared(run, "dev")}
+    answers = {record["id"]: record["prediction"] for record in read_records(path)}
+    missing = len(golds.keys() - answers)
+    if missing:
+        raise KitError(f"Run {run.name!r} has no answer of {path.stem} for {missing} examples: run evaluate again.")
+    predictions = [answers[example_id] for example_id in golds]
+    return np.asarray(example_scores(get_task(run.preset.data.task), list(golds.values()), predictions))
+
+
+def export_results(
+    runs: Sequence[Run], metrics: pd.DataFrame, paired: pd.DataFrame, folder: Path, name: str
+) -> list[Path]:
+    """Write an evaluation, or the tables over several, and the training logs as `folder/<name>_*.csv`.
+
+    `<name>_run.json` records the settings, packages and commit of the (first) evaluation, and the seeds of all. Logs of
+    several runs stand one below the other, told apart by a column `run`.
+
+    Raises:
+        KitError: an evaluation is not finished.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = read_json(require(runs[0], "evaluate") / "manifest.json")
+    stored = {key: manifest[key] for key in ("preset", "packages", "commit", "machine") if key in manifest}
+    stored = {"name": runs[0].name, "preset": as_dict(runs[0].preset)} | stored
+    if len(runs) > 1:
+        stored["seeds"] = {run.name: dict(zip(_SEEDS, _seeds_of(run), strict=True)) for run in runs}
+    write_json(folder / f"{name}_run.json", without_folders(stored))
+    tables = {"metrics": metrics, "paired": paired} | {f"{kind}_log": _logs(runs, kind) for kind in ("sft", "rl")}
+    paths = {folder / f"{name}_{kind}.csv": table for kind, table in tables.items() if len(table.columns)}
+    for path, table in paths.items():
+        write_text(path, table.to_csv(index=False))
+    return list(paths)
+
+
+def _logs(runs: Sequence[Run], stage: str) -> pd.DataFrame:
+    """The logs of a training stage; without columns if there are none."""
+    logs = {run.name: run.stage(stage) / "log.csv" for run in runs}
+    tables = {name: pd.read_csv(path) for name, path in logs.items() if path.exists()}
+    if len(runs) == 1 or not tables:
+        return next(iter(tables.values()), pd.DataFrame())
+    return pd.concat(tables, names=["run"]).reset_index("run").reset_index(drop=True)
+
+
+def _seeds_of(run: Run) -> list[object]:
+    settings = flat(run.preset)
+    return [settings[key] for key in _SEEDS]
+
+
+def _systems(run: Run) -> list[str]:
+    """What the run evaluated, in the order of its table; without references, which have no answers."""
+    folder = require(run, "evaluate")
+    names = read_tables(f"{folder}/")[0]["system"]
+    return [name for name in names if (folder / "records" / f"{name}.jsonl").exists()]
+
+
+def _trained(system: str, runs: Sequence[Run]) -> Sequence[Run]:
+    """The runs whose seeds the system depends on: all for a trained module, else the first one."""
+    return runs if kind_of(system) in ("sft", "rl") else runs[:1]

@@ -1,0 +1,128 @@
+"""`transfer`: does a module that was trained on one black box's answers also serve another black box?
+
+The module of one run rewrites the generic answers of another run's dev users, and is compared with the module that was
+trained there:
+
+    ratio = (score of the other run's module - base) / (score of the own module - base)
+
+where base is the score of the generic answers that both rewrite. 1: it gains as much as the own module; 0: nothing.
+
+    transfer/bundled/{records/sft.jsonl, records/rl.jsonl, transfer.csv}       in the run whose answers are rewritten
+
+With several pairs of runs, which differ in their seeds alone, the intervals count users and seeds (`over_seeds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rpo_kit.errors import KitError
+from rpo_kit.pipeline import WEIGHTS, current, inputs_of
+from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.rewriting.reflection import module_inputs
+from rpo_kit.runs import Run
+from rpo_kit.stages import stage
+from rpo_kit.study.evaluation import predict, report_cuts
+from rpo_kit.study.over_seeds import SeedScores, check_alike, record_scores
+from rpo_kit.study.results import system_name
+from rpo_kit.study.significance import ONE_SEED, SeedVariance, crossed_bootstrap, seed_variance
+
+COLUMNS = (
+    *("system", "base", "own", "transferred", "difference", "low", "high", "mde"),
+    *("ratio", "ratio_low", "ratio_high", "users", "seeds"),
+)
+
+
+def transfer(sources: Sequence[Run], targets: Sequence[Run]) -> pd.DataFrame:
+    """Let each source's module rewrite the generic answers of its target; a row (`COLUMNS`) for SFT and one for RL.
+
+    `difference` is transferred minus own, with its 95 % interval and mde.
+
+    Raises:
+        KitError: not as many sources as targets, another task or module, a target without evaluation.
+    """
+    if len(sources) != len(targets):
+        raise KitError(f"As many runs are needed after --from as after --to, not {len(sources)} and {len(targets)}.")
+    for runs in (sources, targets):
+        check_alike(runs)
+    own = SeedScores.of(targets)
+    modules = [name for name in ("sft", "rl") if name in own.by_system]
+    if "base" not in own.by_system or not modules:
+        raise KitError(f"Run {targets[0].name!r} must have evaluated base and sft or rl: see evaluation.systems.")
+    folders = [_rewritten(source, target, modules) for source, target in zip(sources, targets, strict=True)]
+    moved: dict[str, np.ndarray] = {
+        name: np.stack([record_scores(run, folder / "records" / f"{name}.jsonl") for run, folder in folders])
+        for name in modules
+    }
+    return table(own, moved)
+
+
+def _rewritten(source: Run, target: Run, modules: Sequence[str]) -> tuple[Run, Path]:
+    """The target, and the folder in it with the records of the source's module; a call that was cut off goes on."""
+    for what, ours, theirs in (
+        ("task", source.preset.data.task, target.preset.data.task),
+        ("module", source.preset.reflection, target.preset.reflection),
+    ):
+        if ours != theirs:
+            raise KitError(f"Runs {source.name!r} and {target.name!r} have another {what}.")
+    name = f"transfer/{source.name}"
+    adapters = {module: current(source, module) / WEIGHTS for module in modules}
+    inputs = inputs_of(target, "evaluate") | module_inputs(target) | adapters
+    with stage(target, name, **inputs) as folder:
+        if folder is not None:
+            print(f"transfer: the module of {source.name} rewrites the answers of {target.name}")
+            examples = load_prepared(target, "dev")
+            report_cuts({m: predict(target, m, examples, folder, path.parent) for m, path in adapters.items()})
+    return target, target.stage(name)
+
+
+def table(own: SeedScores, moved: dict[str, np.ndarray]) -> pd.DataFrame:
+    """The comparison of the own modules with those of other runs, whose scores (seeds, examples) are `moved`."""
+    base_E, rows = own.by_system["base"][0], []
+    seeds = ONE_SEED
+    if len(next(iter(moved.values()))) > 1:
+        seeds = seed_variance([*moved.values(), *(own.by_system[name] for name in moved)], own.users)
+    for name, moved_SE in moved.items():
+        own_SE = own.by_system[name]
+        row = own.row(moved_SE - own_SE, 2, seeds)
+        means = {"base": base_E.mean(), "own": own_SE.mean(), "transferred": moved_SE.mean()}
+        ratio = _ratio(own, own_SE - base_E, moved_SE - base_E, seeds)
+        counts = {"users": len(set(own.users)), "seeds": len(moved_SE)}
+        rows.append({"system": name} | means | {"difference": row.pop("score")} | row | ratio | counts)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _ratio(found: SeedScores, own_SE: np.ndarray, moved_SE: np.ndarray, seeds: SeedVariance) -> dict[str, float]:
+    """Gain of the other module over the own one's, with a bootstrap over users, the same in both, and over seeds.
+
+    NaN if the own module's gain is not told apart from 0: nothing is there to be transferred.
+    """
+    effects = np.zeros((2, found.resamples))
+    if seeds.variance:
+        drawn = np.random.default_rng(found.seed).choice(seeds.effects, size=(2, found.resamples, len(own_SE)))
+        effects = drawn.mean(2)
+    own, moved = (
+        crossed_bootstrap(gain_SE, found.users, ONE_SEED, 1, found.resamples, found.seed) + effect
+        for gain_SE, effect in zip((own_SE, moved_SE), effects, strict=True)
+    )
+    if np.percentile(own, 2.5) <= 0:
+        return dict.fromkeys(("ratio", "ratio_low", "ratio_high"), float("nan"))
+    low, high = np.percentile(moved / own, [2.5, 97.5])
+    return {"ratio": float(moved_SE.mean() / own_SE.mean()), "ratio_low": float(low), "ratio_high": float(high)}
+
+
+def report(found: pd.DataFrame) -> str:
+    """The table as text, with what its columns mean."""
+    shown = found.assign(system=found["system"].map(system_name)).round(3)
+    return "\n".join(
+        (
+            "transferred: score of the other run's module on these generic answers; own: of the one trained on them.",
+            "difference: transferred minus own, paired, with its 95 % interval; one below mde may be missed.",
+            "ratio: (transferred - base) / (own - base); empty if the own module has no resolved gain.",
+            shown.to_string(index=False, na_rep=""),
+        )
+    )
