@@ -1,0 +1,113 @@
+"""How much better than the unchanged query could a rewrite be? `python scripts/room_above_echo.py RUN [--store NAME]`
+
+For LaMP-7, whose query is a text of its own. It scores readers who know something of the gold that no module can know,
+on the dev users of a prepared run:
+
+    query                       the query, unchanged
+    generic                     the base model's answer
+    better of the two           whichever of them scores higher, chosen per user
+    gold's length               the query, cut to the gold's number of words
+    gold's spelling             the query, with the gold's spelling of words that differ in letters said again or in
+                                apostrophes alone: "so" and "sooo", "I'm" and "im"
+    words the gold has          the query without the words that the gold does not have
+    the same, gold's order      these words in the gold's order
+    words of query or generic   the words of either that the gold has, in its order
+
+Case, punctuation and emoji do not count in ROUGE, so a style that consists of these moves no score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rpo_kit.errors import KitError
+from rpo_kit.lamp.metrics import example_scores
+from rpo_kit.lamp.tasks import get_task
+from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.runs import Run, existing_run
+from rpo_kit.study.statistics import bootstrap_interval
+
+DATA = Path(__file__).resolve().parents[1] / "figures" / "data"
+_WORD = re.compile(r"[a-z0-9]+")  # as ROUGE reads texts
+_SPACED = re.compile(r"\S+")
+
+
+def words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def among(text: str, known: str) -> str:
+    """The words of `text`, in their order, that `known` has too, each as often as it has it."""
+    left, kept = Counter(words(known)), []
+    for word in words(text):
+        if left[word]:
+            left[word] -= 1
+            kept.append(word)
+    return " ".join(kept)
+
+
+def squashed(word: str) -> str:
+    """What is left of a word without apostrophes and without letters said again: "sooo" and "so" are one."""
+    return re.sub(r"(.)\1+", r"\1", re.sub(r"[^a-z0-9]", "", word.lower()))
+
+
+def respelled(text: str, gold: str) -> str:
+    """The text, with the gold's spelling of each word that both have."""
+    spelling = {squashed(word): word for word in _SPACED.findall(gold)}
+    return " ".join(spelling.get(squashed(word), word) for word in _SPACED.findall(text))
+
+
+READERS: dict[str, Callable[[str, str, str], str]] = {  # of query, generic answer and gold
+    "query": lambda query, generic, gold: query,
+    "generic": lambda query, generic, gold: generic,
+    "gold's length": lambda query, generic, gold: " ".join(query.split()[: len(gold.split())]),
+    "gold's spelling": lambda query, generic, gold: respelled(query, gold),
+    "words the gold has": lambda query, generic, gold: among(query, gold),
+    "the same, gold's order": lambda query, generic, gold: among(gold, query),
+    "words of query or generic": lambda query, generic, gold: among(gold, f"{query} {generic}"),
+}
+
+
+def table(run: Run) -> pd.DataFrame:
+    """One row per reader: score with interval, and the share of users whom the reader serves better than the query."""
+    task, examples = get_task(run.preset.data.task), load_prepared(run, "dev")
+    if "echo" not in task.baselines:
+        raise KitError(f"{task.name} has no query that could be the answer: only LaMP-7 has.")
+    golds, users = [example["output"] for example in examples], [example["user_id"] for example in examples]
+    queries = [task.query_text(example["input"]) for example in examples]
+    by_reader = {
+        name: np.asarray(example_scores(task, golds, list(map(read, queries, [e["generic"] for e in examples], golds))))
+        for name, read in READERS.items()
+    }
+    by_reader["better of the two"] = np.maximum(by_reader["query"], by_reader["generic"])
+    rows = [
+        (name, values.mean(), *bootstrap_interval(values, users), float((values > by_reader["query"] + 1e-9).mean()))
+        for name, values in by_reader.items()
+    ]
+    columns = ["reader", "score", "low", "high", "better_than_query"]
+    return pd.DataFrame(rows, columns=columns).sort_values("score", ignore_index=True).assign(examples=len(examples))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a run of LaMP-7 after prepare")
+    parser.add_argument("--store", metavar="NAME", help="also write figures/data/NAME.csv")
+    options = parser.parse_args()
+    try:
+        result = table(existing_run(options.run))
+    except KitError as error:
+        raise SystemExit(str(error)) from None
+    if options.store:
+        result.to_csv(DATA / f"{options.store}.csv", index=False)
+    print(result.round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
