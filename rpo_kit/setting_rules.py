@@ -24,7 +24,7 @@ CURRICULA = (
     "for an equal share of the steps"
 )
 RETRIEVER_FORMS = "bm25, bm25-lamp, recency, random, or dense:ENCODER as in dense:facebook/contriever"
-RULE_TEACHERS = ("rules", "persona", "hindsight")
+RULE_TEACHERS = ("rules", "persona", "hindsight", "hindsight-shown")
 MODEL_FORMS = "local:NAME, openai:MODEL, or http://HOST:PORT/v1#MODEL"
 SECTIONS = ("observe", "plan", "rewrite")  # the parts of a trajectory, in this order
 ARM_NAMES = (  # of the component study, in study/arms.py

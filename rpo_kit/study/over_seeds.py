@@ -3,7 +3,7 @@
     metrics, paired = tables_over_seeds([existing_run("tweets"), existing_run("tweets-1"), existing_run("tweets-2")])
 
 All runs must have been evaluated on the same users, with settings that differ in `sft.seed`, `rl.seed` and the systems
-alone. Only systems that every run evaluated are compared. The base model and the baselines have no seed: the first
+alone. A trained module is compared if every run evaluated it. The base model and the baselines have no seed: the first
 run's answers count. The variance between seeds is pooled over the trained modules (`significance`).
 """
 
@@ -30,6 +30,7 @@ from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_var
 from rpo_kit.study.statistics import compared
 
 _SEEDS = ("sft.seed", "rl.seed")
+_TRAINED = ("sft", "rl")  # and the same with another k
 _NO_MATTER = (  # settings that move no score of a system
     *("evaluation.systems", "rl.rollouts_mb", "rl.save_every", "sft.save_every", "sweep.", "components.", "endpoint."),
 )
@@ -49,9 +50,9 @@ class SeedScores:
         """Raises KitError if the runs have not been evaluated, or differ in more than their seeds."""
         check_alike(runs)
         settings, examples = runs[0].preset.evaluation, load_prepared(runs[0], "dev")
-        systems = [_systems(run) for run in runs]
-        common = [name for name in systems[0] if all(name in others for others in systems)]
-        by_system = {name: np.stack([scores(run, name) for run in _trained(name, runs)]) for name in common}
+        systems = {run.name: _systems(run) for run in runs}
+        common = [name for name in systems[runs[0].name] if all(name in systems[run.name] for run in _of(name, runs))]
+        by_system = {name: np.stack([scores(run, name) for run in _of(name, runs)]) for name in common}
         return cls(by_system, [example["user_id"] for example in examples], settings.bootstrap, settings.seed)
 
     @property
@@ -79,17 +80,17 @@ def tables_over_seeds(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     found = SeedScores.of(runs)
     tables = [read_tables(f"{require(run, 'evaluate')}/")[0].set_index("system") for run in runs]
-    names = [name for name in tables[0].index if all(name in table.index for table in tables)]
-    metrics = tables[0].loc[names].copy()
-    numbers = metrics.select_dtypes("number").columns
-    metrics[numbers] = np.mean([table.loc[names, numbers].to_numpy(float) for table in tables], axis=0)
+    untrained = [name for name in tables[0].index if kind_of(name) not in _TRAINED]
+    metrics = tables[0].loc[[name for name in tables[0].index if name in (*untrained, *found.by_system)]].copy()
+    numbers = metrics.select_dtypes("float").columns
     metrics["seeds"] = 1
     for name, values_SE in found.by_system.items():
+        if name not in untrained:
+            metrics.loc[name, numbers] = np.mean([table.loc[name, numbers] for table in tables], axis=0)
         row = found.row(values_SE, int(len(values_SE) > 1))
         metrics.loc[name, ["score", "low", "high"]] = [row["score"], row["low"], row["high"]]
         metrics.loc[name, "seeds"] = len(values_SE)
-    counts = ["shots", "examples"]
-    metrics = metrics.astype(dict.fromkeys(counts, int)).reset_index()
+    metrics = metrics.reset_index()
     pairs = compared(list(found.by_system))
     paired = [{"system": one, "minus": other} | found.difference(one, other) for one, other in pairs]
     return metrics, pd.DataFrame(paired, columns=PAIRED_COLUMNS)
@@ -180,6 +181,6 @@ def _systems(run: Run) -> list[str]:
     return [name for name in names if (folder / "records" / f"{name}.jsonl").exists()]
 
 
-def _trained(system: str, runs: Sequence[Run]) -> Sequence[Run]:
+def _of(system: str, runs: Sequence[Run]) -> Sequence[Run]:
     """The runs whose seeds the system depends on: all for a trained module, else the first one."""
-    return runs if kind_of(system) in ("sft", "rl") else runs[:1]
+    return runs if kind_of(system) in _TRAINED else runs[:1]

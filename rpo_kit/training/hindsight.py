@@ -2,7 +2,8 @@
 
 It sees the gold, and spells out how the generic answer becomes it, from facts that can be checked. An observation
 states what is true of the cited item. The plan states in what the gold differs from the text to start from: first what
-the items show too (`as shown`), then the rest (`besides`). The rewrite is the gold.
+the items show too (`as shown`), then the rest (`besides`). The rewrite is the gold; of a tweet, with
+`synthesis.teacher=hindsight-shown`, only as much of the gold as query, generic answer and items show of its words.
 
     LaMP-7  <observe>[1] lower case, 8 words, no end mark, lol</observe>
             <plan>start from the query, keep most words; as shown: lower case, lol; besides: ends !</plan>
@@ -19,13 +20,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from rpo_kit.lamp.item import item_gold
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.rewriting.trajectory import Trajectory, is_writable, render
-from rpo_kit.training.hindsight_texts import Traits, kept_share, names_of, read_traits, words_of
+from rpo_kit.training.hindsight_texts import (
+    Traits,
+    kept_share,
+    names_of,
+    read_traits,
+    spellings_of,
+    squashed,
+    towards,
+    words_of,
+)
 from rpo_kit.training.teachers import Draft, Judge, Request
 
 UNSHOWN = "the items show none of the changes"
@@ -49,23 +60,27 @@ _IMPLIED = {"ends !": ("!",), "ends !!": ("!", "!!"), "ends ?!": ("!",), "ends .
 Written = tuple[Trajectory, str | None]  # and why it should not be trained on
 
 
+@dataclass(frozen=True)
 class HindsightTeacher:
-    """The rules as a `Teacher`. Drafts that would teach the wrong thing carry the reason."""
+    """The rules as a `Teacher`. Drafts that would teach the wrong thing carry the reason. `shown`: hindsight-shown."""
+
+    shown: bool = False
 
     def write(
         self, task: Task, requests: list[Request], judge: Judge, chunk: int = 64
     ) -> Iterator[list[tuple[Request, Draft]]]:
         """A batch of drafts per `chunk` requests; deterministic, and each depends on its request alone."""
         for start in range(0, len(requests), chunk):
-            yield [(request, hindsight_draft(task, request)) for request in requests[start : start + chunk]]
+            yield [(request, hindsight_draft(task, request, self.shown)) for request in requests[start : start + chunk]]
 
 
-def hindsight_draft(task: Task, request: Request) -> Draft:
+def hindsight_draft(task: Task, request: Request, shown: bool = False) -> Draft:
     """The trajectory for one request as text, with the reason if it should be rejected."""
-    trajectory, reason = _rules_of(task)(task, request)
+    shown = shown and _is_tweet(task)
+    trajectory, reason = _shown_text(task, request) if shown else _rules_of(task)(task, request)
     if not is_writable(trajectory):
         return Draft("", reason="the gold is empty or contains tags")
-    return Draft(render(trajectory), reason=reason)
+    return Draft(render(trajectory), reason=reason, ends_in=trajectory.rewrite if shown else "")
 
 
 def _rules_of(task: Task) -> Callable[[Task, Request], Written]:
@@ -155,26 +170,51 @@ def _named(words: Sequence[str]) -> str:
 def _text(task: Task, request: Request) -> Written:
     """The items' traits, and those in which the gold differs from the query or the generic answer."""
     example = request.example
-    gold, generic, query = example["output"].strip(), example["generic"].strip(), task.query_text(example["input"])
-    kind = "tweet" if "echo" in task.baselines else "title"  # a query that could be the answer itself
-    start, source = ("the generic answer", generic)
-    if kind == "tweet" and _similarity(task, gold, query) >= _similarity(task, gold, generic):
-        start, source = "the query", query
-    items = [read_traits(item[task.gold_field], kind) for item in request.items]
-    observe = "\n".join(f"[{n}] {describe(item)}" for (n, _), item in zip(request.numbered, items, strict=True))
-    shown, besides = changes(read_traits(source, kind), read_traits(gold, kind), items)
-    kept = kept_share(gold, source)
-    parts = [f"start from {start}, keep {'most' if kept >= _MOST else 'some'} words"]
-    parts += [f"as shown: {', '.join(shown)}"] if shown else []
-    parts += [f"besides: {', '.join(besides)}"] if besides else []
-    trajectory = Trajectory(observe, "; ".join(parts), gold)
+    gold, query, generic = example["output"].strip(), task.query_text(example["input"]), example["generic"].strip()
+    trajectory, reason = _changed_text(task, request, *_start(task, request), gold)
     if kept_share(gold, query, generic) < _KEPT:
         return trajectory, INVENTED
     habits = names_of(" ".join(item[task.gold_field] for item in request.items))
     habits = {name for name in habits if not name.startswith("@")}  # whom a tweet answers is not a habit
     if names_of(gold) - names_of(f"{query} {generic}") - habits:
         return trajectory, UNKNOWN_NAME
-    return trajectory, UNSHOWN if besides and not shown else None
+    return trajectory, reason
+
+
+def _shown_text(task: Task, request: Request) -> Written:
+    """The same for a rewrite that takes from the gold what query, generic answer and items show of it."""
+    example = request.example
+    gold, query, generic = example["output"].strip(), task.query_text(example["input"]), example["generic"].strip()
+    start, source = _start(task, request)
+    known = {squashed(word) for word in f"{query} {generic}".split()}
+    known = known.union(*(spellings_of(item[task.gold_field]) for item in request.items))
+    trajectory, reason = _changed_text(task, request, start, source, towards(source, gold, known))
+    return trajectory, INVENTED if kept_share(gold, query, generic) < _KEPT else reason
+
+
+def _start(task: Task, request: Request) -> tuple[str, str]:
+    """What a text starts from, and that text: of a tweet the query or the generic answer, whichever is closer."""
+    gold, generic = request.example["output"], request.example["generic"].strip()
+    query = task.query_text(request.example["input"])
+    if _is_tweet(task) and _similarity(task, gold, query) >= _similarity(task, gold, generic):
+        return "the query", query
+    return "the generic answer", generic
+
+
+def _is_tweet(task: Task) -> bool:
+    return "echo" in task.baselines  # a query that could be the answer itself
+
+
+def _changed_text(task: Task, request: Request, start: str, source: str, rewrite: str) -> Written:
+    """The trajectory from the source to the rewrite, rejected if no item shows any of its changes."""
+    kind = "tweet" if _is_tweet(task) else "title"
+    items = [read_traits(item[task.gold_field], kind) for item in request.items]
+    observe = "\n".join(f"[{n}] {describe(item)}" for (n, _), item in zip(request.numbered, items, strict=True))
+    shown, besides = changes(read_traits(source, kind), read_traits(rewrite, kind), items)
+    parts = [f"start from {start}, keep {'most' if kept_share(rewrite, source) >= _MOST else 'some'} words"]
+    parts += [f"as shown: {', '.join(shown)}"] if shown else []
+    parts += [f"besides: {', '.join(besides)}"] if besides else []
+    return Trajectory(observe, "; ".join(parts), rewrite), UNSHOWN if besides and not shown else None
 
 
 def describe(traits: Traits) -> str:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 # Spellings and interjections of English tweets, in lower case (ours).
 _INFORMAL = """
@@ -100,6 +101,41 @@ def kept_share(gold: str, *sources: str) -> float:
     known = {word for source in sources for word in words_of(source)}
     gold_words = words_of(gold)
     return sum(word in known for word in gold_words) / max(1, len(gold_words))
+
+
+def squashed(word: str) -> str:
+    """What two spellings of a word share: its letters and digits in lower case, each once where it is said again.
+
+    >>> squashed("I'm"), squashed("SOOO"), squashed("@Ann,"), squashed(":)")
+    ('im', 'so', '@an', ':)')
+    """
+    return re.sub(r"(.)\1+", r"\1", re.sub(r"[^\w@#]", "", word.lower())) or word
+
+
+def spellings_of(text: str) -> set[str]:
+    """The informal words and the hashtags of a text, `squashed`: what its writer may also write elsewhere."""
+    words = html.unescape(text).split()
+    return {squashed(word) for word in words if word.startswith("#") or _is_informal(re.sub(r"\W", "", word.lower()))}
+
+
+def towards(source: str, gold: str, known: Set[str]) -> str:
+    """The source, changed towards the gold with known words alone (`squashed`).
+
+    Words of both are spelled and ordered as in the gold. Words that the gold does not have are left out, if nothing new
+    stands in their place. What is new in the gold is taken if all its words are known; otherwise the source's stay.
+
+    >>> towards("I'm going to be late, sorry.", "im gonna be sooo late lol", {"gona", "lol"})
+    'im gonna be late lol'
+    """
+    old, new = source.split(), html.unescape(gold).split()
+    aligned = SequenceMatcher(None, [squashed(word) for word in old], [squashed(word) for word in new], autojunk=False)
+    words = []
+    for change, start, end, first, last in aligned.get_opcodes():
+        wanted = new[first:last]
+        new_words = [squashed(word) for word in wanted if _WORD.search(word)]
+        is_known = change == "equal" or all(word in known for word in new_words)
+        words += wanted if is_known else old[start:end]
+    return " ".join(words)
 
 
 def _case(words: Iterable[str], kind: str) -> str:

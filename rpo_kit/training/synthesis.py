@@ -100,8 +100,8 @@ def make_requests(examples: Sequence[Example], shots: Sequence[int], per_query: 
 def open_teacher(run: Run) -> Rules | Teacher:
     """Rules, or a chat model with the run's settings; its cost is charged to the run."""
     spec = teacher_of(run.preset)
-    if spec == "hindsight":
-        return HindsightTeacher()
+    if spec in ("hindsight", "hindsight-shown"):
+        return HindsightTeacher(spec == "hindsight-shown")
     return persona_teacher if spec == "persona" else ChatTeacher(open_chat_for(run, spec))
 
 
@@ -110,7 +110,7 @@ def filters_for(run: Run) -> Filters:
     settings, spec = run.preset.synthesis, teacher_of(run.preset)
     if spec == "persona":
         return RULES
-    return Filters(1.0 if spec == "hindsight" else settings.match_text, settings.max_words)
+    return Filters(1.0 if spec.startswith("hindsight") else settings.match_text, settings.max_words)
 
 
 def describe(folder: Path) -> str:
@@ -154,6 +154,8 @@ def _record(task: Task, request: Request, draft: Draft, filters: Filters) -> dic
     """
     record: dict[str, Any] = {"id": request.id, "example": request.example["id"], "first": request.first}
     record["items"] = [item["id"] for item in request.items]
+    if draft.ends_in:
+        request = replace(request, example=request.example | {"output": draft.ends_in})
     trajectory, reason = examine(task, request, draft.text, filters)
     reason = draft.reason or reason
     if draft.first_error:

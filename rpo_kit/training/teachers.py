@@ -51,13 +51,15 @@ class Request:
 @dataclass(frozen=True)
 class Draft:
     """A teacher's text for a request, or the reason why there is none. If it is a second text, `first_error` says what
-    was wrong with the first. `reason` is why the teacher itself would not train on its text.
+    was wrong with the first. `reason` is why the teacher itself would not train on its text. `ends_in` is the rewrite
+    that it aims at, if not at the gold.
     """
 
     text: str
     failure: str | None = None
     first_error: str | None = None
     reason: str | None = None
+    ends_in: str = ""
 
 
 Rules = Callable[[Task, list[Request]], list[str]]  # a teacher in this process: one text per request, at once

@@ -71,6 +71,14 @@ def test_the_tables_hold_means_over_the_runs_with_intervals_over_users_and_seeds
     assert "reflection module after SFT + RL minus" in result_text(metrics, paired)
 
 
+def test_what_has_no_seed_need_be_evaluated_by_the_first_run_alone(evaluated):
+    systems = '["base", "sft", "rl"]'
+    runs = [evaluated("a"), evaluated("b", 1, evaluation__systems=systems)]
+    assert {"majority", "sft", "rl"} < set(tables_over_seeds(runs)[0]["system"])
+    runs = [evaluated("c", evaluation__systems='["base", "rl"]'), runs[1]]
+    assert "sft" not in set(tables_over_seeds(runs)[0]["system"])
+
+
 def test_seeds_that_agree_add_no_width_and_seeds_that_differ_do():
     generator = np.random.default_rng(0)
     users, values = [str(n) for n in range(200)], generator.normal(0.5, 0.2, 200)

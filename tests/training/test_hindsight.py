@@ -5,7 +5,7 @@ import pytest
 from rpo_kit.lamp import personas
 from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, get_task
 from rpo_kit.presets import get_preset, teacher_of
-from rpo_kit.rewriting.prepare import prepare
+from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import read_records
 from rpo_kit.training.filters import Filters, rejection_reason
@@ -18,21 +18,21 @@ from rpo_kit.training.hindsight import (
     changes,
     hindsight_draft,
 )
-from rpo_kit.training.hindsight_texts import kept_share, names_of, read_traits
+from rpo_kit.training.hindsight_texts import kept_share, names_of, read_traits, squashed
 from rpo_kit.training.synthesis import open_teacher, synthesize
 from rpo_kit.training.teachers import Request
 
 QUERY = {"title": "A tree", "ref1": "Sorting networks revisited", "ref2": "Planar graphs and drawings"}
 
 
-def draft(name, items, gold, generic, query="I am going to be late for the match today.", first=1):
+def draft(name, items, gold, generic, query="I am going to be late for the match today.", first=1, shown=False):
     task = get_task(name)
     parts = {part: query if part == "text" else QUERY[part] for part in task.parts}
     if task.parts == ("abstract",):
         parts = {"abstract": query}
     filled = [{"id": f"i{n}", **dict.fromkeys(task.fields, "x"), **item} for n, item in enumerate(items)]
     example = {"id": "q", "input": task.make_input(**parts), "output": gold, "generic": generic}
-    return hindsight_draft(task, Request("q/0", example, filled, first))
+    return hindsight_draft(task, Request("q/0", example, filled, first), shown)
 
 
 def parts_of(made):
@@ -141,6 +141,54 @@ def test_several_items_have_one_line_each_numbered_by_rank():
 )
 def test_what_would_teach_to_invent_is_rejected_with_the_reason_and_the_text(items, gold, reason):
     assert tweets(items, gold)[2:] == (gold, reason)
+
+
+@pytest.mark.parametrize(
+    ("items", "gold", "rewrite"),
+    [
+        (["so tired lol"], "i am goin to be late for the match lol", "i am going to be late for the match lol"),
+        (["goin home"], "i am goin to be late for the match lol", "i am goin to be late for the match today."),
+        (["so tired"], "@bob I am going to be late for the match", "I am going to be late for the match"),
+        (["#meh again"], "I am late for the match #meh", "I am late for the match #meh"),
+        (["so tired"], "im soooo late for THE match today", "I am going to be late for THE match today"),
+        (["so tired"], "I am late &amp; sorry :)", "I am late for the match today."),
+        (["so tired"], "I am going to be late :) for the match", "I am going to be late :) for the match"),
+    ],
+)
+def test_a_rewrite_of_what_is_shown_takes_from_the_gold_only_words_that_are_known(items, gold, rewrite):
+    made = draft("LaMP-7", [{"text": text} for text in items], gold, "x", shown=True)
+    assert parts_of(made)[2] == made.ends_in == rewrite
+
+
+def test_no_word_of_such_a_rewrite_comes_from_nowhere():
+    query = "I am going to be late for the match today."
+    for gold in ("grandma baked seven cakes today", "late late late 4 the match", "", "so what , match !"):
+        made = draft("LaMP-7", [{"text": "so tired, wanna go home"}], gold, "x", shown=True)
+        trajectory = parse(made.text).trajectory
+        known = {squashed(word) for word in f"{query} so tired, wanna go home".split()}
+        assert trajectory is None or {squashed(w) for w in trajectory.rewrite.split() if w[0].isalnum()} <= known, gold
+
+
+def test_a_gold_that_shares_little_is_rejected_either_way():
+    for shown in (False, True):
+        assert draft("LaMP-7", [{"text": "so tired"}], "grandma baked cakes", "x", shown=shown).reason == INVENTED
+
+
+def test_only_tweets_have_rewrites_of_what_is_shown():
+    items, gold = [{"text": "x", "score": "2"}], "2"
+    assert draft("LaMP-3", items, gold, "4", shown=True) == draft("LaMP-3", items, gold, "4")
+    titles = [{"title": "Why Trains Win"}], "Why the Match Starts Today", "Match starts today."
+    assert draft("LaMP-4", *titles, shown=True) == draft("LaMP-4", *titles)
+
+
+def test_rewrites_of_what_is_shown_are_accepted_as_they_are(prepared):
+    settings = {"data.task": "LaMP-7", "synthesis.teacher": "hindsight-shown", "synthesis.per_query": 2}
+    run = prepared(settings)
+    synthesize(run)
+    golds = {example["id"]: example["output"] for example in load_prepared(run, "train")}
+    records = read_records(run.stage("synthesize") / "trajectories.jsonl")
+    assert any(record["rewrite"] != golds[record["example"]].strip() for record in records)
+    assert not any("wrote" in record for record in records)
 
 
 # ---- titles -------------------------------------------------------------------------------------------------------
