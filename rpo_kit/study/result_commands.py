@@ -49,6 +49,8 @@ def _add_transfer(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     seeds = "; several, if they differ in their seeds alone"
     moved.add_argument("--from", dest="sources", metavar="RUN", nargs="+", required=True, help=f"whose module{seeds}")
     moved.add_argument("--to", dest="targets", metavar="RUN", nargs="+", required=True, help="whose answers, evaluated")
+    about = "the module after SFT, after RL, or both (default: the last that is evaluated)"
+    moved.add_argument("--module", nargs="+", choices=("sft", "rl"), default=[], help=about)
     moved.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_transfer.csv")
     moved.set_defaults(command=_transfer)
 
@@ -149,7 +151,8 @@ def _transfer(options: argparse.Namespace) -> None:
     from rpo_kit.runs import write_text
     from rpo_kit.study.transfer import report, transfer
 
-    found = transfer(*([existing_run(name) for name in names] for names in (options.sources, options.targets)))
+    sources, targets = ([existing_run(name) for name in names] for names in (options.sources, options.targets))
+    found = transfer(sources, targets, options.module)
     print(report(found))
     if options.export:
         write_text(FIGURES / "data" / f"{options.export}_transfer.csv", found.to_csv(index=False))

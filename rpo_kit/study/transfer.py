@@ -7,7 +7,7 @@ trained there:
 
 where base is the score of the generic answers that both rewrite. 1: it gains as much as the own module; 0: nothing.
 
-    transfer/bundled/{records/sft.jsonl, records/rl.jsonl, transfer.csv}       in the run whose answers are rewritten
+    transfer/bundled-rl/records/rl.jsonl       in the run whose answers are rewritten, by the RL module of run "bundled"
 
 With several pairs of runs, which differ in their seeds alone, the intervals count users and seeds (`over_seeds`).
 """
@@ -15,7 +15,6 @@ With several pairs of runs, which differ in their seeds alone, the intervals cou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -37,10 +36,11 @@ COLUMNS = (
 )
 
 
-def transfer(sources: Sequence[Run], targets: Sequence[Run]) -> pd.DataFrame:
-    """Let each source's module rewrite the generic answers of its target; a row (`COLUMNS`) for SFT and one for RL.
+def transfer(sources: Sequence[Run], targets: Sequence[Run], modules: Sequence[str] = ()) -> pd.DataFrame:
+    """Let each source's module rewrite the generic answers of its target; a row (`COLUMNS`) per module.
 
-    `difference` is transferred minus own, with its 95 % interval and mde.
+    `modules` are "sft" and "rl", by default the last of them that the targets evaluated. `difference` is transferred
+    minus own, with its 95 % interval and mde.
 
     Raises:
         KitError: not as many sources as targets, another task or module, a target without evaluation.
@@ -50,34 +50,31 @@ def transfer(sources: Sequence[Run], targets: Sequence[Run]) -> pd.DataFrame:
     for runs in (sources, targets):
         check_alike(runs)
     own = SeedScores.of(targets)
-    modules = [name for name in ("sft", "rl") if name in own.by_system]
-    if "base" not in own.by_system or not modules:
-        raise KitError(f"Run {targets[0].name!r} must have evaluated base and sft or rl: see evaluation.systems.")
-    folders = [_rewritten(source, target, modules) for source, target in zip(sources, targets, strict=True)]
-    moved: dict[str, np.ndarray] = {
-        name: np.stack([record_scores(run, folder / "records" / f"{name}.jsonl") for run, folder in folders])
-        for name in modules
-    }
+    known = [name for name in ("sft", "rl") if name in own.by_system]
+    modules = modules or known[-1:]
+    if "base" not in own.by_system or not modules or not {*modules} <= {*known}:
+        wanted = " and ".join(modules) or "sft or rl"
+        raise KitError(f"Run {targets[0].name!r} must have evaluated base and {wanted}: see evaluation.systems.")
+    pairs = list(zip(sources, targets, strict=True))
+    moved = {name: np.stack([_rewritten(source, target, name) for source, target in pairs]) for name in modules}
     return table(own, moved)
 
 
-def _rewritten(source: Run, target: Run, modules: Sequence[str]) -> tuple[Run, Path]:
-    """The target, and the folder in it with the records of the source's module; a call that was cut off goes on."""
+def _rewritten(source: Run, target: Run, module: str) -> np.ndarray:
+    """Scores (examples,) of the source's module on the target's generic answers; a call that was cut off goes on."""
     for what, ours, theirs in (
         ("task", source.preset.data.task, target.preset.data.task),
         ("module", source.preset.reflection, target.preset.reflection),
     ):
         if ours != theirs:
             raise KitError(f"Runs {source.name!r} and {target.name!r} have another {what}.")
-    name = f"transfer/{source.name}"
-    adapters = {module: current(source, module) / WEIGHTS for module in modules}
-    inputs = inputs_of(target, "evaluate") | module_inputs(target) | adapters
-    with stage(target, name, **inputs) as folder:
-        if folder is not None:
+    folder = target.stage(f"transfer/{source.name}-{module}")
+    weights, inputs = current(source, module) / WEIGHTS, inputs_of(target, "evaluate") | module_inputs(target)
+    with stage(target, f"transfer/{folder.name}", **inputs, weights=weights) as work:
+        if work is not None:
             print(f"transfer: the module of {source.name} rewrites the answers of {target.name}")
-            examples = load_prepared(target, "dev")
-            report_cuts({m: predict(target, m, examples, folder, path.parent) for m, path in adapters.items()})
-    return target, target.stage(name)
+            report_cuts({module: predict(target, module, load_prepared(target, "dev"), work, weights.parent)})
+    return record_scores(target, folder / "records" / f"{module}.jsonl")
 
 
 def table(own: SeedScores, moved: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -117,7 +117,7 @@ def test_a_run_that_is_not_evaluated_is_named(evaluated, trained):
 
 def test_the_ratio_is_the_gain_of_the_other_module_over_that_of_the_own(evaluated, capsys):
     near, far = evaluated("near"), evaluated("far")
-    found = transfer([far], [near]).set_index("system")
+    found = transfer([far], [near], ["sft", "rl"]).set_index("system")
     base, own, other = scores(near, "base").mean(), scores(near, "rl").mean(), found.loc["rl", "transferred"]
     assert found.loc["rl", "own"] == pytest.approx(own)
     assert other == pytest.approx(scores(far, "rl").mean()), "the same users, and made-up answers"
@@ -130,8 +130,10 @@ def test_the_ratio_is_the_gain_of_the_other_module_over_that_of_the_own(evaluate
     assert list(found.index) == ["sft", "rl"]
     assert "reflection module after SFT + RL" in report(found.reset_index())
     capsys.readouterr()
-    assert transfer([far], [near]).set_index("system").equals(found)
+    assert transfer([far], [near]).set_index("system").equals(found.loc[["rl"]]), "the last step"
     assert "done already" in capsys.readouterr().out
+    with pytest.raises(KitError, match="must have evaluated base and sft"):
+        transfer([far], [evaluated("bare", evaluation__systems='["base", "rl"]')], ["sft"])
 
 
 def test_pairs_of_runs_are_seeds_of_one_comparison(evaluated):
