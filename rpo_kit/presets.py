@@ -58,7 +58,8 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    # ours: rules (persona for personas, hindsight for other data), local:NAME, openai:MODEL, URL#MODEL, or file:JSONL
+    # ours: rules (persona for personas, hindsight for other data), or persona, hindsight, hindsight-shown (rewrites
+    # tweets only as far as the history shows); local:NAME, openai:MODEL, URL#MODEL, or file:JSONL
     teacher: str = "rules"
     # items per trajectory, in turn. Paper: [1], a generic response and *a* historical example. Ours, measured: a module
     # that has only seen one item cites only one, and gets worse with more (docs/results.md)

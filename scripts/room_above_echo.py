@@ -1,4 +1,6 @@
-"""How much better than the unchanged query could a rewrite be? `python scripts/room_above_echo.py RUN [--store NAME]`
+"""How much better than the unchanged query could a rewrite be, and what does the module do to the query?
+
+    python scripts/room_above_echo.py RUN [--store NAME]
 
 For LaMP-7, whose query is a text of its own. It scores readers who know something of the gold that no module can know,
 on the dev users of a prepared run:
@@ -14,6 +16,10 @@ on the dev users of a prepared run:
     words of query or generic   the words of either that the gold has, in its order
 
 Case, punctuation and emoji do not count in ROUGE, so a style that consists of these moves no score.
+
+If the run is evaluated, a second table says of the completions of each module that parse: how alike the rewrite and the
+query are (the score of one against the other), how many have the query's words in its order, and how they score against
+the query itself, where they change its words.
 """
 
 from __future__ import annotations
@@ -31,7 +37,8 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import load_prepared
-from rpo_kit.runs import Run, existing_run
+from rpo_kit.runs import Run, existing_run, read_records
+from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.statistics import bootstrap_interval
 
 DATA = Path(__file__).resolve().parents[1] / "figures" / "data"
@@ -95,18 +102,49 @@ def table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values("score", ignore_index=True).assign(examples=len(examples))
 
 
+def module_table(run: Run) -> pd.DataFrame:
+    """One row per evaluated module: what its rewrites make of the query, where the completion parses."""
+    task, examples = get_task(run.preset.data.task), load_prepared(run, "dev")
+    rows = []
+    for path in sorted((run.stage("evaluate") / "records").glob("*.jsonl")):
+        if kind_of(path.stem) not in ("sft", "rl"):
+            continue
+        records = {record["id"]: record for record in read_records(path)}
+        parsed = [e for e in examples if e["id"] in records and not records[e["id"]]["complaint"]]
+        if not parsed:
+            continue
+        rewrites = [records[e["id"]]["prediction"] for e in parsed]
+        queries, golds = [task.query_text(e["input"]) for e in parsed], [e["output"] for e in parsed]
+        gains = np.asarray(example_scores(task, golds, rewrites)) - np.asarray(example_scores(task, golds, queries))
+        same = np.array([words(one) == words(other) for one, other in zip(rewrites, queries, strict=True)])
+        changed = gains[~same]
+        low, high = (np.nan, np.nan)
+        if len(changed):
+            low, high = bootstrap_interval(
+                changed, [e["user_id"] for e, alike in zip(parsed, same, strict=True) if not alike]
+            )
+        alike = np.mean(example_scores(task, queries, rewrites))
+        rows.append(
+            (path.stem, len(parsed) / len(examples), alike, same.mean(), len(changed), changed.mean(), low, high)
+        )
+    columns = ["system", "parsed", "alike", "same_words", "changed", "score_minus_query", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run of LaMP-7 after prepare")
     parser.add_argument("--store", metavar="NAME", help="also write figures/data/NAME.csv")
     options = parser.parse_args()
     try:
-        result = table(existing_run(options.run))
+        run = existing_run(options.run)
+        tables = {"": table(run), "_module": module_table(run)}
     except KitError as error:
         raise SystemExit(str(error)) from None
-    if options.store:
-        result.to_csv(DATA / f"{options.store}.csv", index=False)
-    print(result.round(3).to_string(index=False))
+    for name, rows in tables.items():
+        if options.store and len(rows):
+            rows.to_csv(DATA / f"{options.store}{name}.csv", index=False)
+        print(rows.round(3).to_string(index=False) if len(rows) else "", end="\n\n")
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def test_every_setting_with_a_number_has_a_range():
         ("base", "gpt-4o", "base='gpt-4o' does not name a model"),
         ("base", "persona", "base='persona' does not name a model"),
         ("base", "local:", "does not name a model"),
-        ("synthesis.teacher", "none", "write rules, persona, hindsight, local:NAME, openai:MODEL"),
+        ("synthesis.teacher", "none", "write rules, persona, hindsight, hindsight-shown, local:NAME"),
     ],
 )
 def test_an_impossible_combination_is_rejected_and_the_error_says_what_would_work(key, value, why):
