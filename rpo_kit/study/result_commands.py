@@ -29,7 +29,7 @@ def add_results(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--data", metavar="NAME", help="instead of a run: the numbers stored as figures/data/NAME_*.csv"
     )
     figure.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_*.csv")
-    figure.set_defaults(command=_figure3)
+    figure.set_defaults(command=_draw_figure3_again)
     results = commands.add_parser("results", help="print and draw an evaluation from its stored numbers")
     about = "the evaluated run (default: demo); several that differ in their seeds alone become one table"
     results.add_argument("--run", nargs="+", default=[DEFAULT_RUN], help=about)
@@ -83,7 +83,7 @@ def _score(options: argparse.Namespace) -> None:
         print(report_of_files(options.golds, options.predictions))
 
 
-def _figure3(options: argparse.Namespace) -> None:
+def _draw_figure3_again(options: argparse.Namespace) -> None:
     from rpo_kit.study.ablation import export_figure_data, finished_sweep
     from rpo_kit.study.comparisons import stored_differences
     from rpo_kit.study.figures import figure3, save
