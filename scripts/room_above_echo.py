@@ -40,10 +40,10 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, existing_run, read_records
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.statistics import bootstrap_interval
+from rpo_kit.training.hindsight_texts import squashed
 
 DATA = Path(__file__).resolve().parents[1] / "figures" / "data"
 _WORD = re.compile(r"[a-z0-9]+")  # as ROUGE reads texts
-_SPACED = re.compile(r"\S+")
 
 
 def words(text: str) -> list[str]:
@@ -60,15 +60,10 @@ def among(text: str, known: str) -> str:
     return " ".join(kept)
 
 
-def squashed(word: str) -> str:
-    """What is left of a word without apostrophes and without letters said again: "sooo" and "so" are one."""
-    return re.sub(r"(.)\1+", r"\1", re.sub(r"[^a-z0-9]", "", word.lower()))
-
-
 def respelled(text: str, gold: str) -> str:
     """The text, with the gold's spelling of each word that both have."""
-    spelling = {squashed(word): word for word in _SPACED.findall(gold)}
-    return " ".join(spelling.get(squashed(word), word) for word in _SPACED.findall(text))
+    spelling = {squashed(word): word for word in gold.split()}
+    return " ".join(spelling.get(squashed(word), word) for word in text.split())
 
 
 READERS: dict[str, Callable[[str, str, str], str]] = {  # of query, generic answer and gold

@@ -32,7 +32,8 @@ from rpo_kit.study.statistics import compared
 _SEEDS = ("sft.seed", "rl.seed")
 _TRAINED = ("sft", "rl")  # and the same with another k
 _NO_MATTER = (  # settings that move no score of a system
-    *("evaluation.systems", "rl.rollouts_mb", "rl.save_every", "sft.save_every", "sweep.", "components.", "endpoint."),
+    *("evaluation.systems", "rl.rollouts_mb", "rl.save_every", "sft.save_every"),
+    *("sweep.", "components.", "endpoint."),
 )
 
 
@@ -107,7 +108,7 @@ def check_alike(runs: Sequence[Run]) -> None:
         if differ:
             raise KitError(f"{names} differ in {', '.join(differ)}, not in their seeds alone.")
         if [example["id"] for example in load_prepared(run, "dev")] != ids:
-            raise KitError(f"{names} have other dev examples.")
+            raise KitError(f"{names} have different dev examples.")
         if _seeds_of(run) in seen:
             raise KitError(
                 f"Run {run.name!r} has the seeds of another one: give it an sft.seed and rl.seed of its own."

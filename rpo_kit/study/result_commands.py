@@ -44,11 +44,12 @@ def add_results(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_transfer(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    about = "let the module of one run rewrite the generic answers of another run, whose black box it has not seen"
+    about = "let the module of one run rewrite the generic answers of another run, from a model it was not trained on"
     moved = commands.add_parser("transfer", help=about, description=about)
-    seeds = "; several, if they differ in their seeds alone"
-    moved.add_argument("--from", dest="sources", metavar="RUN", nargs="+", required=True, help=f"whose module{seeds}")
-    moved.add_argument("--to", dest="targets", metavar="RUN", nargs="+", required=True, help="whose answers, evaluated")
+    about = "the run with the module; several, if they differ in their seeds alone"
+    moved.add_argument("--from", dest="sources", metavar="RUN", nargs="+", required=True, help=about)
+    about = "the evaluated run whose answers are rewritten, one for each --from"
+    moved.add_argument("--to", dest="targets", metavar="RUN", nargs="+", required=True, help=about)
     about = "the module after SFT, after RL, or both (default: the last that is evaluated)"
     moved.add_argument("--module", nargs="+", choices=("sft", "rl"), default=[], help=about)
     moved.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_transfer.csv")

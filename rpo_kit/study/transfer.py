@@ -43,10 +43,10 @@ def transfer(sources: Sequence[Run], targets: Sequence[Run], modules: Sequence[s
     minus own, with its 95 % interval and mde.
 
     Raises:
-        KitError: not as many sources as targets, another task or module, a target without evaluation.
+        KitError: not as many sources as targets, different tasks or modules, or a target that is not evaluated.
     """
     if len(sources) != len(targets):
-        raise KitError(f"As many runs are needed after --from as after --to, not {len(sources)} and {len(targets)}.")
+        raise KitError(f"Give as many runs after --from as after --to, not {len(sources)} and {len(targets)}.")
     for runs in (sources, targets):
         check_alike(runs)
     own = SeedScores.of(targets)
@@ -63,11 +63,11 @@ def transfer(sources: Sequence[Run], targets: Sequence[Run], modules: Sequence[s
 def _rewritten(source: Run, target: Run, module: str) -> np.ndarray:
     """Scores (examples,) of the source's module on the target's generic answers; a call that was cut off goes on."""
     for what, ours, theirs in (
-        ("task", source.preset.data.task, target.preset.data.task),
-        ("module", source.preset.reflection, target.preset.reflection),
+        ("tasks", source.preset.data.task, target.preset.data.task),
+        ("settings of the module (reflection.*)", source.preset.reflection, target.preset.reflection),
     ):
         if ours != theirs:
-            raise KitError(f"Runs {source.name!r} and {target.name!r} have another {what}.")
+            raise KitError(f"Runs {source.name!r} and {target.name!r} have different {what}.")
     folder = target.stage(f"transfer/{source.name}-{module}")
     weights, inputs = current(source, module) / WEIGHTS, inputs_of(target, "evaluate") | module_inputs(target)
     with stage(target, f"transfer/{folder.name}", **inputs, weights=weights) as work:

@@ -146,8 +146,8 @@ def test_pairs_of_runs_are_seeds_of_one_comparison(evaluated):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"data__task": "LaMP-5"}, "another task"),
-        ({"reflection__lora_rank": 2}, "another module"),
+        ({"data__task": "LaMP-5"}, "different tasks"),
+        ({"reflection__lora_rank": 2}, "different settings of the module"),
     ],
 )
 def test_a_module_of_another_kind_is_refused(evaluated, other, message):

@@ -1,24 +1,9 @@
 """Intervals over several runs count both levels: the runs, and the users of each."""
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 
 from rpo_kit.study.statistics import bootstrap_runs
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gain_over_seeds.py"
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gain_over_seeds", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_runs_that_differ_are_as_uncertain_as_their_means_however_many_users_they_have() -> None:
@@ -34,10 +19,10 @@ def test_runs_that_agree_are_as_uncertain_as_their_users() -> None:
     assert means.std() == pytest.approx(0.5 / np.sqrt(400), rel=0.05)
 
 
-def test_the_table_has_a_row_per_run_and_one_for_all() -> None:
+def test_the_table_has_a_row_per_run_and_one_for_all(load_script) -> None:
     generator = np.random.default_rng(0)
     by_run = {name: 0.05 + generator.normal(0, 0.2, 100) for name in ("a", "b", "c")}
-    table = script().table(by_run).set_index("run")
+    table = load_script("gain_over_seeds").table(by_run).set_index("run")
     assert list(table.index) == ["a", "b", "c", "all"]
     assert table.loc["all", "difference"] == pytest.approx(table["difference"][:3].mean())
     assert table.loc["a", "mde"] == pytest.approx(2.8 * by_run["a"].std() / 10, rel=0.05)
