@@ -16,7 +16,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import current
 from rpo_kit.serving.export_files import Export
-from rpo_kit.study.results import best_trivial, read_tables, system_name
+from rpo_kit.study.results import best_trivial, gain_over_trivial, read_tables, system_name
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,10 @@ def _gain(export: Export, results: Results) -> str:
     best = best_trivial(results.metrics)
     if best is None:
         return "The evaluation has no trivial baseline (one without a model) to compare with."
-    paired = results.paired
-    rows = paired[(paired["system"] == export.stage) & (paired["minus"] == best)]
-    if rows.empty:
+    gain = gain_over_trivial(results.metrics, results.paired, [export.stage])
+    if not gain:
         return f"The evaluation does not compare this stage with the best trivial baseline, {system_name(best)}."
-    row = rows.iloc[0]
-    verdict = "" if row["low"] > 0 or row["high"] < 0 else "; not told apart from 0"
-    text = (
-        f"Gain over the best trivial baseline ({system_name(best)}, which needs no model): {row['score']:+.3f} (95 % "
-        f"interval {row['low']:.3f} to {row['high']:.3f}{verdict})."
-    )
-    if "mde" not in row:
-        return text
-    return f"{text} Smallest difference that these users could have shown: {row['mde']:.3f} (80 % power)."
+    return f"{gain} Trivial baselines use no model; parentheses hold 95 % intervals over users."
 
 
 def _table(results: Results, metrics: tuple[str, ...]) -> str:

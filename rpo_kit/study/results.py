@@ -10,6 +10,8 @@ Read from the CSVs of an evaluation; those of earlier versions lack the column `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from rpo_kit.setting_rules import TRIVIAL, kind_of
@@ -95,14 +97,14 @@ def best_trivial(metrics: pd.DataFrame) -> str | None:
     return None if rows.empty else str(rows["system"][rows["score"].idxmax()])
 
 
-def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
-    """A sentence: the module's last step minus the best trivial baseline; "" if the tables do not compare them.
+def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame, systems: Sequence[str] = MODULE) -> str:
+    """A sentence: the last of `systems` minus the best trivial baseline; "" if the tables do not compare them.
 
     The baseline is chosen on the same dev users, which favours it. For tables stored without `mde`, that part is left
     out.
     """
     best = best_trivial(metrics)
-    rows = paired[paired["system"].isin(MODULE) & (paired["minus"] == best)]
+    rows = paired[paired["system"].isin(systems) & (paired["minus"] == best)]
     if best is None or rows.empty:
         return ""
     row = rows.iloc[-1]

@@ -111,6 +111,8 @@ def train(
             progress.update(training.log)
             if progress.is_main and training.step % settings.save_every == 0 and training.step < settings.steps:
                 checkpoints.save(folder / "checkpoints", training)
+    if sampler:
+        sampler.close()
     left_out = sum(row.get("rollouts_left_out", 0) for row in training.log)
     if left_out:
         print(

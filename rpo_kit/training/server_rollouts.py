@@ -3,6 +3,7 @@
     sampler = ServerSampler(rollout_server("vllm:http://gpu-2:8000"), folder)
     groups = sampler.sample(loaded, prompts, settings, seeds)     # as reinforce.sample_completions
     sampler.gap                                                   # the log's column sampling_gap
+    sampler.close()                                               # after the last step
 
 The rest of the step stays here: rewards, advantages, log-probabilities, update. So the server samples from p_server and
 the loss takes the completions as those of p, the policy as it is scored here: rho = p / p_old with p_old = p, not
@@ -17,6 +18,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -89,6 +91,12 @@ class ServerSampler:
                     self.server.unload(self.name)
                     shutil.rmtree(self.folder / self.name, ignore_errors=True)
         self.name = next(filter(None, ranks.gather([name])))  # the other ranks wait here
+
+    def close(self) -> None:
+        """Let the server forget the last adapter. If it has gone away, nothing is left to forget."""
+        if self.name and ranks.world()[0] == 0:
+            with suppress(KitError):
+                self.server.unload(self.name)
 
 
 def gap(loaded: LoadedModel, group: Group, logprobs: Sequence[float], temperature: float) -> float:

@@ -33,6 +33,7 @@ class FakeVllm:
         self.updating, self.returns_ids = updating, returns_ids
         self.adapters: dict[str, LoadedModel] = {}
         self.loaded: list[str] = []  # all names ever, in turn
+        self.most = 0  # adapters at one time
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.lock = threading.Lock()
@@ -63,6 +64,7 @@ class FakeVllm:
             return error(500, str(wrong))
         self.adapters[name] = LoadedModel(model, base.tokenizer, 2048)
         self.loaded.append(name)
+        self.most = max(self.most, len(self.adapters))
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
     def complete(self, body: dict[str, Any]) -> tuple[int, Any]:
