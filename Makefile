@@ -32,6 +32,8 @@ demo: install ## run the whole method here: trajectories, SFT, RL, evaluation, F
 
 rendered: install ## run the demo as `--run rendered` and write its notebooks to docs/notebooks/, to be read
 	$(PY) -m rpo_kit demo --run rendered
+	rm -f runs/rendered/notebooks/00_start_here.*  # again, now with the trained module's example
+	$(PY) -m rpo_kit demo --run rendered
 	$(PY) scripts/render_notebooks.py rendered
 
 test: install ## run the test suite

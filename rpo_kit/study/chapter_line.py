@@ -3,7 +3,7 @@
 The kernel's progress bars stay in the notebook; what is done is read from the files that the stages write.
 
     [5/8] 04_rl_reinforce_pp … step 2 of 6, 1.3 min, about 3 min left           (a terminal: rewritten in place)
-    [5/8] 04_rl_reinforce_pp … 33 % 50 % 83 %, 6 of 6 steps, 5.1 min; reward .628 to .839, k 2 to 6     (in the end)
+    [5/8] 04_rl_reinforce_pp … 33 % 50 % 83 %, 6 of 6 steps, 5.1 min; reward first .628 at k = 2, last .839 at k = 6
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the demo says in words: the score so far after each notebook, and at the end a legend and a verdict.
 
-score_so_far(run, "rl")             # "reward .628 to .839, k 2 to 6"
+score_so_far(run, "rl")             # "reward first .628 at k = 2, last .839 at k = 6"
 verdict(metrics, paired)            # SFT + RL beats the best trivial baseline by +0.206 (0.164 to 0.247) …
 """
 
@@ -73,8 +73,8 @@ def _loss(run: Run) -> str:
 
 def _reward(run: Run) -> str:
     log = pd.read_csv(run.stage("rl") / "log.csv")
-    ends = [(short(log["reward"].iloc[n]), log["shots"].iloc[n]) for n in (0, -1)]
-    return f"reward {ends[0][0]} to {ends[1][0]}, k {ends[0][1]:.0f} to {ends[1][1]:.0f}"
+    first, last = (f"{short(log['reward'].iloc[n])} at k = {log['shots'].iloc[n]:.0f}" for n in (0, -1))
+    return f"reward first {first}, last {last}"
 
 
 def _systems(run: Run) -> str:

@@ -86,7 +86,7 @@ def test_the_score_so_far_is_read_from_the_results(tmp_path, prepared):
     assert told[2:8] == [
         "1 accepted, 0 rejected",
         "loss 2.26 to 0.05",
-        "reward .628 to .839, k 2 to 6",
+        "reward first .628 at k = 2, last .839 at k = 6",
         "score: generic .392, SFT .785, SFT + RL .776",
         "score: SFT only .825, progressive .829",
         "score: full .830, no-sft .410",
