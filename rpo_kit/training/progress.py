@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
 from rpo_kit.models.adapter_files import make_portable
+from rpo_kit.models.attention import blocks_on_cpu
 from rpo_kit.models.local import compute_dtype
 from rpo_kit.presets import SFTSettings
 from rpo_kit.processes import is_main
@@ -230,7 +231,7 @@ def run_trainer(trainer: Trainer, stage_dir: Path) -> None:
     if checkpoint and number_of(checkpoint) >= trainer.args.max_steps:  # the trainer would do one step more
         trainer._load_from_checkpoint(str(checkpoint))
         return
-    with skip_peft_input_cast(trainer.model):
+    with skip_peft_input_cast(trainer.model), blocks_on_cpu(trainer.model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
