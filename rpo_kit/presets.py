@@ -86,8 +86,10 @@ class RLSettings:
     algorithm: str = "reinforce++-baseline"  # paper; or reinforce++, grpo, rloo
     prompts_per_step: int = 16  # OpenRLHF: 128. Measured: with 6, 20 steps gained nothing (docs/results.md)
     group_size: int = 8  # OpenRLHF
-    micro_batch_tokens: int = 3000  # ours: tokens scored in one pass, in whole groups; affects memory only
-    gradient_checkpointing: bool = False  # keep one tensor per layer and token, and compute the rest twice
+    # ours: tokens scored in one pass, in whole groups; affects memory only, so training resumes with another value
+    micro_batch_tokens: int = field(default=3000, metadata={"memory": True})
+    # keep one tensor per layer and token, and compute the rest twice; affects memory and time only
+    gradient_checkpointing: bool = field(default=False, metadata={"memory": True})
     learning_rate: float = 1e-4  # measured: 2e-4 lowers the reward of few steps; LaMP-1 and LaMP-3 want 3e-5 to 6e-5
     warmup: float = field(default=0.0, metadata={"since": "0.2"})  # share of the steps; OpenRLHF: 0.03 of many more
     beta: float = 0.001  # ours; OpenRLHF's k2 loss uses 1e-5, ProRL 1e-4

@@ -41,6 +41,7 @@ def fingerprint(value: object) -> str:
 
     A setting that was added later, `field(default=…, metadata={"since": …})`, counts only if it is not the default, so
     that older runs keep their fingerprints. Of one with the metadata "address" only the kind counts, before the colon.
+    One with the metadata "memory", which does not change the result, counts as its default.
 
     Raises:
         KitError: `value` is a path that does not exist.
@@ -56,6 +57,7 @@ def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
         fields = [(f, v.partition(":")[0] if "address" in f.metadata else v) for f, v in fields]
+        fields = [(f, f.default if "memory" in f.metadata else v) for f, v in fields]
         return {f.name: _plain(v) for f, v in fields if "since" not in f.metadata or v != f.default}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]

@@ -261,8 +261,8 @@ def attend_rows(
     if length > _LONG_ROW:
         options: dict[str, Any] = {"is_causal": True, "scale": scaling, "enable_gqa": True}
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, **options).transpose(1, 2), None
-    in_one_row = (x.transpose(0, 1).flatten(1, 2) for x in (query, key, value))
-    attended = Blocks.of([(length, [])] * rows).attend(*in_one_row, scaling)
+    query, key, value = (x.transpose(0, 1).flatten(1, 2) for x in (query, key, value))
+    attended = Blocks.of([(length, [])] * rows).attend(query, key, value, scaling)
     return attended.view(rows, length, heads, width), None
 
 

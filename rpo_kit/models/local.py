@@ -151,9 +151,16 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 @contextlib.contextmanager
 def cannot_be_loaded(name: str) -> Iterator[None]:
-    """Turn an unknown hub id, a missing network or a full disk into a KitError."""
+    """Turn an unknown hub id, a missing network, a full disk or a GPU without room into a KitError."""
+    import torch
+
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise KitError(
+            f"The GPU does not have enough memory for the model {name}: load it in 4 bits "
+            "(reflection.load_in_4bit=true), take a smaller one, or end what else uses this GPU (see nvidia-smi)."
+        ) from error
     except OSError as error:
         raise KitError(
             f"The model {name} cannot be loaded ({' '.join(str(error).split())[:300]}): check the name, the network "
@@ -218,7 +225,38 @@ def sample(
     """`group` completions of each prompt, as token ids up to and including their end token; greedy at temperature 0.
 
     `uniforms` (prompts, group, new_tokens), numbers in [0, 1), decide what is drawn; None: torch's generator does.
+    Prompts that a GPU's memory does not hold all at once are taken in halves.
+
+    Raises:
+        KitError: the memory does not hold one prompt and its completions.
     """
+    import torch
+
+    options = (group, new_tokens, temperature)
+    with contextlib.suppress(torch.OutOfMemoryError):  # left before going on, because its traceback holds tensors
+        return _sample_at_once(loaded, prompts, *options, uniforms)
+    torch.cuda.empty_cache()
+    if len(prompts) == 1:
+        raise KitError(
+            f"The GPU does not have enough memory to write {group} x {new_tokens} tokens after a prompt of "
+            f"{len(prompts[0])}: load the model in 4 bits (reflection.load_in_4bit=true), or lower rl.group_size (in "
+            "RL), the number of new tokens or the number of items."
+        )
+    warnings.warn(f"{len(prompts)} prompts do not fit into the GPU's memory at once: they are halved", stacklevel=2)
+    half = len(prompts) // 2
+    parts = (slice(None, half), slice(half, None))
+    sampled = (sample(loaded, prompts[n], *options, None if uniforms is None else uniforms[n]) for n in parts)
+    return [completions for part in sampled for completions in part]
+
+
+def _sample_at_once(
+    loaded: LoadedModel,
+    prompts: Sequence[list[int]],
+    group: int,
+    new_tokens: int,
+    temperature: float,
+    uniforms: Tensor | None,
+) -> list[list[list[int]]]:
     import torch
 
     from rpo_kit.models import attention, sampling
@@ -253,27 +291,31 @@ def _generate_rows(
 ) -> Tensor:
     """`sample` with `model.generate`, one row per completion, for models whose attention the kit does not know."""
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
-    settings = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature > 0
-        else {"do_sample": False}
-    )
+    from rpo_kit.models import sampling
+
     config = GenerationConfig(
         max_new_tokens=new_tokens,
         eos_token_id=ends or None,
         pad_token_id=loaded.tokenizer.pad_token_id,
         repetition_penalty=1.0,
         use_cache=True,
-        **settings,
+        do_sample=False,  # what is likeliest, once `drawn` has left one token
     )
-    if uniforms is not None:
-        torch.manual_seed(int(uniforms.flatten()[0].double() * 2**52))
+    if uniforms is None:
+        uniforms = torch.rand(len(ids), group, new_tokens)
+    uniforms_RS = uniforms.to(ids.device).flatten(0, 1)
+
+    def drawn(written: Tensor, logits: Tensor) -> Tensor:
+        chosen = sampling.draw(logits, temperature, uniforms_RS[:, written.shape[1] - ids.shape[1]])
+        return torch.full_like(logits, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
     rows = {"input_ids": ids.repeat_interleave(group, 0), "attention_mask": mask.repeat_interleave(group, 0)}
     generate: Callable[..., Tensor] = loaded.model.generate  # type: ignore[assignment]
     with torch.no_grad(), quiet():
-        new = generate(**rows, generation_config=config)[:, ids.shape[1] :]
+        new = generate(**rows, generation_config=config, logits_processor=LogitsProcessorList([drawn]))
+        new = new[:, ids.shape[1] :]
     return new.view(len(ids), group, -1)
 
 

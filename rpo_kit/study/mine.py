@@ -25,6 +25,7 @@ from rpo_kit.lamp.own_texts.text import Notes
 from rpo_kit.model_files import base_files
 from rpo_kit.model_spec import on_this_machine, parse_spec, recorded_files
 from rpo_kit.models.open import check_spec, open_chat_for
+from rpo_kit.own_process import run_stage
 from rpo_kit.pipeline import stage_function
 from rpo_kit.presets import Preset
 from rpo_kit.rewriting.neutral import describe_neutral, write_neutral, writer_for
@@ -104,6 +105,8 @@ def mine(files: Sequence[Path], name: str, wanted: Wanted, look: bool = False) -
         begun = time.perf_counter()
         if step == "own_texts":
             write_own(run, older, newer, wanted.neutral, notes)
+        elif step in ("sft", "rl"):
+            run_stage(run, step)  # on a GPU in a process of its own, because SFT's patches whatever comes after it
         else:
             stage_function(step)(run)
         minutes[step] = _minutes(begun)

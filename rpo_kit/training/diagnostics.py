@@ -62,6 +62,7 @@ _ABOVE = {
 }
 # Columns that later versions added: a log that was begun before has no value in its first rows.
 _ADDED = ("content_kept", "cites_many", "faithful", "habit_named", "majority")
+_OF_SKIPPED = "grad_norm"  # NaN in a step that fp16's gradient scaler skipped
 _LOST = 0.7  # ours: what content_kept may fall to, relative to the first steps; measured: 0.79 where none was lost
 _DRIFT = 1.6  # ours: by what factor the length of completions may change
 
@@ -101,7 +102,7 @@ def _not_finite(rows: Rows) -> dict[str, str]:
     warnings: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         for column, value in row.items():
-            missing = column in _ADDED and math.isnan(value)
+            missing = math.isnan(value) and (column in _ADDED or (column == _OF_SKIPPED and row.get("skipped") == 1))
             if isinstance(value, int | float) and not missing and not math.isfinite(value) and column not in warnings:
                 warnings[column] = (
                     f"{column} is not a number since step {row.get('step', number):.0f} ({value}): training has failed "

@@ -231,7 +231,8 @@ def run_trainer(trainer: Trainer, stage_dir: Path) -> None:
     if checkpoint and number_of(checkpoint) >= trainer.args.max_steps:  # the trainer would do one step more
         trainer._load_from_checkpoint(str(checkpoint))
         return
-    with skip_peft_input_cast(trainer.model), blocks_on_cpu(trainer.model):
+    model: Any = trainer.model
+    with skip_peft_input_cast(model), blocks_on_cpu(model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 

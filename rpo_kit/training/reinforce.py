@@ -21,6 +21,7 @@ batch, a value model, learning-rate schedules but `rl.warmup`.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,16 @@ from rpo_kit.training.prompts import training_prompts
 from rpo_kit.training.rewards import Judged, judge
 from rpo_kit.training.rollouts import Prompt, Rollout
 from rpo_kit.training.server_rollouts import ServerSampler
-from rpo_kit.training.shared_prefix import Group, micro_batches, score, scoring, why_not_shared_prefix
+from rpo_kit.training.shared_prefix import (
+    Group,
+    micro_batches,
+    refuse_other_head,
+    score,
+    scoring,
+    why_not_shared_prefix,
+)
+
+_MAX_SKIPPED = 8  # ours: steps in a row whose gradient overflows in fp16
 
 
 def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", settings: RLSettings | None = None) -> None:
@@ -73,15 +83,16 @@ def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", sett
 
 @contextmanager
 def memory_error_explained(run: Run, settings: RLSettings) -> Iterator[None]:
-    """Turn "out of memory" on a GPU into a KitError that names the settings to lower."""
+    """Turn "out of memory" on a GPU while scoring into a KitError that names the settings to lower."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         checkpointing = "" if settings.gradient_checkpointing else "rl.gradient_checkpointing=true, or "
         raise KitError(
-            f"The GPU does not have enough memory for an RL step: set {checkpointing}"
-            f"rl.micro_batch_tokens={settings.micro_batch_tokens // 2}, or a lower reflection.max_seq_length (now "
-            f"{run.preset.reflection.max_seq_length}), and run again; training resumes from the last checkpoint."
+            f"The GPU does not have enough memory to score the completions of an RL step: set {checkpointing}"
+            f"rl.micro_batch_tokens={settings.micro_batch_tokens // 2}, and run again; training resumes from the last "
+            f"checkpoint. If a micro-batch is one group already, a lower rl.group_size (now {settings.group_size}) "
+            "helps, with which training starts again."
         ) from error
 
 
@@ -92,6 +103,8 @@ def train(
     loaded: LoadedModel, prompts: Sequence[Prompt], task: Task, settings: RLSettings, folder: Path, on_log: OnLog | None
 ) -> None:
     """All steps after the last intact checkpoint in `folder`."""
+    if prompts:
+        refuse_other_head(loaded, prompts[0].ids)
     training = start_training(loaded, settings)
     start = "the SFT adapter" if settings.start == "sft" else "a new adapter"
     checkpoints.restore(folder / "checkpoints", training, start)
@@ -113,6 +126,11 @@ def train(
                 checkpoints.save(folder / "checkpoints", training)
     if sampler:
         sampler.close()
+    if training.log and all(row.get("skipped") for row in training.log):
+        raise KitError(
+            f"In none of the {len(training.log)} steps did the gradient fit into fp16, so nothing was learnt: set "
+            f"rl.steps to more than {_MAX_SKIPPED}; the scale of the gradient is halved at each such step."
+        )
     left_out = sum(row.get("rollouts_left_out", 0) for row in training.log)
     if left_out:
         print(
@@ -170,6 +188,7 @@ def rl_step(
     for group in training.optimizer.param_groups:
         group["lr"] = rate
     row = {"step": step, "loss": loss, "grad_norm": update(training, step), "learning_rate": rate}
+    row |= {"skipped": float(math.isnan(row["grad_norm"]))} if training.scaler.is_enabled() else {}
     training.step, training.memory = step, release_memory(training.memory)
 
     parts = (mine, groups, texts, judged, own_advantages.tolist(), end_tokens(loaded))
@@ -259,6 +278,7 @@ def accumulate_gradients(
     model, device = loaded.model, loaded.model.device
     shared = why_not_shared_prefix(model) is None
     loss_sum = kl_sum = 0.0
+    training.scaler.scale(torch.zeros((), device=device))  # a rank without completions takes part in the update too
     for batch in micro_batches(groups, settings.micro_batch_tokens, shared):
         part = [groups[n] for n in batch]
         own = torch.stack([advantage[n * settings.group_size + i] for n in batch for i in range(settings.group_size)])
@@ -303,18 +323,22 @@ def learning_rate(settings: RLSettings, step: int) -> float:
 
 
 def update(training: checkpoints.Training, step: int) -> float:
-    """Clip the gradient of all ranks to norm 1 and take AdamW's step; returns the norm before clipping."""
+    """Clip the gradient of all ranks to norm 1 and take AdamW's step; returns the norm before clipping.
+
+    In fp16 the scaled gradient may overflow, mostly in the first steps: the scaler then skips the step and halves its
+    scale, and the norm is NaN. After `_MAX_SKIPPED` such steps in a row it is not the scale.
+    """
     parameters, scaler = list(training.parameters.values()), training.scaler
     ranks.sum_gradients(parameters)
     scaler.unscale_(training.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    # In fp16 the scaled gradient may overflow now and then; the scaler then skips the step and lowers its scale.
-    if not scaler.is_enabled() or scaler.get_scale() < 1:
+    skipped = [row.get("skipped", 0.0) for row in training.log[-_MAX_SKIPPED:]]
+    if not scaler.is_enabled() or sum(skipped) == _MAX_SKIPPED:
         refuse_non_finite(norm, "gradient", step)
     scaler.step(training.optimizer)
     scaler.update()
     training.optimizer.zero_grad()
-    return float(norm)
+    return float(norm) if bool(norm.isfinite()) else math.nan
 
 
 def refuse_non_finite(values: Tensor, what: str, step: int) -> None:

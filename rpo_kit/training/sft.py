@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from rpo_kit.errors import KitError
@@ -49,8 +50,20 @@ def train_sft(run: Run, on_log: OnLog | None = None) -> None:
             return
         loaded = load_unsloth_trainable(run.preset.reflection, settings.seed)
         trainer = make_trainer(loaded, sft_dataset(run, loaded), settings, work, on_log)
-        run_trainer(trainer, work)
+        try:
+            run_trainer(trainer, work)
+        except torch.OutOfMemoryError as error:
+            raise KitError(_needs_less_memory(settings, loaded.max_seq_length)) from error
         finish_training(trainer.model, loaded.tokenizer, work)
+
+
+def _needs_less_memory(settings: SFTSettings, max_seq_length: int) -> str:
+    lower = f"lower reflection.max_seq_length (now {max_seq_length})"
+    if settings.batch_size > 1:
+        of_step = settings.batch_size * settings.accumulate
+        half = settings.batch_size // 2
+        lower = f"set sft.batch_size={half} and sft.accumulate={of_step // half}, which makes the same step, or {lower}"
+    return f"The GPU does not have enough memory for an SFT step: {lower}, and run again; SFT then starts again."
 
 
 def sft_dataset(run: Run, loaded: LoadedModel) -> Dataset:

@@ -25,8 +25,11 @@ from transformers import PreTrainedModel
 
 from rpo_kit.errors import KitError
 from rpo_kit.models.attention import Layout, attention, causal_lm, layout_of, shares_prefix
+from rpo_kit.models.local import LoadedModel, sample
 from rpo_kit.models.lora import using_adapter
 
+_COMPARED = 8  # ours: tokens whose log-probabilities are compared with the model's own, before training
+_MAX_APART = 0.5  # ours: nats by which they may differ at most
 _CHUNK = 128  # ours: tokens whose logits (vocabulary wide, fp32) stand in memory at a time: 25 MB for SmolLM2
 Group = tuple[list[int], list[list[int]]]  # a prompt's tokens and those of each of its completions
 
@@ -61,14 +64,10 @@ def scoring(model: PreTrainedModel, adapter: str = "default") -> Iterator[None]:
 
 
 def score(model: PreTrainedModel, groups: Sequence[Group], temperature: float) -> Tensor:
-    """Log-probability of each completion token, (M,): completion after completion, without padding.
-
-    Raises:
-        KitError: the output layer is trained, for which there is no gradient here.
+    """Log-probability of each completion token, (M,): completion after completion, without padding. For models that
+    `refuse_other_head` lets pass.
     """
     lm = causal_lm(model)
-    if any(parameter.requires_grad for parameter in lm.get_output_embeddings().parameters()):
-        raise KitError("The output layer is trained here, for which scoring has no gradient: freeze it.")
     if shares_prefix(model):
         packed = pack_groups(groups, model.device, lm.dtype)
         with attention(lm, "rpo_packed"):
@@ -80,7 +79,38 @@ def score(model: PreTrainedModel, groups: Sequence[Group], temperature: float) -
         ids, mask, predictor, targets = _rows(groups, model.device)
         output = lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         hidden = output.last_hidden_state.flatten(0, 1)[predictor]
-    return token_logps(hidden, lm.get_output_embeddings().weight, targets, temperature)
+    head = lm.get_output_embeddings()
+    return token_logps(hidden, head.weight, targets, temperature / _logit_scale(lm), getattr(head, "bias", None))
+
+
+def refuse_other_head(loaded: LoadedModel, prompt: list[int]) -> None:
+    """Raise KitError if `score` has no gradient for the model's output layer, or does not give its log-probabilities:
+    both are compared on the first tokens that the model itself writes after `prompt`.
+    """
+    lm = causal_lm(loaded.model)
+    if any(parameter.requires_grad for parameter in lm.get_output_embeddings().parameters()):
+        raise KitError("The output layer is trained here, for which scoring has no gradient: freeze it.")
+    ((completion,),) = sample(loaded, [prompt], 1, _COMPARED, 0.0)
+    tokens, was_training = torch.tensor([prompt + completion], device=lm.device), lm.training
+    lm.eval()
+    with torch.no_grad():
+        logits = lm(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        own = logits.log_softmax(-1).gather(-1, tokens[0, len(prompt) :, None])[:, 0]
+        with scoring(loaded.model):
+            here = score(loaded.model, [(prompt, [completion])], 1.0)
+    lm.train(was_training)
+    apart = float((own - here).abs().max())
+    if apart > _MAX_APART or getattr(lm.config, "final_logit_softcapping", None):
+        raise KitError(
+            f"RL cannot score this {lm.config.model_type} model: its logits are not those of its output layer alone, "
+            f"and log-probabilities would be wrong (here by {apart:.2f} per token at most). Take another "
+            "reflection.name, for instance a Llama or Qwen model."
+        )
+
+
+def _logit_scale(lm: PreTrainedModel) -> float:
+    """What the model multiplies its logits by: Cohere by `logit_scale`, Granite by 1 / `logits_scaling`."""
+    return (getattr(lm.config, "logit_scale", None) or 1.0) / (getattr(lm.config, "logits_scaling", None) or 1.0)
 
 
 def why_not_shared_prefix(model: PreTrainedModel) -> str | None:
@@ -157,18 +187,22 @@ class Context(Protocol):
 
 
 class TokenLogps(torch.autograd.Function):
-    """log softmax(W h / T)[target] of M hidden states (M, hidden); (M,).
+    """log softmax((W h + b) / T)[target] of M hidden states (M, hidden); (M,).
 
     The gradient to h, (W[target] - sum_v p_v W[v]) / T for each token, is worked out on the way, chunk by chunk: the
     logits, 200 kB per token with SmolLM2's vocabulary, are neither kept nor computed twice.
     """
 
     @staticmethod
-    def forward(ctx: Context, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    def forward(
+        ctx: Context, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, bias: Tensor | None = None
+    ) -> Tensor:
         logprobs, gradients = [], []
         hidden = (hidden / temperature).to(weight.dtype)  # M x H numbers; dividing the logits would touch M x V
         for h, target in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True):
             logits = h @ weight.T
+            if bias is not None:
+                logits += bias / temperature
             probs = logits.softmax(-1, dtype=torch.float32)
             # log p of the target by way of the likeliest token, whose p is 1 / sum exp(logit - max): never log of 0
             logits_of_both = torch.stack([logits.gather(-1, target[:, None])[:, 0], logits.amax(-1)]).float()
@@ -180,7 +214,7 @@ class TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return (grad_output[:, None] * ctx.saved_tensors[0]), None, None, None
+        return (grad_output[:, None] * ctx.saved_tensors[0]), None, None, None, None
 
 
 token_logps: Callable[..., Tensor] = TokenLogps.apply

@@ -24,9 +24,10 @@ import random_model
 import rl_step
 
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.memory import SLACK, Shape, estimate, generating, lora_parameters, weights
+from rpo_kit.memory import SLACK, Shape, estimate, lora_parameters, rewriting, weights
 from rpo_kit.memory import rl_step as rl_step_bytes
 from rpo_kit.models.local import LoadedModel, load_trainable, prompt_tokens, sample
+from rpo_kit.models.lora import merged_adapter
 from rpo_kit.models.sampling import Decoder, attention, sample_groups
 from rpo_kit.models.unsloth_loader import load_unsloth_trainable
 from rpo_kit.pipeline import stage_function
@@ -235,10 +236,10 @@ def rl_memory(folder: Path, preset: Preset, shape: Shape, gb: float | None, leng
         rows.append(Row("memory", what, spent.seconds, *spent.gb, estimated, note))
 
     ids = [prompt.ids for prompt in noise_prompts(evaluation.batch_size, max(lengths))]
-    with Measured() as spent:
+    with Measured() as spent, torch.no_grad(), merged_adapter(loaded.model):  # as `generate`
         sample(loaded, ids, 1, evaluation.max_new_tokens, 0.0)
-    size = generating(shape, evaluation.batch_size, max(lengths), evaluation.max_new_tokens)
-    estimated = SLACK * (weights(shape, model.load_in_4bit) + 20 * lora_parameters(shape, model) + size) / 1e9
+    training_too = 16 * lora_parameters(shape, model)
+    estimated = SLACK * (rewriting(shape, model, evaluation, max(lengths)) + training_too) / 1e9
     what = f"{preset.name}: {evaluation.batch_size} rewrites, {max(lengths)} + {evaluation.max_new_tokens} tokens"
     return [*rows, Row("memory", what, spent.seconds, *spent.gb, estimated, f"limit {gb} GB")]
 

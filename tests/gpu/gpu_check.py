@@ -1,6 +1,6 @@
 """Acceptance on one GPU, without network: `python tests/gpu/gpu_check.py OUT.csv`, or `make gpu-check`.
 
-    greedy    texts with and without a CUDA graph are equal, in 4-bit and 16-bit
+    greedy    texts with a CUDA graph are those of the same steps without one, in 4-bit and 16-bit
     stages    prepare, synthesize, sft, rl, evaluate of the `tiny` preset on the bundled model, in 4-bit and 16-bit
     resume    rl after a kill -9
     memory    the shapes of colab-t4 within 15 GB and of gpu-24gb within 24 GB (random weights), on the longest prompts
@@ -71,7 +71,7 @@ def plan(root: Path) -> Iterator[Check]:
     for name, gb in CARDS.items():
         preset, folder = get_preset(name), root / name
         shape, longest = KNOWN[preset.reflection.name], preset.reflection.max_seq_length - preset.rl.max_new_tokens
-        yield Check("make_model", {"folder": folder, "shape": shape, "tokenizer": bundled_model()}, lane=name)
+        yield Check("make_model", {"folder": folder, "shape": shape, "tokenizer": bundled_model()}, gb, lane=name)
         of_card = {"folder": folder, "preset": preset, "gb": gb}
         yield Check("rl_memory", of_card | {"shape": shape, "lengths": [400, longest]}, gb, lane=name)
         yield Check("sft_memory", of_card | {"work": root / f"{name}-sft"}, gb, lane=name)

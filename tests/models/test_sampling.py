@@ -9,6 +9,7 @@ import torch
 from random_models import KINDS, random_model, random_policy
 from transformers import PreTrainedModel
 
+from rpo_kit.errors import KitError
 from rpo_kit.models import attention, sampling
 from rpo_kit.models.local import sample
 from rpo_kit.models.lora import _packed_linear, merged_adapter, using_adapter
@@ -90,12 +91,38 @@ def test_a_model_with_attention_that_is_not_known_here_writes_through_its_own_ge
     loaded = random_policy("llama", tiny_llama, ends=[2])
     loaded.model.generation_config.update(top_k=1, top_p=0.1, repetition_penalty=3.0)  # would change what is drawn
     expected = sample(loaded, [[5, 6, 7], [8, 9]], 2, 6, temperature=0.0)
+    uniforms = torch.rand(2, 8, 6)
+    expected_draws = sample(loaded, [[5, 6, 7], [8, 9]], 8, 6, 1.5, uniforms)
+    assert len({tuple(row) for row in expected_draws[0]}) > 1
     monkeypatch.setattr(attention, "shares_prefix", lambda model: False)
     assert sample(loaded, [[5, 6, 7], [8, 9]], 2, 6, temperature=0.0) == expected
-    uniforms = torch.rand(1, 8, 6)
-    drawn = sample(loaded, [[5, 6, 7]], 8, 6, 1.5, uniforms)
-    assert drawn == sample(loaded, [[5, 6, 7]], 8, 6, 1.5, uniforms), "the numbers decide here too"
-    assert len({tuple(row) for row in drawn[0]}) > 1
+    assert sample(loaded, [[5, 6, 7], [8, 9]], 8, 6, 1.5, uniforms) == expected_draws, "the numbers decide here too"
+    alone = sample(loaded, [[8, 9]], 8, 6, 1.5, uniforms[1:])
+    assert alone == expected_draws[1:], "whatever is sampled beside it, so on several ranks too"
+
+
+def test_prompts_that_do_not_fit_into_memory_at_once_are_halved(tiny_llama, monkeypatch):
+    loaded, prompts = random_policy("llama", tiny_llama, ends=[2]), [[5, 6, 7], [8, 9], [4], [6, 6], [7]]
+    uniforms, sizes = torch.rand(5, 2, 6), []
+    expected, original = sample(loaded, prompts, 2, 6, 1.0, uniforms), sampling.sample_groups
+
+    def small_card(model, ids, *rest):
+        sizes.append(len(ids))
+        if len(ids) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.4 GiB")
+        return original(model, ids, *rest)
+
+    monkeypatch.setattr(sampling, "sample_groups", small_card)
+    limit = 2
+    with pytest.warns(UserWarning, match="5 prompts do not fit into the GPU's memory at once"):
+        assert sample(loaded, prompts, 2, 6, 1.0, uniforms) == expected
+    assert sizes == [5, 2, 3, 1, 2]
+    limit = 0
+    with (
+        pytest.warns(UserWarning, match="halved"),
+        pytest.raises(KitError, match=r"2 x 6 tokens after .* of 3: .*4 b"),
+    ):
+        sample(loaded, prompts, 2, 6, 1.0, uniforms)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from own_mailbox import ME, write_mailbox
 
+from rpo_kit import own_process
 from rpo_kit.__main__ import main
 from rpo_kit.errors import KitError
 from rpo_kit.fork import fork
@@ -22,6 +23,7 @@ from rpo_kit.presets import get_preset
 from rpo_kit.rewriting.own_voice import OwnVoice, is_own, last_trained, why_left
 from rpo_kit.runs import existing_run, open_run, read_records
 from rpo_kit.stages import stage
+from rpo_kit.study import mine
 from rpo_kit.study.blind import BlindTest
 from rpo_kit.study.forget import forget
 from rpo_kit.study.mine import what_goes_out
@@ -111,10 +113,13 @@ def test_the_base_model_is_asked_neutral_versions_alone(finished):
 
 def test_a_second_call_takes_up_what_is_done(finished, tiny_settings, monkeypatch, capsys):
     monkeypatch.setenv("RPO_RUNS", str(finished[0]))
+    trained = []
+    monkeypatch.setattr(mine, "run_stage", lambda run, step: trained.append(step) or own_process.run_stage(run, step))
     assert main(["mine", str(finished[0] / "sent.mbox"), *tiny_settings]) == 0
     said = capsys.readouterr().out
     for name in ("own_texts", "prepare", "synthesize", "sft", "evaluate"):
         assert f"{name}: done already" in said
+    assert trained == ["sft"], "it goes where Unsloth's patches stay away from evaluate"
 
 
 def test_a_run_of_something_else_is_not_touched(tmp_path, monkeypatch, capsys):

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.tasks import get_task
 from rpo_kit.models.chat import Completion, Conversation
 from rpo_kit.models.local import LoadedModel, load_trainable, prompt_tokens
 from rpo_kit.models.lora import copy_adapter
@@ -36,6 +37,7 @@ from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.runs import Run, existing_run, open_run
 from rpo_kit.training import reinforce
 from rpo_kit.training.curriculum import prompt_order
+from rpo_kit.training.diagnostics import diagnose
 from rpo_kit.training.reinforce import (
     accumulate_gradients,
     advantages,
@@ -870,8 +872,81 @@ def test_running_out_of_gpu_memory_names_the_settings_to_lower(after_sft, monkey
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.4 GiB")
 
     monkeypatch.setattr(reinforce, "score", out_of_memory)
-    with pytest.raises(KitError, match=r"memory .*rl\.micro_batch_tokens=1500.*reflection\.max_seq_length"):
+    with pytest.raises(KitError, match=r"memory .*rl\.micro_batch_tokens=1500.*rl\.group_size"):
         train_rl(after_sft)
+
+
+def test_training_resumes_with_a_setting_that_only_saves_memory(after_sft, capsys):
+    """What the error of a full GPU promises."""
+    with pytest.raises(KeyboardInterrupt):
+        train_rl(after_sft, kill_at(2))
+    saving = {"rl.micro_batch_tokens": 100, "rl.gradient_checkpointing": True}
+    train_rl(open_run("r", overrides=saving, root=after_sft.folder.parent))
+    assert "resuming from checkpoint-1" in capsys.readouterr().out
+    assert len(log_of(after_sft, "rl")) == after_sft.preset.rl.steps
+
+
+# ---- fp16 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fp16_policy(tiny_llama: Path) -> LoadedModel:
+    """As on a T4: the model in fp16, its LoRA in fp32."""
+    loaded = random_policy("llama", tiny_llama, MANY_ENDS)
+    for parameter in loaded.model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.half()
+    return loaded
+
+
+def test_in_fp16_the_gradient_is_scaled_up_and_the_step_is_that_of_fp32(fp16_policy, llama_policy):
+    before = adapter_of(llama_policy.model)
+    row, _, training = run_step(fp16_policy)
+    other, _, _ = run_step(llama_policy)
+    assert training.scaler.is_enabled()
+    assert row["skipped"] == 0
+    assert "skipped" not in other
+    assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.05)
+    moved = [adapter_of(loaded.model) for loaded in (fp16_policy, llama_policy)]
+    for name, weights in before.items():
+        assert (moved[1][name] - weights).abs().max() > 1e-3
+        torch.testing.assert_close(moved[0][name], moved[1][name], atol=5e-3, rtol=0.1)
+
+
+def test_a_gradient_that_overflows_in_fp16_is_skipped_with_half_the_scale(fp16_policy):
+    training = start_training(fp16_policy, SETTINGS)
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = adapter_of(fp16_policy.model)
+    row, _ = reinforce.rl_step(fp16_policy, training, some_prompts(fp16_policy, "ab"), get_task("LaMP-3"), SETTINGS)
+    assert row["skipped"] == 1
+    assert math.isnan(row["grad_norm"])
+    assert training.scaler.get_scale() == 2.0**39
+    assert all(bool(torch.equal(before[name], now)) for name, now in adapter_of(fp16_policy.model).items())
+    assert diagnose([row]) == {}, "nothing has failed"
+    training.log = [row] * 8
+    with pytest.raises(KitError, match="Step 2: a gradient is not a number"):
+        reinforce.rl_step(fp16_policy, training, some_prompts(fp16_policy, "ab"), get_task("LaMP-3"), SETTINGS)
+
+
+def test_a_training_that_skipped_every_step_is_not_finished(after_sft, monkeypatch):
+    step = reinforce.rl_step
+
+    def skipped(*arguments):
+        row, records = step(*arguments)
+        return row | {"skipped": 1.0, "grad_norm": math.nan}, records
+
+    monkeypatch.setattr(reinforce, "rl_step", skipped)
+    with pytest.raises(KitError, match="In none of the 4 steps did the gradient fit into fp16"):
+        train_rl(after_sft)
+    assert not (after_sft.stage("rl") / "manifest.json").exists()
+
+
+def test_a_rank_without_completions_takes_part_in_an_fp16_update(fp16_policy):
+    training = start_training(fp16_policy, SETTINGS)
+    accumulate_gradients(fp16_policy, [], torch.zeros(0), 1.0, SETTINGS, training, 1)
+    for parameter in training.parameters.values():
+        parameter.grad = torch.zeros_like(parameter)  # what the sum over ranks leaves, were the others' 0 too
+    assert update(training, step=1) == 0
 
 
 def test_without_sft_training_starts_from_a_new_adapter(prepared):

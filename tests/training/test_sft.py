@@ -234,6 +234,18 @@ def test_a_loss_of_nan_ends_the_training_without_a_finished_adapter(synthesized,
     assert not (run.stage("sft") / "manifest.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("batch", "said"), [(4, "set sft.batch_size=2 and sft.accumulate=2, which"), (1, "lower refl")]
+)
+def test_running_out_of_gpu_memory_names_the_settings_to_lower(synthesized, monkeypatch, batch, said):
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.4 GiB")
+
+    monkeypatch.setattr(sft, "run_trainer", out_of_memory)
+    with pytest.raises(KitError, match=f"memory for an SFT step: {said}"):
+        train_sft(synthesized({"sft.batch_size": batch, "sft.accumulate": 1}))
+
+
 def test_a_kill_after_the_adapter_was_put_in_place_does_not_train_again(synthesized, monkeypatch):
     run = synthesized()
     train_sft(run)

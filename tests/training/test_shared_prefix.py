@@ -7,13 +7,23 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from random_models import KINDS, random_model
+from random_models import KINDS, random_model, random_policy
 from transformers import PreTrainedModel
 
 from rpo_kit.errors import KitError
 from rpo_kit.models import attention
+from rpo_kit.models.attention import causal_lm
+from rpo_kit.models.local import LoadedModel
 from rpo_kit.training import shared_prefix
-from rpo_kit.training.shared_prefix import Group, micro_batches, pack_groups, score, scoring, why_not_shared_prefix
+from rpo_kit.training.shared_prefix import (
+    Group,
+    micro_batches,
+    pack_groups,
+    refuse_other_head,
+    score,
+    scoring,
+    why_not_shared_prefix,
+)
 
 GROUPS: list[Group] = [
     ([7, 3, 9, 30, 2, 8, 41, 12, 5], [[5, 6, 7, 8, 9], [11, 12], [13]]),
@@ -153,10 +163,51 @@ def test_a_completion_is_not_changed_by_what_stands_beside_it(llama):
     assert not torch.allclose(after[5:], before[5:])
 
 
-def test_a_trained_output_layer_is_refused_because_its_gradient_would_be_missing(llama):
-    llama.lm_head.weight.requires_grad_()
+def test_a_trained_output_layer_is_refused_because_its_gradient_would_be_missing(tiny_llama):
+    loaded = random_policy("llama", tiny_llama)
+    refuse_other_head(loaded, [5, 6, 7])
+    loaded.model.lm_head.weight.requires_grad_()
     with pytest.raises(KitError, match="freeze it"):
-        score(llama, GROUPS, 1.0)
+        refuse_other_head(loaded, [5, 6, 7])
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 4.0}), ("mistral", {})]
+)
+def test_logits_that_a_model_scales_are_scaled_here_too(kind, config, tiny_llama):
+    loaded = random_policy(kind, tiny_llama, **config)
+    check_head(loaded)
+    refuse_other_head(loaded, [5, 6, 7])
+
+
+def test_the_bias_of_an_output_layer_counts(tiny_llama):
+    loaded = random_policy("llama", tiny_llama)
+    head = causal_lm(loaded.model).get_output_embeddings()
+    head.bias = torch.nn.Parameter(3 * torch.randn(len(head.weight)), requires_grad=False)
+    check_head(loaded)
+
+
+def check_head(loaded: LoadedModel) -> None:
+    """Log-probabilities and the gradients of LoRA's weights are the model's own."""
+    gradients = []
+    for way in (separately, in_one_row):
+        loaded.model.zero_grad()
+        logps = way(loaded.model, GROUPS, 0.7)
+        (logps * torch.linspace(-1, 1, len(logps))).sum().backward()
+        gradients.append([logps.detach(), *(p.grad.clone() for p in loaded.model.parameters() if p.grad is not None)])
+    assert len(gradients[0]) == len(gradients[1]) > 4
+    for own, here in zip(*gradients, strict=True):
+        torch.testing.assert_close(here, own, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_model_whose_logits_are_something_else_is_refused_before_training(known, tiny_llama):
+    loaded = random_policy("gemma2" if known else "llama", tiny_llama)
+    if not known:
+        head = causal_lm(loaded.model).get_output_embeddings()
+        head.register_forward_hook(lambda module, inputs, logits: logits * 5)
+    with pytest.raises(KitError, match=r"RL cannot score this .* model: its logits are not those of its output layer"):
+        refuse_other_head(loaded, [5, 6, 7])
 
 
 def test_micro_batches_hold_whole_groups_within_the_budget():
