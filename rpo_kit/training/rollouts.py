@@ -10,6 +10,7 @@ removes the steps that it will repeat. Beyond `rl.rollouts_mb`, whole steps are 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,10 +154,17 @@ def append(folder: Path, rollouts: Sequence[Rollout], limit_mb: float) -> int:
 
 
 def cut_after(folder: Path, step: int) -> None:
-    """Keep the rollouts of the first `step` steps; an incomplete last line is dropped too."""
+    """Keep the rollouts of the first `step` steps; lines that a crash left incomplete or garbled are dropped too."""
     path = folder / FILE
     if not path.exists():
         return
     complete = path.read_bytes().split(b"\n")[:-1]
-    kept = [line for line in complete if json.loads(line)["step"] <= step]
+    kept = [line for line in complete if _step_of(line) <= step]
     write_bytes(path, b"".join(line + b"\n" for line in kept))
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf

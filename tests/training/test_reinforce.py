@@ -35,7 +35,7 @@ from rpo_kit.models.unsloth_loader import fast_language_model
 from rpo_kit.presets import RLSettings, get_preset
 from rpo_kit.rewriting.prepare import load_prepared, prepare
 from rpo_kit.runs import Run, existing_run, open_run
-from rpo_kit.training import reinforce
+from rpo_kit.training import reinforce, rollouts
 from rpo_kit.training.curriculum import prompt_order
 from rpo_kit.training.diagnostics import diagnose
 from rpo_kit.training.reinforce import (
@@ -857,6 +857,13 @@ def test_every_rollout_is_kept_and_opens_in_one_line(after_sft):
     assert kept["k"].tolist() == [k for k in (2, 3, 4, 5) for _ in range(6)]
     weighted = (kept["advantage"] * kept["tokens"]).groupby(kept["step"]).sum()
     assert weighted.tolist() == pytest.approx([0.0] * 4, abs=1e-3)
+
+
+def test_a_resumed_training_drops_rollouts_of_lost_steps_and_garbled_lines(tmp_path):
+    good = [json.dumps({"step": step, "text": "é"}).encode() for step in (1, 2, 3)]
+    (tmp_path / "rollouts.jsonl").write_bytes(b"\n".join([good[0], b"\0\0", b"17", b"{}", *good[1:], b'{"step": 1']))
+    rollouts.cut_after(tmp_path, 2)
+    assert (tmp_path / "rollouts.jsonl").read_bytes() == good[0] + b"\n" + good[1] + b"\n"
 
 
 def test_it_is_reported_whether_a_group_shares_its_prompt(after_sft, capsys, monkeypatch):

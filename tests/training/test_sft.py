@@ -234,9 +234,7 @@ def test_a_loss_of_nan_ends_the_training_without_a_finished_adapter(synthesized,
     assert not (run.stage("sft") / "manifest.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("batch", "said"), [(4, "set sft.batch_size=2 and sft.accumulate=2, which"), (1, "lower refl")]
-)
+@pytest.mark.parametrize(("batch", "said"), [(4, "set sft.batch_size=2 and sft.accumulate=2, which"), (1, "lower r")])
 def test_running_out_of_gpu_memory_names_the_settings_to_lower(synthesized, monkeypatch, batch, said):
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.4 GiB")
