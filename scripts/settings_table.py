@@ -124,13 +124,13 @@ def page() -> str:
             lines += ["", f"## {group}", "", row("setting", "default", "source and remarks"), "|---|---|---|"]
             title = group
         lines.append(row(f"`{key}`", value_text(value), notes[owner][name]))
-    others = [preset for preset in presets.PRESETS.values() if preset.name != "cpu"]
+    others = list(presets.PRESETS.values())
     values = {key: [value, *(dict_of(preset)[key] for preset in others)] for key, _, _, value in leaves(default)}
     lines += [
         "",
         "## What each preset changes",
         "",
-        "An empty cell is the default, which is also the `cpu` preset.",
+        "An empty cell is the default.",
         "",
     ]
     lines += [row("setting", *(f"`{preset.name}`" for preset in others)), "|---" * (len(others) + 1) + "|"]

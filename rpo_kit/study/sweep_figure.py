@@ -221,9 +221,10 @@ def _about_differences(differences: pd.DataFrame) -> str:
         return ""
     if "p_holm" not in differences:
         return " Grey: not resolved (the interval contains 0)."
-    low, high = differences["mde"].min(), differences["mde"].max()
-    span = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} to {high:.3f}"
-    return (
-        f" Grey: not resolved (Holm-adjusted p of {LEVEL} or more). Smallest differences that one comparison could "
-        f"have shown with 80 % power: {span}."
-    )
+    grey = f" Grey: not resolved (Holm-adjusted p of {LEVEL} or more)."
+    mde = differences["mde"][differences["mde"] > 0]  # 0: two arms with the same answers, which say nothing of others
+    if mde.empty:
+        return grey
+    low, high = f"{mde.min():.3f}", f"{mde.max():.3f}"
+    span = low if low == high else f"{low} to {high}"
+    return f"{grey} Smallest differences that one comparison could have shown with 80 % power: {span}."

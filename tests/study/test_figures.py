@@ -302,7 +302,9 @@ def test_figure_3_says_by_what_a_difference_counts_as_resolved(tmp_path):
     caption = " ".join(figures.figure3(prefix).texts[-1].get_text().split())
     assert "Grey: not resolved (the interval contains 0)" in caption
     assert "bootstrap over users." in caption
-    with_differences(prefix, (2,), mde=[0.03, 0.04, 0.05], p=0.01, p_holm=[0.2, 0.01, 0.01])
+    with_differences(prefix, (2,), mde=0.0, p=1.0, p_holm=1.0)
+    assert "power" not in figures.figure3(prefix).texts[-1].get_text(), "all arms answered alike"
+    with_differences(prefix, (2,), mde=[0.0, 0.03, 0.05], p=0.01, p_holm=[0.2, 0.01, 0.01])
     figure = figures.figure3(prefix)
     caption = " ".join(figure.texts[-1].get_text().split())
     assert "Holm-adjusted p of 0.05 or more" in caption
