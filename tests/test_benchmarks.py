@@ -16,11 +16,11 @@ from rpo_kit.memory import shape_of_config
 from rpo_kit.models import local
 from rpo_kit.models.lora import add_lora, copy_adapter, using_adapter
 from rpo_kit.models.sampling import Decoder, attention
-from rpo_kit.presets import ModelSettings, RLSettings
+from rpo_kit.presets import ModelSettings, RLSettings, SFTSettings
 from rpo_kit.training.shared_prefix import score, scoring
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-roofline, rl_step = (importlib.import_module(name) for name in ("roofline", "rl_step"))
+roofline, rl_step, sft_step = (importlib.import_module(name) for name in ("roofline", "rl_step", "sft_step"))
 
 
 def flops_of(call: Callable[[], object]) -> int:
@@ -110,3 +110,15 @@ def test_both_write_the_same_number_of_tokens(tiny_model, monkeypatch):
 def test_a_folder_without_the_kit_is_rejected(tmp_path):
     with pytest.raises(SystemExit, match="is not a checkout of the kit"):
         rl_step.in_a_process(tmp_path, shared=True)
+
+
+def test_the_sft_step_is_timed_both_ways(tiny_llama, capsys):
+    loaded = sft_step.load_unsloth_trainable(ModelSettings(str(tiny_llama), max_seq_length=1024), 0)
+    used = []
+    own = sft_step.attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sft_step, "attention", lambda model, name: used.append(name) or own(model, name))
+        seconds = sft_step.measure(loaded, sft_step.rows(6), SFTSettings(steps=2, batch_size=2, accumulate=1))
+    assert used == ["sdpa", "rpo_rows", "rpo_rows", "sdpa"]
+    assert set(seconds) == {"blocks", "torch"}
+    assert min(seconds.values()) > 0
