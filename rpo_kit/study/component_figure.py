@@ -50,9 +50,8 @@ def components_figure(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", visible=False)
         seeds = f"{full['seeds']:.0f} seed" + ("s" if full["seeds"] > 1 else "")
         ax.set_xlabel(
-            f"score minus the full method's, {full['score']:.3f}, with 95 % interval\n"
-            f"{full['users']:.0f} users, {seeds}; grey cross: not resolved (Holm-adjusted p of {LEVEL} or more); "
-            "hollow: no module"
+            f"score minus the full method's, {full['score']:.3f}, with 95 % interval; hollow: no module\n"
+            f"{full['users']:.0f} users, {seeds}; grey cross: not resolved (Holm-adjusted p of {LEVEL} or more)"
         )
     return alt_text.described(figure, alt_text.of_components(rows, resolved(rows)))
 

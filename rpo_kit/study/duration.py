@@ -4,7 +4,7 @@ One demo was timed on the machine of docs/benchmarks.md. Its seconds are split b
 sequences, completions, trials), so that they can be scaled to other sizes, and then by the time of an SFT step here.
 For the presets `cpu` and `short` and their model alone: with other models or on a GPU the stages take other shares.
 
-    known_seconds(get_preset("cpu"))["sft"]         # 360
+    known_seconds(get_preset("cpu"))["sft"]         # 275
     Pace(run).told()                                # "", until the fourth step; then, once, what the terminal shows
 """
 
@@ -23,14 +23,14 @@ from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.chapter_line import last_step
 
 # measured: `make demo` of 2026-11-27, two cores with bf16 instructions (docs/benchmarks.md)
-SEQUENCE = 337 / 480  # seconds per sequence in SFT, in 60 steps of 8
-COMPLETION = 336 / 768  # per completion sampled and scored in RL
-ANSWER = 184 / 600  # per completion in the evaluation
-GENERIC = 46 / 500  # per generic answer
-TRIAL = 15.0  # per trial of a sweep, beside its completions: few are sampled at once, so that they take longer each
+SEQUENCE = 251 / 480  # seconds per sequence in SFT, in 60 steps of 8
+COMPLETION = 313 / 768  # per completion sampled and scored in RL
+ANSWER = 159 / 600  # per completion in the evaluation
+GENERIC = 37 / 500  # per generic answer
+TRIAL = 12.5  # per trial of a sweep, beside its completions: few are sampled at once, so that they take longer each
 OPENING = {  # all else: in the last notebook, everything
-    **{"00": 7.0, "prepare": 10.0, "synthesize": 8.0, "sft": 23.0, "rl": 60.0, "evaluate": 8.0},
-    "playground": 21.0,
+    **{"00": 4.0, "prepare": 10.0, "synthesize": 6.0, "sft": 24.0, "rl": 55.0, "evaluate": 6.0},
+    "playground": 20.0,
 }
 
 TOO_LONG = 30  # ours: minutes from which the preset `short` is proposed

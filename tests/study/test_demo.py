@@ -99,7 +99,7 @@ def test_a_notebook_that_stops_leaves_the_next_line_to_the_error(tmp_path, execu
 def test_the_demo_tells_beforehand_how_long_it_took_where_it_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("rpo_kit.study.duration.shutil.which", lambda name: None)
     told = opening(open_run("c", "cpu", root=tmp_path))
-    assert "about 22 minutes on the machine of docs/benchmarks.md" in told
+    assert "about 19 minutes on the machine of docs/benchmarks.md" in told
     assert "after the first steps of SFT" in told
 
 

@@ -28,10 +28,10 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_the_parts_add_up_to_the_demo_that_was_measured():
-    """docs/benchmarks.md: 22.1 minutes; notebooks 01 and 03 to 08 took 56, 360, 396, 192, 156, 138 and 21 s."""
+    """docs/benchmarks.md: 19.1 minutes; notebooks 01 and 03 to 08 took 47, 275, 368, 165, 133, 127 and 20 s."""
     seconds = known_seconds(CPU)
-    assert sum(seconds.values()) / 60 == pytest.approx(22.1, rel=0.03)
-    measured = {"prepare": 56, "sft": 360, "rl": 396, "evaluate": 192, "sweep": 156, "components": 138}
+    assert sum(seconds.values()) / 60 == pytest.approx(19.1, rel=0.03)
+    measured = {"prepare": 47, "sft": 275, "rl": 368, "evaluate": 165, "sweep": 133, "components": 127}
     for stage, value in measured.items():
         assert seconds[stage] == pytest.approx(value, rel=0.1), stage
 
@@ -39,10 +39,10 @@ def test_the_parts_add_up_to_the_demo_that_was_measured():
 @pytest.mark.parametrize(
     ("settings", "stage", "more"),
     [
-        ({"sft.steps": 120}, "sft", 337),
-        ({"rl.group_size": 16}, "rl", 336),
-        ({"data.dev_users": 200}, "evaluate", 184),
-        ({"sweep.seeds": [0, 1]}, "sweep", 163),
+        ({"sft.steps": 120}, "sft", 251),
+        ({"rl.group_size": 16}, "rl", 313),
+        ({"data.dev_users": 200}, "evaluate", 159),
+        ({"sweep.seeds": [0, 1]}, "sweep", 144),
     ],
 )
 def test_twice_the_work_takes_twice_the_time_beside_the_rest_of_the_notebook(settings, stage, more):
@@ -53,7 +53,7 @@ def test_twice_the_work_takes_twice_the_time_beside_the_rest_of_the_notebook(set
 def test_everything_is_scaled_by_the_time_of_a_step():
     same, slow = known_step(CPU), 2 * known_step(CPU)
     assert seconds_here(CPU, slow) == pytest.approx(2 * seconds_here(CPU, same))
-    assert seconds_here(CPU, same, "rl") == pytest.approx(seconds_here(CPU, same) - 7 - 56 - 8 - 360, abs=1)
+    assert seconds_here(CPU, same, "rl") == pytest.approx(seconds_here(CPU, same) - 4 - 47 - 6 - 275, abs=1)
 
 
 def test_the_shares_are_known_for_the_preset_cpu_and_its_models_without_a_gpu(monkeypatch):
@@ -84,7 +84,7 @@ def test_the_pace_is_told_once_after_three_timed_steps(run):
     told = watched(run, [1, 2, 3, 4, 5, 6])
     assert [bool(text) for text in told] == [False, False, False, True, False, False]
     assert "An SFT step takes 13.6 s here" in told[3]
-    assert "about 54 minutes here" in told[3]
+    assert "about 62 minutes here" in told[3]
 
 
 def test_steps_of_an_earlier_call_are_not_timed(run):
