@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -210,14 +211,12 @@ def _why_it_failed(stage: str, code: int, output: _Output) -> str:
 # ---- the child ----------------------------------------------------------------------------------------------------
 
 
-def main() -> int:
+def main() -> None:
     """Do what the command line does, but end with the process that started this one."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hands down "ignore"
     parent = int(os.environ["RPO_PARENT"])
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    from rpo_kit.__main__ import main as command_line
-
-    return command_line(sys.argv[1:])
+    runpy.run_module("rpo_kit", run_name="__main__")  # not imported: the command line imports what imports this
 
 
 def _end_with(parent: int) -> None:
@@ -228,4 +227,4 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
