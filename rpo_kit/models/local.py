@@ -13,7 +13,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -273,50 +273,11 @@ def _sample_at_once(
             draws = () if uniforms is None else (uniforms,)
             new = sampling.sample_groups(model, ids, mask, group, new_tokens, temperature, ends, *draws)
         else:
-            new = _generate_rows(loaded, ids, mask, group, new_tokens, temperature, ends, uniforms)
+            with quiet():
+                new = sampling.generate_rows(model, ids, mask, pad, group, new_tokens, temperature, ends, uniforms)
     finally:
         model.train(was_training)
     return [[sampling.until_end(row, ends) for row in rows] for rows in new.tolist()]
-
-
-def _generate_rows(
-    loaded: LoadedModel,
-    ids: Tensor,
-    mask: Tensor,
-    group: int,
-    new_tokens: int,
-    temperature: float,
-    ends: list[int],
-    uniforms: Tensor | None,
-) -> Tensor:
-    """`sample` with `model.generate`, one row per completion, for models whose attention the kit does not know."""
-    import torch
-    from transformers import GenerationConfig, LogitsProcessorList
-
-    from rpo_kit.models import sampling
-
-    config = GenerationConfig(
-        max_new_tokens=new_tokens,
-        eos_token_id=ends or None,
-        pad_token_id=loaded.tokenizer.pad_token_id,
-        repetition_penalty=1.0,
-        use_cache=True,
-        do_sample=False,  # what is likeliest, once `drawn` has left one token
-    )
-    if uniforms is None:
-        uniforms = torch.rand(len(ids), group, new_tokens)
-    uniforms_RS = uniforms.to(ids.device).flatten(0, 1)
-
-    def drawn(written: Tensor, logits: Tensor) -> Tensor:
-        chosen = sampling.draw(logits, temperature, uniforms_RS[:, written.shape[1] - ids.shape[1]])
-        return torch.full_like(logits, -torch.inf).scatter_(1, chosen[:, None], 0.0)
-
-    rows = {"input_ids": ids.repeat_interleave(group, 0), "attention_mask": mask.repeat_interleave(group, 0)}
-    generate: Callable[..., Tensor] = loaded.model.generate  # type: ignore[assignment]
-    with torch.no_grad(), quiet():
-        new = generate(**rows, generation_config=config, logits_processor=LogitsProcessorList([drawn]))
-        new = new[:, ids.shape[1] :]
-    return new.view(len(ids), group, -1)
 
 
 def end_tokens(loaded: LoadedModel) -> list[int]:

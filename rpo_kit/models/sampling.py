@@ -18,7 +18,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from rpo_kit.models.attention import Layout, attention, causal_lm, layout_of
 
@@ -215,6 +215,43 @@ class Decoder:
         """Of hidden states (N, H). Contiguous: from a slice of (R, P, H) torch would copy the head's weight R times."""
         logits: Tensor = self.model.get_output_embeddings()(hidden.contiguous())
         return logits
+
+
+@torch.no_grad()
+def generate_rows(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    pad: int,
+    group: int,
+    new_tokens: int,
+    temperature: float,
+    ends: Sequence[int],
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """`sample_groups` with `model.generate`, one row per completion, for models whose attention the kit does not know.
+    The same `uniforms` draw the same tokens.
+    """
+    if uniforms is None:
+        uniforms = torch.rand(len(ids), group, new_tokens)
+    uniforms_RS = uniforms.to(ids.device).flatten(0, 1)
+
+    def drawn(written: Tensor, logits: Tensor) -> Tensor:
+        chosen = draw(logits, temperature, uniforms_RS[:, written.shape[1] - ids.shape[1]])
+        return torch.full_like(logits, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+    config = GenerationConfig(
+        max_new_tokens=new_tokens,
+        eos_token_id=list(ends) or None,
+        pad_token_id=pad,
+        repetition_penalty=1.0,
+        use_cache=True,
+        do_sample=False,  # what is likeliest, once `drawn` has left one token
+    )
+    rows = {"input_ids": ids.repeat_interleave(group, 0), "attention_mask": mask.repeat_interleave(group, 0)}
+    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
+    written = generate(**rows, generation_config=config, logits_processor=LogitsProcessorList([drawn]))
+    return written[:, ids.shape[1] :].view(len(ids), group, -1)
 
 
 def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
