@@ -45,6 +45,8 @@ _HOMES = {
 _os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 _os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 _os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Large pages for large tensors on Linux: an RL step on a CPU becomes 1.1 times faster (docs/benchmarks.md).
+_os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # On some CPUs bitsandbytes asks at import for a package that would download code from the hub; it works without.
 _logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(_logging.ERROR)
 # Nothing is sent home: TRL and huggingface_hub report usage, Unsloth counts starts and looks for updates.

@@ -54,6 +54,29 @@ def test_an_unknown_name_is_an_attribute_error_and_submodules_are_still_found():
     assert runs.open_run is rpo_kit.open_run
 
 
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not LARGE_PAGES.exists() or "[madvise]" not in LARGE_PAGES.read_text(), reason="no large pages on request here"
+)
+def test_large_tensors_lie_in_large_pages():
+    """Each page costs a fault when a tensor is first written, and torch returns large tensors to the system."""
+    code = """
+import rpo_kit, torch
+tensor = torch.ones(64 * 2**20, dtype=torch.uint8)
+print(sum(int(line.split()[1]) for line in open("/proc/self/smaps") if line.startswith("AnonHugePages")) // 1024)
+"""
+
+    def megabytes(**environment: str) -> int:
+        clean = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+        command = [sys.executable, "-c", code]
+        return int(subprocess.run(command, capture_output=True, check=True, env=clean | environment).stdout)
+
+    assert megabytes() >= 32
+    assert megabytes(THP_MEM_ALLOC_ENABLE="0") < 32, "a user's own wish counts"
+
+
 def test_no_usage_data_is_sent_unless_the_user_wants_it():
     """TRL reports each trainer to the hub, and Unsloth counts starts, unless these are set before their import."""
     names = ("HF_HUB_DISABLE_TELEMETRY", "UNSLOTH_DISABLE_STATISTICS")
