@@ -50,8 +50,8 @@ _MARKS = {  # name of a mark: what a text with it contains
     "quotes": re.compile(r"[\"“”]|(?<!\w)'\w.*?\w'(?!\w)"),
     "number": re.compile(r"(?<![\w#@])\d+(?!\w)"),
 }
-MARKS = {  # which marks matter in which kind of text
-    "tweet": ("@", "#", "link", ":)", "emoji", "&", "!", "!!", "..."),
+MARKS = {  # which marks matter in which kind of text; those that say most about its writer first
+    "tweet": (":)", "emoji", "...", "!!", "!", "#", "&", "link", "@"),
     "title": ("colon", "quotes", "number", "!", "..."),
 }
 _SHORT_WORD = 4  # ours: letters up to which a title may keep a word in lower case, as in "War and Peace"

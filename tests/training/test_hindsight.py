@@ -71,10 +71,10 @@ def test_each_text_has_one_casing_and_one_end_mark(text, case, end):
     ("text", "marks", "spellings"),
     [
         ("@ann thats soooo good lol", ("@",), ("thats", "soooo", "lol")),
-        ("tea &amp; cake :) #sunday", ("#", ":)", "&"), ()),
-        ("love it &lt;3 http://a.example/lol", ("link", ":)"), ()),  # an address is not a spelling
+        ("tea &amp; cake :) #sunday", (":)", "#", "&"), ()),
+        ("love it &lt;3 http://a.example/lol", (":)", "link"), ()),  # an address is not a spelling
         ("wait... what", ("...",), ()),
-        ("win!! \U0001f600", ("emoji", "!", "!!"), ()),
+        ("win!! \U0001f600", ("emoji", "!!", "!"), ()),
         ("At 10:30 in room 4", (), ()),
     ],
 )
@@ -114,6 +114,13 @@ def test_a_plan_starts_from_the_generic_answer_if_the_gold_is_closer_to_it():
 
 def test_a_spelling_that_no_item_shows_is_not_planned():
     assert "gonna" not in tweets(["so tired"], "gonna be late for the match today")[1]
+
+
+def test_an_observation_is_no_list_that_may_go_on_and_a_plan_takes_only_what_it_names():
+    """It names the mark that says most, and one spelling."""
+    observe, plan, *_ = tweets(["@ann soooo good lol :) #tea"], "gonna be late for the match today lol :) #tea")
+    assert observe == "[1] lower case, 6 words, no end mark, :), soooo"
+    assert plan.partition("; ")[2] == "as shown: lower case, no end mark, :); besides: #"
 
 
 def test_half_of_the_items_must_show_a_casing_and_one_a_spelling():
