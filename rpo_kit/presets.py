@@ -334,7 +334,12 @@ def as_dict(preset: Preset) -> dict[str, Any]:
 
 def flat(preset: Preset) -> dict[str, Any]:
     """All settings by their dotted keys, as plain JSON values: {"base": "local:smollm2", "rl.steps": 13, …}."""
+    return flattened(as_dict(preset))
+
+
+def flattened(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """`flat` of a preset as plain JSON values, such as a stored one, which may lack settings of later versions."""
     settings: dict[str, Any] = {}
-    for name, value in as_dict(preset).items():
+    for name, value in plain.items():
         settings |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     return {key: value for key, value in settings.items() if key not in ("name", "about")}

@@ -9,7 +9,7 @@ In: `{"task": "LaMP_3", "golds": [{"id": "310", "output": "4"}]}`. Out of `compl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rpo_kit.errors import KitError
@@ -67,8 +67,18 @@ def complete_answers(preset: Preset) -> dict[str, str]:
         )
     others = len(answers.keys() - {id_ for of_split in ids.values() for id_ in of_split})
     ignored = f"; ignored answers to other ids: {others}" if others else ""
-    print(f"prepare: {total} generic answers are taken from {names}{ignored}")
+    print(f"prepare: {total} generic answers are taken from {names}{ignored}{_unreadable(preset, ids, answers)}")
     return answers
+
+
+def _unreadable(preset: Preset, ids: Mapping[str, Sequence[str]], answers: Mapping[str, str]) -> str:
+    """How many answers name no label of the task, if it is most: perhaps they are of another one."""
+    task, used = get_task(preset.data.task), [answers[id_] for of_split in ids.values() for id_ in of_split]
+    labels = [label.lower() for label in task.labels]
+    without = sum(not any(label in answer.lower() for label in labels) for answer in used)
+    if not labels or 2 * without <= len(used):
+        return ""
+    return f". {without} of them name no label of {task.name}: are they of another task?"
 
 
 def _fewer(data: DataSettings) -> str:

@@ -6,7 +6,7 @@ stage of its own: an interrupted sweep resumes within its trial, and adding an a
 
     sweep/plan.json         the comparisons, written before the first trial (`comparisons`)
     sweep/progressive-seed0/{adapter, log.csv, scores/{scores.csv, timing.json}}
-    sweep/bars.csv          arm, shots, score, low, high, users, seeds  (intervals over users and seeds)
+    sweep/bars.csv          arm, shots, score, low, high, users, seeds, unparsed  (intervals over users and seeds)
     sweep/differences.csv   arm, minus, shots, score, low, high, users, seeds, mde, p, p_holm  (paired on users)
     sweep/curves.csv        arm, seed, step, reward, shots
     sweep/provenance.json
@@ -33,15 +33,17 @@ from rpo_kit.pipeline import WEIGHTS, current
 from rpo_kit.presets import RLSettings, as_dict
 from rpo_kit.processes import disk_errors_explained, is_main, locked
 from rpo_kit.provenance import common_provenance, without_folders
-from rpo_kit.rewriting.prepare import dev_examples, prepared_inputs
+from rpo_kit.rewriting.prepare import dev_examples, load_golds, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
 from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run, read_json, write_json, write_text
 from rpo_kit.stages import stage
+from rpo_kit.study.baselines import trivial_answers
 from rpo_kit.study.comparisons import PLAN, SFT_ONLY, families, with_holm, write_plan
-from rpo_kit.study.evaluation import rewrite
+from rpo_kit.study.evaluation import report_cuts, report_short_profiles, rewrite
 from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
 from rpo_kit.study.statistics import references
+from rpo_kit.study.style import BEST_TRIVIAL
 from rpo_kit.training.curriculum import shots_plan
 from rpo_kit.training.reinforce import train_rl
 
@@ -70,6 +72,7 @@ def begin(run: Run) -> None:
     for arm in run.preset.sweep.arms:
         shots_plan(arm, run.preset.sweep.steps)  # raises
     if is_main():
+        report_short_profiles(dev_examples(run, run.preset.sweep.dev_users), run.preset.sweep.eval_shots, "sweep")
         lock = run.folder / ".locks" / "sweep-plan"  # trials may begin at once, as a scheduler's jobs
         with disk_errors_explained(run.folder), locked(lock, f"The plan of the sweep of run {run.name!r}"):
             write_plan(run)
@@ -124,31 +127,47 @@ def score_adapter(run: Run, name: str, adapter: Path) -> None:
         limits, form = (evaluation.max_new_tokens, evaluation.batch_size), Form.of(run.preset.reflection)
         for shots in settings.eval_shots:
             records = rewrite(loaded, task, examples, shots, *limits, form)
+            report_cuts({f"{name}, k = {shots}": records}, "sweep")
             pairs = zip(records, examples, strict=True)
             predictions = [record.get("prediction", example["generic"]) for record, example in pairs]
             scores = example_scores(task, [example["output"] for example in examples], predictions)
-            rows += _score_rows(examples, shots, scores)
+            unparsed = [float(bool(record.get("complaint", True))) for record in records]
+            rows += _score_rows(examples, shots, scores, unparsed)
         write_text(stage_dir / "scores.csv", pd.DataFrame(rows).to_csv(index=False))
         write_json(stage_dir / TIMING, {"seconds": time.perf_counter() - began, "examples": len(rows)})
 
 
 def bars(run: Run, trials: Trials) -> pd.DataFrame:
-    """Mean score of each arm at each k, with intervals over users and seeds."""
+    """Mean score of each arm at each k, with intervals over users and seeds; then of the best trivial baseline and of
+    the references. `unparsed`: share of the completions in whose place the generic answer was scored.
+    """
     rows, sweep_scores = [], Scores.of(run, trials)
     for arm in sweep_scores.arms:
         for shots in run.preset.sweep.eval_shots:
             values_SE = sweep_scores.of_arm(arm, shots)
             seeds = ONE_SEED if arm == SFT_ONLY else sweep_scores.seeds(shots)
             row = _interval(run, values_SE, sweep_scores.users, seeds, 1)
-            rows.append({"arm": arm, "shots": shots} | row | {"seeds": len(values_SE)})
+            row |= {"seeds": len(values_SE), "unparsed": sweep_scores.unparsed[arm][shots]}
+            rows.append({"arm": arm, "shots": shots} | row)
     task, examples = get_task(run.preset.data.task), dev_examples(run, run.preset.sweep.dev_users)
     users = [example["user_id"] for example in examples]
+    best = best_trivial(run)
+    trivial = {BEST_TRIVIAL: best[1]} if best else {}
     for shots in run.preset.sweep.eval_shots:
-        for name, values in references(task, examples, shots).items():
+        for name, values in (trivial | references(task, examples, shots)).items():
             row = _interval(run, values[None], users, ONE_SEED, 1)
             rows.append({"arm": name, "shots": shots} | row | {"seeds": 0})
-    columns = ["arm", "shots", "score", "low", "high", "users", "seeds"]
+    columns = ["arm", "shots", "score", "low", "high", "users", "seeds", "unparsed"]
     return pd.DataFrame(rows)[columns]
+
+
+def best_trivial(run: Run) -> tuple[str, np.ndarray] | None:
+    """The trivial baseline with the best mean score on the dev users, and its scores; None if the task has none."""
+    task, examples = get_task(run.preset.data.task), dev_examples(run, run.preset.sweep.dev_users)
+    answers = trivial_answers(task, examples, list(load_golds(run, "train").values()))
+    golds = [example["output"] for example in examples]
+    scores = [(name, example_scores(task, golds, texts)) for name, texts in answers.items()]
+    return max(scores, key=lambda named: named[1].mean(), default=None)
 
 
 def differences(run: Run, trials: Trials) -> pd.DataFrame:
@@ -171,6 +190,7 @@ class Scores:
 
     by_arm: dict[str, dict[int, np.ndarray]]  # arm: {k: (seeds, examples)}; of SFT only one row
     users: list[str]  # of the examples
+    unparsed: dict[str, dict[int, float]]  # arm: {k: share}; NaN in scores of earlier versions
 
     @classmethod
     def of(cls, run: Run, trials: Trials) -> Scores:
@@ -180,7 +200,11 @@ class Scores:
             for arm, of_seeds in tables.items()
         }
         first = tables[SFT_ONLY][0]
-        return cls(by_arm, first.xs(_shots(first)[0], level="shots")["user"].tolist())
+        unparsed = {
+            arm: pd.concat(of_seeds).reindex(columns=["unparsed"])["unparsed"].groupby(level="shots").mean().to_dict()
+            for arm, of_seeds in tables.items()
+        }
+        return cls(by_arm, first.xs(_shots(first)[0], level="shots")["user"].tolist(), unparsed)
 
     @property
     def arms(self) -> list[str]:
@@ -228,7 +252,9 @@ def provenance(run: Run, trials: Trials) -> dict[str, object]:
     names = [name for names in folders_by_arm(trials).values() for name in names]
     files = [run.stage(f"sweep/{name}/scores") / "manifest.json" for name in names]
     plan = read_json(run.stage("sweep") / PLAN)
-    return {"preset": as_dict(run.preset), "plan": plan} | common_provenance(files)
+    best = best_trivial(run)
+    named = {"best_trivial": best[0] if best else None}
+    return {"preset": as_dict(run.preset), "plan": plan} | named | common_provenance(files)
 
 
 def finished_sweep(run: Run) -> Path:
@@ -252,9 +278,13 @@ def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
     return copied
 
 
-def _score_rows(examples: list[Example], shots: int, scores: np.ndarray) -> list[dict[str, object]]:
-    pairs = zip(examples, scores, strict=True)
-    return [{"id": e["id"], "user": e["user_id"], "shots": shots, "score": float(score)} for e, score in pairs]
+def _score_rows(
+    examples: list[Example], shots: int, scores: np.ndarray, unparsed: list[float]
+) -> list[dict[str, object]]:
+    return [
+        {"id": e["id"], "user": e["user_id"], "shots": shots, "score": float(score), "unparsed": is_unparsed}
+        for e, score, is_unparsed in zip(examples, scores, unparsed, strict=True)
+    ]
 
 
 def _interval(

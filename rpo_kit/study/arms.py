@@ -21,6 +21,10 @@ from rpo_kit.setting_rules import ARM_NAMES
 from rpo_kit.training.checks import content_weight, items, lora_targets, rollouts, rule_based_teacher
 
 FULL_METHOD = "full"
+_OF_THE_USERS = frozenset(  # settings that make other dev users, or other texts of theirs
+    f"data.{name}" for name in ("source", "separation", "task", "dev_users", "dev_share", "items_per_user", "seed")
+)
+_OF_THE_STUDY = ("components.", "sweep.", "rl.seed")  # settings that every arm has in common
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,12 @@ def arm_preset(preset: Preset, arm: Arm) -> Preset:
 def check_arms(preset: Preset) -> str:
     """Why an arm would refuse its settings, seen before the first one is trained; "" if none would."""
     for arm in chosen_arms(preset):
+        other_users = [key for key in arm.overrides if key in _OF_THE_USERS or key.startswith(_OF_THE_STUDY)]
+        if other_users:
+            return (
+                f"The arm {arm.name!r} of components.arms cannot be compared with the full method on the same users: "
+                f"change {', '.join(other_users)} in a run of its own."
+            )
         try:
             changed = arm_preset(preset, arm)
         except KitError as error:

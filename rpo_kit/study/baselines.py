@@ -73,6 +73,13 @@ class Record(TypedDict, total=False):
     failure: str  # why there is no prediction; such a record is not stored
 
 
+def trivial_answers(task: Task, examples: list[Example], train_golds: Sequence[str]) -> dict[str, list[str]]:
+    """The answers of each trivial baseline that the task and the data have."""
+    names = [name for name in TRIVIAL if name in task.baselines and (train_golds or name not in FROM_TRAIN)]
+    known = {name: answer_of(name, task, train_golds) for name in names}
+    return {name: [answer(task, example) for example in examples] for name, answer in known.items()}
+
+
 def why_undefined(name: str, task: Task) -> str:
     """Why the system cannot answer examples of this task; "" if it can."""
     kind = kind_of(name)

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.presets import Preset
+from rpo_kit.presets import Preset, flat
 from rpo_kit.provenance import git_commit
 from rpo_kit.runs import Run, read_json, write_json
 from rpo_kit.study.significance import LEVEL, holm
@@ -97,7 +97,7 @@ def stored_differences(prefix: str) -> str:
 
 
 def planned_comparisons(preset: Preset) -> dict[str, Any]:
-    """The comparisons that a sweep with these settings makes, as plain JSON values."""
+    """The comparisons that a sweep with these settings makes, and what moves their scores, as plain JSON values."""
     settings, task = preset.sweep, get_task(preset.data.task)
     return {
         "task": task.name,
@@ -112,7 +112,18 @@ def planned_comparisons(preset: Preset) -> dict[str, Any]:
         "test": TEST,
         "correction": CORRECTION,
         "difference": settings.difference or None,
+        "settings": {key: value for key, value in flat(preset).items() if _moves_scores(key)},
     }
+
+
+def _moves_scores(key: str) -> bool:
+    """Whether a setting changes the scores of a sweep, apart from those that the plan holds under its own names."""
+    trained = key.startswith(("data.", "reflection.", "synthesis.", "sft.", "rl.")) and key not in (
+        *("rl.curriculum", "rl.seed", "rl.steps", "rl.prompts_per_step", "rl.rollouts", "rl.rollouts_mb"),
+        *("rl.micro_batch_tokens", "rl.gradient_checkpointing", "rl.save_every", "sft.save_every"),
+    )
+    scored = ("base", "base_max_new_tokens", "evaluation.max_new_tokens", "evaluation.bootstrap", "evaluation.seed")
+    return trained or key in scored
 
 
 def write_plan(run: Run) -> None:
@@ -122,8 +133,8 @@ def write_plan(run: Run) -> None:
     stamp = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "commit": git_commit()}
     if not isinstance(stored, dict) or (not scored and latest(stored) != now):
         write_json(path, {"plan": now, "changes": [], "before_first_trial": not scored} | stamp)
-    elif latest(stored) != now:
-        changed = {key: value for key, value in now.items() if latest(stored).get(key) != value}
+    elif latest(stored) != {key: value for key, value in now.items() if key in latest(stored)}:
+        changed = {key: value for key, value in now.items() if latest(stored).get(key, value) != value}
         write_json(path, stored | {"changes": [*stored["changes"], {"changed": changed} | stamp]})
         print(f"sweep: {change_sentence(read_json(path))} Figure 3 will say so.")
 
@@ -146,12 +157,19 @@ def change_sentence(stored: Mapping[str, Any] | None) -> str:
     """What Figure 3 says of a plan that was changed or written too late; "" if there is nothing to say."""
     if not stored:
         return ""
-    if stored["changes"]:
-        before, after = stored["plan"], latest(stored)
-        named = [key for key in after if key != "comparisons" and before.get(key) != after[key]]
-        changes = "; ".join(f"{key} {_short(before.get(key))} → {_short(after[key])}" for key in named)
-        return f"Comparisons changed after the first trial: {changes or 'and changed back'}."
-    return "" if stored["before_first_trial"] else "Comparisons were written down after the first trial."
+    late = "" if stored["before_first_trial"] else "Comparisons were written down after the first trial. "
+    if not stored["changes"]:
+        return late.strip()
+    before, after = (_named(plan) for plan in (stored["plan"], latest(stored)))
+    named = [key for key in after if key != "comparisons" and before.get(key) != after[key]]
+    changes = "; ".join(f"{key} {_short(before.get(key))} → {_short(after[key])}" for key in named)
+    return f"{late}Comparisons changed after the first trial: {changes or 'and changed back'}."
+
+
+def _named(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan with its settings under their own names."""
+    settings: dict[str, Any] = plan.get("settings", {})
+    return {key: value for key, value in plan.items() if key != "settings"} | settings
 
 
 def _short(value: object) -> str:

@@ -43,12 +43,11 @@ from rpo_kit.rewriting.prepare import dev_examples, load_golds, prepare, prepare
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
 from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run, append_records, read_records, write_json, write_text
-from rpo_kit.setting_rules import TRIVIAL
 from rpo_kit.stages import stage, take_over
 from rpo_kit.study.arms import FULL_METHOD, Arm, arm_preset, chosen_arms
-from rpo_kit.study.baselines import FROM_TRAIN, answer_of
+from rpo_kit.study.baselines import trivial_answers
 from rpo_kit.study.component_figure import FILES
-from rpo_kit.study.evaluation import rewrite
+from rpo_kit.study.evaluation import report_cuts, rewrite
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import ONE_SEED, compare, holm, seed_variance
 from rpo_kit.training.ranks import world
@@ -163,6 +162,7 @@ def score(own: Run, seed: int, adapter: Path, dev_users: int) -> None:
         loaded, form = load_reflection(own.preset.reflection, adapter), Form.of(own.preset.reflection)
         limits = (evaluation.max_new_tokens, evaluation.batch_size)
         records = rewrite(loaded, task, examples, evaluation.shots, *limits, form)
+        report_cuts({f"{own.folder.name}, seed {seed}": records}, "components")
         answers = [r.get("prediction", e["generic"]) for r, e in zip(records, examples, strict=True)]
         rows = scored(task, examples, answers)
         rows["unparsed"] = [float(bool(record.get("complaint", True))) for record in records]
@@ -263,10 +263,9 @@ class Study:
 def references(run: Run) -> dict[str, pd.DataFrame]:
     """Scores of the base model and of the trivial baselines that the task has, on the same examples."""
     task, examples = get_task(run.preset.data.task), dev_examples(run, run.preset.components.dev_users)
-    golds = list(load_golds(run, "train").values())
-    names = [name for name in TRIVIAL if name in task.baselines and (golds or name not in FROM_TRAIN)]
-    known = {name: answer_of(name, task, golds) for name in ("base", *names)}
-    tables = {name: scored(task, examples, [f(task, e) for e in examples]) for name, f in known.items()}
+    answers = {"base": [example["generic"] for example in examples]}
+    answers |= trivial_answers(task, examples, list(load_golds(run, "train").values()))
+    tables = {name: scored(task, examples, texts) for name, texts in answers.items()}
     return {name: scores.set_index(["id", "user"]) for name, scores in tables.items()}
 
 

@@ -20,7 +20,7 @@ example.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,7 +53,7 @@ from rpo_kit.study.baselines import (
     why_undefined,
     without_model,
 )
-from rpo_kit.study.results import MODULE
+from rpo_kit.study.results import MODULE, reads_other_k, shots_in
 from rpo_kit.study.statistics import metrics_table, paired_table
 
 Answers = Callable[[list[Example]], Iterator[list[Record]]]  # yields records as they are ready
@@ -76,9 +76,8 @@ def evaluate(run: Run, systems: Sequence[str] | None = None) -> None:
         if stage_dir is None:
             return
         task, examples = get_task(preset.data.task), load_prepared(run, "dev")
-        short = sum(len(example["profile"]) < preset.evaluation.shots for example in examples)
-        if short:
-            print(f"evaluate: {short} of {len(examples)} profiles have fewer than {preset.evaluation.shots} items")
+        wanted = {preset.evaluation.shots, *(shots_in(name) for name in systems if reads_other_k(name))}
+        report_short_profiles(examples, wanted, "evaluate")
         excluded = excluded_predictions(run)
         failures.clear(stage_dir)
         records = {name: predict(run, name, examples, stage_dir, adapters.get(kind_of(name))) for name in systems}
@@ -277,12 +276,24 @@ def rewrite(
     return records
 
 
-def report_cuts(records: dict[str, list[Record]]) -> None:
-    """Print for each system how many prompts were shortened and how many completions were cut off."""
+def report_short_profiles(examples: list[Example], shots: Iterable[int], command: str) -> None:
+    """Print for each k how many profiles hold fewer items."""
+    for k in sorted(set(shots)):
+        short = sum(len(example["profile"]) < k for example in examples)
+        if short:
+            print(f"{command}: {short} of {len(examples)} profiles have fewer than {k} items: all of theirs are shown")
+
+
+def report_cuts(records: dict[str, list[Record]], command: str = "evaluate") -> None:
+    """Print for each system how many prompts did not fit or were shortened and how many completions were cut off."""
     for name, answers in records.items():
+        unfitting = sum("failure" in record for record in answers)
         shortened = sum(record.get("shortened", False) for record in answers)
         unfinished = sum(not record.get("finished", True) for record in answers)
-        if shortened:
-            print(f"evaluate: {name}: {shortened} of {len(answers)} prompts had their history items shortened to fit")
-        if unfinished:
-            print(f"evaluate: {name}: {unfinished} of {len(answers)} completions were cut off at the token limit")
+        for count, what in (
+            (unfitting, "prompts did not fit, and the generic answer stands for their rewrites"),
+            (shortened, "prompts had their history items shortened to fit"),
+            (unfinished, "completions were cut off at the token limit"),
+        ):
+            if count:
+                print(f"{command}: {name}: {count} of {len(answers)} {what}")

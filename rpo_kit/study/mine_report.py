@@ -10,6 +10,7 @@ import shlex
 import textwrap
 from dataclasses import dataclass
 
+from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import load_prepared
@@ -32,7 +33,10 @@ def fit_report(run: Run, system: str) -> str:
     """The gain over the best trivial baseline with its interval, and the passage with the median gain."""
     metrics, paired = read_tables(f"{require(run, 'evaluate')}/")
     best, examples = best_trivial(metrics) or "echo", load_prepared(run, "dev")
-    row = paired[(paired["system"] == system) & (paired["minus"] == best)].iloc[0]
+    rows = paired[(paired["system"] == system) & (paired["minus"] == best)]
+    if rows.empty:
+        raise KitError(f"Run {run.name!r} does not compare {system} with {best}: see evaluation.systems.")
+    row = rows.iloc[0]
     score = metrics.set_index("system")["score"]
     texts = len({example["user_id"] for example in examples})
     resolved = "" if row["low"] > 0 or row["high"] < 0 else "; not resolved"

@@ -4,12 +4,14 @@
 
 All runs must have been evaluated on the same users, with settings that differ in `sft.seed`, `rl.seed` and the systems
 alone. A trained module is compared if every run evaluated it. The base model and the baselines have no seed: the first
-run's answers count. The variance between seeds is pooled over the trained modules (`significance`).
+run's answers count. So do those of SFT if all runs have the same `sft.seed`; how SFT varies is then not counted. The
+variance between seeds is pooled over the trained modules that read all items (`significance`): an adapter that reads
+fewer items is no further sample of seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +21,13 @@ import pandas as pd
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.presets import as_dict, flat
+from rpo_kit.presets import as_dict, flat, flattened
 from rpo_kit.provenance import without_folders
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, read_json, read_records, write_json, write_text
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.stages import require
-from rpo_kit.study.results import PAIRED_COLUMNS, read_tables
+from rpo_kit.study.results import PAIRED_COLUMNS, read_tables, reads_other_k
 from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
 from rpo_kit.study.statistics import compared
 
@@ -50,6 +52,8 @@ class SeedScores:
     def of(cls, runs: Sequence[Run]) -> SeedScores:
         """Raises KitError if the runs have not been evaluated, or differ in more than their seeds."""
         check_alike(runs)
+        for run in runs:
+            check_current(run)
         settings, examples = runs[0].preset.evaluation, load_prepared(runs[0], "dev")
         systems = {run.name: _systems(run) for run in runs}
         common = [name for name in systems[runs[0].name] if all(name in systems[run.name] for run in _of(name, runs))]
@@ -59,7 +63,7 @@ class SeedScores:
     @property
     def seeds(self) -> SeedVariance:
         """The variance between seeds, pooled over the trained modules."""
-        trained = [values for values in self.by_system.values() if len(values) > 1]
+        trained = [v for name, v in self.by_system.items() if len(v) > 1 and not reads_other_k(name)]
         return seed_variance(trained, self.users) if trained else ONE_SEED
 
     def row(self, values_SE: np.ndarray, adapters: int, seeds: SeedVariance | None = None) -> dict[str, float]:
@@ -99,21 +103,45 @@ def tables_over_seeds(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def check_alike(runs: Sequence[Run]) -> None:
     """Raises KitError if the runs differ in other settings than their seeds, or in users, or not in their seeds."""
-    first, seen = flat(runs[0].preset), [_seeds_of(runs[0])]
+    check_settings_alike(runs)
+    seen = [_seeds_of(runs[0])]
     ids = [example["id"] for example in load_prepared(runs[0], "dev")]
     for run in runs[1:]:
-        names = f"Runs {runs[0].name!r} and {run.name!r}"
-        other = flat(run.preset)
-        differ = [key for key in first if first[key] != other[key] and not key.startswith((*_SEEDS, *_NO_MATTER))]
-        if differ:
-            raise KitError(f"{names} differ in {', '.join(differ)}, not in their seeds alone.")
         if [example["id"] for example in load_prepared(run, "dev")] != ids:
-            raise KitError(f"{names} have different dev examples.")
+            raise KitError(f"Runs {runs[0].name!r} and {run.name!r} have different dev examples.")
         if _seeds_of(run) in seen:
             raise KitError(
                 f"Run {run.name!r} has the seeds of another one: give it an sft.seed and rl.seed of its own."
             )
         seen.append(_seeds_of(run))
+    if 1 < len(_sft_seeds(runs)) < len(runs):
+        raise KitError("Some of the runs share an SFT adapter: give all an sft.seed of their own, or all the same one.")
+
+
+def check_settings_alike(runs: Sequence[Run], seeds: Sequence[str] = _SEEDS) -> None:
+    """Raises KitError if the runs differ in settings that move a score, other than these seeds."""
+    first = flat(runs[0].preset)
+    for run in runs[1:]:
+        differ = _differing(first, flat(run.preset), seeds)
+        if differ:
+            names = f"Runs {runs[0].name!r} and {run.name!r}"
+            raise KitError(f"{names} differ in {', '.join(differ)}, not in their seeds alone.")
+
+
+def check_current(run: Run) -> None:
+    """Raises KitError if a setting that moves a score was changed after the run's evaluation."""
+    manifest = read_json(require(run, "evaluate") / "manifest.json")
+    then, now = flattened(manifest.get("preset", {})), flat(run.preset)
+    changed = _differing({key: value for key, value in then.items() if key in now}, now)
+    if changed:
+        raise KitError(
+            f"Run {run.name!r} was evaluated before {', '.join(changed)} changed: run evaluate again, or set back what "
+            "changed."
+        )
+
+
+def _differing(one: Mapping[str, object], other: Mapping[str, object], but: Sequence[str] = ()) -> list[str]:
+    return [key for key in one if one[key] != other[key] and not key.startswith((*but, *_NO_MATTER))]
 
 
 def scores(run: Run, system: str) -> np.ndarray:
@@ -183,5 +211,11 @@ def _systems(run: Run) -> list[str]:
 
 
 def _of(system: str, runs: Sequence[Run]) -> Sequence[Run]:
-    """The runs whose seeds the system depends on: all for a trained module, else the first one."""
-    return runs if kind_of(system) in _TRAINED else runs[:1]
+    """The runs whose seeds the system depends on: all for a trained module with an adapter in each, else the first."""
+    kind = kind_of(system)
+    varies = kind == "rl" or (kind == "sft" and len(_sft_seeds(runs)) > 1)
+    return runs if varies else runs[:1]
+
+
+def _sft_seeds(runs: Sequence[Run]) -> set[int]:
+    return {run.preset.sft.seed for run in runs}

@@ -84,7 +84,7 @@ def pilot_of_evaluation(run: Run, system: str | None = None, minus: str | None =
     """
     folder = require(run, "evaluate") / "records"
     known = sorted(path.stem for path in folder.glob("*.jsonl") if path.stem != "summaries")
-    system = system or ("rl" if "rl" in known else known[-1] if known else "rl")
+    system = system or next((name for name in ("rl", "sft", *reversed(known)) if name in known), "rl")
     minus = minus or next((name for name in ("sft", "base", *known) if name in known and name != system), "sft")
     for name in (system, minus):
         if name not in known:
@@ -128,6 +128,8 @@ def pilot_of_sweep(run: Run, system: str | None = None, minus: str | None = None
     if not all((folder / "scores/scores.csv").exists() for folder in folders):
         raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
     scores, shots = Scores.of(run, trials), max(settings.eval_shots)
+    if shots not in scores.by_arm[SFT_ONLY]:
+        raise KitError(f"The sweep of run {run.name!r} was not scored at k = {shots}: run sweep again.")
     arm = system or (GROWING if GROWING in settings.arms else settings.arms[-1])
     other = minus or SFT_ONLY
     for name in (arm, other):

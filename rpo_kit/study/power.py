@@ -45,22 +45,23 @@ class Spread:
         of_user = self.user + self.interaction / seeds + (self.query or 0.0) / queries
         return (self.seed or 0.0) / seeds + of_user / users
 
-    def users(self, difference: float, power: float, queries: int, seeds: int) -> int | None:
+    def users(self, difference: float, power: float, queries: int, seeds: int, comparisons: int = 1) -> int | None:
         """The fewest users that suffice; None if no number does, because the seeds alone vary too much."""
-        room = (difference / standard_errors(power)) ** 2 - (self.seed or 0.0) / seeds
+        room = (difference / standard_errors(power, comparisons)) ** 2 - (self.seed or 0.0) / seeds
         if room <= 0:
             return None
         of_user = self.user + self.interaction / seeds + (self.query or 0.0) / queries
         return max(FEWEST, math.ceil(of_user / room - 1e-9))
 
 
-def standard_errors(power: float) -> float:
-    """How many standard errors away from 0 a difference is found with this power, two-sided at 5 %.
+def standard_errors(power: float, comparisons: int = 1) -> float:
+    """How many standard errors away from 0 a difference is found with this power, two-sided at 5 %; as one of several
+    comparisons also if it is the only one there is to be found (the first step of Holm's correction).
 
-    >>> round(standard_errors(0.8), 2)
-    2.8
+    >>> round(standard_errors(0.8), 2), round(standard_errors(0.8, 20), 2)
+    (2.8, 3.86)
     """
-    return NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(power)
+    return NormalDist().inv_cdf(1 - 0.025 / comparisons) + NormalDist().inv_cdf(power)
 
 
 def spread_of(pilot: Pilot) -> Spread:
@@ -152,7 +153,7 @@ def plan_report(pilot: Pilot, difference: float, power: float, seed_spread: floa
         f"To show a difference of {difference:g} with {100 * power:.0f} % power (two-sided, 5 %, one comparison):",
         table.to_string(index=False, na_rep="not recorded"),
         pilot.costs.sentence(),
-        *_advice(table, difference),
+        *_advice(pilot, used, table, difference, power),
     ]
     return "\n".join(lines)
 
@@ -200,7 +201,8 @@ def _levels(found: Spread, used: Spread, stated: bool) -> list[str]:
     return parts
 
 
-def _advice(table: pd.DataFrame, difference: float) -> list[str]:
+def _advice(pilot: Pilot, spread: Spread, table: pd.DataFrame, difference: float, power: float) -> list[str]:
+    """The command of a sweep, and how many users it takes if the difference is to pass Holm's correction too."""
     possible = table[table["users"] != "too few seeds"]
     several = possible[possible["seeds"] >= 3]
     row = (several if len(several) else possible).iloc[0]
@@ -209,4 +211,14 @@ def _advice(table: pd.DataFrame, difference: float) -> list[str]:
         "For example, in a run with that many dev users (data.dev_users):",
         f"  python -m rpo_kit sweep --run NAME --set sweep.dev_users={row['users']} --set 'sweep.seeds={seeds}' "
         f"--set sweep.difference={difference:g}",
+        *_with_holm(pilot, spread, int(row["seeds"]), int(row.get("queries per user", 1)), difference, power),
     ]
+
+
+def _with_holm(pilot: Pilot, spread: Spread, seeds: int, queries: int, difference: float, power: float) -> list[str]:
+    comparisons = pilot.costs.arms * pilot.costs.shots
+    if comparisons < 2:
+        return []
+    users = spread.users(difference, power, queries, seeds, comparisons)
+    needed = "no number of users suffices with these seeds" if users is None else f"{users} users"
+    return [f"To pass Holm's correction as the only difference of {comparisons} (arms times k): {needed}."]

@@ -113,7 +113,7 @@ def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame, systems: Sequ
         f"Gain over the best trivial baseline: {row['score']:+.3f} ({row['low']:.3f} to {row['high']:.3f}{verdict}), "
         f"{system_name(row['system'])} minus {system_name(best)} (the best by its score on these dev users)."
     )
-    if "mde" not in row:
+    if not row.get("mde", 0.0) > 0:
         return text
     return f"{text} Smallest difference that these users could have shown: {row['mde']:.3f} (80 % power)."
 
@@ -134,8 +134,12 @@ def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
     table, content = scores_table(metrics).round(3), content_table(metrics).round(3)
     about = f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, {metrics['shots'][0]} history items"
     heading = f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):"
+    untold = ""
+    if set(metrics["system"]) & set(MODULE) and not best_trivial(metrics):
+        untold = "No trivial baseline was evaluated, so whether a module is worth its cost is open: add echo, majority "
+        untold += "or copy-nearest to evaluation.systems."
     lines = [
-        gain_over_trivial(metrics, paired),
+        gain_over_trivial(metrics, paired) or untold,
         *gain_by_history(metrics, paired),
         heading,
         table.to_string(index=False, na_rep=""),

@@ -116,12 +116,33 @@ def compare(
     over_users = crossed_bootstrap(values_SE, users, ONE_SEED, adapters, resamples, seed)
     error = math.sqrt(float(over_users.var()) + adapters * seeds.variance / len(values_SE))
     freedom = degrees_of_freedom(float(over_users.var()), len(set(users)), seeds, adapters, len(values_SE))
-    wider = t_quantile(freedom) / _Z
+    wider = widening(freedom)
     low, high = mean + (np.percentile(means, [2.5, 97.5]) - mean) * wider
     p = sign_flip_test(values_SE, users, seed)
     if seeds.degrees:
         p = max(p, t_test(mean, error, freedom))
-    return {"score": mean, "low": float(low), "high": float(high), "mde": POWER * error * wider, "p": p}
+    row = {"score": mean, "low": float(low), "high": float(high), "mde": POWER * error * wider, "p": p}
+    one_user = len(set(users)) == 1  # who cannot say how others would differ
+    return row | dict.fromkeys(("low", "high", "mde"), float("nan")) if one_user else row
+
+
+def widening(freedom: float) -> float:
+    """Student's t over the normal quantile."""
+    return t_quantile(freedom) / _Z
+
+
+def over_runs(means: Sequence[float]) -> dict[str, float]:
+    """`score` (the mean), `low`, `high` and `mde` of a value measured in several independent runs, by Student's t.
+
+    For runs with users and adapters of their own (seeds of the data): their means vary with both, so their spread
+    counts both. NaN for a single run.
+    """
+    if len(means) < 2:
+        return {"score": float(np.mean(means))} | dict.fromkeys(("low", "high", "mde"), float("nan"))
+    mean, error = float(np.mean(means)), float(np.std(means, ddof=1)) / math.sqrt(len(means))
+    wider = widening(len(means) - 1)
+    half = _Z * error * wider
+    return {"score": mean, "low": mean - half, "high": mean + half, "mde": POWER * error * wider}
 
 
 def degrees_of_freedom(user_variance: float, users: int, seeds: SeedVariance, adapters: int, per_arm: int) -> float:

@@ -45,7 +45,11 @@ def references(task: Task, examples: list[Example], shots: int) -> dict[str, np.
 def bootstrap_interval(
     values: np.ndarray, users: Sequence[str], resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (n,), resampling whole users with replacement."""
+    """95 % percentile interval of the mean of `values` (n,), resampling whole users with replacement; NaN for one user,
+    who cannot say how others would differ.
+    """
+    if len(set(users)) == 1:
+        return float("nan"), float("nan")
     low, high = np.percentile(bootstrap_means(values, users, resamples, seed), [2.5, 97.5])
     return float(low), float(high)
 
@@ -57,19 +61,6 @@ def bootstrap_means(values: np.ndarray, users: Sequence[str], resamples: int, se
     sums, sizes = np.bincount(user_of, values, count), np.bincount(user_of, minlength=count)
     drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
     means: np.ndarray = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    return means
-
-
-def bootstrap_runs(by_run: Sequence[np.ndarray], resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Means (resamples,) of values measured in several runs, resampling runs and then the users of each drawn run.
-
-    `by_run` holds one value per user for each run, and each run has users of its own (seeds of the data). Two levels,
-    because the users of a run share its adapters. For several seeds on the same users see `significance`.
-    """
-    generator, means = np.random.default_rng(seed), np.empty(resamples)
-    for n in range(resamples):
-        drawn = [by_run[run] for run in generator.integers(len(by_run), size=len(by_run))]
-        means[n] = np.mean([values[generator.integers(len(values), size=len(values))].mean() for values in drawn])
     return means
 
 
@@ -127,14 +118,15 @@ def paired_table(run: Run, task: Task, examples: list[Example], records: dict[st
 def compared(names: Sequence[str]) -> list[tuple[str, str]]:
     """(system, the one it is compared with), in the order of the table.
 
-    Each system is compared with the first one and with the preceding step of the method, and the last step of the
-    method with every baseline. A module that reads all k items is compared with itself on K of them.
+    Each system is compared with the base model (without one, with the first system) and with the preceding step of the
+    method, and the last step of the method with every baseline. A module that reads all k items is compared with itself
+    on K of them.
     """
     fewer = [(kind_of(name), name) for name in names if reads_other_k(name) and kind_of(name) in names]
     names = [name for name in names if not reads_other_k(name)]
-    steps = [name for name in names if name in SYSTEMS]
-    before = dict(pairwise(reversed(steps)))
-    pairs = [(name, other) for name in names for other in dict.fromkeys((names[0], before.get(name, names[0])))]
+    steps = [name for name in SYSTEMS if name in names]
+    before, first = dict(pairwise(reversed(steps))), next((name for name in ("base", *names) if name in names), "")
+    pairs = [(name, other) for name in names for other in dict.fromkeys((first, before.get(name, first)))]
     baselines = [name for name in names if name not in SYSTEMS or name == "context"]
     others = [(steps[-1], name) for name in baselines] if steps else []
     return [pair for pair in dict.fromkeys([*pairs, *others, *fewer]) if pair[0] != pair[1]]

@@ -25,8 +25,9 @@ from rpo_kit.errors import KitError
 from rpo_kit.study import alt_text
 from rpo_kit.study.comparisons import SFT_ONLY, change_sentence, family_of, resolved
 from rpo_kit.study.drawing import GREY, INK
+from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import LEVEL
-from rpo_kit.study.style import REFERENCE_STYLES, STYLE, UNRESOLVED_COLOR, style_of
+from rpo_kit.study.style import BEST_TRIVIAL, REFERENCE_STYLES, STYLE, UNRESOLVED_COLOR, style_of
 
 _LINE, _ROW = 0.195, 0.22  # inches: a line of the caption, a row of the differences
 _TOP, _CURVES, _SCORES, _GAP = 0.66, 2.2, 2.3, 0.85  # inches: above the panels, the two upper rows, between rows
@@ -201,11 +202,18 @@ def _caption(
     text = (
         f"{data['task']} ({data['source']}), {bars['users'].max()} dev users; {model}; each arm {steps} RL steps from "
         f"the same SFT adapter; seeds: {seeds}. {_reward_lines(curves, window)}"
-        f"Intervals: bootstrap over users{of_seeds}. any habit: understands every text, does not know the user. "
-        "oracle: follows the majority habit of the same k items."
+        f"Intervals: bootstrap over users{of_seeds}. {_trivial(stored)}"
+        "any habit: understands every text, does not know the user. oracle: follows the majority habit of the same k "
+        "items."
         f"{_about_differences(differences)} {change_sentence(stored.get('plan'))}"
     )
     return textwrap.fill(text, 130)
+
+
+def _trivial(stored: Mapping[str, Any]) -> str:
+    """Which baseline the line is; "" for numbers of earlier versions, which have none."""
+    name = stored.get("best_trivial")
+    return f"{BEST_TRIVIAL}: the best baseline without a model, {system_name(name)}. " if name else ""
 
 
 def _reward_lines(curves: pd.DataFrame, window: int) -> str:

@@ -28,7 +28,14 @@ from rpo_kit.stages import stage
 from rpo_kit.study.evaluation import predict, report_cuts
 from rpo_kit.study.over_seeds import SeedScores, check_alike, record_scores
 from rpo_kit.study.results import system_name
-from rpo_kit.study.significance import ONE_SEED, SeedVariance, crossed_bootstrap, seed_variance
+from rpo_kit.study.significance import (
+    ONE_SEED,
+    SeedVariance,
+    crossed_bootstrap,
+    degrees_of_freedom,
+    seed_variance,
+    widening,
+)
 
 COLUMNS = (
     *("system", "base", "own", "transferred", "difference", "low", "high", "mde"),
@@ -96,20 +103,29 @@ def table(own: SeedScores, moved: dict[str, np.ndarray]) -> pd.DataFrame:
 def _ratio(found: SeedScores, own_SE: np.ndarray, moved_SE: np.ndarray, seeds: SeedVariance) -> dict[str, float]:
     """Gain of the other module over the own one's, with a bootstrap over users, the same in both, and over seeds.
 
-    NaN if the own module's gain is not told apart from 0: nothing is there to be transferred.
+    NaN if the own module's gain is not told apart from 0: nothing is there to be transferred. With several seeds both
+    gains are widened as their own intervals are (`significance.compare`).
     """
+    if not found.row(own_SE, 1, seeds)["low"] > 0:
+        return dict.fromkeys(("ratio", "ratio_low", "ratio_high"), float("nan"))
     effects = np.zeros((2, found.resamples))
     if seeds.variance:
         drawn = np.random.default_rng(found.seed).choice(seeds.effects, size=(2, found.resamples, len(own_SE)))
         effects = drawn.mean(2)
     own, moved = (
-        crossed_bootstrap(gain_SE, found.users, ONE_SEED, 1, found.resamples, found.seed) + effect
-        for gain_SE, effect in zip((own_SE, moved_SE), effects, strict=True)
+        _resampled(found, gain_SE, effect, seeds) for gain_SE, effect in zip((own_SE, moved_SE), effects, strict=True)
     )
-    if np.percentile(own, 2.5) <= 0:
-        return dict.fromkeys(("ratio", "ratio_low", "ratio_high"), float("nan"))
     low, high = np.percentile(moved / own, [2.5, 97.5])
     return {"ratio": float(moved_SE.mean() / own_SE.mean()), "ratio_low": float(low), "ratio_high": float(high)}
+
+
+def _resampled(found: SeedScores, gain_SE: np.ndarray, effects: np.ndarray, seeds: SeedVariance) -> np.ndarray:
+    """Means (resamples,) over users, with these effects of seeds added."""
+    means = crossed_bootstrap(gain_SE, found.users, ONE_SEED, 1, found.resamples, found.seed)
+    freedom = degrees_of_freedom(float(means.var()), len(set(found.users)), seeds, 1, len(gain_SE))
+    mean = gain_SE.mean()
+    resampled: np.ndarray = mean + (means + effects - mean) * widening(freedom)
+    return resampled
 
 
 def report(found: pd.DataFrame) -> str:

@@ -14,11 +14,12 @@ import pytest
 from rpo_kit import provenance
 from rpo_kit.errors import KitError
 from rpo_kit.presets import RLSettings
-from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.rewriting.prepare import load_golds, load_prepared
 from rpo_kit.runs import Run, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study import ablation
 from rpo_kit.study.ablation import export_figure_data, score_adapter, sweep
+from rpo_kit.study.baselines import trivial_answers
 from rpo_kit.study.statistics import references
 
 ARMS = ("fixed-2", "progressive")
@@ -77,8 +78,17 @@ def test_the_bars_are_means_over_seeds_with_intervals_over_users(swept):
     examples = load_prepared(run, "dev")[:4]
     generic = np.mean([1 - abs(int(e["output"]) - 3) / 4 for e in examples])
     assert set(bars.index) == {
-        (arm, k) for arm in ("SFT only", *ARMS, "any habit", "oracle") for k in run.preset.sweep.eval_shots
+        (arm, k)
+        for arm in ("SFT only", *ARMS, "best trivial", "any habit", "oracle")
+        for k in run.preset.sweep.eval_shots
     }
+    named = json.loads((run.stage("sweep") / "provenance.json").read_text())["best_trivial"]
+    answers = trivial_answers(ablation.get_task("LaMP-3"), examples, list(load_golds(run, "train").values()))
+    scores = {name: np.mean([1 - abs(float(a) - float(e["output"])) / 4 for a, e in zip(texts, examples, strict=True)])
+              for name, texts in answers.items()}  # fmt: skip
+    assert bars.loc[("best trivial", 6), "score"] == pytest.approx(scores[named])
+    assert scores[named] == max(scores.values())
+    assert bars["unparsed"].isna().to_dict()[("oracle", 2)]
     assert bars.loc[("SFT only", 2), "score"] == pytest.approx(generic)
     assert bars.loc[("progressive", 2), "score"] == pytest.approx(generic)
     assert bars.loc[("progressive", 6), "score"] == pytest.approx((1 + generic) / 2), "seed 0 is right, seed 1 is not"
@@ -198,7 +208,7 @@ def test_the_numbers_carry_their_provenance_and_can_be_stored_with_the_code(swep
     assert [path.name for path in paths] == [f"long_{file}" for file in ablation.CSV_FILES]
     told = json.loads(paths[-1].read_text())
     assert told["preset"]["sweep"]["seeds"] == [0, 1]
-    assert told.keys() == {"preset", "machine", "packages", "commit", "plan"}
+    assert told.keys() == {"preset", "machine", "packages", "commit", "plan", "best_trivial"}
     assert told["plan"]["plan"]["seeds"] == [0, 1]
     assert str(tmp_path) not in told["machine"]
     before = told["commit"]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from rpo_kit.runs import Run, write_text
+from rpo_kit.runs import Run, write_json, write_text
 from rpo_kit.study.comparisons import (
     PLAN,
     change_sentence,
@@ -120,6 +120,34 @@ def test_a_plan_that_comes_after_the_first_trial_says_so(new_run: Callable[..., 
     write_plan(new_run())
     assert change_sentence(stored(new_run())) == "Comparisons were written down after the first trial."
     assert change_sentence(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"data.dev_users": 9}, "data.dev_users 6 → 9"), ({"rl.learning_rate": 0.5}, "rl.learning_rate 0.0001 → 0.5")],
+)
+def test_a_setting_that_moves_the_scores_belongs_to_the_plan(
+    new_run: Callable[..., Run], changed: dict[str, float], said: str
+) -> None:
+    score(new_run(), "fixed-2-seed0")
+    write_plan(new_run())
+    write_plan(new_run({"rl.save_every": 99, "rl.micro_batch_tokens": 9000}))
+    assert stored(new_run())["changes"] == [], "these move no score"
+    write_plan(new_run(changed))
+    told = change_sentence(stored(new_run()))
+    assert told.startswith("Comparisons were written down after the first trial. Comparisons changed")
+    assert said in told
+
+
+def test_a_plan_of_an_earlier_version_that_holds_no_settings_has_not_changed(new_run: Callable[..., Run]) -> None:
+    score(new_run(), "fixed-2-seed0")
+    write_plan(new_run())
+    path = new_run().stage("sweep") / "plan.json"
+    old = stored(new_run())
+    del old["plan"]["settings"]
+    write_json(path, old)
+    write_plan(new_run())
+    assert stored(new_run()) == old
 
 
 def test_a_table_in_a_notebook_shows_in_grey_what_is_not_resolved() -> None:

@@ -110,6 +110,17 @@ def test_an_arm_that_cannot_run_is_refused_before_the_first_one_is_trained(arm, 
     assert check_arms(get_preset("cpu")) == ""
 
 
+@pytest.mark.parametrize("arm", ["data.seed=1", "data.items_per_user=20", "rl.seed=5", "components.steps=9"])
+def test_an_arm_of_other_users_or_of_the_study_itself_is_refused(arm):
+    told = check_arms(get_preset("cpu", {"components.arms": [arm]}))
+    assert told == (
+        f"The arm '{arm}' of components.arms cannot be compared with the full method on the same users: change "
+        f"{arm.partition('=')[0]} in a run of its own."
+    )
+    allowed = ["data.retriever=recency", "data.train_users=50", "sft.seed=1"]
+    assert check_arms(get_preset("cpu", {"components.arms": allowed})) == ""
+
+
 def test_an_unknown_arm_is_refused_with_the_names_there_are():
     with pytest.raises(KitError, match=r"There is no arm 'no-plans' for components.arms: choose from full, no-sft"):
         get_preset("cpu", {"components.arms": ["no-plans"]})

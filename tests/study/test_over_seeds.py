@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from rpo_kit.errors import KitError
+from rpo_kit.presets import override
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, write_text
 from rpo_kit.stages import stage
@@ -69,6 +70,29 @@ def test_the_tables_hold_means_over_the_runs_with_intervals_over_users_and_seeds
     row = paired.set_index(["system", "minus"]).loc[("rl", "sft")]
     assert row["score"] == pytest.approx(table.loc["rl", "score"] - table.loc["sft", "score"])
     assert "reflection module after SFT + RL minus" in result_text(metrics, paired)
+
+
+def test_one_sft_adapter_under_several_seeds_of_rl_is_counted_once(evaluated, monkeypatch):
+    runs = [evaluated("a"), evaluated("b", rl__seed=1)]
+    found = SeedScores.of(runs)
+    assert (len(found.by_system["sft"]), len(found.by_system["rl"])) == (1, 2)
+    assert found.seeds.degrees == 1
+    assert tables_over_seeds(runs)[0].set_index("system").loc["sft", "seeds"] == 1
+    with pytest.raises(KitError, match="share an SFT adapter"):
+        tables_over_seeds([*runs, evaluated("c", 1, rl__seed=2)])
+
+
+def test_an_adapter_with_fewer_items_is_no_further_sample_of_seeds():
+    values = np.random.default_rng(0).normal(0.5, 0.2, (3, 50))
+    users = [str(n) for n in range(50)]
+    assert SeedScores({"rl": values, "rl-1": values, "sft": values, "sft-1": values}, users, 100, 0).seeds.degrees == 4
+
+
+def test_an_evaluation_with_other_settings_than_the_present_ones_is_refused(evaluated):
+    runs = [evaluated("a"), evaluated("b", 1)]
+    changed = [Run(run.folder, override(run.preset, {"rl.steps": 99})) for run in runs]
+    with pytest.raises(KitError, match=r"'a' was evaluated before rl\.steps changed"):
+        tables_over_seeds(changed)
 
 
 def test_what_has_no_seed_need_be_evaluated_by_the_first_run_alone(evaluated):

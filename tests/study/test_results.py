@@ -61,6 +61,15 @@ def test_without_a_module_or_a_trivial_baseline_there_is_no_such_gain() -> None:
     assert gain_over_trivial(metrics(base=0.4, majority=0.5), paired(("majority", "base"), ("base", "majority"))) == ""
     assert gain_over_trivial(metrics(base=0.4, rl=0.5), paired(("rl", "base"))) == ""
     assert result_text(metrics(base=0.4), paired(("rl", "base"))[:0]).startswith("Result (LaMP-3, 40 dev examples")
+    assert result_text(metrics(base=0.4, rl=0.5), paired(("rl", "base"))).startswith(
+        "No trivial baseline was evaluated"
+    )
+
+
+def test_one_user_or_equal_answers_have_no_smallest_difference() -> None:
+    table = metrics(base=0.4, majority=0.5, rl=0.6)
+    for mde in (0.0, float("nan")):
+        assert "could have shown" not in gain_over_trivial(table, paired(("rl", "majority"), mde=mde))
 
 
 def test_tables_name_systems_as_the_readme_does_and_leave_other_columns_alone() -> None:
