@@ -74,7 +74,7 @@ def _canvas(bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame,
     figure.text(0.065, from_top(0.3), _HEADING, fontsize=11, weight="bold", va="bottom")
     _draw_curves(figure, curves, window, from_top(_TOP), from_top(_TOP + _CURVES))
     at = from_top(_TOP + _CURVES + _GAP + _SCORES)
-    scores = figure.add_axes((0.065, at, 0.855, _SCORES / high), label="scores")  # right: names of the references
+    scores = figure.add_axes((0.065, at, 0.845, _SCORES / high), label="scores")  # right: names of the references
     _draw_bars(scores, bars)
     if legend:
         handles, names = scores.get_legend_handles_labels()
@@ -185,11 +185,11 @@ def _draw_references(ax: Axes, bars: pd.DataFrame, groups: list[int]) -> None:
             if at == len(groups) - 1:
                 named[name] = float(row.score)
     low, high = ax.get_ylim()
-    apart = max(named.values(), default=0.0) - min(named.values(), default=0.0) > 0.08 * (high - low)
-    for name, score in named.items():
-        side = "center" if apart or len(named) == 1 else "bottom" if score == max(named.values()) else "top"
-        ax.annotate(name, (1, score), (4, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
-                    va=side, fontsize=_SMALL)  # fmt: skip
+    at, apart = -np.inf, 0.075 * (high - low)  # lines closer than a line of text have their names above each other
+    for name, score in sorted(named.items(), key=lambda row: row[1]):
+        at = max(score, at + apart)
+        ax.annotate(name, (1, at), (4, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
+                    va="center", fontsize=_SMALL)  # fmt: skip
 
 
 def _caption(
