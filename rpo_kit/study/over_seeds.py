@@ -4,9 +4,8 @@
 
 All runs must have been evaluated on the same users, with settings that differ in `sft.seed`, `rl.seed` and the systems
 alone. A trained module is compared if every run evaluated it. The base model and the baselines have no seed: the first
-run's answers count. So do those of SFT if all runs have the same `sft.seed`; how SFT varies is then not counted. The
-variance between seeds is pooled over the trained modules that read all items (`significance`): an adapter that reads
-fewer items is no further sample of seeds.
+run's answers count. So do those of SFT if all runs have the same `sft.seed`; how SFT varies is then not counted. Each
+score and difference has its own variance between seeds: SFT and RL vary differently, and not independently.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, read_json, read_records, write_json, write_text
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.stages import require
-from rpo_kit.study.results import PAIRED_COLUMNS, read_tables, reads_other_k
-from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
+from rpo_kit.study.results import PAIRED_COLUMNS, read_tables
+from rpo_kit.study.significance import compare, seed_variance
 from rpo_kit.study.statistics import compared
 
 _SEEDS = ("sft.seed", "rl.seed")
@@ -60,21 +59,13 @@ class SeedScores:
         by_system = {name: np.stack([scores(run, name) for run in _of(name, runs)]) for name in common}
         return cls(by_system, [example["user_id"] for example in examples], settings.bootstrap, settings.seed)
 
-    @property
-    def seeds(self) -> SeedVariance:
-        """The variance between seeds, pooled over the trained modules."""
-        trained = [v for name, v in self.by_system.items() if len(v) > 1 and not reads_other_k(name)]
-        return seed_variance(trained, self.users) if trained else ONE_SEED
-
-    def row(self, values_SE: np.ndarray, adapters: int, seeds: SeedVariance | None = None) -> dict[str, float]:
-        """`significance.compare`, with as many trained adapters in each value; 0 for a baseline."""
-        seeds = (seeds or self.seeds) if adapters and len(values_SE) > 1 else ONE_SEED
-        return compare(values_SE, self.users, seeds, max(1, adapters), self.resamples, self.seed)
+    def row(self, values_SE: np.ndarray) -> dict[str, float]:
+        """`significance.compare` of values (seeds, examples), with their own variance between seeds."""
+        return compare(values_SE, self.users, seed_variance([values_SE], self.users), 1, self.resamples, self.seed)
 
     def difference(self, system: str, minus: str) -> dict[str, float]:
         """`row` of one system minus another, paired on users and seeds."""
-        one, other = self.by_system[system], self.by_system[minus]
-        return self.row(one - other, (len(one) > 1) + (len(other) > 1))
+        return self.row(self.by_system[system] - self.by_system[minus])
 
 
 def tables_over_seeds(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -92,7 +83,7 @@ def tables_over_seeds(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     for name, values_SE in found.by_system.items():
         if name not in untrained:
             metrics.loc[name, numbers] = np.mean([table.loc[name, numbers] for table in tables], axis=0)
-        row = found.row(values_SE, int(len(values_SE) > 1))
+        row = found.row(values_SE)
         metrics.loc[name, ["score", "low", "high"]] = [row["score"], row["low"], row["high"]]
         metrics.loc[name, "seeds"] = len(values_SE)
     metrics = metrics.reset_index()

@@ -30,7 +30,6 @@ from rpo_kit.study.over_seeds import SeedScores, check_alike, record_scores
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import (
     ONE_SEED,
-    SeedVariance,
     crossed_bootstrap,
     degrees_of_freedom,
     seed_variance,
@@ -87,40 +86,35 @@ def _rewritten(source: Run, target: Run, module: str) -> np.ndarray:
 def table(own: SeedScores, moved: dict[str, np.ndarray]) -> pd.DataFrame:
     """The comparison of the own modules with those of other runs, whose scores (seeds, examples) are `moved`."""
     base_E, rows = own.by_system["base"][0], []
-    seeds = ONE_SEED
-    if len(next(iter(moved.values()))) > 1:
-        seeds = seed_variance([*moved.values(), *(own.by_system[name] for name in moved)], own.users)
     for name, moved_SE in moved.items():
         own_SE = own.by_system[name]
-        row = own.row(moved_SE - own_SE, 2, seeds)
+        row = own.row(moved_SE - own_SE)
         means = {"base": base_E.mean(), "own": own_SE.mean(), "transferred": moved_SE.mean()}
-        ratio = _ratio(own, own_SE - base_E, moved_SE - base_E, seeds)
+        ratio = _ratio(own, own_SE - base_E, moved_SE - base_E)
         counts = {"users": len(set(own.users)), "seeds": len(moved_SE)}
         rows.append({"system": name} | means | {"difference": row.pop("score")} | row | ratio | counts)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _ratio(found: SeedScores, own_SE: np.ndarray, moved_SE: np.ndarray, seeds: SeedVariance) -> dict[str, float]:
+def _ratio(found: SeedScores, own_SE: np.ndarray, moved_SE: np.ndarray) -> dict[str, float]:
     """Gain of the other module over the own one's, with a bootstrap over users, the same in both, and over seeds.
 
     NaN if the own module's gain is not told apart from 0: nothing is there to be transferred. With several seeds both
     gains are widened as their own intervals are (`significance.compare`).
     """
-    if not found.row(own_SE, 1, seeds)["low"] > 0:
+    if not found.row(own_SE)["low"] > 0:
         return dict.fromkeys(("ratio", "ratio_low", "ratio_high"), float("nan"))
-    effects = np.zeros((2, found.resamples))
-    if seeds.variance:
-        drawn = np.random.default_rng(found.seed).choice(seeds.effects, size=(2, found.resamples, len(own_SE)))
-        effects = drawn.mean(2)
-    own, moved = (
-        _resampled(found, gain_SE, effect, seeds) for gain_SE, effect in zip((own_SE, moved_SE), effects, strict=True)
-    )
+    generator = np.random.default_rng(found.seed)  # one for both: their seeds are drawn apart
+    own, moved = (_resampled(found, gain_SE, generator) for gain_SE in (own_SE, moved_SE))
     low, high = np.percentile(moved / own, [2.5, 97.5])
     return {"ratio": float(moved_SE.mean() / own_SE.mean()), "ratio_low": float(low), "ratio_high": float(high)}
 
 
-def _resampled(found: SeedScores, gain_SE: np.ndarray, effects: np.ndarray, seeds: SeedVariance) -> np.ndarray:
-    """Means (resamples,) over users, with these effects of seeds added."""
+def _resampled(found: SeedScores, gain_SE: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Means (resamples,) over users, the same of every gain, with effects of seeds added."""
+    seeds, effects = seed_variance([gain_SE], found.users), np.zeros(found.resamples)
+    if seeds.variance:
+        effects = generator.choice(seeds.effects, size=(found.resamples, len(gain_SE))).mean(1)
     means = crossed_bootstrap(gain_SE, found.users, ONE_SEED, 1, found.resamples, found.seed)
     freedom = degrees_of_freedom(float(means.var()), len(set(found.users)), seeds, 1, len(gain_SE))
     mean = gain_SE.mean()
