@@ -56,7 +56,7 @@ def _starts(angle: str, bracket: str, closing: str) -> re.Pattern[str]:
     return re.compile(
         rf"{angle}(?=\s*+/?+\s*+(?:observe|plan|rewrite)\b"  # the grammar's own tags, whether they end or not
         r"|[|｜]"  # <|im_start|>, <｜User｜>
-        r"|/?[\w▁][^\s<>‹›]{0,62}[>›])"  # <s>, </s>, <start_of_turn>, <file_sep>; Gemma even has <b>
+        r"|/?[\w▁][^\s<>‹›]{0,62}>)"  # <s>, </s>, <start_of_turn>, <file_sep>; Gemma even has <b>
         rf"|{bracket}(?=/?(?:{_BRACKETED})\])"  # [INST], [/INST]
         rf"|{closing}(?=>[A-Z_]{{2,20}}<<)",  # Falcon's >>TITLE<<
         re.IGNORECASE,

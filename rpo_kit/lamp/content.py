@@ -18,7 +18,9 @@ empty generic answer has nothing to keep, so the query alone counts.)
 
 from __future__ import annotations
 
+import html
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ _NUMBER = r"\d+(?:[.,:]\d+)*(?!\w)"
 _UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 _LETTER = rf"(?:(?!{_UNSPACED})\w)"
 _WORD = re.compile(rf"{_NUMBER}|{_UNSPACED}|{_LETTER}+(?:['’]{_LETTER}+)*")
+_APOSTROPHES = str.maketrans("’´`ʼ＇", "'" * 5)
 _SENTENCE_END = re.compile(r"[.!?:…\"“”]\s*$")
 
 _STOP_WORDS = (
@@ -45,10 +48,12 @@ _STOP_WORDS = (
 _STOP = frozenset(_STOP_WORDS.split())
 _NEGATING = "no not never none nothing nobody nowhere nor neither cannot without"
 _NEGATIONS = frozenset(_NEGATING.split())
-_NEGATED = re.compile(r"(?:is|are|was|were|do|does|did|have|has|had|ca|could|wo|would|should|must|need|ai)n['’]?t")
+_NEGATED = re.compile(
+    r"(?:is|are|was|were|do|does|did|have|has|had|ca|could|wo|would|should|must|need|ai|sha|might|ought)n'?t"
+)
 _SMALL = "zero _ two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred"
-_NUMBER_WORDS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen nineteen".split())}  # "one" is seldom 1
+_NUMBER_WORDS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen nineteen".split()) if word != "_"}
 _NUMBER_WORDS |= {word: str(10 * n) for n, word in enumerate(_TENS.split(), 2)}
 _SOUNDS_LIKE = {"2": ("to", "too"), "4": ("for",)}  # as in "gone 2 work"
 _ENDINGS = (("ies", "i"), ("ied", "i"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", ""))
@@ -131,9 +136,12 @@ def _read(text: str) -> _Text:
     found = _Text({}, {}, set(), False, Counter())
     inside: list[tuple[bool, str]] = []  # content words inside sentences: (has a capital, stem)
     negates, end = False, 0
+    text = unicodedata.normalize("NFC", html.unescape(text)).translate(_APOSTROPHES)
     for match in _WORD.finditer(text):
         starts, end = end == 0 or bool(_SENTENCE_END.search(text, end, match.start())), match.end()
-        word = match[0].casefold().replace("’", "'")
+        word = match[0].casefold().strip("_")
+        if not word:
+            continue
         found.spelled[word] += 1
         if word in _NEGATIONS or _NEGATED.fullmatch(word):
             negates = True

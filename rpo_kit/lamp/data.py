@@ -139,7 +139,7 @@ class _Reader:
             self.counts["gold_dropped"] += len(leaking)
             example["profile"] = [item for n, item in enumerate(example["profile"]) if n not in leaking]
         self.counts["empty"] += not example["profile"]
-        if self.task.items_have_labels and self.task.kind == "classification":
+        if self.task.items_have_labels:
             self.counts["foreign_labels"] += sum(item_gold(self.task, item) is None for item in example["profile"])
         return example
 

@@ -68,7 +68,7 @@ def split_of_files(settings: DataSettings, split: str) -> str | None:
     """The split whose files hold the examples of `split`; None if the folder has no such examples.
 
     Raises:
-        KitError: `data.dev_share` is set for a folder that has both splits.
+        KitError: `data.dev_share` is set for a folder that has both splits, or is not for one that has train alone.
     """
     if settings.source in ("personas", "official"):
         return split
@@ -82,6 +82,11 @@ def split_of_files(settings: DataSettings, split: str) -> str | None:
         )
     if settings.dev_share:
         return present[0] if present else "dev"
+    if split == "dev" and present == ["train"]:
+        raise KitError(
+            f"{folder} has no dev files: set data.dev_share=0.2 to evaluate on a fifth of its train users, or add "
+            "dev_questions.json and dev_outputs.json."
+        )
     return None if split == "train" and present == ["dev"] else split
 
 

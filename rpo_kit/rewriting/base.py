@@ -72,19 +72,25 @@ def generic_record(task: Task, id: str, answer: Completion) -> dict[str, object]
     record: dict[str, object] = {"id": id, "text": reading.text, "raw": answer.text}
     if not answer.finished:
         record["finished"] = False
-    if reading.removed:
-        record["removed"] = list(reading.removed)
+    after = answer.text.rpartition(reading.text)[2] if reading.text and task.kind == "generation" else ""
+    lines = ["lines"] if any(line.strip(' `~"') for line in after.splitlines()[1:]) else []
+    if removed := [*reading.removed, *lines]:
+        record["removed"] = removed
     if reading.refusal:
         record["refusal"] = True
     return record
 
 
 def describe_oddities(records: Sequence[Mapping[str, Any]], tokens: int) -> str:
-    """One line on preambles, thoughts, refusals and answers longer than the limit of `tokens`; "" if there are none."""
+    """One line on preambles, thoughts, lines, empty answers, refusals and answers longer than the limit of `tokens`; ""
+    if there are none.
+    """
     removed = Counter(part for record in records for part in record.get("removed", []))
     counts = {
         "had a preamble, which was removed": removed["preamble"],
         "had thoughts, which were removed": removed["thoughts"],
+        "had more lines than the one that is used": removed["lines"],
+        "are empty": sum(not record["text"].strip() for record in records),
         "are refusals, which are kept as the answer": sum(record.get("refusal", False) for record in records),
         f"are longer than the limit of {tokens} tokens and are cut if a prompt has no room for them": sum(
             len(record["text"].split()) > tokens for record in records

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _WORD_LIMITS = (None, 200, 100, 50, 25, 12, 6)  # ours: words per field of an item, tried in turn until the prompt fits
 _GENERIC_LIMITS = (400, 200, 100, 50, 25, 12, 6)  # ours: words of the generic answer, tried after the shortest items
-_WORD_LENGTH = 20  # ours: characters kept of a word in an item that has to be shortened
+_WORD_LENGTH = 20  # ours: characters kept at least of a word in an item that has to be shortened
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 
 
@@ -140,7 +140,8 @@ def _shorten(text: str, words: int | None) -> str:
     if words is None:
         return text
     # Some scripts have no spaces between words, so a "word" may be the whole text.
-    parts = [part if len(part) <= _WORD_LENGTH else f"{part[:_WORD_LENGTH]}…" for part in text.split()]
+    longest = max(_WORD_LENGTH, 2 * words)
+    parts = [part if len(part) <= longest else f"{part[:longest]}…" for part in text.split()]
     if len(parts) <= words:
         return " ".join(parts)
     ends = [n for n in range(words, words // 2, -1) if parts[n - 1].rstrip("\"')”’»").endswith(_SENTENCE_ENDS)]

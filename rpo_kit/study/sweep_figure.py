@@ -185,11 +185,10 @@ def _draw_references(ax: Axes, bars: pd.DataFrame, groups: list[int]) -> None:
             if at == len(groups) - 1:
                 named[name] = float(row.score)
     low, high = ax.get_ylim()
-    at: float = -np.inf
-    apart = 0.075 * (high - low)  # lines closer than a line of text have their names above each other
+    height, apart = -np.inf, 0.075 * (high - low)  # lines closer than a line of text have their names above each other
     for name, score in sorted(named.items(), key=lambda row: row[1]):
-        at = max(score, at + apart)
-        ax.annotate(name, (1, at), (4, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
+        height = max(score, height + apart)
+        ax.annotate(name, (1, height), (4, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
                     va="center", fontsize=_SMALL)  # fmt: skip
 
 

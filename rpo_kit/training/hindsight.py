@@ -18,6 +18,7 @@ reject them too would teach that the items decide everything.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def _rules_of(task: Task) -> Callable[[Task, Request], Written]:
 def _rating(task: Task, request: Request) -> Written:
     """What the items gave; the change is shown if the median of the items lies on the gold's side of the generic."""
     gold, generic = request.example["output"].strip(), request.example["generic"].strip()
-    given = [(number, item_gold(task, item)) for number, item in request.numbered]
+    given = [(number, _number(item[task.gold_field])) for number, item in request.numbered]  # also 2.5, no label here
     ratings = [float(rating) for _, rating in given if rating]
     observe = "\n".join(f"[{number}] gave {rating or 'no rating'}" for number, rating in given)
     if gold == generic:
@@ -110,6 +111,14 @@ def _rating(task: Task, request: Request) -> Written:
     plan = f"generic {generic}; as shown, {'lower' if lower else 'higher'}: {gold}"
     shown = middle is not None and middle != float(generic) and (middle < float(generic)) == lower
     return Trajectory(observe, plan, gold), None if shown else UNSHOWN
+
+
+def _number(text: str) -> str:
+    """The text if it is a number, else ""."""
+    try:
+        return text.strip() if math.isfinite(float(text)) else ""
+    except ValueError:
+        return ""
 
 
 # ---- tags, categories, references ---------------------------------------------------------------------------------

@@ -31,10 +31,11 @@ _EMOTICON = re.compile(
     r"(?<![\w:])(?:[:;=8][-'o^]?[()\[\]dpo/\\|*3s]+|x[d)]|<3+|\^_*\^|[-=o]_+[-=o])(?!\w)", re.IGNORECASE
 )
 _EMOJI = re.compile("[\u2600-\u27bf\U0001f300-\U0001faff]")
-_LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
+_LINK = re.compile(r"(?:https?://|www\.)\S*[^\s.,;:!?…)\"'”’]", re.IGNORECASE)  # marks after it end the sentence
 _MENTION, _HASHTAG = re.compile(r"@\w+"), re.compile(r"#\w*[a-z]\w*", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_END = re.compile(r"[.!?…]+$")
+_END = re.compile(r"[.!?…。！？؟]+$")
+_WIDE_MARKS = str.maketrans("。！？؟", ".!??")  # of Chinese, Japanese and Arabic
 _CLOSING = " \"'”’)»"
 _MARKS = {  # name of a mark: what a text with it contains
     "@": _MENTION,
@@ -142,6 +143,8 @@ def _case(words: Iterable[str], kind: str) -> str:
     letters = [word for word in words if word[0].isalpha()]
     if not letters:
         return "no words"
+    if not any(word.lower() != word.upper() for word in letters):
+        return "no case"  # Chinese, Arabic
     if all(word == word.lower() for word in letters):
         return "lower case"
     long = [word for word in letters if len(word) > 1]
@@ -157,10 +160,12 @@ def _end(text: str) -> str:
     found = _END.search(text.rstrip(_CLOSING))
     if not found:
         return "no end mark"
-    marks = found[0].replace("…", "..")
-    if len(set(marks)) > 1 and "." not in marks:
+    marks = found[0].translate(_WIDE_MARKS).replace("…", "..")
+    if {"?", "!"} <= set(marks):
         return "ends ?!"
-    return f"ends {'...' if marks.endswith('..') else marks[-1] if len(marks) == 1 else marks[-1] * 2}"
+    if marks.endswith(".."):
+        return "ends ..."
+    return f"ends {marks[-1] * 2 if marks.endswith(marks[-1] * 2) else marks[-1]}"
 
 
 def _is_informal(word: str) -> bool:

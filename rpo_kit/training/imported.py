@@ -28,6 +28,7 @@ from rpo_kit.model_spec import recorded_files
 from rpo_kit.presets import Preset
 from rpo_kit.rewriting.trajectory import Trajectory, is_writable, render
 from rpo_kit.setting_rules import SECTIONS
+from rpo_kit.text import replace_surrogates
 from rpo_kit.training.teachers import Draft, Judge, Request
 
 TRAJECTORIES = Role("trajectory file", "write it again", "it was not written to its end")
@@ -174,16 +175,25 @@ def _rows(path: Path) -> list[tuple[Any, str]]:
 
 
 def _parsed(line: str) -> Any:
+    """The object of a line, or what is wrong with it. As pandas writes them: without fields that are null, and with
+    whole numbers as ids and ratings.
+    """
+    if line.strip() == "[":
+        return "begin a JSON list, where each line must be an object of its own (JSONL)"
     try:
         value = json.loads(line, object_pairs_hook=reject_repeated_keys)
     except (ValueError, RecursionError):
         return "are not complete JSON, or repeat a key"
-    return value if isinstance(value, dict) else "are not JSON objects"
+    if not isinstance(value, dict):
+        return "are not JSON objects"
+    value = json.loads(replace_surrogates(json.dumps(value, ensure_ascii=False)))
+    known = {name: part for name, part in value.items() if part is not None}
+    return known | {name: str(known[name]) for name in ("id", "rewrite") if type(known.get(name)) is int}
 
 
 def _problem(row: Mapping[str, Any], task: Task) -> str:
     """What is wrong with a line's object, as "lack plan"; "" if nothing."""
-    missing = [name for name in ("example", *SECTIONS) if not str(row.get(name) or "").strip()]
+    missing = [name for name in ("example", *SECTIONS) if row.get(name) is None or not str(row[name]).strip()]
     if missing:
         return f"lack {', '.join(missing)}"
     odd = [name for name in ("id", "task", *SECTIONS) if not isinstance(row.get(name, ""), str)]

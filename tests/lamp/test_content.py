@@ -43,6 +43,25 @@ def test_spelling_endings_case_and_numerals_lose_nothing(before: str, after: str
     assert content_kept(before, after).share == 1.0
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("I don&#39;t like pizza", "I don't like pizza"),
+        ("He said &quot;yes&quot; &lt;3", 'he said "yes" <3'),
+        ("I don´t like pizza", "i don't like pizza"),
+        ("we _really_ love _pizza_", "we really love pizza"),
+        ("Zo\u00eb ate cr\u00e8me", "Zoe\u0308 ate cre\u0300me"),
+        ("we shan't go", "we shan’t go"),
+    ],
+)
+def test_the_same_words_written_otherwise_lose_nothing(one: str, other: str) -> None:
+    for before, after in ((one, other), (other, one)):
+        kept = content_kept(before, after)
+        assert kept.share == 1
+        assert kept.negation in (None, 1)
+    assert content_kept("we shan't go", "we go").negation == 0
+
+
 def test_a_lost_negation_number_or_word_is_a_loss() -> None:
     assert content_kept("I did not sleep", "i slept").negation == 0.0
     assert content_kept("I can't swim", "i cant swim").negation == 1.0

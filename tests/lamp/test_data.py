@@ -1,6 +1,7 @@
 """Official files become a dataset; what is wrong with a file is reported on load, with file, id and remedy."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -17,7 +18,9 @@ from rpo_kit.lamp.files import read_outputs
 from rpo_kit.lamp.item import items_by_id, read_gold
 from rpo_kit.lamp.leave_one_out import examples_from_items
 from rpo_kit.lamp.metrics import metrics_of_files, write_predictions
+from rpo_kit.lamp.source import split_of_files
 from rpo_kit.lamp.tasks import TASKS, Task, get_task
+from rpo_kit.presets import DataSettings
 
 RATINGS, MOVIES = get_task("LaMP-3"), get_task("LaMP-2")
 
@@ -454,6 +457,16 @@ def test_a_missing_file_or_folder_is_named_with_what_the_folder_has(tmp_path: Pa
     (tmp_path / "dev_outputs.json").unlink()
     with pytest.raises(KitError, match=r"no file .*dev_outputs.json"):
         read_lamp(tmp_path, RATINGS, "dev")
+
+
+def test_a_folder_with_train_files_alone_is_told_how_to_hold_out_users(tmp_path: Path) -> None:
+    write_split(tmp_path, [example(0)])
+    for kind in ("questions", "outputs"):
+        (tmp_path / f"dev_{kind}.json").rename(tmp_path / f"train_{kind}.json")
+    settings = DataSettings(source=str(tmp_path), task="LaMP-3")
+    with pytest.raises(KitError, match=r"has no dev files: set data\.dev_share=0\.2"):
+        split_of_files(settings, "dev")
+    assert split_of_files(dataclasses.replace(settings, dev_share=0.2), "dev") == "train"
 
 
 def test_the_folder_of_another_task_is_recognised(tmp_path: Path) -> None:

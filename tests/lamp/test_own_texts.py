@@ -355,6 +355,19 @@ def test_an_author_may_be_given_in_part_but_must_be_one():
         cleaned(texts, Choice(author="ann"), Notes())
 
 
+@pytest.mark.parametrize(
+    ("own", "neutral"),
+    [
+        ("Jutro będę u babci i mamy, a potem to ok", "Jutro będę u babci i mamy, a potem to ok."),
+        ("u mě doma r tohle ok", "U mě doma r tohle ok."),
+        ("ain't gonna happen, shan't", "Is not going to happen, shall not."),
+        ("see u 👩‍💻 tmrw ok", "See you tomorrow all right."),
+    ],
+)
+def test_english_rules_are_for_english_texts(own, neutral):
+    assert plain_words(own) == neutral
+
+
 def test_other_languages_are_shown_and_only_left_out_on_wish():
     texts = [
         OwnText("1", "I think that the train is late and we wait"),
@@ -362,7 +375,8 @@ def test_other_languages_are_shown_and_only_left_out_on_wish():
     ]
     texts += [OwnText("3", "Спасибо вам большое, до завтра"), OwnText("4", "hm oh well aha")]
     notes = Notes()
-    assert len(cleaned(texts, Choice(), notes)) == 4
+    assert [text.id for text in cleaned(texts, Choice(), notes)] == ["1", "2", "4"]
+    assert notes.counts["texts without Latin letters, which ROUGE cannot score (left out)"] == 1
     assert "English 1, German 1, Cyrillic script 1" in notes.report()
     kept = cleaned(texts, Choice(language="english"), notes)
     assert [text.id for text in kept] == ["1", "4"], "what cannot be told stays"

@@ -21,7 +21,7 @@ from rpo_kit.models.chat import Completion
 from rpo_kit.models.local import LoadedModel, LocalChat
 from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting import prepare as prepare_module
-from rpo_kit.rewriting.base import base_conversation, base_conversations, describe_oddities, read_answer
+from rpo_kit.rewriting.base import base_conversation, base_conversations, describe_oddities, generic_record, read_answer
 from rpo_kit.rewriting.prepare import load_prepared, prepare, prepared_inputs, train_inputs
 from rpo_kit.runs import read_records
 from rpo_kit.study import evaluation
@@ -297,6 +297,14 @@ def test_what_was_removed_and_what_is_no_answer_is_counted_and_shown(new_run, re
     )
     assert "1 are refusals, which are kept as the answer; 1 are longer than the limit of 32 tokens" in told
     assert describe_oddities(records[4:], 32) == ""
+
+
+def test_lines_that_are_not_used_and_empty_answers_are_counted():
+    texts = ["first line\n\nsecond paragraph", "Here is it:\n\none line", "", "one line\n"]
+    records = [generic_record(get_task("LaMP-7"), "1", Completion(text, True, 1, 1)) for text in texts]
+    assert [record.get("removed") for record in records] == [["lines"], ["preamble"], None, None]
+    told = describe_oddities(records, 32)
+    assert "1 had more lines than the one that is used; 1 are empty" in told
 
 
 def test_a_model_in_this_process_reads_no_special_token_of_a_users_and_an_endpoint_every_letter(

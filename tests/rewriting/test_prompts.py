@@ -48,6 +48,7 @@ PIECES = st.lists(
 @given(PIECES)
 def test_the_users_text_is_restored(text):
     assert restore_tags(escape_tags(text)) == text
+    assert restore_tags(escape_tags(f"{text} ‹nein›")) == f"{text} ‹nein›"
     assert escape_tags(escape_tags(text)) == escape_tags(text)
 
 

@@ -136,7 +136,9 @@ def test_a_history_item_of_one_endless_word_is_cut_too(untrained):
     item = {"id": "1", "text": "x" * 50_000, "score": "2"}
     messages, cut = fitting_messages(untrained.tokenizer, 600, TASK, EXAMPLE, [item])
     assert cut
-    assert messages[1]["content"].splitlines()[2] == '[1] "' + "x" * 20 + '…" -> 2'
+    shown = messages[1]["content"].splitlines()[2].removeprefix('[1] "').removesuffix('…" -> 2')
+    assert set(shown) == {"x"}
+    assert 20 < len(shown) < 1000, "as much as fits of what may be a text without spaces"
 
 
 def test_an_answer_of_several_words_is_kept_if_the_text_is_cut():

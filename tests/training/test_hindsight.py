@@ -53,6 +53,12 @@ def tweets(items, gold, generic="The match is today.", **more):
         ("gonna be late", "lower case", "no end mark"),
         ("@Ann gonna be late.", "lower case", "ends ."),  # a name is not the user's casing
         ("off to Rome!!", "lower start", "ends !!"),
+        ("hm.!", "lower case", "ends !"),
+        ("wow!.", "lower case", "ends ."),
+        ("what…?", "lower case", "ends ?"),
+        ("see http://t.co/x!", "lower case", "ends !"),
+        ("今日は電車が遅れた。", "no case", "ends ."),
+        ("كيف حالك؟", "no case", "ends ?"),
         ("Off to Rome!", "Sentence case", "ends !"),
         ("Off to rome ...", "Sentence case", "ends ..."),
         ("OFF TO ROME what?!", "CAPITALS", "ends ?!"),
@@ -220,6 +226,7 @@ def test_a_title_starts_from_the_generic_answer_and_opens_as_the_items_do(name):
     [
         (["2"], "3", "5", "generic 5; as shown, lower: 3", None),
         (["5", "1", "4"], "5", "3", "generic 3; as shown, higher: 5", None),
+        (["2.5", "1.5"], "2", "3", "generic 3; as shown, lower: 2", None),  # half stars, which are no label here
         (["5"], "3", "5", "generic 5; as shown, lower: 3", UNSHOWN),
         (["5"], "3", "4", "generic 4; as shown, lower: 3", UNSHOWN),
         (["1"], "5", "5", "generic 5; keep", None),

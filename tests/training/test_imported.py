@@ -130,6 +130,7 @@ def test_trajectories_about_other_examples_are_ignored_and_counted_unless_all_ar
         ([LINE | {"items": "3104"}], "1 hold the wrong kind of value in items"),
         ([LINE | {"items": []}], "wrong kind of value in items"),
         ([LINE | {"plan": 3, "first": 0, "example": [1]}], "wrong kind of value in plan, example, first"),
+        (["[", LINE, "]"], "1 begin a JSON list, where each line must be an object of its own"),
         ([""], "is empty: write it again, one JSON object per line"),
     ],
 )
@@ -142,6 +143,14 @@ def test_what_is_wrong_with_a_file_is_counted_with_the_first_line_and_the_right_
 def test_numbers_serve_as_ids_and_the_tasks_official_name_as_its_name(tmp_path):
     (line,) = read_lines([written(tmp_path / "t", LINE | {"example": 310, "items": [3104], "task": "LaMP_3"})], RATINGS)
     assert (line.example, line.items) == ("310", ("3104",))
+
+
+def test_lines_as_pandas_writes_them_are_read(tmp_path):
+    """With null for what is missing, whole numbers, and half an emoji."""
+    row = LINE | {"example": 0, "id": 7, "task": None, "first": None, "rewrite": 2, "plan": "as shown \ud83d"}
+    (line,) = read_lines([written(tmp_path / "t", row)], RATINGS)
+    assert (line.example, line.id, line.first) == ("0", "7", 1)
+    assert (line.trajectory.rewrite, line.trajectory.plan) == ("2", "as shown ?")
 
 
 def test_a_broken_file_is_refused_before_any_model_is_asked_and_a_missing_one_too(new_run, tmp_path):

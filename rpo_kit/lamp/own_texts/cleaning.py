@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.own_texts.languages import UNKNOWN, language_of
+from rpo_kit.lamp.own_texts.languages import SCRIPT, UNKNOWN, language_of
 from rpo_kit.lamp.own_texts.text import Notes, OwnText
 
 _SHOWN = 5  # ours: authors and languages named at most
@@ -88,10 +88,14 @@ def _of_language(texts: Sequence[OwnText], wanted: str, notes: Notes) -> list[Ow
     counts = Counter(languages)
     if texts:
         listed = ", ".join(f"{name} {count}" for name, count in counts.most_common(_SHOWN))
-        kept = "all are used; --language NAME for one" if not wanted else f"{wanted} and what is {UNKNOWN} are used"
+        kept = "all in Latin letters are used; --language NAME for one"
+        if wanted:
+            kept = f"{wanted} and what is {UNKNOWN} are used"
         notes.say(f"languages: {listed} ({kept})")
+    latin = [name for name in languages if not name.endswith(SCRIPT)]
+    notes.counts["texts without Latin letters, which ROUGE cannot score (left out)"] += len(languages) - len(latin)
     if not wanted:
-        return list(texts)
+        return [text for text, name in zip(texts, languages, strict=True) if name in latin]
     names = {name.casefold(): name for name in counts}
     if wanted.casefold() not in names:
         raise KitError(f"--language {wanted}: there are {', '.join(counts)}.")

@@ -30,6 +30,7 @@ _WORDS = {  # frequent words that the other languages here do not have (ours)
 }
 _SETS = {name: frozenset(words.split()) for name, words in _WORDS.items()}
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+SCRIPT = " script"  # ends what a text in another script than the Latin one is called
 _FEWEST = 2  # ours: so many frequent words decide
 
 
@@ -40,7 +41,7 @@ def language_of(text: str) -> str:
         return UNKNOWN
     script = scripts.most_common(1)[0][0]
     if script != "Latin":
-        return f"{script} script"
+        return f"{script}{SCRIPT}"
     words = Counter(word.replace("’", "'") for word in _WORD.findall(text[:5000].casefold()))
     scores = {name: sum(words[word] for word in known) for name, known in _SETS.items()}
     best, other = sorted(scores, key=lambda name: -scores[name])[:2]

@@ -35,13 +35,15 @@ _FILLERS = frozenset(_FILLER_WORDS.split())
 _CONTRACTED = (
     (r"(^|[.!?,]\s+)ill\b", r"\1I will"), (r"(^|[.!?,]\s+)id\b", r"\1I would"),  # elsewhere they are other words
     (r"\b(I)['’]m\b", r"\1 am"), (r"\bwon['’]t\b", "will not"), (r"\bcan['’]t\b", "cannot"),
+    (r"\bshan['’]t\b", "shall not"), (r"\bain['’]t\b", "is not"),
     (r"\b(\w+)n['’]t\b", r"\1 not"), (r"\b(\w+)['’]re\b", r"\1 are"), (r"\b(\w+)['’]ve\b", r"\1 have"),
     (r"\b(\w+)['’]ll\b", r"\1 will"), (r"\b(I|you|we|they|he|she)['’]d\b", r"\1 would"),
     (r"\b(it|that|he|she|there|what|here|who)['’]s\b", r"\1 is"), (r"\blet['’]s\b", "let us"),
 )  # fmt: skip
 _EMOTICON = re.compile(r"(?<![\w:])(?:[:;=8][-'o^]?[()\[\]dpDP/\\|*3]+|<3+|\^_*\^)(?!\w)")
-_EMOJI = re.compile("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
+_EMOJI = re.compile("[\u2600-\u27bf\u200d\u20e3\ufe0f\U0001f000-\U0001faff]")
 _NO_SUBJECT = re.compile(r"(?i)(^|[.!?,]\s+)(?=(?:going to|want to|have to|do not know|will let|cannot|got|had) )")
+_LETTERS, _FOREIGN = re.compile(r"[^\W\d_]+"), 0.05  # ours: share of words with other letters than English ones
 _SENTENCE = re.compile(r"(^|[.!?]\s+)([a-zà-ÿ])")
 _DAYS = re.compile(
     r"(?i)\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day|january|february|april|june|july|august|"
@@ -52,10 +54,17 @@ _DAYS = re.compile(
 def plain_words(text: str) -> str:
     """The neutral version, in one line; the text itself if nothing in it is informal."""
     plain = _plain_marks(text)
-    if language_of(text) in ("English", UNKNOWN):
+    if _may_be_english(text):
         plain = _english(plain)
     plain = _SENTENCE.sub(lambda match: match[1] + match[2].upper(), _tidy(plain))
     return plain if not plain or plain[-1] in ".?!:" else f"{plain}."
+
+
+def _may_be_english(text: str) -> bool:
+    """Not if many words have letters that English lacks: to a short list of frequent words, Polish looks English."""
+    words = _LETTERS.findall(text)
+    foreign = sum(not word.isascii() for word in words)
+    return foreign <= _FOREIGN * len(words) and language_of(text) in ("English", UNKNOWN)
 
 
 def _plain_marks(text: str) -> str:
