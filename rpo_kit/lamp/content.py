@@ -51,6 +51,7 @@ _NEGATIONS = frozenset(_NEGATING.split())
 _NEGATED = re.compile(
     r"(?:is|are|was|were|do|does|did|have|has|had|ca|could|wo|would|should|must|need|ai|sha|might|ought)n'?t"
 )
+# "_": one, which is seldom 1
 _SMALL = "zero _ two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred"
 _NUMBER_WORDS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen nineteen".split()) if word != "_"}

@@ -136,8 +136,7 @@ def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
     heading = f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):"
     untold = ""
     if set(metrics["system"]) & set(MODULE) and not best_trivial(metrics):
-        untold = "No trivial baseline was evaluated, so whether a module is worth its cost is open: add echo, majority "
-        untold += "or copy-nearest to evaluation.systems."
+        untold = "No trivial baseline was evaluated (evaluation.systems): whether the module beats one is not known."
     lines = [
         gain_over_trivial(metrics, paired) or untold,
         *gain_by_history(metrics, paired),

@@ -52,6 +52,14 @@ def test_the_generic_answers_are_those_of_the_file_and_no_model_is_asked(new_run
     assert record == {"id": first, "text": "2", "raw": "I would give it a 2."}, "read as a model's reply is"
 
 
+def test_answers_that_name_no_label_of_the_task_are_told(new_run, recorded, capsys):
+    prepare(new_run({"base": f"file:{recorded()}"}))
+    assert "name no label" not in capsys.readouterr().out
+    others = dict.fromkeys((id_ for split in ("train", "dev") for id_ in ids_of(split)), "politics")
+    prepare(new_run({"base": f"file:{recorded('other.json', **others)}"}))
+    assert "18 of them name no label of LaMP-3: are they of another task?" in capsys.readouterr().out
+
+
 def test_train_and_dev_may_be_in_two_files(new_run, recorded):
     train, dev = recorded("train.json", ("train",)), recorded("dev.json", ("dev",))
     run = new_run({"base": f"file:{train}, {dev}"})

@@ -24,7 +24,15 @@ from rpo_kit.stages import require
 from rpo_kit.study import demo, evaluation
 from rpo_kit.study.evaluation import chosen_systems, evaluate, evaluate_inputs, predict, rewrite
 from rpo_kit.study.results import read_tables
-from rpo_kit.study.statistics import bootstrap_interval, compared, copy_rate, metrics_table, paired_table, references
+from rpo_kit.study.statistics import (
+    bootstrap_interval,
+    bootstrap_means,
+    compared,
+    copy_rate,
+    metrics_table,
+    paired_table,
+    references,
+)
 
 RATINGS = get_task("LaMP-3")
 
@@ -52,7 +60,7 @@ def test_the_interval_resamples_whole_users():
 
 def test_users_are_weighted_by_their_number_of_queries():
     # every resample of one user is that user: the mean over queries, 2/3
-    assert bootstrap_interval(np.array([1.0, 1.0, 0.0]), ["a"] * 3) == pytest.approx((2 / 3, 2 / 3))
+    assert bootstrap_means(np.array([1.0, 1.0, 0.0]), ["a"] * 3, 5, 0) == pytest.approx([2 / 3] * 5)
 
 
 def test_with_one_query_per_user_the_interval_is_the_usual_one():
