@@ -31,6 +31,8 @@ ARM_NAMES = (  # of the component study, in study/arms.py
     *("full", "no-sft", "no-rl", "no-observe", "no-plan", "rewrite-only", "no-generic", "sft-1-item", "sft-6-items"),
     *("recency", "random", "reinforce++", "grpo", "rloo", "no-format", "half-format"),
 )
+# beginnings of settings of training that change memory, time or files alone
+MOVE_NO_SCORE = ("rl.rollouts", "rl.save_every", "sft.save_every", "rl.micro_batch_tokens", "rl.gradient_checkpointing")
 TRIVIAL = ("echo", "lead", "constant", "majority", "copy-nearest")  # baselines without a model
 SYSTEM_FORMS = f"base, context, context-K, pag-K, {', '.join(TRIVIAL)}, lead-N, untrained, sft, rl, sft-K, rl-K"
 ALL_USERS = 10**9  # as many as LaMP's files hold

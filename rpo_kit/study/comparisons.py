@@ -23,6 +23,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import Preset, flat
 from rpo_kit.provenance import git_commit
 from rpo_kit.runs import Run, read_json, write_json
+from rpo_kit.setting_rules import MOVE_NO_SCORE
 from rpo_kit.study.significance import LEVEL, holm
 
 SFT_ONLY, GROWING = "SFT only", "progressive"
@@ -118,12 +119,10 @@ def planned_comparisons(preset: Preset) -> dict[str, Any]:
 
 def _moves_scores(key: str) -> bool:
     """Whether a setting changes the scores of a sweep, apart from those that the plan holds under its own names."""
-    trained = key.startswith(("data.", "reflection.", "synthesis.", "sft.", "rl.")) and key not in (
-        *("rl.curriculum", "rl.seed", "rl.steps", "rl.prompts_per_step", "rl.rollouts", "rl.rollouts_mb"),
-        *("rl.micro_batch_tokens", "rl.gradient_checkpointing", "rl.save_every", "sft.save_every"),
-    )
+    if key.startswith(MOVE_NO_SCORE) or key in ("rl.curriculum", "rl.seed", "rl.steps", "rl.prompts_per_step"):
+        return False
     scored = ("base", "base_max_new_tokens", "evaluation.max_new_tokens", "evaluation.bootstrap", "evaluation.seed")
-    return trained or key in scored
+    return key in scored or key.startswith(("data.", "reflection.", "synthesis.", "sft.", "rl."))
 
 
 def write_plan(run: Run) -> None:

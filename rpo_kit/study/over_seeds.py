@@ -24,7 +24,7 @@ from rpo_kit.presets import as_dict, flat, flattened
 from rpo_kit.provenance import without_folders
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, read_json, read_records, write_json, write_text
-from rpo_kit.setting_rules import kind_of
+from rpo_kit.setting_rules import MOVE_NO_SCORE, kind_of
 from rpo_kit.stages import require
 from rpo_kit.study.results import PAIRED_COLUMNS, read_tables
 from rpo_kit.study.significance import compare, seed_variance
@@ -33,8 +33,8 @@ from rpo_kit.study.statistics import compared
 _SEEDS = ("sft.seed", "rl.seed")
 _TRAINED = ("sft", "rl")  # and the same with another k
 _NO_MATTER = (  # settings that move no score of a system
-    *("evaluation.systems", "rl.rollouts_mb", "rl.save_every", "sft.save_every"),
-    *("sweep.", "components.", "endpoint."),
+    *MOVE_NO_SCORE,
+    *("evaluation.systems", "sweep.", "components.", "endpoint."),
 )
 
 
