@@ -213,7 +213,7 @@ def _caption(
 def _trivial(stored: Mapping[str, Any]) -> str:
     """Which baseline the line is; "" for numbers of earlier versions, which have none."""
     name = stored.get("best_trivial")
-    return f"{BEST_TRIVIAL}: the best baseline without a model, {system_name(name)}. " if name else ""
+    return f"{BEST_TRIVIAL}: the best baseline without a model ({system_name(name)}). " if name else ""
 
 
 def _reward_lines(curves: pd.DataFrame, window: int) -> str:
