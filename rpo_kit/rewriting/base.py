@@ -89,7 +89,7 @@ def describe_oddities(records: Sequence[Mapping[str, Any]], tokens: int) -> str:
     counts = {
         "had a preamble, which was removed": removed["preamble"],
         "had thoughts, which were removed": removed["thoughts"],
-        "had more lines than the one that is used": removed["lines"],
+        "had several lines, of which one is used": removed["lines"],
         "are empty": sum(not record["text"].strip() for record in records),
         "are refusals, which are kept as the answer": sum(record.get("refusal", False) for record in records),
         f"are longer than the limit of {tokens} tokens and are cut if a prompt has no room for them": sum(

@@ -280,7 +280,7 @@ def checked_items(task: Task, profile: object, source: str) -> list[Item]:
                 f"Item {number} of {source}{is_text} must have {fields}, each a text or a number, as in {sample}."
             )
         if values.get("date") is not None and texts["date"] is None:
-            raise InputError(f'Item {number} of {source} has a date that is no text: write it as in "2011-05-03".')
+            raise InputError(f'Item {number} of {source} has a date that is not a text such as "2011-05-03".')
         known = {name: text for name, text in texts.items() if text is not None}
         items.append({**values, "id": str(number), **known})
     return items

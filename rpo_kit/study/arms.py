@@ -89,11 +89,11 @@ def arm_preset(preset: Preset, arm: Arm) -> Preset:
 def check_arms(preset: Preset) -> str:
     """Why an arm would refuse its settings, seen before the first one is trained; "" if none would."""
     for arm in chosen_arms(preset):
-        other_users = [key for key in arm.overrides if key in _OF_THE_USERS or key.startswith(_OF_THE_STUDY)]
-        if other_users:
+        shared = [key for key in arm.overrides if key in _OF_THE_USERS or key.startswith(_OF_THE_STUDY)]
+        if shared:
             return (
-                f"The arm {arm.name!r} of components.arms cannot be compared with the full method on the same users: "
-                f"change {', '.join(other_users)} in a run of its own."
+                f"The arm {arm.name!r} of components.arms cannot run, because all arms have the same users, seeds and "
+                f"steps: change {', '.join(shared)} in a run of its own."
             )
         try:
             changed = arm_preset(preset, arm)

@@ -291,7 +291,7 @@ def report_cuts(records: dict[str, list[Record]], command: str = "evaluate") -> 
         shortened = sum(record.get("shortened", False) for record in answers)
         unfinished = sum(not record.get("finished", True) for record in answers)
         for count, what in (
-            (unfitting, "prompts did not fit, and the generic answer stands for their rewrites"),
+            (unfitting, "prompts did not fit; the generic answer was scored instead"),
             (shortened, "prompts had their history items shortened to fit"),
             (unfinished, "completions were cut off at the token limit"),
         ):

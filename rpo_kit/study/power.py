@@ -220,5 +220,5 @@ def _with_holm(pilot: Pilot, spread: Spread, seeds: int, queries: int, differenc
     if comparisons < 2:
         return []
     users = spread.users(difference, power, queries, seeds, comparisons)
-    needed = "no number of users suffices with these seeds" if users is None else f"{users} users"
-    return [f"To pass Holm's correction as the only difference of {comparisons} (arms times k): {needed}."]
+    needed = "more seeds" if users is None else f"{users} users"
+    return [f"With Holm's correction over {comparisons} comparisons (arms times k), the same power takes {needed}."]

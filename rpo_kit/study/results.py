@@ -136,7 +136,9 @@ def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:
     heading = f"Result ({about}; score from 0 to 1, higher is better, with 95 % interval):"
     untold = ""
     if set(metrics["system"]) & set(MODULE) and not best_trivial(metrics):
-        untold = "No trivial baseline was evaluated (evaluation.systems): whether the module beats one is not known."
+        untold = (
+            "No trivial baseline was evaluated, so it is unknown whether the module beats one: see evaluation.systems."
+        )
     lines = [
         gain_over_trivial(metrics, paired) or untold,
         *gain_by_history(metrics, paired),

@@ -110,7 +110,8 @@ def paired_table(run: Run, task: Task, examples: list[Example], records: dict[st
     for system, other in compared(list(records)):
         difference = scores[system] - scores[other]
         interval = _mean_with_interval(difference, users, settings.bootstrap, settings.seed)
-        mde = POWER * float(bootstrap_means(difference, users, settings.bootstrap, settings.seed).std())
+        error = float(bootstrap_means(difference, users, settings.bootstrap, settings.seed).std())
+        mde = POWER * error if len(set(users)) > 1 else float("nan")
         rows.append({"system": system, "minus": other} | interval | {"mde": mde})
     return pd.DataFrame(rows, columns=PAIRED_COLUMNS)
 

@@ -380,7 +380,9 @@ def test_other_languages_are_shown_and_only_left_out_on_wish():
     assert "English 1, German 1, Cyrillic script 1" in notes.report()
     kept = cleaned(texts, Choice(language="english"), notes)
     assert [text.id for text in kept] == ["1", "4"], "what cannot be told stays"
-    assert notes.counts["texts in another language (left out)"] == 2
+    assert notes.counts["texts in another language (left out)"] == 1
+    with pytest.raises(KitError, match="there are English, German, "):
+        cleaned(texts, Choice(language="Cyrillic script"), notes)
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_plain_texts_are_reported_as_such():
     with pytest.raises(InputError, match="Item 0 of the profile is a plain text: it must have text and score"):
         checked_items(TASK, ["Broke twice."], "the profile")
     for date in (["2011"], True, {"$date": "2011"}):
-        with pytest.raises(InputError, match=r"Item 0 of the profile has a date that is no text: write it as in"):
+        with pytest.raises(InputError, match=r"Item 0 of the profile has a date that is not a text such as"):
             checked_items(TASK, [{"text": "a", "score": "3", "date": date}], "the profile")
 
 

@@ -304,7 +304,7 @@ def test_lines_that_are_not_used_and_empty_answers_are_counted():
     records = [generic_record(get_task("LaMP-7"), "1", Completion(text, True, 1, 1)) for text in texts]
     assert [record.get("removed") for record in records] == [["lines"], ["preamble"], None, None]
     told = describe_oddities(records, 32)
-    assert "1 had more lines than the one that is used; 1 are empty" in told
+    assert "1 had several lines, of which one is used; 1 are empty" in told
 
 
 def test_a_model_in_this_process_reads_no_special_token_of_a_users_and_an_endpoint_every_letter(

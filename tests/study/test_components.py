@@ -114,7 +114,7 @@ def test_an_arm_that_cannot_run_is_refused_before_the_first_one_is_trained(arm, 
 def test_an_arm_of_other_users_or_of_the_study_itself_is_refused(arm):
     told = check_arms(get_preset("cpu", {"components.arms": [arm]}))
     assert told == (
-        f"The arm '{arm}' of components.arms cannot be compared with the full method on the same users: change "
+        f"The arm '{arm}' of components.arms cannot run, because all arms have the same users, seeds and steps: change "
         f"{arm.partition('=')[0]} in a run of its own."
     )
     allowed = ["data.retriever=recency", "data.train_users=50", "sft.seed=1"]

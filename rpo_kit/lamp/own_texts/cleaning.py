@@ -85,23 +85,22 @@ def _of_length(texts: Sequence[OwnText], choice: Choice, notes: Notes) -> list[O
 
 def _of_language(texts: Sequence[OwnText], wanted: str, notes: Notes) -> list[OwnText]:
     languages = [language_of(text.text) for text in texts]
-    counts = Counter(languages)
     if texts:
-        listed = ", ".join(f"{name} {count}" for name, count in counts.most_common(_SHOWN))
+        listed = ", ".join(f"{name} {count}" for name, count in Counter(languages).most_common(_SHOWN))
         kept = "all in Latin letters are used; --language NAME for one"
         if wanted:
             kept = f"{wanted} and what is {UNKNOWN} are used"
         notes.say(f"languages: {listed} ({kept})")
-    latin = [name for name in languages if not name.endswith(SCRIPT)]
-    notes.counts["texts without Latin letters, which ROUGE cannot score (left out)"] += len(languages) - len(latin)
+    latin = [(text, name) for text, name in zip(texts, languages, strict=True) if not name.endswith(SCRIPT)]
+    notes.counts["texts without Latin letters, which ROUGE cannot score (left out)"] += len(texts) - len(latin)
     if not wanted:
-        return [text for text, name in zip(texts, languages, strict=True) if name in latin]
-    names = {name.casefold(): name for name in counts}
+        return [text for text, _ in latin]
+    names = {name.casefold(): name for _, name in latin}
     if wanted.casefold() not in names:
-        raise KitError(f"--language {wanted}: there are {', '.join(counts)}.")
-    chosen = (names[wanted.casefold()], UNKNOWN)
-    notes.counts["texts in another language (left out)"] += sum(name not in chosen for name in languages)
-    return [text for text, name in zip(texts, languages, strict=True) if name in chosen]
+        raise KitError(f"--language {wanted}: there are {', '.join(names.values())}.")
+    chosen = [text for text, name in latin if name in (names[wanted.casefold()], UNKNOWN)]
+    notes.counts["texts in another language (left out)"] += len(latin) - len(chosen)
+    return chosen
 
 
 def normal(text: str) -> str:
