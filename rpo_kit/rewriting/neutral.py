@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.content import content_kept
 from rpo_kit.lamp.own_texts.lamp_files import TASK
+from rpo_kit.lamp.own_texts.languages import main_language
 from rpo_kit.lamp.own_texts.passages import Passage
 from rpo_kit.lamp.own_texts.plain_words import plain_words
 from rpo_kit.lamp.reading import read
@@ -50,17 +51,19 @@ def write_neutral(base: Chat | None, passages: Sequence[Passage], path: Path) ->
     Raises:
         KitError: the base model did not answer.
     """
+    language = main_language(passage.text for passage in passages)
     done = {record["id"] for record in read_records(path)}
     missing = [passage for passage in passages if passage.id not in done]
     if base is None:
-        append_records(path, [_by_rules(passage, "") for passage in missing])
+        append_records(path, [_by_rules(passage, "", language) for passage in missing])
     elif missing:
         prompts = [fill("neutral", text=escape_tags(passage.text)) for passage in missing]
         conversations = base_conversations(base, prompts)
         bar = tqdm(total=len(missing), desc=f"{base.name} writes neutral versions", unit="passage")
         with bar, reporting_cost(base, conversations, TOKENS):
             for batch in stream_completions(base, conversations, max_new_tokens=TOKENS, chunk=_CHUNK):
-                append_records(path, [_record(missing[index], answer) for index, answer in batch if not answer.failure])
+                answered = [(missing[index], answer) for index, answer in batch if not answer.failure]
+                append_records(path, [_record(passage, answer, language) for passage, answer in answered])
                 bar.update(len(batch))
     records = {record["id"]: record for record in read_records(path)}
     lacking = [passage.id for passage in passages if passage.id not in records]
@@ -83,11 +86,11 @@ def describe_neutral(path: Path) -> str:
     return line + (f"; {same} are the person's own words, in which rules found nothing to change" if same else "")
 
 
-def _record(passage: Passage, answer: Completion) -> dict[str, str]:
+def _record(passage: Passage, answer: Completion, language: str) -> dict[str, str]:
     reading = read(get_task(TASK), answer.text)
     text = " ".join(reading.text.split())
     why = "are refusals" if reading.refusal else "were cut off" if not answer.finished else _why_not(passage.text, text)
-    return _by_rules(passage, why) if why else _kept(passage, text, "base", "")
+    return _by_rules(passage, why, language) if why else _kept(passage, text, "base", "")
 
 
 def _why_not(own: str, neutral: str) -> str:
@@ -101,8 +104,8 @@ def _why_not(own: str, neutral: str) -> str:
     return ""
 
 
-def _by_rules(passage: Passage, why: str) -> dict[str, str]:
-    return _kept(passage, plain_words(passage.text) or passage.text, "rules", why)
+def _by_rules(passage: Passage, why: str, language: str) -> dict[str, str]:
+    return _kept(passage, plain_words(passage.text, language) or passage.text, "rules", why)
 
 
 def _kept(passage: Passage, text: str, by: str, why: str) -> dict[str, str]:

@@ -73,3 +73,10 @@ def test_the_bundled_model_is_not_asked_unless_told_to():
     assert writer_for("base", "local:smollm2") == "base"
     with pytest.raises(KitError, match="--neutral x: there are auto, base, rules"):
         writer_for("x", "local:smollm2")
+
+
+def test_a_short_passage_is_of_its_authors_language(tmp_path):
+    dutch = [Passage("1", "1", "ik ben er niet voor het eten"), Passage("2", "2", "ok, dank u wel")]
+    english = [Passage("1", "1", "i will not be there for the dinner"), Passage("2", "2", "hi, thx u guys")]
+    assert write_neutral(None, dutch, tmp_path / "dutch.jsonl")["2"] == "Ok, dank u wel."
+    assert write_neutral(None, english, tmp_path / "english.jsonl")["2"] == "Hello, thank you you everyone."

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 
 UNKNOWN = "too short to tell"
 _WORDS = {  # frequent words that the other languages here do not have (ours)
@@ -46,6 +47,17 @@ def language_of(text: str) -> str:
     scores = {name: sum(words[word] for word in known) for name, known in _SETS.items()}
     best, other = sorted(scores, key=lambda name: -scores[name])[:2]
     return best if scores[best] >= _FEWEST and scores[best] > scores[other] else UNKNOWN
+
+
+def main_language(texts: Iterable[str]) -> str:
+    """The language of most of an author's texts that are long enough to tell; `UNKNOWN` if none is.
+
+    >>> main_language(["Ich weiß nicht, ob das mit dem Zug klappt", "ok, bis morgen", "ok"])
+    'German'
+    """
+    counts = Counter(language_of(text) for text in texts)
+    del counts[UNKNOWN]
+    return counts.most_common(1)[0][0] if counts else UNKNOWN
 
 
 def _script(letter: str) -> str:

@@ -51,20 +51,25 @@ _DAYS = re.compile(
 )
 
 
-def plain_words(text: str) -> str:
-    """The neutral version, in one line; the text itself if nothing in it is informal."""
+def plain_words(text: str, authors_language: str = UNKNOWN) -> str:
+    """The neutral version, in one line; the text itself if nothing in it is informal.
+
+    `authors_language` is that of a text which is too short to tell (`languages.main_language`).
+    """
     plain = _plain_marks(text)
-    if _may_be_english(text):
+    if _may_be_english(text, authors_language):
         plain = _english(plain)
     plain = _SENTENCE.sub(lambda match: match[1] + match[2].upper(), _tidy(plain))
     return plain if not plain or plain[-1] in ".?!:" else f"{plain}."
 
 
-def _may_be_english(text: str) -> bool:
+def _may_be_english(text: str, authors_language: str) -> bool:
     """Not if many words have letters that English lacks: to a short list of frequent words, Polish looks English."""
     words = _LETTERS.findall(text)
     foreign = sum(not word.isascii() for word in words)
-    return foreign <= _FOREIGN * len(words) and language_of(text) in ("English", UNKNOWN)
+    language = language_of(text)
+    language = authors_language if language == UNKNOWN else language
+    return foreign <= _FOREIGN * len(words) and language in ("English", UNKNOWN)
 
 
 def _plain_marks(text: str) -> str:
