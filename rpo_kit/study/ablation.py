@@ -39,7 +39,7 @@ from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run, read_json, write_json, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study.baselines import trivial_answers
-from rpo_kit.study.comparisons import PLAN, SFT_ONLY, families, with_holm, write_plan
+from rpo_kit.study.comparisons import ITEMS, PLAN, SFT_ONLY, families, with_holm, write_plan
 from rpo_kit.study.evaluation import report_cuts, report_short_profiles, rewrite
 from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
 from rpo_kit.study.statistics import references
@@ -172,14 +172,20 @@ def best_trivial(run: Run) -> tuple[str, np.ndarray] | None:
 
 def differences(run: Run, trials: Trials) -> pd.DataFrame:
     """The comparisons of all families at each k, paired on the same users and seeds, with Holm-adjusted p-values."""
-    rows, sweep_scores = [], Scores.of(run, trials)
+    rows, sweep_scores, ks = [], Scores.of(run, trials), run.preset.sweep.eval_shots
     arms = [arm for arm in sweep_scores.arms if arm != SFT_ONLY]
-    for arm, other in [pair for pairs in families(arms).values() for pair in pairs]:
-        for shots in run.preset.sweep.eval_shots:
+    by_family = families(arms, ks)
+    of_items = by_family.pop(ITEMS, [])
+    for arm, other in [pair for pairs in by_family.values() for pair in pairs]:
+        for shots in ks:
             difference_SE = sweep_scores.of_arm(arm, shots) - sweep_scores.of_arm(other, shots)
             adapters = 1 if other == SFT_ONLY else 2
             row = _interval(run, difference_SE, sweep_scores.users, sweep_scores.seeds(shots), adapters)
             rows.append({"arm": arm, "minus": other, "shots": shots} | row | {"seeds": len(difference_SE)})
+    for arm, other in of_items:
+        gain_SE, seeds = sweep_scores.gain(arm, max(ks), min(ks)), sweep_scores.seeds(max(ks), min(ks))
+        row = _interval(run, gain_SE, sweep_scores.users, ONE_SEED if arm == SFT_ONLY else seeds, 1)
+        rows.append({"arm": arm, "minus": other, "shots": max(ks)} | row | {"seeds": len(gain_SE)})
     columns = ["arm", "minus", "shots", "score", "low", "high", "users", "seeds", "mde", "p"]
     return with_holm(pd.DataFrame(rows)[columns])
 
@@ -214,9 +220,13 @@ class Scores:
         """Scores (seeds, examples) with k = `shots`."""
         return self.by_arm[arm][shots]
 
-    def seeds(self, shots: int) -> SeedVariance:
-        """The variance between seeds with k = `shots`, pooled over the arms that were trained."""
-        return seed_variance([self.of_arm(arm, shots) for arm in self.arms if arm != SFT_ONLY], self.users)
+    def gain(self, arm: str, shots: int, fewer: int | None = None) -> np.ndarray:
+        """Scores (seeds, examples) with k = `shots`, minus those of the same adapters with `fewer` items."""
+        return self.of_arm(arm, shots) - (0 if fewer is None else self.of_arm(arm, fewer))
+
+    def seeds(self, shots: int, fewer: int | None = None) -> SeedVariance:
+        """The variance of `gain` between seeds, pooled over the arms that were trained."""
+        return seed_variance([self.gain(arm, shots, fewer) for arm in self.arms if arm != SFT_ONLY], self.users)
 
 
 def _shots(scores: pd.DataFrame) -> list[int]:

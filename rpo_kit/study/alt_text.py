@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rpo_kit.study.comparisons import ITEMS, family_of
 from rpo_kit.study.results import system_name
 
 
@@ -109,6 +110,13 @@ def of_components(table: pd.DataFrame, is_resolved: Iterable[bool]) -> str:
     return f"Score minus the full method's, with 95 % interval. {'; '.join(arms)}."
 
 
+def _compared(row: pd.Series) -> str:
+    """What minus what: two arms with the same k, or one arm with more and with fewer items."""
+    if family_of(row["minus"]) == ITEMS:
+        return f"{row['arm']}, k = {row['shots']} minus {row['minus']}"
+    return f"{row['arm']} minus {row['minus']} at k = {row['shots']}"
+
+
 def of_sweep(bars: pd.DataFrame, differences: pd.DataFrame, is_resolved: Iterable[bool]) -> str:
     """Figure 3: the score of each arm at each k, and the differences with what is not resolved."""
     arms = [
@@ -117,7 +125,7 @@ def of_sweep(bars: pd.DataFrame, differences: pd.DataFrame, is_resolved: Iterabl
     ]
     words = f"Figure 3: training reward by RL step; scores with 95 % intervals by curriculum. {'; '.join(arms)}."
     pairs = [
-        f"{row['arm']} minus {row['minus']} at k = {row['shots']} {interval(row)}{'' if apart else ', not resolved'}"
+        f"{_compared(row)} {interval(row)}{'' if apart else ', not resolved'}"
         for (_, row), apart in zip(differences.iterrows(), is_resolved, strict=True)
     ]
     return f"{words} Differences: {'; '.join(pairs)}." if pairs else words

@@ -4,10 +4,11 @@
 before the first trial and never replaced once a trial was scored; what changes after that is recorded beside it, and
 Figure 3 says so in its caption. The plan is part of the sweep's `provenance.json`.
 
-The comparisons form two families, and Holm's correction counts all comparisons and all k of a family:
+The comparisons form three families, and Holm's correction counts all comparisons and all k of a family:
 
     arms minus SFT only            does RL gain, with this curriculum?
     progressive minus each other   does a growing k beat the others?
+    most items minus fewest        does the module read its items? (the same adapters, if there are several k)
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from rpo_kit.runs import Run, read_json, write_json
 from rpo_kit.setting_rules import MOVE_NO_SCORE
 from rpo_kit.study.significance import LEVEL, holm
 
-SFT_ONLY, GROWING = "SFT only", "progressive"
+SFT_ONLY, GROWING, FEWEST = "SFT only", "progressive", "k = "  # FEWEST begins a `minus`: the same arm with fewer items
+ITEMS = "most items minus fewest"
 PLAN = "plan.json"
 UNRESOLVED = "not resolved"
 TEST = "two-sided: sign-flip permutation over users; with several seeds also a t-test that counts the seeds"
@@ -38,21 +40,28 @@ _METRICS = {
 }
 
 
-def families(arms: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """The comparisons (arm, the one subtracted) of each family.
+def families(arms: Sequence[str], shots: Sequence[int]) -> dict[str, list[tuple[str, str]]]:
+    """The comparisons (arm, what is subtracted) of each family; `shots` are the k at which the arms are scored.
 
-    >>> families(["fixed-2", "progressive"])["progressive minus each other arm"]
+    >>> families(["fixed-2", "progressive"], [6])["progressive minus each other arm"]
     [('progressive', 'fixed-2')]
+    >>> families(["progressive"], [1, 6])["most items minus fewest"]
+    [('SFT only', 'k = 1'), ('progressive', 'k = 1')]
     """
     others = [arm for arm in arms if arm != GROWING] if GROWING in arms else []
-    return {
+    of_arms = {
         f"arms minus {SFT_ONLY}": [(arm, SFT_ONLY) for arm in arms],
         f"{GROWING} minus each other arm": [(GROWING, arm) for arm in others],
     }
+    if len(set(shots)) < 2:
+        return of_arms
+    return of_arms | {ITEMS: [(arm, f"{FEWEST}{min(shots)}") for arm in (SFT_ONLY, *arms)]}
 
 
 def family_of(minus: str) -> str:
     """The family of a comparison, by what is subtracted."""
+    if minus.startswith(FEWEST):
+        return ITEMS
     return f"arms minus {SFT_ONLY}" if minus == SFT_ONLY else f"{GROWING} minus each other arm"
 
 
@@ -109,7 +118,9 @@ def planned_comparisons(preset: Preset) -> dict[str, Any]:
         "steps": settings.steps,
         "prompts_per_step": settings.prompts_per_step,
         "shots": list(settings.eval_shots),
-        "comparisons": {name: [list(pair) for pair in pairs] for name, pairs in families(settings.arms).items()},
+        "comparisons": {
+            name: [list(pair) for pair in pairs] for name, pairs in families(settings.arms, settings.eval_shots).items()
+        },
         "test": TEST,
         "correction": CORRECTION,
         "difference": settings.difference or None,
@@ -161,8 +172,10 @@ def change_sentence(stored: Mapping[str, Any] | None) -> str:
         return late.strip()
     before, after = (_named(plan) for plan in (stored["plan"], latest(stored)))
     named = [key for key in after if key != "comparisons" and before.get(key) != after[key]]
-    changes = "; ".join(f"{key} {_short(before.get(key))} → {_short(after[key])}" for key in named)
-    return f"{late}Comparisons changed after the first trial: {changes or 'and changed back'}."
+    changes = [f"{key} {_short(before.get(key))} → {_short(after[key])}" for key in named]
+    planned = before.get("comparisons", {})
+    changes += [f"added {name}" for name in after.get("comparisons", {}) if planned and name not in planned]
+    return f"{late}Comparisons changed after the first trial: {'; '.join(changes) or 'and changed back'}."
 
 
 def _named(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rpo_kit.errors import KitError
 from rpo_kit.study import alt_text
-from rpo_kit.study.comparisons import SFT_ONLY, change_sentence, family_of, resolved
+from rpo_kit.study.comparisons import FEWEST, ITEMS, SFT_ONLY, change_sentence, family_of, resolved
 from rpo_kit.study.drawing import GREY, INK
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import LEVEL
@@ -61,7 +61,7 @@ def figure3(prefix: str) -> Figure:
 
 def _canvas(bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame, window: int, bottom: float) -> Figure:
     """Three rows of panels and the legend, placed in inches above a caption that needs `bottom` inches."""
-    families = [part for _, part in differences.groupby(differences["minus"] == SFT_ONLY, sort=True)][::-1]
+    families = [part for _, part in differences.groupby(differences["minus"].map(family_of), sort=False)]
     rows = max(map(len, families), default=0)
     below = _ROW * rows + _GAP if rows else 0.0
     legend = 0.3 if bars["shots"].nunique() > 1 else 0.0  # with one k, the arms are named below their scores
@@ -80,18 +80,21 @@ def _canvas(bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame,
         handles, names = scores.get_legend_handles_labels()
         figure.legend(handles, names, loc="upper center", ncols=len(names), fontsize=_SMALL)
     if rows:
+        is_narrow = len(families) > 2
+        apart = 0.6 if is_narrow else 0.32  # room for the names of the rows
+        grid = (1, 3 if is_narrow else 2)
         under = figure.add_gridspec(
-            1, 2, left=0.152, right=0.985, top=(bottom + _ROW * rows) / high, bottom=bottom / high, wspace=0.32
+            *grid, left=0.152, right=0.985, top=(bottom + _ROW * rows) / high, bottom=bottom / high, wspace=apart
         )
         for column, part in enumerate(families):
-            _draw_differences(figure.add_subplot(under[0, column]), part, rows)
+            _draw_differences(figure.add_subplot(under[0, column]), part, rows, is_narrow)
     return figure
 
 
-def _draw_differences(ax: Axes, differences: pd.DataFrame, rows: int) -> None:
+def _draw_differences(ax: Axes, differences: pd.DataFrame, rows: int, is_narrow: bool) -> None:
     """One row per comparison and k, with its 95 % interval; grey and hollow if it is not resolved."""
-    is_family_of_sft = differences["minus"].iloc[0] == SFT_ONLY
-    names = differences["arm" if is_family_of_sft else "minus"]
+    minus = differences["minus"].iloc[0]
+    names = differences["arm" if minus.startswith((SFT_ONLY, FEWEST)) else "minus"]
     several = differences["shots"].nunique() > 1
     for at, (row, is_resolved) in enumerate(zip(differences.itertuples(), resolved(differences), strict=True)):
         color, marker = style_of(names.iloc[at])
@@ -105,8 +108,11 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, rows: int) -> None:
     labels = [f"{name}, k = {k}" if several else name for name, k in zip(names, differences["shots"], strict=True)]
     ax.set_yticks(range(len(labels)), labels, fontsize=_SMALL)
     ax.set_ylim(rows - 0.4, -0.6)
-    ax.set(title=family_of(differences["minus"].iloc[0]), xlabel="difference, with 95 % interval")
-    ax.xaxis.set_major_locator(MaxNLocator(5))  # more labels would run into each other
+    title = f"k = {differences['shots'].iloc[0]} minus {minus}" if family_of(minus) == ITEMS else family_of(minus)
+    usual = matplotlib.rcParams
+    ax.set_title(title, fontsize=_SMALL if is_narrow else usual["axes.titlesize"])
+    ax.set_xlabel("difference, with 95 % interval", fontsize=_SMALL if is_narrow else usual["axes.labelsize"])
+    ax.xaxis.set_major_locator(MaxNLocator(3 if is_narrow else 5))  # more labels would run into each other
     ax.grid(axis="y", visible=False)
 
 

@@ -107,12 +107,18 @@ def test_the_differences_are_paired_on_the_same_users(swept):
     found = pd.read_csv(run.stage("sweep") / "differences.csv").set_index(["arm", "minus", "shots"])
     bars = pd.read_csv(run.stage("sweep") / "bars.csv").set_index(["arm", "shots"])
     pairs = [("fixed-2", "SFT only"), ("progressive", "SFT only"), ("progressive", "fixed-2")]
-    assert set(found.index) == {(*pair, k) for pair in pairs for k in (2, 6)}
+    items = {(arm, "k = 2", 6) for arm in ("SFT only", "fixed-2", "progressive")}
+    assert set(found.index) == {(*pair, k) for pair in pairs for k in (2, 6)} | items
     gain = bars.loc[("progressive", 6), "score"] - bars.loc[("SFT only", 6), "score"]
     assert found.loc[("progressive", "SFT only", 6), "score"] == pytest.approx(gain)
     assert gain > 0
     alike = found.loc[("progressive", "SFT only", 2)]
     assert (alike["low"], alike["score"], alike["high"]) == (0, 0, 0), "the same answers: no interval, as it is paired"
+    more = bars.loc[("progressive", 6), "score"] - bars.loc[("progressive", 2), "score"]
+    assert found.loc[("progressive", "k = 2", 6), "score"] == pytest.approx(more)
+    assert more > 0
+    assert found.loc[("SFT only", "k = 2", 6), "seeds"] == 1
+    assert found.loc[("progressive", "k = 2", 6), "seeds"] == 2
 
 
 def test_the_differences_have_power_and_adjusted_p_values(swept):
@@ -149,7 +155,7 @@ def test_the_plan_is_written_before_the_first_trial_and_survives_a_kill(swept, n
     assert (run.stage("sweep") / "plan.json").read_bytes() == before
     sweep(new_run({"sweep.seeds": [0, 1], "sweep.steps": 3, "sweep.eval_shots": [6], "rl.learning_rate": 0.5}))
     plan = json.loads((run.stage("sweep") / "provenance.json").read_text())["plan"]
-    assert plan["changes"][0]["changed"] == {"shots": [6]}
+    assert plan["changes"][0]["changed"]["shots"] == [6]
     assert plan["plan"]["shots"] == [2, 6]
 
 

@@ -42,10 +42,15 @@ def score(run: Run, trial: str) -> None:
 
 
 def test_the_comparisons_are_each_arm_minus_sft_and_progressive_minus_each_other_arm() -> None:
-    first, second = families(["fixed-2", "progressive", "random"]).values()
+    first, second = families(["fixed-2", "progressive", "random"], [6]).values()
     assert first == [("fixed-2", "SFT only"), ("progressive", "SFT only"), ("random", "SFT only")]
     assert second == [("progressive", "fixed-2"), ("progressive", "random")]
-    assert list(families(["random"]).values()) == [[("random", "SFT only")], []]
+    assert list(families(["random"], [6]).values()) == [[("random", "SFT only")], []]
+
+
+def test_with_several_k_each_arm_is_compared_with_itself_on_fewest_items() -> None:
+    *_, items = families(["fixed-2"], [4, 1, 6]).values()
+    assert items == [("SFT only", "k = 1"), ("fixed-2", "k = 1")]
 
 
 def test_holm_counts_the_comparisons_of_a_family() -> None:
@@ -137,6 +142,17 @@ def test_a_setting_that_moves_the_scores_belongs_to_the_plan(
     told = change_sentence(stored(new_run()))
     assert told.startswith("Comparisons were written down after the first trial. Comparisons changed")
     assert said in told
+
+
+def test_a_plan_without_the_comparison_of_k_says_that_it_was_added(new_run: Callable[..., Run]) -> None:
+    run = new_run({"sweep.eval_shots": [2, 6]})
+    score(run, "fixed-2-seed0")
+    write_plan(run)
+    old = stored(run)
+    del old["plan"]["comparisons"]["most items minus fewest"]
+    write_json(run.stage("sweep") / "plan.json", old)
+    write_plan(run)
+    assert change_sentence(stored(run)).endswith("changed after the first trial: added most items minus fewest.")
 
 
 def test_a_plan_of_an_earlier_version_that_holds_no_settings_has_not_changed(new_run: Callable[..., Run]) -> None:

@@ -12,6 +12,7 @@ from matplotlib.collections import PolyCollection
 
 from rpo_kit.errors import KitError
 from rpo_kit.study import figures
+from rpo_kit.study.alt_text import alt_text
 from rpo_kit.study.drawing import REWARDS
 from rpo_kit.study.style import ARM_COLORS, UNRESOLVED_COLOR
 
@@ -295,6 +296,21 @@ def test_figure_3_shows_the_differences_and_greys_out_what_is_not_resolved(tmp_p
     drawn = [container.lines[0].get_color() for container in panels[0].containers]
     assert [color == UNRESOLVED_COLOR for color in drawn] == [False] * len(shots) + [True] * len(shots)
     assert {container.lines[0].get_color() for container in panels[1].containers} == {UNRESOLVED_COLOR}
+
+
+def test_figure_3_compares_most_with_fewest_items(tmp_path):
+    prefix = with_differences(sweep_files(tmp_path, 2, 1, (2, 6)), (2, 6))
+    file = tmp_path / "x_differences.csv"
+    rows = [
+        {"arm": arm, "minus": "k = 2", "shots": 6, "score": 0.1, "low": 0.05, "high": 0.2}
+        for arm in ("SFT only", *ARMS)
+    ]
+    pd.concat([pd.read_csv(file), pd.DataFrame(rows)]).to_csv(file, index=False)
+    figure = figures.figure3(prefix)
+    panel = figure.axes[-1]
+    assert panel.get_title(loc="left") == "k = 6 minus k = 2"
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["SFT only", *ARMS]
+    assert "progressive, k = 6 minus k = 2 0.100 (0.050 to 0.200)" in alt_text(figure)
 
 
 def test_figure_3_says_by_what_a_difference_counts_as_resolved(tmp_path):
