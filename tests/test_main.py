@@ -75,7 +75,7 @@ def test_figure_3_is_redrawn_from_the_numbers_stored_with_the_code(tmp_path, mon
     assert main(["figure3", "--data", "long_LaMP-7"]) == 0
     assert (tmp_path / "long_LaMP-7_figure3.png").read_bytes().startswith(b"\x89PNG")
     assert main(["figure3", "--data", "nosuch"]) == 2
-    stored = "demo_LaMP-7, h100_LaMP-7, long_LaMP-7"
+    stored = "arms_LaMP-3, demo_LaMP-7, h100_LaMP-7, long_LaMP-7"
     assert f"No numbers are stored as 'nosuch': --data takes one of {stored}" in capsys.readouterr().err
     assert main(["figure3", "--data", "long_LaMP-7", "--export", "other"]) == 2
     assert "give one of the two" in capsys.readouterr().err
