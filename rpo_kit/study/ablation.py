@@ -183,7 +183,7 @@ def differences(run: Run, trials: Trials) -> pd.DataFrame:
             row = _interval(run, difference_SE, sweep_scores.users, sweep_scores.seeds(shots), adapters)
             rows.append({"arm": arm, "minus": other, "shots": shots} | row | {"seeds": len(difference_SE)})
     for arm, other in of_items:
-        gain_SE, seeds = sweep_scores.gain(arm, max(ks), min(ks)), sweep_scores.seeds(max(ks), min(ks))
+        gain_SE, seeds = sweep_scores.of_arm(arm, max(ks), min(ks)), sweep_scores.seeds(max(ks), min(ks))
         row = _interval(run, gain_SE, sweep_scores.users, ONE_SEED if arm == SFT_ONLY else seeds, 1)
         rows.append({"arm": arm, "minus": other, "shots": max(ks)} | row | {"seeds": len(gain_SE)})
     columns = ["arm", "minus", "shots", "score", "low", "high", "users", "seeds", "mde", "p"]
@@ -216,17 +216,14 @@ class Scores:
     def arms(self) -> list[str]:
         return list(self.by_arm)
 
-    def of_arm(self, arm: str, shots: int) -> np.ndarray:
-        """Scores (seeds, examples) with k = `shots`."""
-        return self.by_arm[arm][shots]
-
-    def gain(self, arm: str, shots: int, fewer: int | None = None) -> np.ndarray:
-        """Scores (seeds, examples) with k = `shots`, minus those of the same adapters with `fewer` items."""
-        return self.of_arm(arm, shots) - (0 if fewer is None else self.of_arm(arm, fewer))
+    def of_arm(self, arm: str, shots: int, fewer: int | None = None) -> np.ndarray:
+        """Scores (seeds, examples) with k = `shots`; minus those of the same adapters with `fewer` items, if given."""
+        scores_SE = self.by_arm[arm][shots]
+        return scores_SE if fewer is None else scores_SE - self.by_arm[arm][fewer]
 
     def seeds(self, shots: int, fewer: int | None = None) -> SeedVariance:
-        """The variance of `gain` between seeds, pooled over the arms that were trained."""
-        return seed_variance([self.gain(arm, shots, fewer) for arm in self.arms if arm != SFT_ONLY], self.users)
+        """The variance of `of_arm` between seeds, pooled over the arms that were trained."""
+        return seed_variance([self.of_arm(arm, shots, fewer) for arm in self.arms if arm != SFT_ONLY], self.users)
 
 
 def _shots(scores: pd.DataFrame) -> list[int]:
