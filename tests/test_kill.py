@@ -147,7 +147,7 @@ def test_every_stage_survives_a_kill_and_repeats_no_work(tiny_llama, tmp_path):
     assert "resuming from checkpoint-1" in printed
     assert pd.read_csv(folder(cell) / "log.csv")["step"].tolist() == [1, 2]
     assert pd.read_csv(folder("sweep") / "bars.csv")["arm"].tolist() == [
-        "SFT only", "progressive", "best trivial", "any habit", "oracle",
+        "SFT only", "progressive", "best trivial", "best guess", "oracle",
     ]  # fmt: skip
 
     cell = "components/grpo/rl-seed0"

@@ -8,9 +8,10 @@
     sft-K, rl-K  the same modules reading K items in place of `evaluation.shots`
 
 More baselines (`context-K`, `pag-K`, and the trivial ones, such as `majority`) are in `baselines`; `evaluation.systems`
-chooses the systems. On the embedded benchmark, whose hidden habits are known, there are two references: `any habit` is
-the expected score of a reader who understands every text but does not know the user; `oracle` counts the habits that
-the same k items show and follows the majority. Intervals are 95 % percentile bootstraps over users.
+chooses the systems. On the embedded benchmark, whose hidden habits are known, there are two references: `best guess` is
+a reader who understands every text but does not know the user, and gives the answer that scores best on average over
+the habits; `oracle` counts the habits that the same k items show and follows the majority. Intervals are 95 %
+percentile bootstraps over users.
 
 If the reflection module's completion does not parse, the generic answer is used, and `unparsed` counts it. Examples
 that the base model did not answer in `context` or `pag` are listed in `failed.jsonl` and retried by the next call.

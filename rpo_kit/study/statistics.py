@@ -17,7 +17,7 @@ import pandas as pd
 
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores, lamp_metrics, scorable
-from rpo_kit.lamp.personas import oracle, persona
+from rpo_kit.lamp.personas import oracle
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.presets import EvaluationSettings
@@ -32,14 +32,13 @@ SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the steps of the meth
 
 
 def references(task: Task, examples: list[Example], shots: int) -> dict[str, np.ndarray]:
-    """Scores (n,) per example of `any habit` and `oracle`; {} if the habits are unknown (LaMP's own files)."""
+    """Scores (n,) per example of `best guess` and `oracle`; {} if the habits are unknown (LaMP's own files)."""
     if not all(example["facts"] for example in examples):
         return {}
-    rules, golds = persona(task.name), [example["output"] for example in examples]
-    by_habit = [[rules.apply(habit, e["facts"]["query"]) for e in examples] for habit in rules.HABITS]
+    golds = [example["output"] for example in examples]
+    guesses = oracle.best_guesses(task.name, examples)
     by_majority = [oracle.predict(task.name, e, top_k(e, e["ranking"], shots)) for e in examples]
-    expected = np.mean([example_scores(task, golds, predictions) for predictions in by_habit], axis=0)
-    return {"any habit": expected, "oracle": example_scores(task, golds, by_majority)}
+    return {"best guess": example_scores(task, golds, guesses), "oracle": example_scores(task, golds, by_majority)}
 
 
 def bootstrap_interval(

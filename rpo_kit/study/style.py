@@ -18,7 +18,7 @@ ARM_COLORS |= {"reversed": "#cc79a7", "SFT only": INK}
 ARM_MARKERS = {"SFT only": "D", "fixed-2": "o", "fixed-4": "o", "fixed-6": "o", "random": "s", "progressive": "^"}
 ARM_MARKERS |= {"reversed": "v"}
 BEST_TRIVIAL = "best trivial"  # in a sweep: the best baseline without a model
-REFERENCE_STYLES = {BEST_TRIVIAL: (0, (3, 1, 1, 1)), "any habit": (0, (1, 2)), "oracle": (0, (5, 2))}
+REFERENCE_STYLES = {BEST_TRIVIAL: (0, (3, 1, 1, 1)), "best guess": (0, (1, 2)), "oracle": (0, (5, 2))}
 STYLE: dict[RcKeyType, Any] = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
     "axes.titlesize": 11.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.grid": True,

@@ -209,7 +209,7 @@ def _caption(
         f"{data['task']} ({data['source']}), {bars['users'].max()} dev users; {model}; each arm {steps} RL steps from "
         f"the same SFT adapter; seeds: {seeds}. {_reward_lines(curves, window)}"
         f"Intervals: bootstrap over users{of_seeds}. {_trivial(stored)}"
-        "any habit: understands every text, does not know the user. oracle: follows the majority habit of the same k "
+        "best guess: understands every text, does not know the user. oracle: follows the majority habit of the same k "
         "items."
         f"{_about_differences(differences)} {change_sentence(stored.get('plan'))}"
     )

@@ -24,7 +24,7 @@ LEGEND = {  # columns of the result table
     "copied": "share of answers that repeat a history item",
 }
 REFERENCES = {  # rows of it that no model wrote
-    "any habit": "reference: what a perfect reader scores who does not know the user",
+    "best guess": "reference: what a perfect reader scores who does not know the user",
     "oracle": "reference: what a perfect reader of the same items scores",
 }
 SHORT = {"base": "generic", "sft": "SFT", "rl": "SFT + RL"}

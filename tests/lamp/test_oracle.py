@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rpo_kit.lamp.metrics import example_scores
-from rpo_kit.lamp.personas import MODULES, build
-from rpo_kit.lamp.personas.oracle import believed_habit, ceiling, metrics_by_k, oracle_table, predict
+from rpo_kit.lamp.personas import MODULES, build, persona
+from rpo_kit.lamp.personas.oracle import believed_habit, best_guesses, ceiling, metrics_by_k, oracle_table, predict
 from rpo_kit.lamp.tasks import TASKS
 
 ALL = list(MODULES)
@@ -68,6 +68,19 @@ def test_no_constant_answer_comes_near_one_item(task, rows):
     golds = [row["output"] for row in rows[task]]
     constants = [example_scores(TASKS[task], golds, [label] * len(golds)).mean() for label in TASKS[task].labels]
     assert max(constants) < metrics_by_k(task, rows[task], [1])[1]["score"] - 0.1
+
+
+@pytest.mark.parametrize("task", ALL)
+def test_no_answer_that_does_not_know_the_user_beats_the_best_guess_which_one_item_beats(task, rows):
+    golds = [row["output"] for row in rows[task]]
+    queries = [row["facts"]["query"] for row in rows[task]]
+    ignorant = [[persona(task).apply(habit, query) for query in queries] for habit in persona(task).HABITS]
+    if "echo" in TASKS[task].baselines:
+        ignorant.append([TASKS[task].query_text(row["input"]) for row in rows[task]])
+    guess = example_scores(TASKS[task], golds, best_guesses(task, rows[task])).mean()
+    by_chance = {"LaMP-1": 0.03}.get(task, 0.01)  # LaMP-1: any answer is right in half of the cases
+    assert max(example_scores(TASKS[task], golds, answers).mean() for answers in ignorant) <= guess + by_chance
+    assert guess < metrics_by_k(task, rows[task], [1])[1]["score"] - 0.05
 
 
 def test_the_table_has_one_row_per_k():

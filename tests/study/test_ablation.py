@@ -79,7 +79,7 @@ def test_the_bars_are_means_over_seeds_with_intervals_over_users(swept):
     generic = np.mean([1 - abs(int(e["output"]) - 3) / 4 for e in examples])
     assert set(bars.index) == {
         (arm, k)
-        for arm in ("SFT only", *ARMS, "best trivial", "any habit", "oracle")
+        for arm in ("SFT only", *ARMS, "best trivial", "best guess", "oracle")
         for k in run.preset.sweep.eval_shots
     }
     named = json.loads((run.stage("sweep") / "provenance.json").read_text())["best_trivial"]

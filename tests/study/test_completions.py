@@ -63,7 +63,7 @@ def test_the_table_has_content_for_all_systems_and_observations_for_the_module_a
     assert table.loc["rl", "kept_generic"] == 0.25, "the first; the second did not parse anyway"
     assert table.loc["sft", "kept_generic"] == 0.0
     assert table.loc[["base", "oracle"], ["kept_generic", "faithful"]].isna().all(axis=None)
-    assert table.loc[["any habit", "oracle"], "content_kept"].isna().all()
+    assert table.loc[["best guess", "oracle"], "content_kept"].isna().all()
 
 
 def test_labels_have_no_content_and_real_users_no_truth():

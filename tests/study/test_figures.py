@@ -31,7 +31,7 @@ def lines(axes):
 def sweep_files(folder: Path, steps: int, seeds: int, shots: tuple[int, ...]) -> str:
     """The three files of a sweep: reward of the arm number a at step t is a + t / 100 + seed / 1000."""
     bar = {"low": 0.5, "high": 0.7, "users": 40, "seeds": seeds}
-    arms = ["SFT only", *ARMS, "any habit", "oracle"]
+    arms = ["SFT only", *ARMS, "best guess", "oracle"]
     bars = [{"arm": arm, "shots": k, "score": 0.6 + k / 100} | bar for arm in arms for k in shots]
     curves = [
         {"arm": arm, "seed": seed, "step": t, "reward": a + t / 100 + seed / 1000, "shots": 2}
@@ -66,7 +66,7 @@ def test_figure_3_shows_a_folder_with_dollars_as_it_is(tmp_path, source):
 def test_figure_3_names_every_arm_once_and_the_references_at_their_lines(tmp_path):
     figure = figures.figure3(sweep_files(tmp_path, 5, 1, (2, 6)))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SFT only", *ARMS]
-    assert [text.get_text() for text in panel(figure, "scores").texts] == ["any habit", "oracle"]
+    assert [text.get_text() for text in panel(figure, "scores").texts] == ["best guess", "oracle"]
 
 
 def test_figure_3_draws_the_mean_of_the_seeds(tmp_path):
@@ -187,7 +187,7 @@ def test_a_column_that_the_log_lacks_gets_no_panel():
 
 
 def metrics() -> pd.DataFrame:
-    rows = [("base", 0.5), ("sft", 0.6), ("rl", 0.7), ("any habit", 0.55), ("oracle", 0.9)]
+    rows = [("base", 0.5), ("sft", 0.6), ("rl", 0.7), ("best guess", 0.55), ("oracle", 0.9)]
     return pd.DataFrame(
         [
             {"system": s, "score": x, "low": x - 0.1, "high": x + 0.1, "task": "LaMP-3", "shots": 6, "examples": 40}

@@ -68,6 +68,6 @@ def test_an_evaluation_at_two_k_reads_as_many_items_as_the_system_says(trained, 
     evaluation.evaluate(run, ["base", "sft", "sft-1", "rl-2"])
     assert read == [("sft", 6), ("sft", 1), ("rl", 2)]
     table, paired = read_tables(f"{run.stage('evaluate')}/")
-    assert list(table["system"]) == ["base", "sft", "sft-1", "rl-2", "any habit", "oracle", "oracle-1", "oracle-2"]
+    assert list(table["system"]) == ["base", "sft", "sft-1", "rl-2", "best guess", "oracle", "oracle-1", "oracle-2"]
     assert list(history_table(table)["system"]) == ["oracle"] * 3 + ["sft"] * 2
     assert ("sft", "sft-1") in set(zip(paired["system"], paired["minus"], strict=True))

@@ -92,7 +92,7 @@ def test_stored_numbers_are_still_shown_and_drawn(name: str) -> None:
     content = content_table(table)
     rows = 3 + len(table) + len(gain_by_history(table, pairs)) + (2 + len(content) if len(content) else 0)
     assert len(text.splitlines()) == rows, "one line per gain and system"
-    shown = [name for name in table["system"] if not reads_other_k(name) and name not in ("any habit", "oracle")]
+    shown = [name for name in table["system"] if not reads_other_k(name) and name not in ("best guess", "oracle")]
     assert len(results_figure(table).axes[0].get_yticklabels()) == len(shown)
 
 

@@ -57,7 +57,7 @@ def test_the_legend_explains_the_columns_and_references_that_the_table_has():
     text = legend(METRICS)
     for word in ("score", "unparsed", "oracle"):
         assert f"\n  {word} " in text
-    for word in ("words", "copied", "any habit"):
+    for word in ("words", "copied", "best guess"):
         assert f"\n  {word} " not in text
 
 

@@ -12,6 +12,8 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores, lamp_metrics
 from rpo_kit.lamp.personas import MODULES, build, persona
@@ -36,6 +38,17 @@ def believed_habit(task_name: str, row: Example, items: Sequence[Item]) -> str:
 def predict(task_name: str, row: Example, items: Sequence[Item]) -> str:
     """The answer that the believed habit gives."""
     return persona(task_name).apply(believed_habit(task_name, row, items), row["facts"]["query"])
+
+
+def best_guesses(task_name: str, rows: Sequence[Example]) -> list[str]:
+    """What a reader answers who makes no mistake but does not know the user: per row the answer with the best mean score
+    over all habits, out of what each habit would answer and, if `echo` is a baseline of the task, the query itself.
+    """
+    task, module = get_task(task_name), persona(task_name)
+    golds = [[module.apply(habit, row["facts"]["query"]) for row in rows] for habit in module.HABITS]
+    answers = [*golds, [task.query_text(row["input"]) for row in rows]] if "echo" in task.baselines else golds
+    expected = np.array([np.mean([example_scores(task, gold, texts) for gold in golds], axis=0) for texts in answers])
+    return [answers[best][row] for row, best in enumerate(expected.argmax(axis=0))]
 
 
 def metrics_by_k(task_name: str, rows: Sequence[Example], ks: Iterable[int]) -> dict[int, dict[str, float]]:
