@@ -7,7 +7,8 @@ stage of its own: an interrupted sweep resumes within its trial, and adding an a
     sweep/plan.json         the comparisons, written before the first trial (`comparisons`)
     sweep/progressive-seed0/{adapter, log.csv, scores/{scores.csv, timing.json}}
     sweep/bars.csv          arm, shots, score, low, high, users, seeds, unparsed  (intervals over users and seeds)
-    sweep/differences.csv   arm, minus, shots, score, low, high, users, seeds, mde, p, p_holm  (paired on users)
+    sweep/differences.csv   arm, minus, shots, score, low, high, users, seeds, mde, p, p_holm  (paired on users;
+                            gains over the best trivial baseline are not among the comparisons and have no p_holm)
     sweep/curves.csv        arm, seed, step, reward, shots
     sweep/provenance.json
 
@@ -39,11 +40,10 @@ from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run, read_json, write_json, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study.baselines import trivial_answers
-from rpo_kit.study.comparisons import ITEMS, PLAN, SFT_ONLY, families, with_holm, write_plan
+from rpo_kit.study.comparisons import BEST_TRIVIAL, ITEMS, PLAN, SFT_ONLY, families, with_holm, write_plan
 from rpo_kit.study.evaluation import report_cuts, report_short_profiles, rewrite
 from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
 from rpo_kit.study.statistics import references
-from rpo_kit.study.style import BEST_TRIVIAL
 from rpo_kit.training.curriculum import shots_plan
 from rpo_kit.training.reinforce import train_rl
 
@@ -152,7 +152,7 @@ def bars(run: Run, trials: Trials) -> pd.DataFrame:
     task, examples = get_task(run.preset.data.task), dev_examples(run, run.preset.sweep.dev_users)
     users = [example["user_id"] for example in examples]
     best = best_trivial(run)
-    trivial = {BEST_TRIVIAL: best[1]} if best else {}
+    trivial = {BEST_TRIVIAL: best[1].to_numpy()} if best else {}
     for shots in run.preset.sweep.eval_shots:
         for name, values in (trivial | references(task, examples, shots)).items():
             row = _interval(run, values[None], users, ONE_SEED, 1)
@@ -161,18 +161,27 @@ def bars(run: Run, trials: Trials) -> pd.DataFrame:
     return pd.DataFrame(rows)[columns]
 
 
-def best_trivial(run: Run) -> tuple[str, np.ndarray] | None:
-    """The trivial baseline with the best mean score on the dev users, and its scores; None if the task has none."""
+def best_trivial(run: Run) -> tuple[str, pd.Series] | None:
+    """The trivial baseline with the best mean score on the dev users, and its scores by id; None without a baseline."""
     task, examples = get_task(run.preset.data.task), dev_examples(run, run.preset.sweep.dev_users)
     answers = trivial_answers(task, examples, list(load_golds(run, "train").values()))
-    golds = [example["output"] for example in examples]
-    scores = [(name, example_scores(task, golds, texts)) for name, texts in answers.items()]
+    golds, ids = [example["output"] for example in examples], [example["id"] for example in examples]
+    scores = [(name, pd.Series(example_scores(task, golds, texts), index=ids)) for name, texts in answers.items()]
     return max(scores, key=lambda named: named[1].mean(), default=None)
 
 
 def differences(run: Run, trials: Trials) -> pd.DataFrame:
-    """The comparisons of all families at each k, paired on the same users and seeds, with Holm-adjusted p-values."""
+    """First what each arm gains over the best trivial baseline; then the comparisons of all families at each k, with
+    Holm-adjusted p-values. All are paired on the same users and seeds.
+    """
     rows, sweep_scores, ks = [], Scores.of(run, trials), run.preset.sweep.eval_shots
+    best = best_trivial(run)
+    for arm in sweep_scores.arms if best else []:
+        for shots in ks:
+            gain_SE = sweep_scores.of_arm(arm, shots) - best[1].loc[sweep_scores.ids].to_numpy()
+            seeds = ONE_SEED if arm == SFT_ONLY else sweep_scores.seeds(shots)
+            row = _interval(run, gain_SE, sweep_scores.users, seeds, 1)
+            rows.append({"arm": arm, "minus": BEST_TRIVIAL, "shots": shots} | row | {"seeds": len(gain_SE)})
     arms = [arm for arm in sweep_scores.arms if arm != SFT_ONLY]
     by_family = families(arms, ks)
     of_items = by_family.pop(ITEMS, [])
@@ -195,7 +204,8 @@ class Scores:
     """The scores of all arms, of the same examples in the same order."""
 
     by_arm: dict[str, dict[int, np.ndarray]]  # arm: {k: (seeds, examples)}; of SFT only one row
-    users: list[str]  # of the examples
+    ids: list[str]  # of the examples
+    users: list[str]
     unparsed: dict[str, dict[int, float]]  # arm: {k: share}; NaN in scores of earlier versions
 
     @classmethod
@@ -210,7 +220,8 @@ class Scores:
             arm: pd.concat(of_seeds).reindex(columns=["unparsed"])["unparsed"].groupby(level="shots").mean().to_dict()
             for arm, of_seeds in tables.items()
         }
-        return cls(by_arm, first.xs(_shots(first)[0], level="shots")["user"].tolist(), unparsed)
+        users = first.xs(_shots(first)[0], level="shots")["user"]
+        return cls(by_arm, users.index.tolist(), users.tolist(), unparsed)
 
     @property
     def arms(self) -> list[str]:

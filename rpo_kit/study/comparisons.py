@@ -9,6 +9,8 @@ The comparisons form three families, and Holm's correction counts all comparison
     arms minus SFT only            does RL gain, with this curriculum?
     progressive minus each other   does a growing k beat the others?
     most items minus fewest        does the module read its items? (the same adapters, if there are several k)
+
+Gains over the best trivial baseline stand beside them and are not corrected.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from rpo_kit.study.significance import LEVEL, holm
 
 SFT_ONLY, GROWING, FEWEST = "SFT only", "progressive", "k = "  # FEWEST begins a `minus`: the same arm with fewer items
 ITEMS = "most items minus fewest"
+BEST_TRIVIAL = "best trivial"  # the best baseline without a model
 PLAN = "plan.json"
 UNRESOLVED = "not resolved"
 TEST = "two-sided: sign-flip permutation over users; with several seeds also a t-test that counts the seeds"
@@ -62,12 +65,13 @@ def family_of(minus: str) -> str:
     """The family of a comparison, by what is subtracted."""
     if minus.startswith(FEWEST):
         return ITEMS
-    return f"arms minus {SFT_ONLY}" if minus == SFT_ONLY else f"{GROWING} minus each other arm"
+    return f"arms minus {minus}" if minus in (SFT_ONLY, BEST_TRIVIAL) else f"{GROWING} minus each other arm"
 
 
 def with_holm(differences: pd.DataFrame) -> pd.DataFrame:
-    """The table of differences with a column `p_holm`: `p` adjusted within each family."""
-    adjusted = differences.groupby(differences["minus"].map(family_of))["p"].transform(lambda p: holm(p.tolist()))
+    """The table of differences with a column `p_holm`: `p` adjusted within each family, NaN outside of them."""
+    planned = differences[differences["minus"] != BEST_TRIVIAL]
+    adjusted = planned.groupby(planned["minus"].map(family_of))["p"].transform(lambda p: holm(p.tolist()))
     return differences.assign(p_holm=adjusted)
 
 
@@ -76,9 +80,10 @@ def with_holm(differences: pd.DataFrame) -> pd.DataFrame:
 
 def resolved(differences: pd.DataFrame) -> pd.Series:
     """Whether each difference is told apart from 0: by the adjusted p if there is one, else by its 95 % interval."""
-    if "p_holm" in differences:
-        return differences["p_holm"] < LEVEL
-    return (differences["low"] > 0) | (differences["high"] < 0)
+    by_interval = (differences["low"] > 0) | (differences["high"] < 0)
+    if "p_holm" not in differences:
+        return by_interval
+    return (differences["p_holm"] < LEVEL).where(differences["p_holm"].notna(), by_interval)
 
 
 def with_verdict(differences: pd.DataFrame) -> pd.DataFrame:

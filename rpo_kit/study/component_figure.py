@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from rpo_kit.errors import KitError
 from rpo_kit.runs import Run
-from rpo_kit.study import alt_text
+from rpo_kit.study import alt_text, results
 from rpo_kit.study.arms import FULL_METHOD
 from rpo_kit.study.drawing import BLUE, GREY, INK, RED
 from rpo_kit.study.significance import LEVEL
@@ -62,6 +62,15 @@ def resolved(table: pd.DataFrame) -> list[bool]:
     """
     by_interval = (table["difference_low"] > 0) | (table["difference_high"] < 0) | table["difference"].isna()
     return [bool(p < LEVEL if p == p else inside) for p, inside in zip(table["p_holm"], by_interval, strict=True)]
+
+
+def gain_over_trivial(table: pd.DataFrame) -> str:
+    """A sentence: the full method minus the best trivial baseline; "" if the task has none."""
+    full_minus = pd.DataFrame({
+        "system": FULL_METHOD, "minus": table["system"], "score": -table["difference"],
+        "low": -table["difference_high"], "high": -table["difference_low"], "mde": table["mde"],
+    })  # fmt: skip
+    return results.gain_over_trivial(table, full_minus, (FULL_METHOD,))
 
 
 def read_table(prefix: str) -> pd.DataFrame:

@@ -17,6 +17,7 @@ import pandas as pd
 from rpo_kit.setting_rules import TRIVIAL, kind_of
 
 SYSTEM_NAMES = {  # as in README.md and docs/results.md
+    "full": "full method",
     "base": "base model",
     "context": "context injection",
     "pag": "profile summary (PAG)",

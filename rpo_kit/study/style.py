@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rpo_kit.study.comparisons import BEST_TRIVIAL
 from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, SKY
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ ARM_COLORS = {"fixed-2": SKY, "fixed-4": BLUE, "fixed-6": "#003b66", "random": G
 ARM_COLORS |= {"reversed": "#cc79a7", "SFT only": INK}
 ARM_MARKERS = {"SFT only": "D", "fixed-2": "o", "fixed-4": "o", "fixed-6": "o", "random": "s", "progressive": "^"}
 ARM_MARKERS |= {"reversed": "v"}
-BEST_TRIVIAL = "best trivial"  # in a sweep: the best baseline without a model
 REFERENCE_STYLES = {BEST_TRIVIAL: (0, (3, 1, 1, 1)), "best guess": (0, (1, 2)), "oracle": (0, (5, 2))}
 STYLE: dict[RcKeyType, Any] = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,

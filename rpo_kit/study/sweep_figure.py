@@ -23,11 +23,11 @@ from matplotlib.ticker import MaxNLocator
 
 from rpo_kit.errors import KitError
 from rpo_kit.study import alt_text
-from rpo_kit.study.comparisons import FEWEST, ITEMS, SFT_ONLY, change_sentence, family_of, resolved
+from rpo_kit.study.comparisons import BEST_TRIVIAL, FEWEST, ITEMS, SFT_ONLY, change_sentence, family_of, resolved
 from rpo_kit.study.drawing import GREY, INK
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import LEVEL
-from rpo_kit.study.style import BEST_TRIVIAL, REFERENCE_STYLES, STYLE, UNRESOLVED_COLOR, style_of
+from rpo_kit.study.style import REFERENCE_STYLES, STYLE, UNRESOLVED_COLOR, style_of
 
 _LINE, _ROW = 0.195, 0.22  # inches: a line of the caption, a row of the differences
 _TOP, _CURVES, _SCORES, _GAP = 0.66, 2.2, 2.3, 0.85  # inches: above the panels, the two upper rows, between rows
@@ -61,7 +61,8 @@ def figure3(prefix: str) -> Figure:
 
 def _canvas(bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame, window: int, bottom: float) -> Figure:
     """Three rows of panels and the legend, placed in inches above a caption that needs `bottom` inches."""
-    families = [part for _, part in differences.groupby(differences["minus"].map(family_of), sort=False)]
+    compared = differences[differences["minus"] != BEST_TRIVIAL]  # what is gained over it stands in the caption
+    families = [part for _, part in compared.groupby(compared["minus"].map(family_of), sort=False)]
     rows = max(map(len, families), default=0)
     below = _ROW * rows + _GAP if rows else 0.0
     legend = 0.3 if bars["shots"].nunique() > 1 else 0.0  # with one k, the arms are named below their scores
@@ -210,8 +211,8 @@ def _caption(
         f"the same SFT adapter; seeds: {seeds}. {_reward_lines(curves, window)}"
         f"Intervals: bootstrap over users{of_seeds}. {_trivial(stored)}"
         "best guess: understands every text, does not know the user. oracle: follows the majority habit of the same k "
-        "items."
-        f"{_about_differences(differences)} {change_sentence(stored.get('plan'))}"
+        f"items. {_gain_over_trivial(differences)}{_about_differences(differences)} "
+        f"{change_sentence(stored.get('plan'))}"
     )
     return textwrap.fill(text, 130)
 
@@ -230,12 +231,22 @@ def _reward_lines(curves: pd.DataFrame, window: int) -> str:
     return f"Reward: thick{running}; thin, single steps. " if running else ""
 
 
+def _gain_over_trivial(differences: pd.DataFrame) -> str:
+    """The least and the largest gain of an arm, with most items; "" for numbers of earlier versions."""
+    gains = differences[differences["minus"] == BEST_TRIVIAL]
+    if gains.empty:
+        return ""
+    gains = gains[gains["shots"] == gains["shots"].max()].sort_values("score").iloc[[0, -1]]
+    least, most = (f"{row.arm} {row.score:+.3f} ({row.low:.3f} to {row.high:.3f})" for row in gains.itertuples())
+    return f"Over {BEST_TRIVIAL}, the arms gain from {least} to {most} at k = {gains['shots'].iloc[0]}. "
+
+
 def _about_differences(differences: pd.DataFrame) -> str:
     if differences.empty:
         return ""
     if "p_holm" not in differences:
-        return " Grey: not resolved (the interval contains 0)."
-    grey = f" Grey: not resolved (Holm-adjusted p of {LEVEL} or more)."
+        return "Grey: not resolved (the interval contains 0)."
+    grey = f"Grey: not resolved (Holm-adjusted p of {LEVEL} or more)."
     mde = differences["mde"][differences["mde"] > 0]  # 0: two arms with the same answers, which say nothing of others
     if mde.empty:
         return grey

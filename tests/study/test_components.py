@@ -22,7 +22,7 @@ from rpo_kit.setting_rules import ARM_NAMES
 from rpo_kit.stages import stage
 from rpo_kit.study import components as module
 from rpo_kit.study.arms import ARMS, arm_of, arm_preset, check_arms, chosen_arms
-from rpo_kit.study.component_figure import components_figure, export, read_table, resolved
+from rpo_kit.study.component_figure import components_figure, export, gain_over_trivial, read_table, resolved
 from rpo_kit.study.components import Study, arm_run, components
 from rpo_kit.study.style import UNRESOLVED_COLOR
 
@@ -237,6 +237,10 @@ def test_the_table_compares_each_arm_with_the_full_method_on_the_same_users(trai
     assert dict(table.seeds[:4]) == {"full": 2, "no-rl": 1, "grpo": 2, "base": 0}
     assert (table.unparsed["no-rl"], table.unparsed["grpo"]) == (1, 0)
     assert table.minutes[["full", "no-rl", "grpo"]].gt(0).all()
+    best = max(["constant", "majority", "copy-nearest"], key=lambda name: table.score[name])
+    gain = f"{table.score['full'] - table.score[best]:+.3f} ("
+    assert gain_over_trivial(table.reset_index()).startswith(f"Gain over the best trivial baseline: {gain}")
+    assert f"full method minus {table.name[best]}" in gain_over_trivial(table.reset_index())
 
 
 def study(**values: Any) -> Study:

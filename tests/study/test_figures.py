@@ -13,6 +13,7 @@ from matplotlib.collections import PolyCollection
 from rpo_kit.errors import KitError
 from rpo_kit.study import figures
 from rpo_kit.study.alt_text import alt_text
+from rpo_kit.study.comparisons import resolved
 from rpo_kit.study.drawing import REWARDS
 from rpo_kit.study.style import ARM_COLORS, UNRESOLVED_COLOR
 
@@ -311,6 +312,23 @@ def test_figure_3_compares_most_with_fewest_items(tmp_path):
     assert panel.get_title(loc="left") == "k = 6 minus k = 2"
     assert [text.get_text() for text in panel.get_yticklabels()] == ["SFT only", *ARMS]
     assert "progressive, k = 6 minus k = 2 0.100 (0.050 to 0.200)" in alt_text(figure)
+
+
+def test_figure_3_tells_the_gains_over_the_best_trivial_baseline_in_its_caption(tmp_path):
+    prefix = with_differences(sweep_files(tmp_path, 2, 1, (2, 6)), (2, 6), mde=0.03, p_holm=0.01)
+    file, gains = tmp_path / "x_differences.csv", {"fixed-2": 0.2, "progressive": 0.1}
+    rows = [
+        {"arm": arm, "minus": "best trivial", "shots": k, "score": gain + k / 100, "low": 0.05, "high": 0.4}
+        for arm, gain in gains.items()
+        for k in (2, 6)
+    ]
+    pd.concat([pd.DataFrame(rows), pd.read_csv(file)]).to_csv(file, index=False)
+    figure = figures.figure3(prefix)
+    told = "from progressive +0.160 (0.050 to 0.400) to fixed-2 +0.260 (0.050 to 0.400) at k = 6."
+    assert f"Over best trivial, the arms gain {told}" in " ".join(figure.texts[-1].get_text().split())
+    assert "best trivial" not in [panel.get_title(loc="left") for panel in figure.axes]
+    assert "fixed-2 minus best trivial at k = 6 0.260 (0.050 to 0.400)" in alt_text(figure)
+    assert resolved(pd.read_csv(file))[: len(rows)].all(), "by the interval, as Holm does not count them"
 
 
 def test_figure_3_says_by_what_a_difference_counts_as_resolved(tmp_path):

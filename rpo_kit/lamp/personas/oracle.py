@@ -41,8 +41,10 @@ def predict(task_name: str, row: Example, items: Sequence[Item]) -> str:
 
 
 def best_guesses(task_name: str, rows: Sequence[Example]) -> list[str]:
-    """What a reader answers who makes no mistake but does not know the user: per row the answer with the best mean score
-    over all habits, out of what each habit would answer and, if `echo` is a baseline of the task, the query itself.
+    """What a reader answers who makes no mistake but does not know the user.
+
+    Per row the answer with the best mean score over all habits: one habit's answer or, if `echo` is a baseline of the
+    task, the query itself.
     """
     task, module = get_task(task_name), persona(task_name)
     golds = [[module.apply(habit, row["facts"]["query"]) for row in rows] for habit in module.HABITS]
