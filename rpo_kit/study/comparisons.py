@@ -86,6 +86,13 @@ def resolved(differences: pd.DataFrame) -> pd.Series:
     return (differences["p_holm"] < LEVEL).where(differences["p_holm"].notna(), by_interval)
 
 
+def mde_range(differences: pd.DataFrame) -> str:
+    """The smallest and the largest MDE, as "0.008 to 0.026"; "" if none is known."""
+    known = differences["mde"][differences["mde"] > 0]  # 0: two arms with the same answers, which say nothing of others
+    ends = [] if known.empty else [f"{known.min():.3f}", f"{known.max():.3f}"]
+    return " to ".join(dict.fromkeys(ends))
+
+
 def with_verdict(differences: pd.DataFrame) -> pd.DataFrame:
     """The table with `score` called `difference`, and a last column that says which differences are not resolved."""
     verdict = ["" if is_resolved else UNRESOLVED for is_resolved in resolved(differences)]

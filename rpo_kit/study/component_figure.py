@@ -16,6 +16,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.runs import Run
 from rpo_kit.study import alt_text, results
 from rpo_kit.study.arms import FULL_METHOD
+from rpo_kit.study.comparisons import mde_range
 from rpo_kit.study.drawing import BLUE, GREY, INK, RED
 from rpo_kit.study.significance import LEVEL
 from rpo_kit.study.style import SMALL, STYLE, UNRESOLVED_COLOR
@@ -51,7 +52,8 @@ def components_figure(table: pd.DataFrame) -> Figure:
         seeds = f"{full['seeds']:.0f} seed" + ("s" if full["seeds"] > 1 else "")
         ax.set_xlabel(
             f"score minus the full method's, {full['score']:.3f}, with 95 % interval; hollow: no module\n"
-            f"{full['users']:.0f} users, {seeds}; grey cross: not resolved (Holm-adjusted p of {LEVEL} or more)"
+            f"{full['users']:.0f} users, {seeds}; MDE {mde_range(rows[:arms]) or 'unknown'}\n"
+            f"grey cross: not resolved (Holm-adjusted p of {LEVEL} or more)"
         )
     return alt_text.described(figure, alt_text.of_components(rows, resolved(rows)))
 

@@ -23,7 +23,16 @@ from matplotlib.ticker import MaxNLocator
 
 from rpo_kit.errors import KitError
 from rpo_kit.study import alt_text
-from rpo_kit.study.comparisons import BEST_TRIVIAL, FEWEST, ITEMS, SFT_ONLY, change_sentence, family_of, resolved
+from rpo_kit.study.comparisons import (
+    BEST_TRIVIAL,
+    FEWEST,
+    ITEMS,
+    SFT_ONLY,
+    change_sentence,
+    family_of,
+    mde_range,
+    resolved,
+)
 from rpo_kit.study.drawing import GREY, INK
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import LEVEL
@@ -247,9 +256,5 @@ def _about_differences(differences: pd.DataFrame) -> str:
     if "p_holm" not in differences:
         return "Grey: not resolved (the interval contains 0)."
     grey = f"Grey: not resolved (Holm-adjusted p of {LEVEL} or more)."
-    mde = differences["mde"][differences["mde"] > 0]  # 0: two arms with the same answers, which say nothing of others
-    if mde.empty:
-        return grey
-    low, high = f"{mde.min():.3f}", f"{mde.max():.3f}"
-    span = low if low == high else f"{low} to {high}"
-    return f"{grey} Smallest differences that one comparison could have shown with 80 % power: {span}."
+    mde = mde_range(differences)
+    return f"{grey} Smallest differences that one comparison could have shown with 80 % power: {mde}." if mde else grey
