@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +176,10 @@ def differences(run: Run, trials: Trials) -> pd.DataFrame:
     Holm-adjusted p-values. All are paired on the same users and seeds.
     """
     rows, sweep_scores, ks = [], Scores.of(run, trials), run.preset.sweep.eval_shots
-    best = best_trivial(run)
-    for arm in sweep_scores.arms if best else []:
-        for shots in ks:
-            gain_SE = sweep_scores.of_arm(arm, shots) - best[1].loc[sweep_scores.ids].to_numpy()
+    if best := best_trivial(run):
+        trivial = best[1].loc[sweep_scores.ids].to_numpy()
+        for arm, shots in product(sweep_scores.arms, ks):
+            gain_SE = sweep_scores.of_arm(arm, shots) - trivial
             seeds = ONE_SEED if arm == SFT_ONLY else sweep_scores.seeds(shots)
             row = _interval(run, gain_SE, sweep_scores.users, seeds, 1)
             rows.append({"arm": arm, "minus": BEST_TRIVIAL, "shots": shots} | row | {"seeds": len(gain_SE)})
