@@ -114,8 +114,8 @@ _OUTCOMES: dict[str, Callable[[Run], str]] = {
 
 def legend(metrics: pd.DataFrame) -> str:
     """What the columns of the result table mean."""
-    lines = [f"  {column:9} {about}" for column, about in LEGEND.items() if column in metrics]
-    lines += [f"  {system:9} {about}" for system, about in REFERENCES.items() if system in set(metrics["system"])]
+    lines = [f"  {column:10} {about}" for column, about in LEGEND.items() if column in metrics]
+    lines += [f"  {system:10} {about}" for system, about in REFERENCES.items() if system in set(metrics["system"])]
     return "\n".join(["Legend:", *lines])
 
 
