@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rpo_kit.errors import KitError
-from rpo_kit.runs import Run
+from rpo_kit.provenance import without_folders
+from rpo_kit.runs import Run, read_json, write_json
 from rpo_kit.study import alt_text, results
 from rpo_kit.study.arms import FULL_METHOD
 from rpo_kit.study.comparisons import mde_range
@@ -91,7 +92,7 @@ def export(run: Run, folder: Path, name: str) -> list[Path]:
     """
     read_table(str(run.stage("components") / "components"))
     folder.mkdir(parents=True, exist_ok=True)
-    return [
-        Path(shutil.copyfile(run.stage("components") / file, folder / f"components_{name}{Path(file).suffix}"))
-        for file in FILES
-    ]
+    table, provenance = (folder / f"components_{name}{Path(file).suffix}" for file in FILES)
+    shutil.copyfile(run.stage("components") / FILES[0], table)
+    write_json(provenance, without_folders(read_json(run.stage("components") / FILES[1])))
+    return [table, provenance]

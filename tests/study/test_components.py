@@ -298,12 +298,15 @@ def test_the_numbers_can_be_stored_with_the_code_and_say_what_they_were_made_wit
     with pytest.raises(KitError, match=r"run `python -m rpo_kit sweep --grid components --run NAME` first"):
         export(run, tmp_path / "data", "x")
     components(run)
+    written = run.stage("components") / "provenance.json"
+    written.write_text(written.read_text().replace('"base": "', '"base": "file:/home/ann/dev.json", "was": "'))
     paths = export(run, tmp_path / "data", "x")
     assert [path.name for path in paths] == ["components_x.csv", "components_x.json"]
     told = json.loads(paths[1].read_text())
     assert told.keys() == {"preset", "arms", "machine", "packages", "commit"}
     assert told["arms"]["grpo"] == {"rl.algorithm": "grpo"}
     assert str(tmp_path) not in told["machine"]
+    assert told["preset"]["base"] == "file:dev.json", "no folder of the machine is stored"
     read_table(str(tmp_path / "data" / "components_x"))
 
 
