@@ -28,6 +28,7 @@ from rpo_kit.presets import PRESETS, RETIRED, as_dict, get_preset, teacher_of
 from rpo_kit.rewriting import personalizer
 from rpo_kit.rewriting.reflection import load_reflection
 from rpo_kit.runs import Run
+from rpo_kit.study.component_figure import resolved
 from rpo_kit.study.results import reads_other_k
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -444,6 +445,19 @@ def test_the_scores_by_items_are_the_stored_ones() -> None:
         agree(gain, pair, "score", "low", "high")
 
 
+def test_the_component_study_of_the_results_is_the_stored_one() -> None:
+    table, numbers = rows("docs/results.md", "| part changed |"), stored("components_LaMP-7", "name")
+    told_apart = dict(zip(numbers, resolved(pd.read_csv(DATA / "components_LaMP-7.csv")), strict=True))
+    assert list(table) == list(numbers)
+    for name, (score, interval, difference, mde, is_resolved) in table.items():
+        agree(score, numbers[name], "score")
+        agree(interval, numbers[name], "low", "high")
+        if name != "full method":
+            agree(difference, numbers[name], "difference", "difference_low", "difference_high")
+            agree(mde, numbers[name], "mde")
+            assert is_resolved == ("yes" if told_apart[name] else "no"), name
+
+
 def test_figure_3_of_the_results_is_the_stored_sweep() -> None:
     bars = stored("long_LaMP-7_bars", "arm")
     with (DATA / "long_LaMP-7_differences.csv").open(encoding="utf-8") as file:
@@ -469,6 +483,7 @@ def test_figure_3_of_the_results_is_the_stored_sweep() -> None:
         ("g7", "gain1_LaMP-7_run.json"),
         ("items123", "items123_LaMP-7_run.json"),
         ("a3", "arms_LaMP-3_provenance.json"),
+        ("c7", "components_LaMP-7.json"),
     ],
 )
 def test_the_command_of_a_longer_run_gives_its_stored_settings(

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "figures" / "data"
 METRICS = pd.read_csv(DATA / "demo_LaMP-7_metrics.csv")
 ROWS = METRICS.set_index("system")  # each demo that is stored has other numbers
-COMPONENTS = read_table(str(DATA / "components_demo_LaMP-7"))
+COMPONENTS = read_table(str(DATA / "components_LaMP-7"))
 CURVE = pd.DataFrame({"step": [1, 2, 3], "faithful": [0.5, 0.6, 0.75], "majority": [None, 0.1, 0.2], "k": [2, 4, 6]})
 LOG = [{"step": 1, "loss": 2.1}, {"step": 2, "loss": 0.9}]
 ORACLE = [{"task": "LaMP-3", "k": k, "score": score, "ceiling": 0.9} for k, score in ((1, 0.5), (6, 0.8))]
@@ -67,7 +67,7 @@ FIGURES = {
     "faithful": (lambda: faithful_figure(CURVE), ["true observations 0.5 to 0.75", "majority 0.1 to 0.2", "k 2 to 6"]),
     "components": (
         lambda: components_figure(COMPONENTS),
-        [f"without SFT {minus_full('no-sft')};", f"without RL {minus_full('no-rl')}, not resolved"],
+        [f"SFT on one item {minus_full('sft-1-item')};", f"without RL {minus_full('no-rl')}, not resolved"],
     ),
 }  # fmt: skip
 
