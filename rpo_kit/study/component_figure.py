@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from rpo_kit.errors import KitError
 from rpo_kit.provenance import without_folders
 from rpo_kit.runs import Run, read_json, write_json
-from rpo_kit.study import alt_text, results
+from rpo_kit.study import alt_text, comparisons, results
 from rpo_kit.study.arms import FULL_METHOD
-from rpo_kit.study.comparisons import mde_range
 from rpo_kit.study.drawing import BLUE, GREY, INK, RED
 from rpo_kit.study.significance import LEVEL
 from rpo_kit.study.style import SMALL, STYLE, UNRESOLVED_COLOR
@@ -53,7 +52,7 @@ def components_figure(table: pd.DataFrame) -> Figure:
         seeds = f"{full['seeds']:.0f} seed" + ("s" if full["seeds"] > 1 else "")
         ax.set_xlabel(
             f"score minus the full method's, {full['score']:.3f}, with 95 % interval; hollow: no module\n"
-            f"{full['users']:.0f} users, {seeds}; MDE {mde_range(rows[:arms]) or 'unknown'}\n"
+            f"{full['users']:.0f} users, {seeds}; MDE {comparisons.mde_range(rows[:arms]) or 'unknown'}\n"
             f"grey cross: not resolved (Holm-adjusted p of {LEVEL} or more)"
         )
     return alt_text.described(figure, alt_text.of_components(rows, resolved(rows)))
@@ -63,8 +62,10 @@ def resolved(table: pd.DataFrame) -> list[bool]:
     """Whether each row's difference to the full method is told apart from 0: of arms by the p that is adjusted for
     their number; of what needs no training, and is not among the comparisons, by the interval. True for "full".
     """
-    by_interval = (table["difference_low"] > 0) | (table["difference_high"] < 0) | table["difference"].isna()
-    return [bool(p < LEVEL if p == p else inside) for p, inside in zip(table["p_holm"], by_interval, strict=True)]
+    of_difference = {"difference_low": "low", "difference_high": "high"}
+    differences = table[[*of_difference, "p_holm"]].rename(columns=of_difference)
+    told_apart: list[bool] = (comparisons.resolved(differences) | table["difference"].isna()).tolist()
+    return told_apart
 
 
 def gain_over_trivial(table: pd.DataFrame) -> str:
