@@ -25,8 +25,8 @@ FILES = ("components.csv", "provenance.json")
 
 
 def components_figure(table: pd.DataFrame) -> Figure:
-    """One row per arm: its difference to the full method with the 95 % interval, a grey cross where it is not resolved,
-    and its score at the right; below a line the base model and the trivial baselines.
+    """One row per arm: its difference to the full method with the 95 % interval, grey and hollow if it is not resolved,
+    and its score at the right; below a line, as squares, the base model and the trivial baselines.
     """
     full = table[table["system"] == FULL_METHOD].iloc[0]
     rows = table[table["system"] != FULL_METHOD].reset_index(drop=True)
@@ -38,9 +38,8 @@ def components_figure(table: pd.DataFrame) -> Figure:
         for row, is_resolved in zip(rows.itertuples(), resolved(rows), strict=True):
             color = (RED if row.difference < 0 else BLUE) if is_resolved else UNRESOLVED_COLOR
             error = [[max(0.0, row.difference - row.difference_low)], [max(0.0, row.difference_high - row.difference)]]
-            fill = color if row.Index < arms else "white"
-            ax.errorbar(row.difference, row.Index, xerr=error, fmt="o" if is_resolved else "X",
-                        color=color, mfc=fill, ms=6.5, elinewidth=1.8)  # fmt: skip
+            ax.errorbar(row.difference, row.Index, xerr=error, fmt="o" if row.Index < arms else "s", color=color,
+                        mfc=color if is_resolved else "white", ms=6.5, elinewidth=1.8)  # fmt: skip
             ax.annotate(f"{row.score:.3f}", (1.01, row.Index), xycoords=("axes fraction", "data"), va="center",
                         fontsize=SMALL, color=INK)  # fmt: skip
         if arms < len(rows):
@@ -51,9 +50,9 @@ def components_figure(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", visible=False)
         seeds = f"{full['seeds']:.0f} seed" + ("s" if full["seeds"] > 1 else "")
         ax.set_xlabel(
-            f"score minus the full method's, {full['score']:.3f}, with 95 % interval; hollow: no module\n"
+            f"score minus the full method's, {full['score']:.3f}, with 95 % interval; squares: no trained module\n"
             f"{full['users']:.0f} users, {seeds}; MDE {comparisons.mde_range(rows[:arms]) or 'unknown'}\n"
-            f"grey cross: not resolved (Holm-adjusted p of {LEVEL} or more)"
+            f"grey, hollow: not resolved (Holm-adjusted p of {LEVEL} or more)"
         )
     return alt_text.described(figure, alt_text.of_components(rows, resolved(rows)))
 

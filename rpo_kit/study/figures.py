@@ -132,7 +132,7 @@ def results_figure(metrics: pd.DataFrame) -> Figure:
             error = [[max(0.0, row.score - row.low)], [max(0.0, row.high - row.score)]]
             ax.errorbar(row.score, row.Index, xerr=error, fmt="o", color=color, ms=7, elinewidth=2)
             ax.annotate(f"{row.score:.3f}", (row.score, row.Index), (0, 7), textcoords="offset points", ha="center",
-                        fontsize=SMALL, color=INK)  # fmt: skip
+                        fontsize=SMALL, color=INK, bbox={"fc": "white", "ec": "none", "pad": 0.5})  # fmt: skip
         for row in references.itertuples():
             ax.axvline(row.score, color=INK, lw=1.2, ls=REFERENCE_STYLES[str(row.system)])
             ax.annotate(row.system, (row.score, 1), (0, 2), xycoords=("data", "axes fraction"),

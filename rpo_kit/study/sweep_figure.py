@@ -121,7 +121,7 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, rows: int, is_narrow:
     title = f"k = {differences['shots'].iloc[0]} minus {minus}" if family_of(minus) == ITEMS else family_of(minus)
     usual = matplotlib.rcParams
     ax.set_title(title, fontsize=_SMALL if is_narrow else usual["axes.titlesize"])
-    ax.set_xlabel("difference, with 95 % interval", fontsize=_SMALL if is_narrow else usual["axes.labelsize"])
+    ax.set_xlabel("difference", fontsize=_SMALL if is_narrow else usual["axes.labelsize"])
     ax.xaxis.set_major_locator(MaxNLocator(3 if is_narrow else 5))  # more labels would run into each other
     ax.grid(axis="y", visible=False)
 
@@ -142,24 +142,29 @@ def _draw_curves(figure: Figure, curves: pd.DataFrame, window: int, top: float, 
 
 
 def _draw_arm(reward: Axes, shots: Axes, arm: str, curves: pd.DataFrame, window: int) -> None:
-    """Thick: the mean over the seeds, as a centred running mean over `window` steps. Thin: each seed's own rewards."""
+    """Thick: the mean over the seeds, as a centred running mean over `window` steps. Thin: each seed's own rewards,
+    alone where each seed has a k of its own ("random"), as rewards with different k have no mean worth drawing.
+    """
     color, marker = style_of(arm)
-    mean = curves.groupby("step")[["reward", "shots"]].mean()
+    mean = curves.groupby("step")["reward"].mean()
+    has_one_k = curves.groupby("step")["shots"].nunique().max() == 1
     is_curve, few = len(mean) >= _CURVE_FROM, len(mean) < 2 * _CURVE_FROM  # few points are invisible without a marker
     line, dots = ("-" if is_curve else "none"), (marker if few else "")
     if window > 1 or curves["seed"].nunique() > 1:
         for seed, own in curves.groupby("seed"):
-            reward.plot(own["step"], own["reward"], ls=line, color=color, alpha=0.4, lw=0.8, marker=dots, ms=3.5,
-                        label=f"seed {seed}")  # fmt: skip
-    smooth = mean["reward"].rolling(window, center=True, min_periods=1).mean()
-    reward.plot(smooth.index, smooth, ls=line, color=color, lw=2.2, marker=dots, ms=6, label="mean over seeds")
+            reward.plot(own["step"], own["reward"], ls=line, color=color, marker=dots, ms=3.5, label=f"seed {seed}",
+                        alpha=0.4 if has_one_k else 0.8, lw=0.8 if has_one_k else 1.2)  # fmt: skip
+    if has_one_k:
+        smooth = mean.rolling(window, center=True, min_periods=1).mean()
+        reward.plot(smooth.index, smooth, ls=line, color=color, lw=2.2, marker=dots, ms=6, label="mean over seeds")
     reward.set_title(arm, fontsize=_SMALL)
     reward.set_label(f"reward of {arm}")
     shots.set(label=f"k of {arm}", xlabel="RL step")
-    if is_curve:
-        shots.step(mean.index, mean["shots"], where="mid", color=color, lw=1.4)
-    else:
-        shots.plot(mean.index, mean["shots"], ls="none", color=color, marker=marker, ms=4)
+    for _, own in list(curves.groupby("seed"))[: 1 if has_one_k else None]:
+        if is_curve:
+            shots.step(own["step"], own["shots"], where="mid", color=color, lw=1.4 if has_one_k else 0.8)
+        else:
+            shots.plot(own["step"], own["shots"], ls="none", color=color, marker=marker, ms=4)
 
 
 def _steps(curves: pd.DataFrame) -> tuple[float, float]:
@@ -218,7 +223,7 @@ def _caption(
     text = (
         f"{data['task']} ({data['source']}), {bars['users'].max()} dev users; {model}; each arm {steps} RL steps from "
         f"the same SFT adapter; seeds: {seeds}. {_reward_lines(curves, window)}"
-        f"Intervals: bootstrap over users{of_seeds}. {_trivial(stored)}"
+        f"Intervals: 95 %, bootstrap over users{of_seeds}. {_trivial(stored)}"
         "best guess: understands every text, does not know the user. oracle: follows the majority habit of the same k "
         f"items. {_gain_over_trivial(differences)}{_about_differences(differences)} "
         f"{change_sentence(stored.get('plan'))}"
@@ -236,7 +241,9 @@ def _reward_lines(curves: pd.DataFrame, window: int) -> str:
     """What the thick and the thin lines of the reward are; "" if there is one seed and nothing is smoothed."""
     running = f", running mean over {window} steps" if window > 1 else ""
     if curves["seed"].nunique() > 1:
-        return f"Reward: thick, mean over seeds{running}; thin, single seeds. "
+        own_k = curves.groupby(["arm", "step"])["shots"].nunique().max() > 1
+        each = ", alone where each has its own k" if own_k else ""
+        return f"Reward: thick, mean over seeds{running}; thin, single seeds{each}. "
     return f"Reward: thick{running}; thin, single steps. " if running else ""
 
 

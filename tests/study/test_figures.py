@@ -80,6 +80,18 @@ def test_figure_3_draws_the_mean_of_the_seeds(tmp_path):
     assert "thick, mean over seeds; thin, single seeds" in " ".join(figure.texts[-1].get_text().split())
 
 
+def test_figure_3_draws_no_mean_of_rewards_that_seeds_earned_with_different_k(tmp_path):
+    prefix = sweep_files(tmp_path, 4, 2, (2,))
+    curves = pd.read_csv(f"{prefix}curves.csv")
+    curves.loc[(curves["arm"] == "progressive") & (curves["seed"] == 1), "shots"] = [2, 6, 3, 3]
+    curves.to_csv(f"{prefix}curves.csv", index=False)
+    figure = figures.figure3(prefix)
+    assert list(lines(panel(figure, "reward of progressive"))) == ["seed 0", "seed 1"]
+    assert [line.get_ydata().tolist() for line in panel(figure, "k of progressive").lines][1] == [2, 6, 3, 3]
+    assert "mean over seeds" in lines(panel(figure, "reward of fixed-2"))
+    assert "single seeds, alone where each has its own k." in " ".join(figure.texts[-1].get_text().split())
+
+
 def test_figure_3_gives_each_arm_a_panel_with_its_own_k_and_says_that_rewards_are_comparable_only_at_the_same_k(
     tmp_path,
 ):

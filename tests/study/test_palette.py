@@ -78,7 +78,7 @@ def test_curves_that_share_a_picture_differ_in_marker():
 
 @pytest.mark.parametrize("sight", SIGHT)
 def test_a_resolved_difference_is_darker_than_one_that_is_not(sight):
-    """Beside that, the latter has another marker: hollow in Figure 3, a cross in the component study."""
+    """Beside that, the latter is hollow, in Figure 3 and in the component study."""
     for colour in (BLUE, RED):
         assert distance(colour, UNRESOLVED_COLOR, sight) >= COLOURS_APART
         assert lightness(colour) < lightness(UNRESOLVED_COLOR)
