@@ -445,9 +445,13 @@ def test_the_scores_by_items_are_the_stored_ones() -> None:
         agree(gain, pair, "score", "low", "high")
 
 
-def test_the_component_study_of_the_results_is_the_stored_one() -> None:
-    table, numbers = rows("docs/results.md", "| part changed |"), stored("components_LaMP-7", "name")
-    told_apart = dict(zip(numbers, resolved(pd.read_csv(DATA / "components_LaMP-7.csv")), strict=True))
+@pytest.mark.parametrize(
+    ("header", "study"),
+    [("| part changed |", "components_LaMP-7"), ("| part changed, 180 SFT steps |", "components_LaMP-7-180")],
+)
+def test_a_component_study_of_the_results_is_the_stored_one(header: str, study: str) -> None:
+    table, numbers = rows("docs/results.md", header), stored(study, "name")
+    told_apart = dict(zip(numbers, resolved(pd.read_csv(DATA / f"{study}.csv")), strict=True))
     assert list(table) == list(numbers)
     for name, (score, interval, difference, mde, is_resolved) in table.items():
         agree(score, numbers[name], "score")
@@ -484,6 +488,7 @@ def test_figure_3_of_the_results_is_the_stored_sweep() -> None:
         ("items123", "items123_LaMP-7_run.json"),
         ("a3", "arms_LaMP-3_provenance.json"),
         ("c7", "components_LaMP-7.json"),
+        ("c7-180", "components_LaMP-7-180.json"),
     ],
 )
 def test_the_command_of_a_longer_run_gives_its_stored_settings(
