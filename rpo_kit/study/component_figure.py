@@ -50,7 +50,7 @@ def components_figure(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", visible=False)
         seeds = f"{full['seeds']:.0f} seed" + ("s" if full["seeds"] > 1 else "")
         ax.set_xlabel(
-            f"score minus the full method's, {full['score']:.3f}, with 95 % interval; squares: no trained module\n"
+            f"score minus the full method's, {full['score']:.3f}, with 95 % interval; squares: no module\n"
             f"{full['users']:.0f} users, {seeds}; MDE {comparisons.mde_range(rows[:arms]) or 'unknown'}\n"
             f"grey, hollow: not resolved (Holm-adjusted p of {LEVEL} or more)"
         )
