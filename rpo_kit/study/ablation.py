@@ -217,6 +217,11 @@ class Scores:
             for arm, of_seeds in tables.items()
         }
         first = tables[SFT_ONLY][0]
+        if not all(table["user"].equals(first["user"]) for of_seeds in tables.values() for table in of_seeds):
+            raise KitError(
+                f"The sweep of run {run.name!r} was scored on different users or numbers of items, as after an "
+                f"interrupted change of settings: run `python -m rpo_kit sweep --run {run.name}` again."
+            )
         unparsed = {
             arm: pd.concat(of_seeds).reindex(columns=["unparsed"])["unparsed"].groupby(level="shots").mean().to_dict()
             for arm, of_seeds in tables.items()

@@ -92,15 +92,16 @@ def check_arms(preset: Preset) -> str:
         shared = [key for key in arm.overrides if key in _OF_THE_USERS or key.startswith(_OF_THE_STUDY)]
         if shared:
             return (
-                f"The arm {arm.name!r} of components.arms cannot run, because all arms have the same users, seeds and "
-                f"steps: change {', '.join(shared)} in a run of its own."
+                f"The arm {arm.name!r} of components.arms cannot run, because all arms have the same users and seeds: "
+                f"change {', '.join(shared)} in a run of its own."
             )
         try:
             changed = arm_preset(preset, arm)
+            checks = (rule_based_teacher, items, lora_targets, rollouts, content_weight)
+            found = [(check(changed), check(preset)) for check in checks]
         except KitError as error:
             return f"The arm {arm.name!r} of components.arms cannot run: {error}"
-        for check in (rule_based_teacher, items, lora_targets, rollouts, content_weight):
-            reason = check(changed)
-            if reason and reason != check(preset):  # what the run itself is refused for, an earlier stage says
+        for reason, of_run in found:
+            if reason and reason != of_run:  # what the run itself is refused for, an earlier stage says
                 return f"The arm {arm.name!r} of components.arms cannot run: {reason}"
     return ""

@@ -103,10 +103,12 @@ def differences_text(differences: pd.DataFrame) -> str:
     """The differences as text; "" if there are none. Those that the data cannot tell from 0 carry the words."""
     if differences.empty:
         return ""
-    by = f"Holm-adjusted p is {LEVEL} or more" if "p_holm" in differences else "the 95 % interval contains 0"
+    interval = "the 95 % interval contains 0"
+    with_p = f"Holm-adjusted p is {LEVEL} or more or, where there is none, {interval}"
+    by = with_p if "p_holm" in differences else interval
     missed = "; a difference below mde may be missed" if "mde" in differences else ""
     heading = f"Differences, paired on the same users ({UNRESOLVED}: {by}{missed}):"
-    return f"{heading}\n{with_verdict(differences).round(3).to_string(index=False)}"
+    return f"{heading}\n{with_verdict(differences).round(3).to_string(index=False, na_rep='')}"
 
 
 def stored_differences(prefix: str) -> str:

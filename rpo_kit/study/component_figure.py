@@ -52,7 +52,7 @@ def components_figure(table: pd.DataFrame) -> Figure:
         ax.set_xlabel(
             f"score minus the full method's, {full['score']:.3f}, with 95 % interval; squares: no module\n"
             f"{full['users']:.0f} users, {seeds}; MDE {comparisons.mde_range(rows[:arms]) or 'unknown'}\n"
-            f"grey, hollow: not resolved (Holm-adjusted p of {LEVEL} or more)"
+            f"grey, hollow: not resolved (arms: Holm-adjusted p of {LEVEL} or more; squares: by the interval)"
         )
     return alt_text.described(figure, alt_text.of_components(rows, resolved(rows)))
 
@@ -91,8 +91,11 @@ def export(run: Run, folder: Path, name: str) -> list[Path]:
         KitError: the study is not finished.
     """
     read_table(str(run.stage("components") / "components"))
+    stored = read_json(run.stage("components") / FILES[1])
+    if not isinstance(stored, dict):
+        raise KitError(f"The study of run {run.name!r} is not finished: run `sweep --grid components` again.")
     folder.mkdir(parents=True, exist_ok=True)
     table, provenance = (folder / f"components_{name}{Path(file).suffix}" for file in FILES)
     shutil.copyfile(run.stage("components") / FILES[0], table)
-    write_json(provenance, without_folders(read_json(run.stage("components") / FILES[1])))
+    write_json(provenance, without_folders(stored))
     return [table, provenance]

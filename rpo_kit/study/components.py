@@ -106,7 +106,7 @@ def compute(run: Run, arm: Arm, on_log: OnLog | None = None) -> None:
 def _compute(run: Run, arm: Arm, own: Run, on_log: OnLog | None) -> None:
     with timed(own):
         prepare_arm(run, own)
-        if own.preset.rl.start == "sft":
+        if own.preset.rl.start == "sft" or arm.stage == "sft":
             take_over(own, "synthesize", run.stage("synthesize"), **inputs_of(own, "synthesize"))
             synthesize(own)
             sft_of_arm(run, own, on_log)
@@ -202,7 +202,10 @@ def table(run: Run, arms: list[Arm]) -> pd.DataFrame:
     users = full.index.get_level_values("user").tolist()
     values = {name: aligned(name, tables, full.index) for name, tables in by_arm.items()}
     values |= {name: aligned(name, [scores], full.index) for name, scores in references(run).items()}
-    study = Study(users, values, len(run.preset.components.seeds), run.preset.evaluation)
+    rescored = [
+        arm.name for arm in arms if arm.overrides and all(key.startswith("evaluation.") for key in arm.overrides)
+    ]
+    study = Study(users, values, len(run.preset.components.seeds), run.preset.evaluation, rescored)
     rows = []
     for arm in arms:
         unparsed = float(np.mean([scores["unparsed"].mean() for scores in by_arm[arm.name]]))
@@ -239,6 +242,7 @@ class Study:
     values: dict[str, np.ndarray]  # system: (seeds, examples); one row for what has no seeds
     seeds: int
     settings: EvaluationSettings
+    rescored: Sequence[str] = ()  # arms that score the full method's own adapters in another way
 
     def compared(self, name: str) -> dict[str, float]:
         """Mean score and, but for the full method, the difference to it, with intervals over users and seeds."""
@@ -247,7 +251,11 @@ class Study:
         row = {key: row[key] for key in ("score", "low", "high")}
         if name == FULL_METHOD:
             return row
-        found = self.interval(own - full, int(self.varies(own)) + int(self.varies(full)))
+        if name in self.rescored and self.varies(own):  # what a seed moves, it moves in both
+            spread = seed_variance([own - full], self.users)
+            found = compare(own - full, self.users, spread, 1, self.settings.bootstrap, self.settings.seed)
+        else:
+            found = self.interval(own - full, int(self.varies(own)) + int(self.varies(full)))
         return row | {key: found[given] for key, given in _DIFFERENCE.items()}
 
     def varies(self, values: np.ndarray) -> bool:
@@ -255,7 +263,8 @@ class Study:
         return self.seeds > 1 and len(values) == self.seeds
 
     def interval(self, values_SE: np.ndarray, adapters: int) -> dict[str, float]:
-        varying = [values for values in self.values.values() if self.varies(values)]
+        trained = [values for name, values in self.values.items() if name not in self.rescored]
+        varying = [values for values in trained if self.varies(values)]
         spread = seed_variance(varying, self.users) if adapters else ONE_SEED
         return compare(values_SE, self.users, spread, max(1, adapters), self.settings.bootstrap, self.settings.seed)
 

@@ -82,7 +82,8 @@ def tables_over_seeds(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     metrics["seeds"] = 1
     for name, values_SE in found.by_system.items():
         if name not in untrained:
-            metrics.loc[name, numbers] = np.mean([table.loc[name, numbers] for table in tables], axis=0)
+            own = [table.reindex(columns=numbers).loc[name] for table in tables[: len(values_SE)]]
+            metrics.loc[name, numbers] = np.mean(own, axis=0)  # of a number that an earlier version lacks: none
         row = found.row(values_SE)
         metrics.loc[name, ["score", "low", "high"]] = [row["score"], row["low"], row["high"]]
         metrics.loc[name, "seeds"] = len(values_SE)

@@ -124,7 +124,7 @@ def pilot_of_sweep(run: Run, system: str | None = None, minus: str | None = None
 
     settings = run.preset.sweep
     trials = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
-    folders = [run.stage("sweep") / "sft", *(run.stage("sweep") / f"{arm}-seed{seed}" for arm, seed in trials)]
+    folders = _folders(run)
     if not all((folder / "scores/scores.csv").exists() for folder in folders):
         raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
     scores, shots = Scores.of(run, trials), max(settings.eval_shots)
@@ -156,9 +156,15 @@ def _seconds_per_step(logs: Sequence[Path]) -> float | None:
     return float(np.mean(seconds)) if seconds else None
 
 
+def _folders(run: Run) -> list[Path]:
+    """Of the sweep's adapters: SFT's, then each arm's with each seed. What they replaced lies beside them."""
+    settings, sweep = run.preset.sweep, run.stage("sweep")
+    return [sweep / "sft", *(sweep / f"{arm}-seed{seed}" for seed in settings.seeds for arm in settings.arms)]
+
+
 def _sweep_seconds(run: Run) -> float | None:
     """Seconds per answer, from the timings of a sweep's scores."""
-    timings = [read_json(path) for path in sorted(run.stage("sweep").glob("*/scores/timing.json"))]
+    timings = [read_json(folder / "scores/timing.json") for folder in _folders(run)]
     timings = [timing for timing in timings if timing]
     examples = sum(timing["examples"] for timing in timings)
     return sum(timing["seconds"] for timing in timings) / examples if examples else None

@@ -14,10 +14,11 @@ method of moments. Few seeds need somewhat more than that, because their varianc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ from rpo_kit.study.significance import by_user, seed_variance
 
 SEEDS = (1, 2, 3, 5, 10)  # ours: the choices in the table, and the fewest seeds that suffice
 FEWEST = 6  # users: with five, a sign-flip test cannot reach 0.05
+MANY_SEEDS = 20  # ours: no sweep of more is proposed
 QUERIES = (1, 2, 4)  # ours, if the pilot has several queries per user
 
 
@@ -205,7 +207,10 @@ def _advice(pilot: Pilot, spread: Spread, table: pd.DataFrame, difference: float
     """The command of a sweep, and how many users it takes if the difference is to pass Holm's correction too."""
     possible = table[table["users"] != "too few seeds"]
     several = possible[possible["seeds"] >= 3]
-    row = (several if len(several) else possible).iloc[0]
+    rows = (several if len(several) else possible).to_dict("records")
+    row = min(rows, key=lambda row: _cost(pilot, row))
+    if row["seeds"] > MANY_SEEDS:
+        return [f"Even the cheapest of these takes {row['seeds']} seeds: plan for a larger difference."]
     seeds = "[" + ", ".join(map(str, range(int(row["seeds"])))) + "]"
     return [
         "For example, in a run with that many dev users (data.dev_users):",
@@ -213,6 +218,13 @@ def _advice(pilot: Pilot, spread: Spread, table: pd.DataFrame, difference: float
         f"--set sweep.difference={difference:g}",
         *_with_holm(pilot, spread, int(row["seeds"]), int(row.get("queries per user", 1)), difference, power),
     ]
+
+
+def _cost(pilot: Pilot, row: Mapping[str, Any]) -> float:
+    """Hours of a row of the table; where the pilot has not recorded them all, the number of answers of one arm."""
+    answers = row["users"] * row.get("queries per user", 1)
+    training, scoring = pilot.costs.hours(row["seeds"], answers)
+    return float(row["seeds"] * answers) if training is None or scoring is None else training + scoring
 
 
 def _with_holm(pilot: Pilot, spread: Spread, seeds: int, queries: int, difference: float, power: float) -> list[str]:

@@ -111,12 +111,14 @@ def _components(run: Run, name: str | None) -> None:
     from rpo_kit.study.comparisons import UNRESOLVED
     from rpo_kit.study.component_figure import components_figure, export, gain_over_trivial, read_table, resolved
     from rpo_kit.study.figures import save
+    from rpo_kit.study.significance import LEVEL
 
     table = read_table(str(run.stage("components") / "components"))
     verdict = ["" if is_resolved else UNRESOLVED for is_resolved in resolved(table)]
     if name:
         export(run, FIGURES / "data", name)
     print(*filter(None, [gain_over_trivial(table)]), sep="\n")
+    print(f"{UNRESOLVED}: Holm-adjusted p is {LEVEL} or more or, where there is none, the 95 % interval contains 0")
     print(table.drop(columns="system").round(3).assign(verdict=verdict).to_string(index=False, na_rep=""))
     folder, file = (FIGURES, f"components_{name}") if name else (run.folder / "figures", "components")
     print("drawn:", *save(components_figure(table), folder, file))
@@ -135,6 +137,8 @@ def _results(options: argparse.Namespace) -> None:
         if several:
             raise KitError("--components takes one run: the study has seeds of its own (components.seeds).")
         _components(run, options.export)
+        if options.published:
+            _print_published(run)
         return
     metrics, paired = tables_over_seeds(runs) if several else read_tables(f"{require(run, 'evaluate')}/")
     if options.export:

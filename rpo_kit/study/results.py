@@ -99,7 +99,7 @@ def best_trivial(metrics: pd.DataFrame) -> str | None:
 
 
 def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame, systems: Sequence[str] = MODULE) -> str:
-    """A sentence: the last of `systems` minus the best trivial baseline; "" if the tables do not compare them.
+    """A sentence: the last of `systems` in the tables minus the best trivial baseline; "" if there is no such pair.
 
     The baseline is chosen on the same dev users, which favours it. For tables stored without `mde`, that part is left
     out.
@@ -108,7 +108,7 @@ def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame, systems: Sequ
     rows = paired[paired["system"].isin(systems) & (paired["minus"] == best)]
     if best is None or rows.empty:
         return ""
-    row = rows.iloc[-1]
+    row = max((row for _, row in rows.iterrows()), key=lambda row: systems.index(row["system"]))
     verdict = "" if row["low"] > 0 or row["high"] < 0 else "; not resolved"
     text = (
         f"Gain over the best trivial baseline: {row['score']:+.3f} ({row['low']:.3f} to {row['high']:.3f}{verdict}), "
@@ -121,7 +121,8 @@ def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame, systems: Sequ
 
 def gain_by_history(metrics: pd.DataFrame, paired: pd.DataFrame) -> list[str]:
     """A sentence per K: the module's last step on all k items minus the same on K of them; [] if not evaluated."""
-    rows = [row for row in paired.itertuples() if row.system == kind_of(str(row.minus)) != row.minus]
+    fewer = [row for row in paired.itertuples() if row.system == kind_of(str(row.minus)) != row.minus]
+    rows = sorted((row for row in fewer if row.system in MODULE), key=lambda row: MODULE.index(str(row.system)))
     return [
         f"Gain by history: {row.score:+.3f} ({row.low:.3f} to {row.high:.3f}), {system_name(str(row.system))} with "
         f"{metrics['shots'][0]} items minus the same with {shots_in(str(row.minus))}."

@@ -18,7 +18,7 @@ from rpo_kit.rewriting.prepare import load_golds, load_prepared
 from rpo_kit.runs import Run, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study import ablation
-from rpo_kit.study.ablation import export_figure_data, score_adapter, sweep
+from rpo_kit.study.ablation import Scores, export_figure_data, read_scores, score_adapter, sweep
 from rpo_kit.study.baselines import trivial_answers
 from rpo_kit.study.statistics import references
 
@@ -210,6 +210,21 @@ def test_scores_are_stored_for_each_example_and_k(swept):
     scores = pd.read_csv(run.stage("sweep/sft/scores") / "scores.csv", dtype=str)
     assert len(scores) == 4 * 2
     assert scores["user"].tolist()[:4] == [f"dev-{n}" for n in range(4)]
+
+
+def test_scores_of_different_users_are_not_paired(swept, monkeypatch):
+    run, _ = swept
+    sweep(run)
+    trials = [(arm, seed) for seed in run.preset.sweep.seeds for arm in run.preset.sweep.arms]
+    assert Scores.of(run, trials).users
+
+    def others(run: Run, name: str) -> pd.DataFrame:
+        scores = read_scores(run, name)
+        return scores if name == "sft" else scores.assign(user="someone else")
+
+    monkeypatch.setattr("rpo_kit.study.ablation.read_scores", others)
+    with pytest.raises(KitError, match="scored on different users or numbers of items"):
+        Scores.of(run, trials)
 
 
 def test_the_numbers_carry_their_provenance_and_can_be_stored_with_the_code(swept, tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ def test_an_arm_that_cannot_run_is_refused_before_the_first_one_is_trained(arm, 
 def test_an_arm_of_other_users_or_of_the_study_itself_is_refused(arm):
     told = check_arms(get_preset("cpu", {"components.arms": [arm]}))
     assert told == (
-        f"The arm '{arm}' of components.arms cannot run, because all arms have the same users, seeds and steps: change "
+        f"The arm '{arm}' of components.arms cannot run, because all arms have the same users and seeds: change "
         f"{arm.partition('=')[0]} in a run of its own."
     )
     allowed = ["data.retriever=recency", "data.train_users=50", "sft.seed=1"]
@@ -216,6 +216,27 @@ def test_an_arm_is_charged_to_its_run_and_named_by_it(trained):
     assert (run.folder.parent / ANSWERS).exists(), "answers that other runs have paid for are used"
 
 
+def test_without_rl_the_sft_adapter_is_scored_also_where_rl_starts_untrained(trained, calls):
+    run = trained({"components.arms": ["no-rl"], "rl.start": "untrained"})
+    components(run)
+    assert "sft" in [call[1] for call in calls if call[0] == "answers"]
+
+
+def test_an_arm_that_scores_the_same_adapters_otherwise_shares_what_their_seeds_move():
+    generator = np.random.default_rng(0)
+    users, seeds = [f"u{n}" for n in range(200)], generator.normal(0, 0.05, (3, 1))
+    full = 0.7 + seeds + generator.normal(0, 0.1, (3, 200))
+    values = {"full": full, "evaluation.shots=1": full - 0.02 + generator.normal(0, 0.01, (3, 200))}
+    settings = get_preset("cpu").evaluation
+    apart, shared = (
+        Study(users, values, 3, settings, rescored).compared("evaluation.shots=1")
+        for rescored in ((), ["evaluation.shots=1"])
+    )
+    assert shared["difference"] == apart["difference"]
+    assert apart["difference_low"] < -0.05, "as if other seeds had trained them"
+    assert -0.03 < shared["difference_low"] < shared["difference_high"] < -0.01
+
+
 def test_the_table_compares_each_arm_with_the_full_method_on_the_same_users(trained, calls):
     run = trained(SHARED)
     components(run)
@@ -299,6 +320,12 @@ def test_the_numbers_can_be_stored_with_the_code_and_say_what_they_were_made_wit
         export(run, tmp_path / "data", "x")
     components(run)
     written = run.stage("components") / "provenance.json"
+    text = written.read_text()
+    written.unlink()
+    with pytest.raises(KitError, match="is not finished"):
+        export(run, tmp_path / "data", "x")
+    assert not (tmp_path / "data").exists()
+    written.write_text(text)
     written.write_text(written.read_text().replace('"base": "', '"base": "file:/home/ann/dev.json", "was": "'))
     paths = export(run, tmp_path / "data", "x")
     assert [path.name for path in paths] == ["components_x.csv", "components_x.json"]

@@ -108,6 +108,16 @@ def test_what_has_no_seed_need_be_evaluated_by_the_first_run_alone(evaluated):
     assert "sft" not in set(tables_over_seeds(runs)[0]["system"])
 
 
+def test_what_the_first_run_alone_has_evaluated_or_stored_is_no_mean(evaluated):
+    runs = [evaluated("a"), evaluated("b", 1, sft__seed=0, evaluation__systems='["base", "rl"]')]
+    file = runs[1].stage("evaluate") / "metrics.csv"
+    pd.read_csv(file).drop(columns="unparsed").to_csv(file, index=False)
+    table = tables_over_seeds(runs)[0].set_index("system")
+    assert table.loc["sft", "seeds"] == 1
+    assert np.isnan(table.loc["rl", "unparsed"])
+    assert not np.isnan(table.loc["sft", "unparsed"])
+
+
 def test_seeds_that_agree_add_no_width_and_seeds_that_differ_do():
     generator = np.random.default_rng(0)
     users, values = [str(n) for n in range(200)], generator.normal(0.5, 0.2, 200)

@@ -77,6 +77,17 @@ def test_one_query_per_user_and_one_seed_leave_two_levels_unknown() -> None:
     assert "between seeds 0.010, as stated" in plan_report(pilot(differences), 0.02, 0.8, 0.01)
 
 
+def test_the_advice_is_the_cheapest_choice_and_no_hundred_seeds() -> None:
+    differences = np.random.default_rng(0).normal(0.1, 0.2, (1, 100))
+    told = plan_report(pilot(differences), 0.05, 0.8, 0.049)
+    table = choices(pilot(differences), Spread(user=0.04, seed=0.049**2), 0.05, 0.8)
+    assert len(table) > 5, "a row with the fewest seeds, which takes many users"
+    hours = {int(row["seeds"]): float(row["hours in all"]) for _, row in table.iterrows() if row["hours in all"] != "–"}
+    proposed = told.partition("sweep.seeds=[")[2].partition("]")[0].split(", ")
+    assert hours[len(proposed)] == min(value for seeds, value in hours.items() if seeds >= 3)
+    assert "seeds: plan for a larger difference." in plan_report(pilot(differences), 0.02, 0.8, 0.049)
+
+
 def test_each_choice_says_what_it_costs() -> None:
     table = choices(pilot(np.zeros((1, 20))), Spread(user=0.04), 0.02, 0.8).set_index("seeds")
     users = table.loc[3, "users"]

@@ -57,6 +57,15 @@ def test_the_gain_is_that_of_the_last_step_over_the_best_trivial_baseline() -> N
     assert gain_over_trivial(table, before).endswith("(the best by its score on these dev users).")
 
 
+def test_the_last_step_is_that_of_the_method_whatever_the_order_of_the_table() -> None:
+    table = metrics(majority=0.5, rl=0.8, sft=0.6)
+    pairs = paired(("rl", "majority"), ("sft", "majority"))
+    assert "reflection module after SFT + RL minus" in gain_over_trivial(table, pairs)
+    fewer = paired(("rl", "rl-1"), ("sft", "sft-1"), ("lead", "lead-12"))
+    (told,) = gain_by_history(metrics(lead=0.5, rl=0.8, sft=0.6), fewer)
+    assert "reflection module after SFT + RL with" in told
+
+
 def test_without_a_module_or_a_trivial_baseline_there_is_no_such_gain() -> None:
     assert gain_over_trivial(metrics(base=0.4, majority=0.5), paired(("majority", "base"), ("base", "majority"))) == ""
     assert gain_over_trivial(metrics(base=0.4, rl=0.5), paired(("rl", "base"))) == ""
