@@ -52,7 +52,7 @@ def components_figure(table: pd.DataFrame) -> Figure:
         ax.set_xlabel(
             f"score minus the full method's, {full['score']:.3f}, with 95 % interval; squares: no module\n"
             f"{full['users']:.0f} users, {seeds}; MDE {comparisons.mde_range(rows[:arms]) or 'unknown'}\n"
-            f"grey, hollow: not resolved (arms: Holm-adjusted p of {LEVEL} or more; squares: by the interval)"
+            f"grey, hollow: not resolved (Holm-adjusted p of {LEVEL} or more;\nsquares: the interval contains 0)"
         )
     return alt_text.described(figure, alt_text.of_components(rows, resolved(rows)))
 
