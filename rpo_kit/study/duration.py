@@ -20,6 +20,7 @@ from typing import Any
 from rpo_kit.presets import PRESETS, ComponentsSettings, Preset, SweepSettings, flat, get_preset
 from rpo_kit.runs import Run
 from rpo_kit.setting_rules import kind_of
+from rpo_kit.study.arms import chosen_arms
 from rpo_kit.study.chapter_line import last_step
 
 # measured: `make demo` of 2026-11-27, two cores with bf16 instructions (docs/benchmarks.md)
@@ -43,9 +44,10 @@ def known_seconds(preset: Preset) -> dict[str, float]:
     data, sft, rl, evaluation = preset.data, preset.sft, preset.rl, preset.evaluation
     asked = sum(kind_of(name) in ("context", "pag", "untrained", "sft", "rl") for name in evaluation.systems)
     sweep, study = preset.sweep, preset.components
+    trained = [arm for arm in chosen_arms(preset) if arm.stage == "rl"]
     trials: dict[str, tuple[int, SweepSettings | ComponentsSettings, int]] = {
         "sweep": (len(sweep.arms) * len(sweep.seeds), sweep, sweep.dev_users * len(sweep.eval_shots)),
-        "components": (len(study.arms) * len(study.seeds), study, study.dev_users),  # of no-rl and full only one trains
+        "components": (len(trained) * len(study.seeds), study, study.dev_users),
     }
     work = {
         "00": 0.0,

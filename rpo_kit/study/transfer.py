@@ -49,7 +49,8 @@ def transfer(sources: Sequence[Run], targets: Sequence[Run], modules: Sequence[s
     minus own, with its 95 % interval and mde.
 
     Raises:
-        KitError: not as many sources as targets, different tasks or modules, or a target that is not evaluated.
+        KitError: not as many sources as targets, different tasks or modules, a target that is not evaluated, or dev
+            users that a source was trained on.
     """
     if len(sources) != len(targets):
         raise KitError(f"Give as many runs after --from as after --to, not {len(sources)} and {len(targets)}.")
@@ -61,8 +62,12 @@ def transfer(sources: Sequence[Run], targets: Sequence[Run], modules: Sequence[s
     if "base" not in own.by_system or not modules or not {*modules} <= {*known}:
         wanted = " and ".join(modules) or "sft or rl"
         raise KitError(f"Run {targets[0].name!r} must have evaluated base and {wanted}: see evaluation.systems.")
-    pairs = list(zip(sources, targets, strict=True))
-    moved = {name: np.stack([_rewritten(source, target, name) for source, target in pairs]) for name in modules}
+    moved = {}
+    for name in modules:
+        pairs = list(zip(sources, targets, strict=True))
+        if name == "sft" and len({run.preset.sft.seed for run in (*sources, *targets)}) == 1:
+            pairs = pairs[:1]  # all runs share their SFT adapters: there is one seed
+        moved[name] = np.stack([_rewritten(source, target, name) for source, target in pairs])
     return table(own, moved)
 
 
@@ -74,6 +79,12 @@ def _rewritten(source: Run, target: Run, module: str) -> np.ndarray:
     ):
         if ours != theirs:
             raise KitError(f"Runs {source.name!r} and {target.name!r} have different {what}.")
+    trained_on, asked = ({e["user_id"] for e in load_prepared(*of)} for of in ((source, "train"), (target, "dev")))
+    if trained_on & asked and target.preset.data.separation == "user":  # split by time, they are the same users
+        raise KitError(
+            f"{len(trained_on & asked)} dev users of run {target.name!r} are among the train users of run "
+            f"{source.name!r}: prepare both with the same split of users (data.seed, data.dev_share)."
+        )
     folder = target.stage(f"transfer/{source.name}-{module}")
     weights, inputs = current(source, module) / WEIGHTS, inputs_of(target, "evaluate") | module_inputs(target)
     with stage(target, f"transfer/{folder.name}", **inputs, weights=weights) as work:

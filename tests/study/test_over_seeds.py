@@ -182,6 +182,21 @@ def test_pairs_of_runs_are_seeds_of_one_comparison(evaluated):
     assert found.loc["rl", "transferred"] == pytest.approx(np.mean([scores(run, "rl") for run in far]))
 
 
+def test_one_sft_adapter_on_either_side_is_one_seed(evaluated):
+    near = [evaluated("near0"), evaluated("near1", 1, sft__seed=0)]
+    far = [evaluated("far0"), evaluated("far1", 1, sft__seed=0)]
+    found = transfer(far, near, ["sft", "rl"]).set_index("system")
+    assert found["seeds"].to_dict() == {"sft": 1, "rl": 2}
+
+
+def test_dev_users_that_the_other_module_was_trained_on_are_refused(evaluated, monkeypatch):
+    near, far = evaluated("near"), evaluated("far")
+    dev = load_prepared(near, "dev")
+    monkeypatch.setattr("rpo_kit.study.transfer.load_prepared", lambda run, split: dev)
+    with pytest.raises(KitError, match=f"{len(dev)} dev users of run 'near' are among the train users of run 'far'"):
+        transfer([far], [near])
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
