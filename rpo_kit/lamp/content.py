@@ -58,6 +58,7 @@ _NUMBER_WORDS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen ninet
 _NUMBER_WORDS |= {word: str(10 * n) for n, word in enumerate(_TENS.split(), 2)}
 _SOUNDS_LIKE = {"2": ("to", "too"), "4": ("for",)}  # as in "gone 2 work"
 _ENDINGS = (("ies", "i"), ("ied", "i"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", ""))
+NEGATION = "¬"  # no stem: that of "notes" is "not"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class _Text:
 
     @property
     def units(self) -> set[str]:
-        return {*self.words, *self.numbers, *(["not"] if self.negates else [])}
+        return {*self.words, *self.numbers, *([NEGATION] if self.negates else [])}
 
 
 def content_kept(before: str, after: str) -> ContentKept:
@@ -100,7 +101,7 @@ def rewrite_content(generic: str, query: str, rewrite: str) -> ContentKept:
 
 
 def units(text: str) -> set[str]:
-    """The units of a text: stems, numbers in digits, and "not" if it negates."""
+    """The units of a text: stems, numbers in digits, and `NEGATION` if it negates."""
     return _read(text).units
 
 

@@ -110,3 +110,8 @@ def test_ten_thousand_characters_take_no_longer_than_their_number(piece: str) ->
         rewrite_content(text, TRAM, text[::-1])
     assert time.process_time() - began < 2
     assert units(text) <= units(text + " boat")
+
+
+def test_a_note_is_no_negation():
+    assert units("a note") != units("not a")
+    assert len(units("I did not note it")) == 2
