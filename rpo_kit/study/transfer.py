@@ -65,8 +65,8 @@ def transfer(sources: Sequence[Run], targets: Sequence[Run], modules: Sequence[s
     moved = {}
     for name in modules:
         pairs = list(zip(sources, targets, strict=True))
-        if name == "sft" and len({run.preset.sft.seed for run in (*sources, *targets)}) == 1:
-            pairs = pairs[:1]  # all runs share their SFT adapters: there is one seed
+        if name == "sft" and all(len({run.preset.sft.seed for run in runs}) == 1 for runs in (sources, targets)):
+            pairs = pairs[:1]  # the runs of each side share an SFT adapter: there is one seed
         moved[name] = np.stack([_rewritten(source, target, name) for source, target in pairs])
     return table(own, moved)
 

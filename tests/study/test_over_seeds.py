@@ -184,7 +184,7 @@ def test_pairs_of_runs_are_seeds_of_one_comparison(evaluated):
 
 def test_one_sft_adapter_on_either_side_is_one_seed(evaluated):
     near = [evaluated("near0"), evaluated("near1", 1, sft__seed=0)]
-    far = [evaluated("far0"), evaluated("far1", 1, sft__seed=0)]
+    far = [evaluated("far0", sft__seed=1), evaluated("far1", 1)]
     found = transfer(far, near, ["sft", "rl"]).set_index("system")
     assert found["seeds"].to_dict() == {"sft": 1, "rl": 2}
 
