@@ -34,6 +34,8 @@ ITEMS = "most items minus fewest"
 BEST_TRIVIAL = "best trivial"  # the best baseline without a model
 PLAN = "plan.json"
 UNRESOLVED = "not resolved"
+BY_INTERVAL = "the 95 % interval contains 0"
+RULE = f"Holm-adjusted p is {LEVEL} or more or, where there is none, {BY_INTERVAL}"  # by which it is that
 TEST = "two-sided: sign-flip permutation over users; with several seeds also a t-test that counts the seeds"
 CORRECTION = f"Holm over all comparisons and k of a family, at {LEVEL}"
 _METRICS = {
@@ -103,9 +105,7 @@ def differences_text(differences: pd.DataFrame) -> str:
     """The differences as text; "" if there are none. Those that the data cannot tell from 0 carry the words."""
     if differences.empty:
         return ""
-    interval = "the 95 % interval contains 0"
-    with_p = f"Holm-adjusted p is {LEVEL} or more or, where there is none, {interval}"
-    by = with_p if "p_holm" in differences else interval
+    by = RULE if "p_holm" in differences else BY_INTERVAL
     missed = "; a difference below mde may be missed" if "mde" in differences else ""
     heading = f"Differences, paired on the same users ({UNRESOLVED}: {by}{missed}):"
     return f"{heading}\n{with_verdict(differences).round(3).to_string(index=False, na_rep='')}"

@@ -55,8 +55,9 @@ class SeedScores:
             check_current(run)
         settings, examples = runs[0].preset.evaluation, load_prepared(runs[0], "dev")
         systems = {run.name: _systems(run) for run in runs}
-        common = [name for name in systems[runs[0].name] if all(name in systems[run.name] for run in _of(name, runs))]
-        by_system = {name: np.stack([scores(run, name) for run in _of(name, runs)]) for name in common}
+        first = systems[runs[0].name]
+        common = [name for name in first if all(name in systems[run.name] for run in runs_of(name, runs))]
+        by_system = {name: np.stack([scores(run, name) for run in runs_of(name, runs)]) for name in common}
         return cls(by_system, [example["user_id"] for example in examples], settings.bootstrap, settings.seed)
 
     def row(self, values_SE: np.ndarray) -> dict[str, float]:
@@ -202,7 +203,7 @@ def _systems(run: Run) -> list[str]:
     return [name for name in names if (folder / "records" / f"{name}.jsonl").exists()]
 
 
-def _of(system: str, runs: Sequence[Run]) -> Sequence[Run]:
+def runs_of(system: str, runs: Sequence[Run]) -> Sequence[Run]:
     """The runs whose seeds the system depends on: all for a trained module with an adapter in each, else the first."""
     kind = kind_of(system)
     varies = kind == "rl" or (kind == "sft" and len(_sft_seeds(runs)) > 1)

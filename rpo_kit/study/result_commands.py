@@ -108,17 +108,16 @@ def _draw_figure3_again(options: argparse.Namespace) -> None:
 
 
 def _components(run: Run, name: str | None) -> None:
-    from rpo_kit.study.comparisons import UNRESOLVED
+    from rpo_kit.study.comparisons import RULE, UNRESOLVED
     from rpo_kit.study.component_figure import components_figure, export, gain_over_trivial, read_table, resolved
     from rpo_kit.study.figures import save
-    from rpo_kit.study.significance import LEVEL
 
     table = read_table(str(run.stage("components") / "components"))
     verdict = ["" if is_resolved else UNRESOLVED for is_resolved in resolved(table)]
     if name:
         export(run, FIGURES / "data", name)
     print(*filter(None, [gain_over_trivial(table)]), sep="\n")
-    print(f"{UNRESOLVED}: Holm-adjusted p is {LEVEL} or more or, where there is none, the 95 % interval contains 0")
+    print(f"{UNRESOLVED}: {RULE}")
     print(table.drop(columns="system").round(3).assign(verdict=verdict).to_string(index=False, na_rep=""))
     folder, file = (FIGURES, f"components_{name}") if name else (run.folder / "figures", "components")
     print("drawn:", *save(components_figure(table), folder, file))

@@ -26,7 +26,7 @@ from rpo_kit.rewriting.reflection import module_inputs
 from rpo_kit.runs import Run
 from rpo_kit.stages import stage
 from rpo_kit.study.evaluation import predict, report_cuts
-from rpo_kit.study.over_seeds import SeedScores, check_alike, record_scores
+from rpo_kit.study.over_seeds import SeedScores, check_alike, record_scores, runs_of
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import (
     ONE_SEED,
@@ -64,9 +64,8 @@ def transfer(sources: Sequence[Run], targets: Sequence[Run], modules: Sequence[s
         raise KitError(f"Run {targets[0].name!r} must have evaluated base and {wanted}: see evaluation.systems.")
     moved = {}
     for name in modules:
-        pairs = list(zip(sources, targets, strict=True))
-        if name == "sft" and all(len({run.preset.sft.seed for run in runs}) == 1 for runs in (sources, targets)):
-            pairs = pairs[:1]  # the runs of each side share an SFT adapter: there is one seed
+        seeds = max(len(runs_of(name, runs)) for runs in (sources, targets))
+        pairs = list(zip(sources, targets, strict=True))[:seeds]
         moved[name] = np.stack([_rewritten(source, target, name) for source, target in pairs])
     return table(own, moved)
 
