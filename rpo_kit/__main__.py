@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rpo_kit",
-        description="Reflective Personalization Optimization: personalise a black-box model by rewriting its answers.",
+        description="Reflective Personalization Optimization: personalize a black-box model by rewriting its answers.",
         epilog="Start with: python -m rpo_kit demo. Run an interrupted command again to resume it.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")

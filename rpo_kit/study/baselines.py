@@ -1,4 +1,4 @@
-"""Other ways to personalise, for the same table: no RPO, no training.
+"""Other ways to personalize, for the same table: no RPO, no training.
 
     context-K      context injection, LaMP's way: the K best-ranked items in the base model's prompt; `context`: all k
     pag-K          profile-augmented generation: the base model summarises the profile, then answers with the summary
@@ -173,7 +173,7 @@ def without_model(answer: Callable[[Task, Example], str], task: Task) -> Callabl
 
 
 def inject_context(base: Chat, task: Task, examples: list[Example], shots: int, tokens: int) -> Iterator[list[Record]]:
-    """Context injection, LaMP's own way to personalise: the k items before the query, in the base model's prompt."""
+    """Context injection, LaMP's own way to personalize: the k items before the query, in the base model's prompt."""
     tokenizer, limit = _window(base, tokens)
     prompts = [_prompt_with_items(task, example, shots, tokenizer, limit) for example in examples]
     yield from _answer(base, task, examples, prompts, tokens)

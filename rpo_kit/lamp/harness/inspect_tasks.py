@@ -3,7 +3,7 @@
 Parameters of each task (`-T name=value`), all optional:
 
     data        personas (default), official, or a folder with LaMP's files
-    k           items in the prompt; 0 (default) is the base without personalisation
+    k           items in the prompt; 0 (default) is the base without personalization
     retriever   bm25 (default), recency, random, …
     split       dev (default) or train
     users       at most so many users

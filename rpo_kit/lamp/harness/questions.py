@@ -1,6 +1,6 @@
 """What both harnesses share: the questions, how an answer is read, and LaMP's metrics over all answers.
 
-A question is what a model is asked for one example: LaMP's input (k = 0, the base without personalisation), or LaMP's
+A question is what a model is asked for one example: LaMP's input (k = 0, the base without personalization), or LaMP's
 prompt with the k best-ranked items before it. That prompt is not cut to a length, as for any model at an endpoint. An
 answer is read as the kit reads its base model's (`reading`), then scored as `python -m rpo_kit score` scores it. Each
 harness counts the examples that it asked; those that `read_lamp` excludes are in neither.
