@@ -2,10 +2,10 @@
 
 Two cases: the profile is empty, so that there is nobody to fit the answer to; or the rewrite lost the content. The
 content is lost if less than `_NEARLY_NOTHING` of it is left, in every task whose answers are texts. Where the answer
-should say all that the query says (tweets), let n be the units (`lamp.content`) of the query or of the generic answer,
-whichever has more. The content is also lost if the rewrite holds fewer than half of n units, and has fewer than the
-share `evaluation.keep_content` of n from the two texts. The first of these conditions spares people who say the same in
-other words: they write about as many.
+should say all that the query says (tweets), let n be the number of units (`lamp.content`) in the query. The content is
+also lost if the rewrite holds fewer than half of n units, and has fewer than the share `evaluation.keep_content` of n
+from query and generic answer together. The first of these conditions spares people who say the same in other words:
+they write about as many. What a talkative black box adds to the query may go.
 
     reason_to_keep(task, "The boiler broke on Christmas Eve and we ate cold pizza.", generic, "christmas eve joker",
                    profile, least=0.35)
@@ -38,13 +38,13 @@ def reason_to_keep(
     if task.kind != "generation":
         return None
     new, of_generic, of_query = units(rewrite), units(generic), units(query)
-    whole = max(of_generic, of_query, key=len)
+    whole = of_query or of_generic
     shared = len(new & (of_generic | of_query)) / len(whole) if whole else 1.0
     shrunk = says_as_much(task) and 2 * len(new) < len(whole) and shared < least
     share = rewrite_content(generic, query, rewrite).share
     if not shrunk and share >= min(_NEARLY_NOTHING, least):
         return None
-    lost = content_kept(generic if whole is of_generic else query, rewrite).lost
+    lost = content_kept(query if of_query else generic, rewrite).lost
     words = ", ".join(lost[:_LISTED]) + (", …" if len(lost) > _LISTED else "")
     percent = f"{shared if shrunk else share:.0%}".replace("%", " %")
     return f"The rewrite keeps {percent} of the content" + (f"; missing: {words}" if words else ".")

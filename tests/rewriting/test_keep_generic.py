@@ -11,6 +11,7 @@ from rpo_kit.rewriting.keep_generic import reason_to_keep, says_as_much
 
 TWEETS, LEAST = get_task("LaMP-7"), EvaluationSettings().keep_content
 BOILER = "The boiler broke on Christmas Eve and we ate cold pizza in our coats."
+ADDED = "It reminded me how unpredictable life can be, and that small moments become stories for friends and family."
 PROFILE = [{"id": "1", "text": "finally finished my essay, time for bed"}]
 
 
@@ -46,6 +47,25 @@ def test_a_rewrite_that_keeps_half_or_says_as_much_in_other_words_is_used(rewrit
     assert reason(rewrite) is None
 
 
+@pytest.mark.parametrize(
+    "generic",
+    [
+        f"{BOILER} It was truly an unforgettable evening that taught us patience, planning and calm under pressure.",
+        f"Here is a friendly version of your tweet: {BOILER} Shall I make it shorter, funnier, or add some hashtags?",
+    ],
+)
+def test_what_a_talkative_black_box_adds_to_the_query_may_go(generic):
+    assert reason("ugh boiler broke on christmas eve smh", generic) is None
+    assert reason(BOILER, generic) is None
+    assert reason("christmas eve joker", generic)
+
+
+def test_a_query_without_content_leaves_the_generic_answer_to_compare_with():
+    generic = "The boiler broke, so Ann walked two miles to buy cold pizza and coats."
+    assert reason("boiler joker", generic, query="Where is it?")
+    assert reason("boiler broke so ann walked 2 miles", generic, query="Where is it?") is None
+
+
 def test_without_a_profile_there_is_nothing_to_fit_the_answer_to():
     told = "The profile is empty: there is nothing to fit the answer to."
     assert reason(BOILER, profile=[]) == told
@@ -71,12 +91,12 @@ def test_headlines_and_titles_may_be_short_but_not_about_something_else():
 
 @pytest.mark.parametrize("name", ["LaMP-4", "LaMP-5", "LaMP-7"])
 def test_of_the_golds_of_the_embedded_benchmark_at_most_one_in_a_hundred_would_not_be_used(name):
-    """In every voice, with a black box that repeats the query, apologises, or keeps the first half of it."""
+    """In every voice, with a black box that repeats the query, apologises, keeps its first half, or adds to it."""
     task, rules, unused, count = get_task(name), persona(name), 0, 0
     for example in build(name, "dev", 100):
         query = task.query_text(example["input"])
         words = query.split()
-        for generic in (query, "I'm sorry, I cannot help.", " ".join(words[: len(words) // 2])):
+        for generic in (query, "I'm sorry, I cannot help.", " ".join(words[: len(words) // 2]), f"{query} {ADDED}"):
             for habit in rules.HABITS:
                 gold = rules.apply(habit, example["facts"]["query"])
                 unused += bool(reason_to_keep(task, query, generic, gold, PROFILE, LEAST))
