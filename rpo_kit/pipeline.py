@@ -177,17 +177,29 @@ def refusals(run: Run, *stages: str) -> dict[str, str]:
     """{stage: why it would refuse the run's settings}, for these stages, by default all; not for finished ones.
 
     Seen before the first model is asked and before settings are stored: a teacher that cannot work with the data would
-    otherwise be refused only after the base model was paid for all its answers.
+    otherwise be refused only after the base model was paid for all its answers. A reason that an arm of `components`
+    has in common with an earlier stage is told once.
     """
+    found = {name: why for name, why in refused_settings(run.preset, *stages).items() if not _is_current(run, name)}
+    return {
+        name: why
+        for name, why in found.items()
+        if not any(why != other and why.endswith(other) for other in found.values())
+    }
+
+
+def refused_settings(preset: Preset, *stages: str) -> dict[str, str]:
+    """{stage: why it would refuse these settings}, for these stages, by default all."""
     found: dict[str, str] = {}
     for name in stages or STAGES:
         for check in STAGES[name].checks:
             try:
-                reason: str = _load(check)(run.preset)
+                reason: str = _load(check)(preset)
             except KitError as error:
                 reason = str(error)
-            if reason and name not in found and not _is_current(run, name):
+            if reason:
                 found[name] = reason
+                break
     return found
 
 

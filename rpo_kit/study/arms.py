@@ -16,14 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rpo_kit.errors import KitError
+from rpo_kit.pipeline import refused_settings
 from rpo_kit.presets import Preset, override
 from rpo_kit.setting_rules import ARM_NAMES
-from rpo_kit.training.checks import content_weight, items, lora_targets, rollouts, rule_based_teacher
 
 FULL_METHOD = "full"
 _OF_THE_USERS = frozenset(  # settings that make other dev users, or other texts of theirs
     f"data.{name}" for name in ("source", "separation", "task", "dev_users", "dev_share", "items_per_user", "seed")
 )
+_OF_AN_ARM = ("prepare", "synthesize", "sft", "rl")  # stages
 _OF_THE_STUDY = ("components.", "sweep.", "rl.seed")  # settings that every arm has in common
 
 
@@ -88,7 +89,11 @@ def arm_preset(preset: Preset, arm: Arm) -> Preset:
 
 def check_arms(preset: Preset) -> str:
     """Why an arm would refuse its settings, seen before the first one is trained; "" if none would."""
+    folders: dict[str, str] = {}
+    of_run = refused_settings(preset, *_OF_AN_ARM)
     for arm in chosen_arms(preset):
+        if (other := folders.setdefault(arm.folder, arm.name)) != arm.name:
+            return f"The arms {other!r} and {arm.name!r} of components.arms would share a folder: leave one out."
         shared = [key for key in arm.overrides if key in _OF_THE_USERS or key.startswith(_OF_THE_STUDY)]
         if shared:
             return (
@@ -97,11 +102,13 @@ def check_arms(preset: Preset) -> str:
             )
         try:
             changed = arm_preset(preset, arm)
-            checks = (rule_based_teacher, items, lora_targets, rollouts, content_weight)
-            found = [(check(changed), check(preset)) for check in checks]
         except KitError as error:
             return f"The arm {arm.name!r} of components.arms cannot run: {error}"
-        for reason, of_run in found:
-            if reason and reason != of_run:  # what the run itself is refused for, an earlier stage says
+        asks_again = {
+            "prepare": changed.base != preset.base,
+            "synthesize": (changed.data, changed.synthesis) != (preset.data, preset.synthesis),
+        }
+        for name, reason in refused_settings(changed, *_OF_AN_ARM).items():
+            if reason != of_run.get(name) or asks_again.get(name):  # otherwise that stage says it, unless finished
                 return f"The arm {arm.name!r} of components.arms cannot run: {reason}"
     return ""

@@ -279,6 +279,7 @@ def references(run: Run) -> dict[str, pd.DataFrame]:
 
 
 def minutes(own: Run) -> float:
+    """What all calls for this arm took, also those whose results later ones replaced."""
     return sum(float(record["seconds"]) for record in read_records(own.folder / _SECONDS)) / 60
 
 

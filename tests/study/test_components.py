@@ -101,9 +101,15 @@ def test_a_single_setting_is_an_arm_too():
         ("rl.speed=2", "There is no setting 'rl.speed'"),
         ("synthesis.shots=[13]", "a user has 12 history items"),
         ("rl.temperature=0", "must be above 0"),
+        ("base=openai:some-model", "OPENAI_API_KEY"),
+        ("base=file:nowhere.json", "nowhere.json"),
+        ("synthesis.teacher=openai:some-model", "OPENAI_API_KEY"),
+        ("synthesis.teacher=file:nowhere.jsonl", "nowhere.jsonl"),
+        ("reflection.name=./no/folder", "config.json is missing"),
     ],
 )
-def test_an_arm_that_cannot_run_is_refused_before_the_first_one_is_trained(arm, reason):
+def test_an_arm_that_cannot_run_is_refused_before_the_first_one_is_trained(arm, reason, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     told = check_arms(get_preset("cpu", {"components.arms": ["grpo", arm]}))
     assert told.startswith(f"The arm '{arm}' of components.arms cannot run: ")
     assert reason in told
@@ -119,6 +125,22 @@ def test_an_arm_of_other_users_or_of_the_study_itself_is_refused(arm):
     )
     allowed = ["data.retriever=recency", "data.train_users=50", "sft.seed=1"]
     assert check_arms(get_preset("cpu", {"components.arms": allowed})) == ""
+
+
+@pytest.mark.parametrize("arm", ["sft-1-item", "recency", "synthesis.per_query=2"])
+def test_an_arm_that_asks_the_teacher_again_is_refused_without_a_key_although_the_run_is_finished(arm, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    changes = {"synthesis.teacher": "openai:some-model"}
+    told = check_arms(get_preset("cpu", changes | {"components.arms": ["grpo", arm]}))
+    assert told.startswith(f"The arm '{arm}' of components.arms cannot run: ")
+    assert "OPENAI_API_KEY" in told
+    assert check_arms(get_preset("cpu", changes | {"components.arms": ["grpo", "no-plan", "no-rl"]})) == ""
+
+
+def test_two_arms_that_would_share_a_folder_are_refused():
+    arms = ["reflection.name=org/model-a", "reflection.name=org-model/a"]
+    told = check_arms(get_preset("cpu", {"components.arms": arms}))
+    assert told == f"The arms '{arms[0]}' and '{arms[1]}' of components.arms would share a folder: leave one out."
 
 
 def test_an_unknown_arm_is_refused_with_the_names_there_are():
