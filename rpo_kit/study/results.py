@@ -109,10 +109,9 @@ def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame, systems: Sequ
     if best is None or rows.empty:
         return ""
     row = max((row for _, row in rows.iterrows()), key=lambda row: systems.index(row["system"]))
-    verdict = "" if row["low"] > 0 or row["high"] < 0 else "; not resolved"
     text = (
-        f"Gain over the best trivial baseline: {row['score']:+.3f} ({row['low']:.3f} to {row['high']:.3f}{verdict}), "
-        f"{system_name(row['system'])} minus {system_name(best)} (the best by its score on these dev users)."
+        f"Gain over the best trivial baseline: {_with_interval(row)}, {system_name(row['system'])} minus "
+        f"{system_name(best)} (the best by its score on these dev users)."
     )
     if not row.get("mde", 0.0) > 0:
         return text
@@ -121,14 +120,23 @@ def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame, systems: Sequ
 
 def gain_by_history(metrics: pd.DataFrame, paired: pd.DataFrame) -> list[str]:
     """A sentence per K: the module's last step on all k items minus the same on K of them; [] if not evaluated."""
-    fewer = [row for row in paired.itertuples() if row.system == kind_of(str(row.minus)) != row.minus]
-    rows = sorted((row for row in fewer if row.system in MODULE), key=lambda row: MODULE.index(str(row.system)))
+    fewer = [row for _, row in paired.iterrows() if row["system"] == kind_of(row["minus"]) != row["minus"]]
+    rows = sorted((row for row in fewer if row["system"] in MODULE), key=lambda row: MODULE.index(row["system"]))
     return [
-        f"Gain by history: {row.score:+.3f} ({row.low:.3f} to {row.high:.3f}), {system_name(str(row.system))} with "
-        f"{metrics['shots'][0]} items minus the same with {shots_in(str(row.minus))}."
+        f"Gain by history: {_with_interval(row)}, {system_name(row['system'])} with {metrics['shots'][0]} items minus "
+        f"the same with {shots_in(row['minus'])}"
+        + (f". Smallest detectable difference: {row['mde']:.3f}." if row.get("mde", 0.0) > 0 else ".")
         for row in rows
-        if row.system == rows[-1].system
+        if row["system"] == rows[-1]["system"]
     ]
+
+
+def _with_interval(row: pd.Series) -> str:
+    """The difference of a row of `paired`, with its interval and a remark if 0 is inside."""
+    if pd.isna(row["low"]):
+        return f"{row['score']:+.3f} (no interval: one user)"
+    verdict = "" if row["low"] > 0 or row["high"] < 0 else "; not resolved"
+    return f"{row['score']:+.3f} ({row['low']:.3f} to {row['high']:.3f}{verdict})"
 
 
 def result_text(metrics: pd.DataFrame, paired: pd.DataFrame) -> str:

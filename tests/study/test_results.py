@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -63,7 +64,20 @@ def test_the_last_step_is_that_of_the_method_whatever_the_order_of_the_table() -
     assert "reflection module after SFT + RL minus" in gain_over_trivial(table, pairs)
     fewer = paired(("rl", "rl-1"), ("sft", "sft-1"), ("lead", "lead-12"))
     (told,) = gain_by_history(metrics(lead=0.5, rl=0.8, sft=0.6), fewer)
-    assert "reflection module after SFT + RL with" in told
+    assert told == (
+        "Gain by history: +0.000 (0.000 to 0.000; not resolved), reflection module after SFT + RL with 6 items minus "
+        "the same with 1. Smallest detectable difference: 0.040."
+    )
+
+
+def test_one_user_has_no_interval_and_the_sentences_say_so() -> None:
+    pairs = paired(("rl", "base"), ("rl", "majority"), ("rl", "rl-1")).assign(low=np.nan, high=np.nan, mde=np.nan)
+    table = metrics(majority=0.5, rl=0.8)
+    assert gain_over_trivial(table, pairs).startswith(
+        "Gain over the best trivial baseline: +0.100 (no interval: one user), reflection module"
+    )
+    assert gain_by_history(table, pairs)[0].startswith("Gain by history: +0.200 (no interval: one user), reflection")
+    assert "nan" not in result_text(table, pairs)
 
 
 def test_without_a_module_or_a_trivial_baseline_there_is_no_such_gain() -> None:
