@@ -7,9 +7,10 @@ the gold measures both at once; this measures content alone, without a model, fo
     # share 0.86: of miss, last, tram, Ann, walk, mile and 2, all but Ann; names 0.0, numbers 1.0
 
 A *unit* is a distinct content word or number of a text, or the fact that it negates. Words are compared without case,
-endings and repeated letters, numbers in digits or in words. Stop words are no content, so that spellings such as 2
-(to), n (and) or w (with) lose nothing. Not seen: synonyms, irregular forms ("burnt", "burned"), and a change of meaning
-that keeps the words.
+endings and repeated letters ("sooo happyyy"), numbers in digits or in words (25, twenty-five; 200, two hundred). A dot
+or comma before three digits marks thousands, any other one the decimals. Stop words are no content, so that spellings
+such as 2 (to), n (and) or w (with) lose nothing. Not seen: synonyms, irregular forms ("burnt", "burned"), and a change
+of meaning that keeps the words.
 
 What a rewrite should keep is the generic answer's content. But a weak base model loses some of the query's, which the
 module then takes from the query itself. So `rewrite_content` compares with both and returns the larger share. (An
@@ -25,12 +26,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_NUMBER = r"\d+(?:[.,:]\d+)*(?!\w)"
+_UNITS = "k|m|mn|bn|b|tn|km|cm|mm|mi|ft|in|kg|g|lb|lbs|oz|l|ml|gb|mb|tb|mph|kmh|am|pm|h|hr|hrs|min|mins|s|sec|x|p|c|f"
+_NUMBER = rf"(?>\d+(?:[.,:]\d+)*)(?!(?!(?i:{_UNITS})\b)\w)"  # also where a unit follows at once, as in 1.5bn
 # Scripts without spaces between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese): each character is a word.
 _UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
-_LETTER = rf"(?:(?!{_UNSPACED})\w)"
-_WORD = re.compile(rf"{_NUMBER}|{_UNSPACED}|{_LETTER}+(?:['’]{_LETTER}+)*")
-_APOSTROPHES = str.maketrans("’´`ʼ＇", "'" * 5)
+_LETTER = rf"(?:(?!{_UNSPACED})[\w\u0900-\u0963\u0966-\u0dff])"  # with the vowel signs of Indian scripts
+_WORD = re.compile(rf"{_NUMBER}|\d+(?:[.,:]\d+)*{_LETTER}+|{_UNSPACED}|{_LETTER}+(?:['’]{_LETTER}+)*")
+_APOSTROPHES = str.maketrans("’‘´`ʼ＇", "'" * 6)
 _SENTENCE_END = re.compile(r"[.!?:…\"“”]\s*$")
 
 _STOP_WORDS = (
@@ -53,11 +55,16 @@ _NEGATED = re.compile(
 )
 # "_": one, which is seldom 1
 _SMALL = "zero _ two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred"
-_NUMBER_WORDS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen nineteen".split()) if word != "_"}
-_NUMBER_WORDS |= {word: str(10 * n) for n, word in enumerate(_TENS.split(), 2)}
-_SOUNDS_LIKE = {"2": ("to", "too"), "4": ("for",)}  # as in "gone 2 work"
-_ENDINGS = (("ies", "i"), ("ied", "i"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", ""))
+_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_DIGITS = {word: n for n, word in enumerate(["one", *_SMALL.split()[2:10]], 1)}
+_TENS = {word: str(10 * n) for n, word in enumerate(_TENS_WORDS.split(), 2)}
+_NUMBER_WORDS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen nineteen".split()) if word != "_"} | _TENS
+_POWERS = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
+_THOUSANDS = re.compile(r"(?<!\S)[1-9]\d{0,2}(?P<mark>[.,])\d{3}(?:(?P=mark)\d{3})*(?!\d)")
+_PLAIN = re.compile(r"\d+(?:\.\d+)?")
+_STRETCHED = re.compile(r"(.)\1{2,}")
+_SOUNDS_LIKE = {"1": ("one",), "2": ("to", "too"), "4": ("for",)}  # as in "gone 2 work"
+_ENDINGS = (("ies", "y"), ("ied", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", ""))
 NEGATION = "¬"  # no stem: that of "notes" is "not"
 
 
@@ -137,6 +144,7 @@ def _has_number(number: str, old: _Text, new: _Text) -> bool:
 def _read(text: str) -> _Text:
     found = _Text({}, {}, set(), False, Counter())
     inside: list[tuple[bool, str]] = []  # content words inside sentences: (has a capital, stem)
+    numbers: list[_Number] = []
     negates, end = False, 0
     text = unicodedata.normalize("NFC", html.unescape(text)).translate(_APOSTROPHES)
     for match in _WORD.finditer(text):
@@ -145,30 +153,69 @@ def _read(text: str) -> _Text:
         if not word:
             continue
         found.spelled[word] += 1
-        if word in _NEGATIONS or _NEGATED.fullmatch(word):
+        spellings = {word, _STRETCHED.sub(r"\1", word), _STRETCHED.sub(r"\1\1", word)}
+        if not _NEGATIONS.isdisjoint(spellings) or _NEGATED.fullmatch(word):
             negates = True
-        elif number := _number(word):
-            found.numbers.setdefault(number, match[0])
-        elif (plain := word.removesuffix("'s").replace("'", "")) not in _STOP:
-            found.words.setdefault(stem := _stem(plain), match[0])
+        elif _add_number(numbers, word, text, match):
+            continue
+        elif _STOP.isdisjoint(spelling.removesuffix("'s").replace("'", "") for spelling in spellings):
+            stem = _stem(word.removesuffix("'s").replace("'", ""))
+            found.words.setdefault(stem, match[0])
             if not starts:
                 inside.append((match[0][0].isupper(), stem))
     if 2 * sum(capital for capital, _ in inside) <= len(inside):  # otherwise it is in title case or in capitals
         found.names.update(stem for capital, stem in inside if capital)
+    for number in numbers:
+        found.numbers.setdefault(number.value, text[number.start : number.end])
     return _Text(found.words, found.numbers, found.names, negates, found.spelled)
+
+
+@dataclass(frozen=True)
+class _Number:
+    value: str  # in digits
+    start: int
+    end: int
+
+
+def _add_number(numbers: list[_Number], word: str, text: str, match: re.Match[str]) -> bool:
+    """Whether the word is a number or completes the one just before it ("twenty-five", "3 million"); added then."""
+    before = numbers[-1] if numbers and not text[numbers[-1].end : match.start()].strip(" -") else None
+    value = _number(word)
+    if before and word in _POWERS and _PLAIN.fullmatch(before.value):
+        value = f"{float(before.value) * _POWERS[word]:.0f}"
+    elif before and word in _DIGITS and text[before.start : before.end].casefold() in _TENS:
+        value = str(int(before.value) + _DIGITS[word])
+    else:
+        before = None
+    if value is None:
+        return False
+    if before:
+        numbers.pop()
+    numbers.append(_Number(value, before.start if before else match.start(), match.end()))
+    return True
 
 
 def _number(word: str) -> str | None:
     """The number that a word is, in digits without separators; None for other words."""
-    if word[0].isdigit() and not any(character.isalpha() for character in word):
-        return re.sub(r",(?=\d{3})", "", word)
-    return _NUMBER_WORDS.get(word)
+    if word in _POWERS:
+        return str(_POWERS[word])
+    if not word[0].isdigit() or any(character.isalpha() for character in word):
+        return _NUMBER_WORDS.get(word)
+    whole, _, decimals = (_THOUSANDS.sub(_without_marks, word)).replace(",", ".").partition(".")
+    return f"{whole}.{decimals}" if decimals else whole
+
+
+def _without_marks(match: re.Match[str]) -> str:
+    return match[0].replace(match["mark"], "")
 
 
 def _stem(word: str) -> str:
-    """The word without a common ending and without repeated letters: misses, missed, missing and miss are "mis"."""
+    """The word without a common ending and without repeated letters: misses, missed, missing and miss are "mi"."""
+    word = _STRETCHED.sub(r"\1", word)
+    word = re.sub(r"([^se])\1+", r"\1", word)
     for ending, instead in _ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) > 1 and not word.endswith("ss"):
+        if word.endswith(ending) and len(word) - len(ending) > 1:
             word = word.removesuffix(ending) + instead
             break
+    word = re.sub(r"(?<=..)(s+|e+)$", "", word)
     return re.sub(r"(.)\1+", r"\1", re.sub(r"(?<=..)y$", "i", word))

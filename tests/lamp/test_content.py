@@ -37,6 +37,19 @@ def test_content_words_numbers_and_names_are_counted_by_hand() -> None:
         ("so gone 2 work 4 Ann", "gone to work for ann"),
         ("I didn't sleep", "never slept, no sleep"),
         ("我昨天没有吃饭", "我昨天没有吃饭 哈哈"),
+        ("so happy, I love this nice morning", "soooo happyyyy i loveee this niceee morningggg"),
+        ("free the bus, boss: yes, all of them", "freeeee the buses bosses yesss alll of them"),
+        ("no sleep", "nooooo sleep"),
+        ("twenty-five people", "25 people"),
+        ("two hundred thousand trees", "200,000 trees"),
+        ("1.5 million trees", "1,500,000 trees"),
+        ("he is fifty one", "51"),
+        ("I have 1 dog", "i have one dog"),
+        ("a $1.5bn loan at 10:30pm", "a loan of 1.5 bn at 10:30 pm"),
+        ("1.000,50 euro", "1000.50 euro"),
+        ("0,125 mm of 10.000", "0.125 mm of 10,000"),
+        ("10 20 five", "5 20 10"),
+        ("I didn‘t sleep", "i didn't sleep"),
     ],
 )
 def test_spelling_endings_case_and_numerals_lose_nothing(before: str, after: str) -> None:
@@ -67,6 +80,10 @@ def test_a_lost_negation_number_or_word_is_a_loss() -> None:
     assert content_kept("I can't swim", "i cant swim").negation == 1.0
     assert content_kept("2 dogs", "to the dogs to").numbers == 1.0, "as in 'gone 2 work': more to's than before"
     assert content_kept("I went to 2 dogs", "went to dogs").numbers == 0.0
+    assert content_kept("A $1.5bn loan", "a $1.9bn loan").numbers == 0.0
+    assert content_kept("ran 2.5km in 40min", "ran 2.6km in 40 min").numbers == 0.5
+    assert content_kept("twenty-five", "twenty, five").numbers == 0.0
+    assert content_kept("हाँ", "है").share == 0.0, "vowel signs are part of a word"
     assert content_kept("The boiler broke", "the cooker broke").lost == ("boiler",)
 
 
