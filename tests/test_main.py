@@ -78,6 +78,9 @@ def test_figure_3_is_redrawn_from_the_numbers_stored_with_the_code(tmp_path, mon
     stored = "arms_LaMP-3, demo_LaMP-7, h100_LaMP-7, long_LaMP-7"
     assert f"No numbers are stored as 'nosuch': --data takes one of {stored}" in capsys.readouterr().err
     assert main(["figure3", "--data", "long_LaMP-7", "--export", "other"]) == 2
+    for name in ("a/b", "../out", ".hidden", ""):
+        with pytest.raises(SystemExit):
+            main(["results", "--export", name])
     assert "give one of the two" in capsys.readouterr().err
 
 

@@ -37,6 +37,7 @@ from rpo_kit.rewriting.base import answer_tokens, base_conversations, describe_o
 from rpo_kit.runs import Run, append_records, read_records, sort_records
 from rpo_kit.stages import fingerprints, is_finished, made_from, require, stage
 
+_LIKE_GOLDS = 0.9  # ours: a share of answers equal to the gold that no model reaches
 _CHUNK = 64  # ours: generic answers stored at a time, from a model that does not stream
 
 
@@ -72,7 +73,12 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
             _write_generic_answers(run, base, missing, stage_dir)
         failures.report(stage_dir, len(queries), preset.endpoint.tolerate)
         sort_records(stage_dir / "generic.jsonl", list(queries))
-        _report_oddities(run, read_records(stage_dir / "generic.jsonl"))
+        records = read_records(stage_dir / "generic.jsonl")
+        _report_oddities(run, records)
+        if recorded_files(preset.base):
+            _report_golds(
+                records, dict(zip([*train["id"], *dev["id"]], [*train["output"], *dev["output"]], strict=True))
+            )
 
 
 def _report_oddities(run: Run, records: list[dict[str, Any]]) -> None:
@@ -84,6 +90,17 @@ def _report_oddities(run: Run, records: list[dict[str, Any]]) -> None:
         print(
             f"prepare: {cut} of {len(records)} generic answers were cut off at {limit} tokens; to allow more, run "
             f"`python -m rpo_kit prepare --run {run.name} --set base_max_new_tokens={2 * limit}`"
+        )
+
+
+def _report_golds(records: list[dict[str, Any]], golds: dict[str, str]) -> None:
+    """Say so if recorded answers are the golds, whose files have the same format and ids."""
+    answered = [record for record in records if "text" in record]
+    equal = sum(record["text"].strip() == golds[record["id"]].strip() for record in answered)
+    if answered and equal >= _LIKE_GOLDS * len(answered):
+        print(
+            f"prepare: {equal} of {len(answered)} recorded answers equal the gold: is this a file of golds "
+            "(…_outputs.json), not of a model's answers?"
         )
 
 

@@ -42,7 +42,7 @@ from rpo_kit.runs import OnLog, Run, read_json, write_json, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study.baselines import trivial_answers
 from rpo_kit.study.comparisons import BEST_TRIVIAL, ITEMS, PLAN, SFT_ONLY, families, with_holm, write_plan
-from rpo_kit.study.evaluation import report_cuts, report_short_profiles, rewrite
+from rpo_kit.study.evaluation import report_cuts, report_fewer_users, report_short_profiles, rewrite
 from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
 from rpo_kit.study.statistics import references
 from rpo_kit.training.curriculum import shots_plan
@@ -73,10 +73,13 @@ def begin(run: Run) -> None:
     for arm in run.preset.sweep.arms:
         shots_plan(arm, run.preset.sweep.steps)  # raises
     if is_main():
-        report_short_profiles(dev_examples(run, run.preset.sweep.dev_users), run.preset.sweep.eval_shots, "sweep")
+        asked = run.preset.sweep.dev_users
+        examples = dev_examples(run, asked)
+        report_fewer_users(examples, "sweep.dev_users", asked)
+        report_short_profiles(examples, run.preset.sweep.eval_shots, "sweep")
         lock = run.folder / ".locks" / "sweep-plan"  # trials may begin at once, as a scheduler's jobs
         with disk_errors_explained(run.folder), locked(lock, f"The plan of the sweep of run {run.name!r}"):
-            write_plan(run)
+            write_plan(run, len({example["user_id"] for example in examples}))
 
 
 def score_sft(run: Run) -> None:

@@ -17,14 +17,19 @@ from typing import Any
 
 from rpo_kit.errors import KitError
 from rpo_kit.pipeline import refused_settings
-from rpo_kit.presets import Preset, override
-from rpo_kit.setting_rules import ARM_NAMES
+from rpo_kit.presets import Preset, flat, override
+from rpo_kit.setting_rules import ARM_NAMES, MOVE_NO_SCORE
 
 FULL_METHOD = "full"
 _OF_THE_USERS = frozenset(  # settings that make other dev users, or other texts of theirs
     f"data.{name}" for name in ("source", "separation", "task", "dev_users", "dev_share", "items_per_user", "seed")
 )
 _OF_AN_ARM = ("prepare", "synthesize", "sft", "rl")  # stages
+_MOVE_NOTHING = (  # what the study does not read, or what changes memory, time or files alone
+    *MOVE_NO_SCORE,
+    *("sweep.", "components.", "evaluation.systems", "evaluation.keep_content", "evaluation.bootstrap"),
+    *("evaluation.seed", "evaluation.batch_size", "endpoint.cache", "endpoint.concurrency", "endpoint.tries"),
+)
 _OF_THE_STUDY = ("components.", "sweep.", "rl.seed")  # settings that every arm has in common
 
 
@@ -74,10 +79,24 @@ def arm_of(name: str) -> Arm:
 
 
 def chosen_arms(preset: Preset) -> list[Arm]:
-    """The full method, then the arms of `components.arms`; "all" stands for every named one."""
+    """The full method, then the arms of `components.arms`; "all" stands for every named one that changes something."""
     listed = preset.components.arms
-    names = (FULL_METHOD, *(ARM_NAMES if "all" in listed else ()), *(name for name in listed if name != "all"))
-    return [arm_of(name) for name in dict.fromkeys(names)]
+    of_all = [arm for arm in ARMS.values() if "all" in listed and _changes_something(preset, arm)]
+    named = [arm_of(name) for name in listed if name != "all"]
+    return list({arm.name: arm for arm in (arm_of(FULL_METHOD), *of_all, *named)}.values())
+
+
+def _changes_something(preset: Preset, arm: Arm) -> bool:
+    try:
+        return what_moves(preset, arm) != what_moves(preset, arm_of(FULL_METHOD))
+    except KitError:  # invalid, and `check_arms` says so
+        return True
+
+
+def what_moves(preset: Preset, arm: Arm) -> dict[str, object]:
+    """The stage whose adapter is scored, and the arm's settings without those that cannot move its score."""
+    settings = flat(arm_preset(preset, arm))
+    return {"stage": arm.stage} | {key: value for key, value in settings.items() if not key.startswith(_MOVE_NOTHING)}
 
 
 def arm_preset(preset: Preset, arm: Arm) -> Preset:
@@ -90,6 +109,7 @@ def arm_preset(preset: Preset, arm: Arm) -> Preset:
 def check_arms(preset: Preset) -> str:
     """Why an arm would refuse its settings, seen before the first one is trained; "" if none would."""
     folders: dict[str, str] = {}
+    seen: dict[str, dict[str, object]] = {}
     of_run = refused_settings(preset, *_OF_AN_ARM)
     for arm in chosen_arms(preset):
         if (other := folders.setdefault(arm.folder, arm.name)) != arm.name:
@@ -104,6 +124,13 @@ def check_arms(preset: Preset) -> str:
             changed = arm_preset(preset, arm)
         except KitError as error:
             return f"The arm {arm.name!r} of components.arms cannot run: {error}"
+        moved = what_moves(preset, arm)
+        if same := next((name for name, moves in seen.items() if moves == moved), ""):
+            return (
+                f"The arm {arm.name!r} of components.arms would score the same as {same!r}, because no setting that "
+                "moves a score here differs: leave it out."
+            )
+        seen[arm.name] = moved
         asks_again = {
             "prepare": changed.base != preset.base,
             "synthesize": (changed.data, changed.synthesis) != (preset.data, preset.synthesis),

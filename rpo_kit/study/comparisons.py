@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 
+from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import Preset, flat
 from rpo_kit.provenance import git_commit
@@ -120,13 +121,16 @@ def stored_differences(prefix: str) -> str:
 # ---- the plan -----------------------------------------------------------------------------------------------------
 
 
-def planned_comparisons(preset: Preset) -> dict[str, Any]:
-    """The comparisons that a sweep with these settings makes, and what moves their scores, as plain JSON values."""
+def planned_comparisons(preset: Preset, users: int | None = None) -> dict[str, Any]:
+    """The comparisons that a sweep with these settings makes, and what moves their scores, as plain JSON values.
+
+    `users`: how many dev users are scored, if the run has fewer than the setting asks for.
+    """
     settings, task = preset.sweep, get_task(preset.data.task)
     return {
         "task": task.name,
         "metric": _METRICS[task.kind],
-        "users": settings.dev_users,
+        "users": settings.dev_users if users is None else users,
         "arms": list(settings.arms),
         "seeds": list(settings.seeds),
         "steps": settings.steps,
@@ -150,9 +154,9 @@ def _moves_scores(key: str) -> bool:
     return key in scored or key.startswith(("data.", "reflection.", "synthesis.", "sft.", "rl."))
 
 
-def write_plan(run: Run) -> None:
+def write_plan(run: Run, users: int | None = None) -> None:
     """Write `sweep/plan.json` if no trial was scored; after that, only add to it what has changed."""
-    path, now = run.stage("sweep") / PLAN, planned_comparisons(run.preset)
+    path, now = run.stage("sweep") / PLAN, planned_comparisons(run.preset, users)
     stored, scored = read_json(path), trial_was_scored(run)
     stamp = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "commit": git_commit()}
     if not isinstance(stored, dict) or (not scored and latest(stored) != now):
@@ -161,6 +165,19 @@ def write_plan(run: Run) -> None:
         changed = {key: value for key, value in now.items() if latest(stored).get(key, value) != value}
         write_json(path, stored | {"changes": [*stored["changes"], {"changed": changed} | stamp]})
         print(f"sweep: {change_sentence(read_json(path))} Figure 3 will say so.")
+
+
+def check_settings(run: Run) -> None:
+    """Raise KitError if the run's settings are no longer those that its sweep was computed with."""
+    stored = read_json(run.stage("sweep") / PLAN)
+    before, now = latest(stored) if isinstance(stored, dict) else {}, planned_comparisons(run.preset)
+    earlier = {"data.task": before.get("task", now["task"])} | before.get("settings", {})
+    changed = [key for key, value in now["settings"].items() if earlier.get(key, value) != value]
+    if changed:
+        raise KitError(
+            f"The sweep of run {run.name!r} was computed with other settings ({', '.join(changed)}): run "
+            f"`python -m rpo_kit sweep --run {run.name}` again."
+        )
 
 
 def latest(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from rpo_kit.stages import stage, take_over
 from rpo_kit.study.arms import FULL_METHOD, Arm, arm_preset, chosen_arms
 from rpo_kit.study.baselines import trivial_answers
 from rpo_kit.study.component_figure import FILES
-from rpo_kit.study.evaluation import report_cuts, rewrite
+from rpo_kit.study.evaluation import report_cuts, report_fewer_users, rewrite
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import ONE_SEED, compare, holm, seed_variance
 from rpo_kit.training.ranks import world
@@ -65,7 +65,10 @@ _SECONDS = "seconds.jsonl"  # of an arm: what each call took that computed somet
 
 def components(run: Run, on_log: OnLog | None = None) -> None:
     """Train and score every arm with every seed, then write the table."""
-    arms = chosen_arms(run.preset)
+    arms, asked = chosen_arms(run.preset), run.preset.components.dev_users
+    current(run, "sft")
+    if is_main():
+        report_fewer_users(dev_examples(run, asked), "components.dev_users", asked)
     for number, arm in enumerate(arms, 1):
         print(f"arm {number} of {len(arms)}: {arm.about} ({describe(arm)})")
         compute(run, arm, on_log)

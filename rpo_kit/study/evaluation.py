@@ -42,7 +42,7 @@ from rpo_kit.rewriting.prompts import prompt_fingerprints
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs, reflect
 from rpo_kit.rewriting.trajectory import FULL, Form, rewrite_or_generic
 from rpo_kit.runs import Run, append_records, read_records, sort_records, write_text
-from rpo_kit.setting_rules import SYSTEM, SYSTEM_FORMS, TRIVIAL, kind_of
+from rpo_kit.setting_rules import ALL_USERS, SYSTEM, SYSTEM_FORMS, TRIVIAL, kind_of
 from rpo_kit.stages import stage
 from rpo_kit.study.baselines import (
     FROM_TRAIN,
@@ -283,6 +283,16 @@ def report_short_profiles(examples: list[Example], shots: Iterable[int], command
         short = sum(len(example["profile"]) < k for example in examples)
         if short:
             print(f"{command}: {short} of {len(examples)} profiles have fewer than {k} items: all of theirs are shown")
+
+
+def report_fewer_users(examples: list[Example], setting: str, asked: int) -> None:
+    """Say so if a setting asks for more dev users than the run has."""
+    users = len({example["user_id"] for example in examples})
+    if users < asked < ALL_USERS:
+        command = setting.partition(".")[0]
+        print(
+            f"{command}: {setting}={asked}, but this run has {users} dev users: all are scored (more: data.dev_users)"
+        )
 
 
 def report_cuts(records: dict[str, list[Record]], command: str = "evaluate") -> None:

@@ -20,7 +20,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, read_json, read_records
 from rpo_kit.stages import require
-from rpo_kit.study.comparisons import GROWING, SFT_ONLY
+from rpo_kit.study.comparisons import GROWING, SFT_ONLY, check_settings
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ def pilot_of_sweep(run: Run, system: str | None = None, minus: str | None = None
     folders = _folders(run)
     if not all((folder / "scores/scores.csv").exists() for folder in folders):
         raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
+    check_settings(run)
     scores, shots = Scores.of(run, trials), max(settings.eval_shots)
     if shots not in scores.by_arm[SFT_ONLY]:
         raise KitError(f"The sweep of run {run.name!r} was not scored at k = {shots}: run sweep again.")

@@ -144,14 +144,15 @@ def plan_report(pilot: Pilot, difference: float, power: float, seed_spread: floa
         raise KitError(f"--power {power:g} must be a share above 0.05 and below 1, as in 0.8.")
     found = spread_of(pilot)
     stated = seed_spread is not None
-    used = Spread(found.user, found.query, seed_spread**2 if seed_spread is not None else found.seed, found.interaction)
+    seed = found.seed if seed_spread is None else pilot.adapters * seed_spread**2
+    used = Spread(found.user, found.query, seed, found.interaction)
     table = choices(pilot, used, difference, power)
     could = standard_errors(power) * math.sqrt(used.variance(pilot.user_count, pilot.queries, pilot.seeds))
     lines = [
         f"Pilot: {pilot.about}: {pilot.differences_SE.mean():+.3f} on {pilot.user_count} users; it could show "
         f"{could:.3f} with {100 * power:.0f} % power.",
         "Spread of the difference (standard deviations):",
-        *(f"  {level}" for level in _levels(found, used, stated)),
+        *(f"  {level}" for level in _levels(found, used, stated, pilot.adapters)),
         f"To show a difference of {difference:g} with {100 * power:.0f} % power (two-sided, 5 %, one comparison):",
         table.to_string(index=False, na_rep="not recorded"),
         pilot.costs.sentence(),
@@ -182,7 +183,7 @@ def _hours(value: float | None) -> str:
     return "not recorded" if value is None else f"{value:.1f}"
 
 
-def _levels(found: Spread, used: Spread, stated: bool) -> list[str]:
+def _levels(found: Spread, used: Spread, stated: bool, adapters: int) -> list[str]:
     parts = [f"between users {math.sqrt(found.user):.3f}"]
     parts.append(
         "between the queries of a user unknown, as each has one (it counts as spread between users)"
@@ -192,7 +193,8 @@ def _levels(found: Spread, used: Spread, stated: bool) -> list[str]:
     if found.interaction:
         parts.append(f"of a user between seeds {math.sqrt(found.interaction):.3f}")
     if stated:
-        parts.append(f"between seeds {math.sqrt(used.seed or 0.0):.3f}, as stated")
+        how = "as stated" if adapters == 1 else "as stated for each of two adapters"
+        parts.append(f"between seeds {math.sqrt(used.seed or 0.0):.3f}, {how}")
     elif found.seed is None:
         parts.append(
             "between seeds unknown, as the pilot has one: taken as 0, so the numbers hold for these adapters only; "

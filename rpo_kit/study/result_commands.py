@@ -5,6 +5,7 @@ imported when one is called.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from rpo_kit.errors import KitError
@@ -28,12 +29,16 @@ def add_results(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     figure.add_argument(
         "--data", metavar="NAME", help="instead of a run: the numbers stored as figures/data/NAME_*.csv"
     )
-    figure.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_*.csv")
+    figure.add_argument(
+        "--export", metavar="NAME", type=_stored_name, help="also store the numbers as figures/data/NAME_*.csv"
+    )
     figure.set_defaults(command=_draw_figure3_again)
     results = commands.add_parser("results", help="print and draw an evaluation from its stored numbers")
     about = "the evaluated run (default: demo); several that differ in their seeds alone become one table"
     results.add_argument("--run", nargs="+", default=[DEFAULT_RUN], help=about)
-    results.add_argument("--export", metavar="NAME", help="also store numbers and logs as figures/data/NAME_*.csv")
+    results.add_argument(
+        "--export", metavar="NAME", type=_stored_name, help="also store numbers and logs as figures/data/NAME_*.csv"
+    )
     about = "print and draw the component study (sweep --grid components) instead of the evaluation"
     results.add_argument("--components", action="store_true", help=about)
     about = "also print, apart from the run's table, what others have published on the task"
@@ -52,8 +57,18 @@ def _add_transfer(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     moved.add_argument("--to", dest="targets", metavar="RUN", nargs="+", required=True, help=about)
     about = "the module after SFT, after RL, or both (default: the last that is evaluated)"
     moved.add_argument("--module", nargs="+", choices=("sft", "rl"), default=[], help=about)
-    moved.add_argument("--export", metavar="NAME", help="also store the numbers as figures/data/NAME_transfer.csv")
+    moved.add_argument(
+        "--export", metavar="NAME", type=_stored_name, help="also store the numbers as figures/data/NAME_transfer.csv"
+    )
     moved.set_defaults(command=_transfer)
+
+
+def _stored_name(text: str) -> str:
+    if not re.fullmatch(r"[\w.=+-]+", text) or text.startswith("."):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a file name of letters, digits and . _ = + -, without a folder"
+        )
+    return text
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -68,7 +83,9 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     plan.add_argument("--from", dest="source", choices=("evaluate", "sweep"), default="evaluate", help=about)
     plan.add_argument("--system", help="a system or arm of the pilot (default: rl, or progressive)")
     plan.add_argument("--minus", help="what is subtracted from it (default: sft, or SFT only)")
-    about = "standard deviation between seeds, as in 0.05, or stored numbers, as in gain_LaMP-7_24x16"
+    about = (
+        "standard deviation of an adapter's score between seeds, as in 0.05, or stored numbers, as in gain_LaMP-7_24x16"
+    )
     plan.add_argument("--seed-spread", metavar="SD", help=about)
     plan.set_defaults(command=_plan)
 

@@ -62,16 +62,20 @@ def transfer(sources: Sequence[Run], targets: Sequence[Run], modules: Sequence[s
     if "base" not in own.by_system or not modules or not {*modules} <= {*known}:
         wanted = " and ".join(modules) or "sft or rl"
         raise KitError(f"Run {targets[0].name!r} must have evaluated base and {wanted}: see evaluation.systems.")
-    moved = {}
+    pairs = {}
     for name in modules:
         seeds = max(len(runs_of(name, runs)) for runs in (sources, targets))
-        pairs = list(zip(sources, targets, strict=True))[:seeds]
-        moved[name] = np.stack([_rewritten(source, target, name) for source, target in pairs])
+        pairs[name] = list(zip(sources, targets, strict=True))[:seeds]
+        for source, target in pairs[name]:
+            _check_pair(source, target, name)
+    moved = {name: np.stack([_rewritten(*pair, name) for pair in of_module]) for name, of_module in pairs.items()}
     return table(own, moved)
 
 
-def _rewritten(source: Run, target: Run, module: str) -> np.ndarray:
-    """Scores (examples,) of the source's module on the target's generic answers; a call that was cut off goes on."""
+def _check_pair(source: Run, target: Run, module: str) -> None:
+    """Raise KitError if the source's module cannot rewrite the target's answers, or knows its dev users."""
+    if source.folder == target.folder:
+        raise KitError(f"Run {source.name!r} is its own target: name another run after --to.")
     for what, ours, theirs in (
         ("tasks", source.preset.data.task, target.preset.data.task),
         ("settings of the module (reflection.*)", source.preset.reflection, target.preset.reflection),
@@ -84,6 +88,11 @@ def _rewritten(source: Run, target: Run, module: str) -> np.ndarray:
             f"{len(trained_on & asked)} dev users of run {target.name!r} are among the train users of run "
             f"{source.name!r}: prepare both with the same split of users (data.seed, data.dev_share)."
         )
+    current(source, module)
+
+
+def _rewritten(source: Run, target: Run, module: str) -> np.ndarray:
+    """Scores (examples,) of the source's module on the target's generic answers; a call that was cut off goes on."""
     folder = target.stage(f"transfer/{source.name}-{module}")
     weights, inputs = current(source, module) / WEIGHTS, inputs_of(target, "evaluate") | module_inputs(target)
     with stage(target, f"transfer/{folder.name}", **inputs, weights=weights) as work:

@@ -16,7 +16,7 @@ from rpo_kit.presets import get_preset
 from rpo_kit.rewriting import personalizer
 from rpo_kit.rewriting import prepare as prepare_module
 from rpo_kit.rewriting.personalizer import Personalizer
-from rpo_kit.rewriting.prepare import load_prepared, prepare
+from rpo_kit.rewriting.prepare import load_golds, load_prepared, prepare
 from rpo_kit.runs import existing_run, open_run, read_records
 from rpo_kit.serving import server
 from rpo_kit.study.evaluation import evaluate
@@ -58,6 +58,17 @@ def test_answers_that_name_no_label_of_the_task_are_told(new_run, recorded, caps
     others = dict.fromkeys((id_ for split in ("train", "dev") for id_ in ids_of(split)), "politics")
     prepare(new_run({"base": f"file:{recorded('other.json', **others)}"}))
     assert "18 of them name no label of LaMP-3: are they of another task?" in capsys.readouterr().out
+
+
+def test_answers_that_are_the_golds_are_told(new_run, recorded, capsys):
+    run = new_run({"base": f"file:{recorded()}"})
+    prepare(run)
+    golds = load_golds(run, "train") | load_golds(run, "dev")
+    prepare(new_run({"base": f"file:{recorded('golds.json', **golds)}"}))
+    assert "18 of 18 recorded answers equal the gold: is this a file of golds" in capsys.readouterr().out
+    half = dict(list(golds.items())[:9])
+    prepare(new_run({"base": f"file:{recorded('half.json', **half)}"}))
+    assert "equal the gold" not in capsys.readouterr().out
 
 
 def test_train_and_dev_may_be_in_two_files(new_run, recorded):

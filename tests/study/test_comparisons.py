@@ -10,7 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from rpo_kit.rewriting.prepare import prepare
 from rpo_kit.runs import Run, write_json, write_text
+from rpo_kit.study.ablation import begin
 from rpo_kit.study.comparisons import (
     PLAN,
     change_sentence,
@@ -118,6 +120,14 @@ def test_after_a_trial_was_scored_the_first_plan_stays_and_the_change_is_told(
     write_plan(new_run({"sweep.seeds": [0], "sweep.dev_users": 4}))
     assert len(stored(new_run())["changes"]) == 2
     assert "changed back" in change_sentence(stored(new_run()))
+
+
+def test_the_plan_counts_the_users_that_the_run_has(new_run, as_trained, capsys) -> None:
+    prepare(run := new_run({"sweep.dev_users": 390}))
+    as_trained(run)
+    begin(run)
+    assert stored(run)["plan"]["users"] == 6
+    assert "sweep: sweep.dev_users=390, but this run has 6 dev users: all are scored" in capsys.readouterr().out
 
 
 def test_a_plan_that_comes_after_the_first_trial_says_so(new_run: Callable[..., Run]) -> None:

@@ -137,6 +137,30 @@ def test_an_arm_that_asks_the_teacher_again_is_refused_without_a_key_although_th
     assert check_arms(get_preset("cpu", changes | {"components.arms": ["grpo", "no-plan", "no-rl"]})) == ""
 
 
+@pytest.mark.parametrize(
+    ("arms", "same"),
+    [
+        (["grpo", "rl.algorithm=grpo"], "grpo"),
+        (["rl.beta=0", "rl.beta=0.0"], "rl.beta=0"),
+        (["evaluation.keep_content=0"], "full"),
+        (["endpoint.cache=false"], "full"),
+        (["rl.save_every=5"], "full"),
+        ([f"rl.beta={get_preset('cpu').rl.beta}"], "full"),
+    ],
+)
+def test_an_arm_whose_score_nothing_can_move_is_refused(arms, same):
+    told = check_arms(get_preset("cpu", {"components.arms": arms}))
+    assert told.startswith(f"The arm '{arms[-1]}' of components.arms would score the same as '{same}', because ")
+
+
+def test_all_arms_are_those_that_change_something_in_this_run():
+    names = {"synthesis.shots": [1], "rl.algorithm": "grpo", "components.arms": ["all"]}
+    chosen = [arm.name for arm in chosen_arms(get_preset("cpu", names))]
+    assert set(ARMS) - set(chosen) == {"sft-1-item", "grpo"}
+    assert "reinforce++" in chosen
+    assert [arm.name for arm in chosen_arms(get_preset("cpu", {"components.arms": ["all"]}))] == list(ARMS)
+
+
 def test_two_arms_that_would_share_a_folder_are_refused():
     arms = ["reflection.name=org/model-a", "reflection.name=org-model/a"]
     told = check_arms(get_preset("cpu", {"components.arms": arms}))

@@ -210,6 +210,16 @@ def test_a_module_of_another_kind_is_refused(evaluated, other, message):
         transfer([evaluated("far", **other)], [near])
 
 
+def test_every_pair_is_checked_before_the_first_answer_is_rewritten(evaluated, monkeypatch):
+    near, far = evaluated("near"), evaluated("far")
+    monkeypatch.setattr("rpo_kit.study.transfer.predict", lambda *_: pytest.fail("an answer was rewritten"))
+    with pytest.raises(KitError, match="its own target"):
+        transfer([near], [near])
+    (far.stage("rl") / "manifest.json").unlink()
+    with pytest.raises(KitError, match="'rl' of run 'far' is not finished"):
+        transfer([far], [near], ["sft", "rl"])
+
+
 def test_as_many_runs_come_from_as_go_to(evaluated):
     near = evaluated("near")
     with pytest.raises(KitError, match="not 1 and 2"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from rpo_kit.__main__ import main
 from rpo_kit.errors import KitError
-from rpo_kit.study import ablation
+from rpo_kit.study import ablation, comparisons
 from rpo_kit.study.evaluation import evaluate
 from rpo_kit.study.pilot import Costs, Pilot, pilot_of_evaluation, pilot_of_sweep
 from rpo_kit.study.power import Spread, choices, plan_report, seed_spread_of, spread_of, standard_errors
@@ -115,6 +116,10 @@ def test_what_cannot_be_planned_is_a_sentence(differences: np.ndarray, target: f
 
 def test_the_spread_between_seeds_is_a_number_or_that_of_stored_runs(tmp_path: Path) -> None:
     assert seed_spread_of("0.05", DATA) == 0.05
+    one = pilot(np.random.default_rng(0).normal(0.1, 0.2, (1, 50)))
+    assert "between seeds 0.050, as stated\n" in plan_report(one, 0.1, 0.8, 0.05)
+    two = plan_report(replace(one, adapters=2), 0.1, 0.8, 0.05)
+    assert "between seeds 0.071, as stated for each of two adapters\n" in two
     assert seed_spread_of("gain_LaMP-7_24x16", DATA) == pytest.approx(0.049, abs=0.001)
     assert seed_spread_of("figures/data/gain_LaMP-7_24x16.csv", DATA) == seed_spread_of("gain_LaMP-7_24x16", DATA)
     rows = {"run": ["a", "b", "all"], "difference": [0.1, 0.1, 0.1], "mde": [0.05, 0.05, 0.04]}
@@ -165,3 +170,9 @@ def test_a_sweep_is_a_pilot_with_several_seeds(new_run) -> None:
     assert (found.adapters, pilot_of_sweep(run, minus="fixed-2").adapters) == (1, 2)
     with pytest.raises(KitError, match="has no arm 'reversed': it has SFT only, fixed-2, progressive"):
         pilot_of_sweep(run, "reversed")
+    comparisons.write_plan(run)
+    pilot_of_sweep(new_run({"sweep.eval_shots": [2, 6]}))
+    with pytest.raises(KitError, match=r"computed with other settings \(data.seed, rl.temperature\)"):
+        pilot_of_sweep(
+            new_run({"sweep.seeds": [0, 1], "sweep.eval_shots": [2, 6], "data.seed": 5, "rl.temperature": 2})
+        )

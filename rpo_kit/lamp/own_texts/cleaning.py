@@ -48,6 +48,11 @@ def _of_author(texts: Sequence[OwnText], wanted: str, notes: Notes) -> list[OwnT
     named = [author for author, _ in counts.most_common() if author]
     if not wanted and len(named) < 2:
         return list(texts)
+    if not named:
+        raise KitError(
+            f"--author {wanted}: no text says who wrote it. Leave --author out, or name the column that does with "
+            "--author-column."
+        )
     chosen = [author for author in named if wanted.casefold() in author] if wanted else named[:1]
     exact = [author for author in chosen if author == wanted.casefold()]
     if len(exact or chosen) != 1:

@@ -157,13 +157,22 @@ def _objects(values: Iterable[Any], path: Path, notes: Notes) -> list[Row]:
     rows: list[Row] = []
     for value in values:
         if isinstance(value, dict):
-            plain = {str(key): part for key, part in value.items() if isinstance(part, str | int | float)}
-            rows.append({key: str(part) for key, part in plain.items()})
+            plain = {str(key): _in_parts(part) for key, part in value.items()}
+            rows.append({key: str(part) for key, part in plain.items() if isinstance(part, str | int | float)})
         elif isinstance(value, str):
             rows.append({"text": value})
         else:
             notes.counts[f"entries of {path.name} that are neither objects nor texts (left out)"] += 1
     return rows
+
+
+def _in_parts(value: Any) -> Any:
+    """The text of a list such as ["see ", {"type": "link", "text": "…"}], as Telegram writes it; others unchanged."""
+    if not isinstance(value, list) or not value:
+        return value
+    parts = [part.get("text") if isinstance(part, dict) else part for part in value]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(parts) else value
 
 
 def _plain(text: str, source: str, separator: str, notes: Notes) -> list[OwnText]:
