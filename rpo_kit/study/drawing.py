@@ -126,7 +126,7 @@ def _stage1(ax: Axes) -> None:
     for x in ((3.75, 4.0), (6.25, 6.5), (7.95, 8.2)):
         _arrow(ax, (x[0], 5.27), (x[1], 5.27), BLUE)
     _arrow(ax, (7.22, 4.7), (7.22, 4.45), GREY, dashed=True)
-    ax.text(7.22, 4.41, "rejected: kept, with reason", fontsize=LETTERS, color=GREY, ha="center", va="top")
+    ax.text(7.22, 4.41, "rejected: logged with the reason", fontsize=LETTERS, color=GREY, ha="center", va="top")
 
 
 def _stage2(ax: Axes) -> None:

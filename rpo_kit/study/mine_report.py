@@ -45,8 +45,8 @@ def fit_report(run: Run, system: str) -> str:
         f"{row['high']:.3f}{resolved}) over the best answer without a model ({best}: {system_name(best)}).",
         f"  Score, 0 to 1 (1: word for word what was written): {score[system]:.3f} against {score[best]:.3f}; the base "
         f"model alone {score['base']:.3f}.",
-        "  The interval is over texts. The smallest difference that so few texts could have shown: "
-        f"{row['mde']:.3f} (80 % power).",
+        "  The interval is over texts. The smallest true difference found in 80 of 100 such "
+        f"evaluations: {row['mde']:.3f} (MDE).",
     ]
     return "\n".join([*lines, "", _shown(median_sample(run, system))])
 

@@ -149,8 +149,8 @@ def plan_report(pilot: Pilot, difference: float, power: float, seed_spread: floa
     table = choices(pilot, used, difference, power)
     could = standard_errors(power) * math.sqrt(used.variance(pilot.user_count, pilot.queries, pilot.seeds))
     lines = [
-        f"Pilot: {pilot.about}: {pilot.differences_SE.mean():+.3f} on {pilot.user_count} users; it could show "
-        f"{could:.3f} with {100 * power:.0f} % power.",
+        f"Pilot: {pilot.about}: {pilot.differences_SE.mean():+.3f} on {pilot.user_count} users; it detects a true "
+        f"difference of {could:.3f} with {100 * power:.0f} % power.",
         "Spread of the difference (standard deviations):",
         *(f"  {level}" for level in _levels(found, used, stated, pilot.adapters)),
         f"To show a difference of {difference:g} with {100 * power:.0f} % power (two-sided, 5 %, one comparison):",

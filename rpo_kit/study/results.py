@@ -115,7 +115,7 @@ def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame, systems: Sequ
     )
     if not row.get("mde", 0.0) > 0:
         return text
-    return f"{text} Smallest difference that these users could have shown: {row['mde']:.3f} (80 % power)."
+    return f"{text} Smallest true difference found in 80 of 100 such evaluations: {row['mde']:.3f} (MDE)."
 
 
 def gain_by_history(metrics: pd.DataFrame, paired: pd.DataFrame) -> list[str]:
@@ -124,8 +124,7 @@ def gain_by_history(metrics: pd.DataFrame, paired: pd.DataFrame) -> list[str]:
     rows = sorted((row for row in fewer if row["system"] in MODULE), key=lambda row: MODULE.index(row["system"]))
     return [
         f"Gain by history: {_with_interval(row)}, {system_name(row['system'])} with {metrics['shots'][0]} items minus "
-        f"the same with {shots_in(row['minus'])}"
-        + (f". Smallest detectable difference: {row['mde']:.3f}." if row.get("mde", 0.0) > 0 else ".")
+        f"the same with {shots_in(row['minus'])}" + (f". MDE: {row['mde']:.3f}." if row.get("mde", 0.0) > 0 else ".")
         for row in rows
         if row["system"] == rows[-1]["system"]
     ]

@@ -33,7 +33,7 @@ from rpo_kit.study.comparisons import (
     mde_range,
     resolved,
 )
-from rpo_kit.study.drawing import GREY, INK
+from rpo_kit.study.drawing import INK
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import LEVEL
 from rpo_kit.study.style import REFERENCE_STYLES, STYLE, UNRESOLVED_COLOR, style_of
@@ -63,7 +63,7 @@ def figure3(prefix: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = _canvas(bars, curves, differences, window, 0.62 + _LINE * (caption.count("\n") + 1))
         # parse_math=False: a folder's name may contain a dollar sign
-        figure.text(0.012, 0.012, caption, fontsize=_SMALL, color=GREY, va="bottom", parse_math=False)
+        figure.text(0.012, 0.012, caption, fontsize=_SMALL, color=INK, va="bottom", parse_math=False)
     is_resolved = [] if differences.empty else resolved(differences)
     return alt_text.described(figure, alt_text.of_sweep(bars, differences, is_resolved))
 
@@ -264,4 +264,4 @@ def _about_differences(differences: pd.DataFrame) -> str:
         return "Grey: not resolved (the interval contains 0)."
     grey = f"Grey: not resolved (Holm-adjusted p of {LEVEL} or more)."
     mde = mde_range(differences)
-    return f"{grey} Smallest differences that one comparison could have shown with 80 % power: {mde}." if mde else grey
+    return f"{grey} Smallest true differences that one comparison finds with 80 % power (MDE): {mde}." if mde else grey

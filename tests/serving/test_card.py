@@ -55,7 +55,7 @@ def test_the_results_are_the_runs_with_intervals_over_the_best_trivial_baseline(
         "Gain over the best trivial baseline: +0.112 (0.050 to 0.170), reflection module after SFT + RL minus majority "
         "label of the user"
     ) in prose(text)
-    assert "Smallest difference that these users could have shown: 0.090" in prose(text)
+    assert "Smallest true difference found in 80 of 100 such evaluations: 0.090" in prose(text)
     assert "| reflection module after SFT + RL | 0.812 | 0.750 | 0.870 | 0.400 | 0.600 | 0.250 |" in text
     (result,) = yaml.safe_load(text.split("---")[1])["model-index"][0]["results"]
     values = {metric["name"]: metric["value"] for metric in result["metrics"]}

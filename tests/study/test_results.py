@@ -51,8 +51,8 @@ def test_the_gain_is_that_of_the_last_step_over_the_best_trivial_baseline() -> N
     pairs = paired(("sft", "base"), ("rl", "base"), ("rl", "copy-nearest"), ("rl", "majority"))
     assert gain_over_trivial(table, pairs) == (
         "Gain over the best trivial baseline: +0.300 (0.150 to 0.600), reflection module after SFT + RL minus majority "
-        "label of the user (the best by its score on these dev users). Smallest difference that these users could have "
-        "shown: 0.040 (80 % power)."
+        "label of the user (the best by its score on these dev users). Smallest true difference found in 80 of 100 "
+        "such evaluations: 0.040 (MDE)."
     )
     before = paired(*zip(pairs["system"], pairs["minus"], strict=True), mde=None)
     assert gain_over_trivial(table, before).endswith("(the best by its score on these dev users).")
@@ -66,7 +66,7 @@ def test_the_last_step_is_that_of_the_method_whatever_the_order_of_the_table() -
     (told,) = gain_by_history(metrics(lead=0.5, rl=0.8, sft=0.6), fewer)
     assert told == (
         "Gain by history: +0.000 (0.000 to 0.000; not resolved), reflection module after SFT + RL with 6 items minus "
-        "the same with 1. Smallest detectable difference: 0.040."
+        "the same with 1. MDE: 0.040."
     )
 
 
@@ -92,7 +92,7 @@ def test_without_a_module_or_a_trivial_baseline_there_is_no_such_gain() -> None:
 def test_one_user_or_equal_answers_have_no_smallest_difference() -> None:
     table = metrics(base=0.4, majority=0.5, rl=0.6)
     for mde in (0.0, float("nan")):
-        assert "could have shown" not in gain_over_trivial(table, paired(("rl", "majority"), mde=mde))
+        assert "MDE" not in gain_over_trivial(table, paired(("rl", "majority"), mde=mde))
 
 
 def test_tables_name_systems_as_the_readme_does_and_leave_other_columns_alone() -> None:
