@@ -354,7 +354,7 @@ def test_figure_3_says_by_what_a_difference_counts_as_resolved(tmp_path):
     figure = figures.figure3(prefix)
     caption = " ".join(figure.texts[-1].get_text().split())
     assert "Holm-adjusted p of 0.05 or more" in caption
-    assert "80 % power: 0.030 to 0.050" in caption
+    assert "80 % power (MDE): 0.030 to 0.050" in caption
     assert "bootstrap over users and seeds." in caption
     colors = [container.lines[0].get_color() for container in figure.axes[-2].containers]
     assert colors[0] == UNRESOLVED_COLOR, "its interval is above 0, its adjusted p is not below"
