@@ -65,11 +65,14 @@ _FORMS = {
     float: "a number, as in 0.5 or 1e-5",
     bool: "true or false",
 }
-_LIST_FORM = "a list: write it as JSON, as in '{key}=[2, 6]' or '{key}=[\"a\", \"b\"]'"
+_LIST_FORMS = {  # by the type of its parts
+    int: "a list of whole numbers: write it as JSON, as in '{key}=[2, 6]'",
+    str: 'a list of names: write it as JSON, as in \'{key}=["a", "b"]\'',
+}
 
 
 def _convert(node: Any, name: str, value: Any, key: str) -> Any:
-    kind = typing.get_type_hints(type(node))[name]
+    kind, given = typing.get_type_hints(type(node))[name], value
     if kind is str:
         return str(value)
     try:
@@ -80,7 +83,8 @@ def _convert(node: Any, name: str, value: Any, key: str) -> Any:
             value = [value] if _fields(node)[name].metadata.get("a number too") else None
         return tuple(_exact(typing.get_args(kind)[0], part) for part in value)
     except (ValueError, TypeError):
-        raise KitError(f"{key}={value!r} is not {_FORMS.get(kind, _LIST_FORM.format(key=key))}.") from None
+        form = _FORMS.get(kind) or _LIST_FORMS[typing.get_args(kind)[0]].format(key=key)
+        raise KitError(f"{key}={given!r} is not {form}.") from None
 
 
 def _fields(node: Any) -> dict[str, dataclasses.Field[Any]]:

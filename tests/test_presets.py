@@ -224,3 +224,22 @@ def test_the_parts_of_the_reward_are_at_most_all_of_it():
     assert get_preset("cpu", {"rl.content_weight": 0.9}).rl.content_weight == 0.9
     with pytest.raises(KitError, match=r"rl\.format_weight=0\.1 and rl\.content_weight=0\.95 are shares of the reward"):
         get_preset("cpu", {"rl.content_weight": 0.95})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "form"),
+    [
+        (
+            "components.arms",
+            "[1, 2]",
+            '[1, 2]\' is not a list of names: write it as JSON, as in \'components.arms=["a", "b"]',
+        ),
+        ("components.arms", '{"a": 1}', "is not a list of names"),
+        ("components.arms", "all", "'all' is not a list of names"),
+        ("sweep.seeds", '["a"]', "is not a list of whole numbers: write it as JSON, as in 'sweep.seeds=[2, 6]'"),
+    ],
+)
+def test_a_list_of_the_wrong_kind_is_refused_with_what_was_given_and_the_form(key: str, value: str, form: str) -> None:
+    with pytest.raises(KitError) as told:
+        get_preset("cpu", {key: value})
+    assert form in str(told.value)

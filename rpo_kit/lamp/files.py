@@ -97,6 +97,11 @@ def not_utf8(path: Path, byte: int, role: Role = OUTPUTS) -> KitError:
 
 
 def not_json(path: Path, what: str, position: int, size: int, role: Role = OUTPUTS) -> KitError:
+    if what.startswith("Extra data"):
+        return KitError(
+            f"The {role.name} {path} holds more than one JSON value, as a file with one per line does (character "
+            f"{position} of {size}): it should be a single one."
+        )
     return KitError(
         f"The {role.name} {path} is not complete JSON: {what.removesuffix(' at')} at character {position} of {size}. "
         f"Most likely {role.cause}: {role.remedy}."

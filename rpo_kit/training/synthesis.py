@@ -42,6 +42,7 @@ from rpo_kit.training.limits import report_lengths
 from rpo_kit.training.teachers import ChatTeacher, Draft, Request, Rules, RuleTeacher, Teacher, persona_teacher
 
 _CHUNK = 64  # ours: requests per chunk; a killed process loses at most one
+_TOLD = 3  # reasons for rejecting trajectories, if none was usable
 
 
 def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
@@ -78,7 +79,10 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
         for name in ("trajectories", "rejected"):
             sort_records(folder / f"{name}.jsonl", [request.id for request in requests])
         if not _records(folder, "trajectories"):
-            raise KitError(f"The teacher wrote no usable trajectory; the reasons are in {folder / 'rejected.jsonl'}.")
+            reasons = Counter(str(record["reason"]) for record in _records(folder, "rejected")).most_common(_TOLD)
+            told = "; ".join(f"{count} × {reason}" for reason, count in reasons)
+            whose = "file holds" if recorded_files(run.preset.synthesis.teacher) else "teacher wrote"
+            raise KitError(f"The {whose} no usable trajectory ({told}); all are in {folder / 'rejected.jsonl'}.")
         print(describe(folder))
         report_lengths(run, _records(folder, "trajectories"))
 

@@ -145,6 +145,10 @@ def test_a_file_that_lacks_ids(prepared, new_run, recorded):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
+        (
+            '{"id": "1", "output": "4"}\n{"id": "2", "output": "4"}',
+            "holds more than one JSON value, as a file with one",
+        ),
         ('{"task": "LaMP_3", "golds": [', "is not complete JSON: .*: record it again"),
         ('{"task": "LaMP_7", "golds": []}', "is of LaMP_7, not of LaMP_3: name the file of LaMP-3, or .* --task"),
         ("[]", "is not a LaMP outputs file"),

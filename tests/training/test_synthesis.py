@@ -173,7 +173,7 @@ def test_a_kill_between_the_two_files_duplicates_nothing(prepared, monkeypatch):
 
 def test_a_teacher_without_a_usable_trajectory_stops_and_says_where_the_reasons_are(prepared):
     run = prepared()
-    with pytest.raises(KitError, match=r"no usable trajectory; the reasons are in .*rejected\.jsonl"):
+    with pytest.raises(KitError, match=r"wrote no usable trajectory \(12 × no tags\); all are in .*rejected\.jsonl"):
         synthesize(run, lambda task, requests: ["no"] * len(requests))
 
 
