@@ -97,7 +97,10 @@ def test_a_json_list_is_found_also_inside_an_object(tmp_path, wrap):
 
 def test_a_text_in_parts_is_joined_as_telegram_writes_one_with_a_link(tmp_path):
     parts = ["see ", {"type": "link", "text": "https://example.org"}, " please"]
-    rows = [{"from": "mia", "text": "one", "reactions": [{"count": 2}]}, {"from": "mia", "text": parts}]
+    rows = [
+        {"from": "mia", "text": "one", "reactions": [{"count": 2}], "tags": ["a long", "list"]},
+        {"from": "mia", "text": parts},
+    ]
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"name": "chat", "messages": [*rows, {"from": "mia", "text": []}]}))
     assert texts_of(path)[0] == ["one", "see https://example.org please", ""]

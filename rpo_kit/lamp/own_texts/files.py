@@ -168,7 +168,7 @@ def _objects(values: Iterable[Any], path: Path, notes: Notes) -> list[Row]:
 
 def _in_parts(value: Any) -> Any:
     """The text of a list such as ["see ", {"type": "link", "text": "…"}], as Telegram writes it; others unchanged."""
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not any(isinstance(part, dict) for part in value):
         return value
     parts = [part.get("text") if isinstance(part, dict) else part for part in value]
     texts = [part for part in parts if isinstance(part, str)]
