@@ -79,11 +79,14 @@ def arm_of(name: str) -> Arm:
 
 
 def chosen_arms(preset: Preset) -> list[Arm]:
-    """The full method, then the arms of `components.arms`; "all" stands for every named one that changes something."""
+    """The full method, then the arms of `components.arms`; "all" stands for every named one.
+
+    Named arms that change nothing in this run are left out: "grpo", where rl.algorithm is grpo.
+    """
     listed = preset.components.arms
-    of_all = [arm for arm in ARMS.values() if "all" in listed and _changes_something(preset, arm)]
-    named = [arm_of(name) for name in listed if name != "all"]
-    return list({arm.name: arm for arm in (arm_of(FULL_METHOD), *of_all, *named)}.values())
+    names = (FULL_METHOD, *(ARM_NAMES if "all" in listed else ()), *(name for name in listed if name != "all"))
+    arms = [arm_of(name) for name in dict.fromkeys(names)]
+    return [arm for arm in arms if arm.name not in ARMS or arm.name == FULL_METHOD or _changes_something(preset, arm)]
 
 
 def _changes_something(preset: Preset, arm: Arm) -> bool:

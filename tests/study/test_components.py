@@ -158,6 +158,10 @@ def test_all_arms_are_those_that_change_something_in_this_run():
     chosen = [arm.name for arm in chosen_arms(get_preset("cpu", names))]
     assert set(ARMS) - set(chosen) == {"sft-1-item", "grpo"}
     assert "reinforce++" in chosen
+    grpo = get_preset("cpu", {"rl.algorithm": "grpo"})
+    assert "grpo" in grpo.components.arms
+    assert check_arms(grpo) == "", "the preset's own arms are no reason to refuse a run"
+    assert "grpo" not in [arm.name for arm in chosen_arms(grpo)]
     assert [arm.name for arm in chosen_arms(get_preset("cpu", {"components.arms": ["all"]}))] == list(ARMS)
 
 
