@@ -55,8 +55,8 @@ _NEGATED = re.compile(
 )
 # "_": one, which is seldom 1
 _SMALL = "zero _ two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _DIGITS = {word: n for n, word in enumerate(["one", *_SMALL.split()[2:10]], 1)}
+_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TENS = {word: str(10 * n) for n, word in enumerate(_TENS_WORDS.split(), 2)}
 _NUMBER_WORDS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen nineteen".split()) if word != "_"} | _TENS
 _POWERS = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
@@ -153,14 +153,13 @@ def _read(text: str) -> _Text:
         if not word:
             continue
         found.spelled[word] += 1
-        spellings = {word, _STRETCHED.sub(r"\1", word), _STRETCHED.sub(r"\1\1", word)}
+        spellings = {word, _STRETCHED.sub(r"\1", word), _STRETCHED.sub(r"\1\1", word)}  # alll: al, all
         if not _NEGATIONS.isdisjoint(spellings) or _NEGATED.fullmatch(word):
             negates = True
         elif _add_number(numbers, word, text, match):
             continue
-        elif _STOP.isdisjoint(spelling.removesuffix("'s").replace("'", "") for spelling in spellings):
-            stem = _stem(word.removesuffix("'s").replace("'", ""))
-            found.words.setdefault(stem, match[0])
+        elif _STOP.isdisjoint(map(_bare, spellings)):
+            found.words.setdefault(stem := _stem(_bare(word)), match[0])
             if not starts:
                 inside.append((match[0][0].isupper(), stem))
     if 2 * sum(capital for capital, _ in inside) <= len(inside):  # otherwise it is in title case or in capitals
@@ -201,12 +200,16 @@ def _number(word: str) -> str | None:
         return str(_POWERS[word])
     if not word[0].isdigit() or any(character.isalpha() for character in word):
         return _NUMBER_WORDS.get(word)
-    whole, _, decimals = (_THOUSANDS.sub(_without_marks, word)).replace(",", ".").partition(".")
+    whole, _, decimals = _THOUSANDS.sub(_without_marks, word).replace(",", ".").partition(".")
     return f"{whole}.{decimals}" if decimals else whole
 
 
 def _without_marks(match: re.Match[str]) -> str:
     return match[0].replace(match["mark"], "")
+
+
+def _bare(word: str) -> str:
+    return word.removesuffix("'s").replace("'", "")
 
 
 def _stem(word: str) -> str:
