@@ -95,6 +95,25 @@ def test_a_json_list_is_found_also_inside_an_object(tmp_path, wrap):
     assert texts_of(path)[0] == ["one", "two"]
 
 
+def test_objects_in_objects_are_read_as_in_an_archive_of_tweets(tmp_path):
+    tweets = [
+        {"tweet": {"id": str(n), "full_text": f"words {n}", "created_at": f"Wed Oct {n} 20:19:24 +0000 2018",
+                   "entities": {"hashtags": [], "user": {"name": "ann"}}}}
+        for n in (10, 17)
+    ]  # fmt: skip
+    path = tmp_path / "tweets.js"
+    path.write_text(f"window.YTD.tweets.part0 = {json.dumps(tweets)}")
+    notes = Notes()
+    found = [(text.text, text.date[:10], text.author) for text in read_own(path, Options(), notes)]
+    assert found == [("words 10", "2018-10-10", "ann"), ("words 17", "2018-10-17", "ann")]
+    assert "text column: tweet.full_text (guessed; --text COLUMN to change)" in notes.report()
+    deep = {"text": "here"}
+    for _ in range(300):
+        deep = {"text": "here", "a": deep}
+    path.write_text(json.dumps([deep]))
+    assert texts_of(path)[0] == ["here"]
+
+
 def test_a_text_in_parts_is_joined_as_telegram_writes_one_with_a_link(tmp_path):
     parts = ["see ", {"type": "link", "text": "https://example.org"}, " please"]
     rows = [
@@ -144,6 +163,21 @@ def test_a_line_of_one_mark_or_of_blanks_is_read_in_no_time(tmp_path, line):
     assert own_part(f"one\n{line}", Notes()).startswith("one")
 
 
+def test_a_text_per_line_is_hinted_at_and_read_on_request(tmp_path):
+    path = tmp_path / "posts.txt"
+    path.write_bytes(b"one\r\ntwo\r\nthree\r\n")
+    texts, notes = texts_of(path)
+    assert len(texts) == 1
+    assert "one text of 3 lines; if every line is a text, add --format lines" in notes.report()
+    notes = Notes()
+    found = read_own(path, Options("lines"), notes)
+    assert [(text.id, text.text) for text in found] == [
+        (f"posts.txt:{n}", word) for n, word in enumerate(("one", "two", "three"), 1)
+    ]
+    path.write_text("one text\n")
+    assert "--format lines" not in texts_of(path)[1].report()
+
+
 def test_a_separator_that_is_not_there_is_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("one\n\ntwo")
@@ -156,6 +190,15 @@ def test_a_separator_that_is_not_there_is_refused(tmp_path):
     [
         ("none.csv", None, "There is no file"),
         ("x.csv", bytes(range(1, 9)) * 900, "is not a text file"),
+        (
+            "x.docx",
+            b"PK\x03\x04\x14\x00" + b"text" * 90,
+            "is a ZIP archive, as .docx, .odt and .xlsx are: unpack it, or",
+        ),
+        ("sent.mbox", b"\x1f\x8b\x08\x00" + b"text" * 90, "is a gzip archive"),
+        ("x.txt", b"%PDF-1.7\ntext", "is a PDF"),
+        ("x.rtf", b"{\\rtf1 text}", "is an RTF document"),
+        ("x.pst", b"!BDN\x00text", "is an Outlook data file"),
         ("x.json", b'{"a": 1', "is not JSON"),
         ("x.mbox", b"no mail here", "holds no mails"),
     ],

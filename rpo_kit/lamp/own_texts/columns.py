@@ -15,7 +15,8 @@ from rpo_kit.lamp.own_texts.text import Notes, OwnText, readable
 
 Row = dict[str, str]
 _NAMES = {  # in lower case, the likeliest first (ours)
-    "text": "text body content message tweet post comment review note answer nachricht inhalt texte contenu texto",
+    "text": "text full_text body content message tweet post comment review note answer "
+    "nachricht inhalt texte contenu texto",
     "author": "author from sender user user_id username screen_name name autor absender von auteur expediteur autor_id",
     "date": "date datetime timestamp created_at created sent sent_at time datum zeit gesendet horodatage fecha",
 }
@@ -61,7 +62,9 @@ def _chosen(kind: str, wanted: str, names: list[str], rows: Sequence[Row], sourc
         )
     if wanted:
         return "" if wanted == "none" else wanted
-    guess = next((name for known in _NAMES[kind].split() for name in names if name.strip().casefold() == known), "")
+    known = _NAMES[kind].split()
+    guess = next((name for word in known for name in names if name.strip().casefold() == word), "")
+    guess = guess or next((name for word in known for name in names if name.casefold().endswith(f".{word}")), "")
     if kind == "text" and not guess:
         guess = max(names, key=lambda name: sum(len(row.get(name, "")) for row in rows), default="")
     if guess:

@@ -3,7 +3,8 @@
     read_own("posts.csv", Options(), notes)       # [OwnText(id="posts.csv:1", text="gonna be late", …), …]
 
 `.eml` and `.mbox` are mails (`mailbox.py`); `.csv` and `.tsv` are tables with a head; `.jsonl` has one object or one
-text per line; `.json` is a list of them; everything else is plain text, divided at separator lines.
+text per line; `.json` is a list of them; everything else is plain text, divided at separator lines or, if asked, at
+every line.
 """
 
 from __future__ import annotations
@@ -25,10 +26,17 @@ from rpo_kit.lamp.own_texts.text import Notes, OwnText, decoded
 
 _SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".mbox": "mbox",
-    ".mbx": "mbox", ".eml": "mbox", ".txt": "text", ".md": "text",
+    ".mbx": "mbox", ".eml": "mbox", ".txt": "text", ".md": "text", ".js": "json",
+}  # fmt: skip
+_OTHER = {  # how files start that hold texts, but not as text
+    b"PK\x03\x04": "a ZIP archive, as .docx, .odt and .xlsx are", b"\x1f\x8b": "a gzip archive", b"%PDF-": "a PDF",
+    b"{\\rtf": "an RTF document", b"\xd0\xcf\x11\xe0": "an Office or Outlook file", b"!BDN": "an Outlook data file",
+    b"SQLite format 3": "an SQLite database",
 }  # fmt: skip
 _DELIMITERS = ",;\t|"
 _RULE = re.compile(r"\s*([-=*_~#%])(?:\s*\1)*\s*")  # a line of one mark: ---, ===, * * *, %
+_ASSIGNED = re.compile(r"\s*[\w.]+\s*=\s*(?=\[)")  # before the list in tweets.js, as Twitter's archive has it
+_DEPTH = 3  # ours: objects inside of one another that are read
 _BINARY = 0.1  # ours: share of control bytes from which on a file is not a text
 
 
@@ -51,6 +59,7 @@ def read_own(path: Path, options: Options, notes: Notes) -> list[OwnText]:
         raise KitError(f"{path} is a folder: give the files in it, as in {path}/*.")
     if not path.is_file():
         raise KitError(f"There is no file {path}: correct the path.")
+    _refuse_other_kinds(path)
     form = options.format or _guessed(path)
     if form == "mbox":  # gigabytes, perhaps: one mail at a time
         return read_mails(path, notes)
@@ -60,6 +69,8 @@ def read_own(path: Path, options: Options, notes: Notes) -> list[OwnText]:
     notes.say(f"{path.name}: read as {form}, {encoding}" + ("" if options.format else " (--format to change)"))
     if form == "text":
         return _plain(text, path.name, options.separator, notes)
+    if form == "lines":
+        return _own_texts(text.split("\n"), path.name)
     rows = {"csv": _table, "jsonl": _lines, "json": _list}[form](text, path, notes)
     return row_texts(rows, options.columns, path.name, notes) if rows else []
 
@@ -83,6 +94,14 @@ def _is_object(data: bytes) -> bool:
         return bool(others) and isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(16)
+    kind = next((kind for sign, kind in _OTHER.items() if start.startswith(sign)), "")
+    if kind:
+        raise KitError(f"{path} is {kind}: unpack it, or save its texts as plain text, CSV, JSONL or mbox.")
 
 
 def _refuse_binary(path: Path, data: bytes) -> None:
@@ -142,7 +161,7 @@ def _lines(text: str, path: Path, notes: Notes) -> list[Row]:
 
 def _list(text: str, path: Path, notes: Notes) -> list[Row]:
     try:
-        value = json.loads(text)
+        value = json.loads(_ASSIGNED.sub("", text, count=1))
     except (ValueError, RecursionError) as error:
         raise KitError(f"{path} is not JSON ({error}): correct it, or give --format jsonl or text.") from None
     parts = value.values() if isinstance(value, dict) else [value]
@@ -157,13 +176,24 @@ def _objects(values: Iterable[Any], path: Path, notes: Notes) -> list[Row]:
     rows: list[Row] = []
     for value in values:
         if isinstance(value, dict):
-            plain = {str(key): _in_parts(part) for key, part in value.items()}
-            rows.append({key: str(part) for key, part in plain.items() if isinstance(part, str | int | float)})
+            rows.append(_row(value))
         elif isinstance(value, str):
             rows.append({"text": value})
         else:
             notes.counts[f"entries of {path.name} that are neither objects nor texts (left out)"] += 1
     return rows
+
+
+def _row(value: dict[str, Any], before: str = "") -> Row:
+    """The texts and numbers of an object; those of objects in it under names such as "tweet.full_text"."""
+    row: Row = {}
+    for key, part in value.items():
+        part = _in_parts(part)
+        if isinstance(part, dict) and before.count(".") < _DEPTH:
+            row |= _row(part, f"{before}{key}.")
+        elif isinstance(part, str | int | float):
+            row[f"{before}{key}"] = str(part)
+    return row
 
 
 def _in_parts(value: Any) -> Any:
@@ -190,6 +220,14 @@ def _plain(text: str, source: str, separator: str, notes: Notes) -> list[OwnText
     notes.say(
         f"{source}: texts are divided at {said}" + ("" if separator else " (guessed; --separator LINE to change)")
     )
+    texts = _own_texts(chunks, source)
+    lines_of_first = texts[0].text.strip().count("\n") + 1 if texts else 0
+    if len(texts) == 1 and lines_of_first > 1:
+        notes.say(f"{source}: one text of {lines_of_first} lines; if every line is a text, add --format lines")
+    return texts
+
+
+def _own_texts(chunks: Iterable[str], source: str) -> list[OwnText]:
     return [OwnText(f"{source}:{n}", chunk, source=source) for n, chunk in enumerate(chunks, 1) if chunk.strip()]
 
 
