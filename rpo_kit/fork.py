@@ -26,7 +26,7 @@ from rpo_kit.pipeline import STAGES, Stage, all_inputs, refusals
 from rpo_kit.presets import as_dict, override
 from rpo_kit.processes import disk_errors_explained, locked
 from rpo_kit.runs import Run, existing_run, read_json, run_file, with_absolute_paths, write_json
-from rpo_kit.stage_inputs import changes
+from rpo_kit.stage_inputs import changes, named
 from rpo_kit.stages import damaged, fingerprints, link, made_from
 
 _MANIFEST = "manifest.json"
@@ -112,7 +112,7 @@ def _why_not(old: Run, new: Run, row: Stage, missing: str) -> str:
         return _why_not_tables(folder, new, row)
     changed = [key for key in changes(made_from(folder), wanted) if key in wanted]
     if changed:
-        return f"{', '.join(changed)} changed"
+        return f"{named(changed)} changed"
     bad = damaged(folder)
     return f"{bad[0]} is damaged in {old.name!r}" if bad else ""
 

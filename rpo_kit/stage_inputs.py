@@ -10,7 +10,12 @@ input is unknown and counts as unchanged.
 from __future__ import annotations
 
 Inputs = dict[str, str]  # name of the input: its fingerprint
-MODELS = ("base_files", "teacher_files", "retriever_files", "module_files")  # see model_files.py
+MODELS = {  # see model_files.py; as messages call them
+    "base_files": "files of the base model",
+    "teacher_files": "files of the teacher",
+    "retriever_files": "files of the retriever",
+    "module_files": "files of the reflection module",
+}
 
 
 def equal(stored: Inputs | None, wanted: Inputs) -> bool:
@@ -22,6 +27,15 @@ def changes(stored: Inputs, wanted: Inputs) -> list[str]:
     keys = sorted(stored.keys() | wanted)
     known = [key for key in keys if key not in MODELS or (key in stored and key in wanted)]
     return [key for key in known if stored.get(key) != wanted.get(key)]
+
+
+def named(inputs: list[str]) -> str:
+    """The inputs for a message.
+
+    >>> named(["base_files", "settings"])
+    'files of the base model, settings'
+    """
+    return ", ".join(MODELS.get(name, name) for name in inputs)
 
 
 def without_models(inputs: Inputs) -> Inputs:

@@ -25,7 +25,7 @@ from rpo_kit.presets import as_dict
 from rpo_kit.processes import disk_errors_explained, is_main, locked, wait_for
 from rpo_kit.provenance import fingerprint, provenance
 from rpo_kit.runs import Run, read_json, write_json
-from rpo_kit.stage_inputs import MODELS, Inputs, changes, equal, without_models
+from rpo_kit.stage_inputs import MODELS, Inputs, changes, equal, named, without_models
 
 _STARTED, _MANIFEST = "started.json", "manifest.json"
 _KEEP = 5  # ours: results of other inputs that are kept per stage
@@ -124,7 +124,7 @@ def require(run: Run, name: str, **inputs: Any) -> Path:
         missing = [file for file in _stored(folder / _MANIFEST, "outputs", {}) if not (folder / file).exists()]
         if not changed and not missing:
             return folder
-        why = f"was made from other inputs ({', '.join(changed)} changed)" if changed else f"lacks {missing[0]}"
+        why = f"was made from other inputs ({named(changed)} changed)" if changed else f"lacks {missing[0]}"
     raise KitError(
         f"The stage {name!r} of run {run.name!r} {why}: first run `python -m rpo_kit {name} --run {run.name}`."
     )
@@ -217,7 +217,7 @@ def _exchange(folder: Path, name: str, wanted: Inputs, current: Inputs | None) -
     One rename each, and each result carries its inputs with it: a kill in between leaves both where they are found.
     """
     if current is not None:
-        changed = ", ".join(changes(current, wanted))
+        changed = named(changes(current, wanted))
         finished = _inputs(folder / _MANIFEST) is not None
         kept = _kept(folder, current)
         _discard(kept)

@@ -113,7 +113,7 @@ def test_the_bundled_model_is_known_once_it_is_converted(monkeypatch, tmp_path, 
 
 def test_each_model_of_a_run_has_its_input_and_an_endpoint_has_none(new_run, model):
     run = new_run({"synthesis.teacher": f"local:{model}", "data.retriever": f"dense:{model}"})
-    assert tuple(all_files(run)) == MODELS
+    assert list(all_files(run)) == list(MODELS)
     assert tuple(all_files(new_run({"base": "http://localhost:1/v1#m"}, "b"))) == ("module_files",)
 
 
@@ -132,11 +132,11 @@ def test_other_weights_of_the_base_model_are_prepared_anew_and_come_back_with_th
     weights = (model / "model.safetensors").read_bytes()
     time.sleep(0.01)
     flip(model / "model.safetensors")
-    with pytest.raises(KitError, match=r"'prepare' .* was made from other inputs \(base_files changed\)"):
+    with pytest.raises(KitError, match=r"'prepare' .* was made from other inputs \(files of the base model changed\)"):
         current(run, "synthesize")
     chat = recording_chat()
     prepare(run, lambda spec: chat)
-    assert "prepare: base_files changed; the old result is in prepare.kept-" in capsys.readouterr().out
+    assert "prepare: files of the base model changed; the old result is in prepare.kept-" in capsys.readouterr().out
     assert len(chat.asked) == 18
     (model / "model.safetensors").write_bytes(weights)
     prepare(run, lambda spec: recording_chat(asked=None))
@@ -149,9 +149,9 @@ def test_other_weights_of_the_module_make_its_adapters_old(run_with, model, stag
     assert current(run, stage_name)
     time.sleep(0.01)
     flip(model / "tokenizer.json")
-    with pytest.raises(KitError, match=r"'sft' .* \(module_files changed\)"):
+    with pytest.raises(KitError, match=r"'sft' .* \(files of the reflection module changed\)"):
         current(run, stage_name)
-    with pytest.raises(KitError, match="module_files changed"):
+    with pytest.raises(KitError, match="files of the reflection module changed"):
         Personalizer.of(run, stage_name)
     assert current(run, "synthesize"), "the teacher reads nothing of the module"
 
@@ -178,7 +178,7 @@ def test_a_run_of_before_goes_on_and_its_models_are_noted_from_then_on(run_with,
     assert not damaged(run.stage("prepare"))
     time.sleep(0.01)
     flip(model / "model.safetensors")
-    with pytest.raises(KitError, match="base_files changed"):
+    with pytest.raises(KitError, match="files of the base model changed"):
         current(run, "prepare")
 
 

@@ -84,10 +84,12 @@ def test_a_changed_file_means_prepare_again_and_later_stages_say_so(new_run, rec
     prepare(run)
     assert "prepare: done already" in capsys.readouterr().out
     path = recorded(**dict.fromkeys(ids_of("dev"), "5"))
-    with pytest.raises(KitError, match=r"'prepare' of run 'r' was made from other inputs \(base_files changed\)"):
+    with pytest.raises(
+        KitError, match=r"'prepare' of run 'r' was made from other inputs \(files of the base model changed\)"
+    ):
         load_prepared(run, "dev")
     prepare(run)
-    assert "prepare: base_files changed" in capsys.readouterr().out
+    assert "prepare: files of the base model changed" in capsys.readouterr().out
     assert {example["generic"] for example in load_prepared(run, "dev")} == {"5"}
     path.unlink()
     assert len(load_prepared(run, "dev")) == 6, "what was prepared does not need the file"
