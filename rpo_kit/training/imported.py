@@ -110,7 +110,10 @@ def _request(id_: str, line: Line, example: Example) -> tuple[Request, str | Non
         return Request(id_, example, items, min(cited)), None
     profile = items_by_id(example["profile"], example["id"])
     items = [profile[item] for item in line.items if item in profile]
-    return Request(id_, example, items, line.first), None if len(items) == len(line.items) else UNKNOWN_ITEM
+    reason = UNKNOWN_ITEM if len(items) < len(line.items) else None
+    if line.first + len(line.items) - 1 > len(profile):
+        reason = reason or UNRANKED
+    return Request(id_, example, items, line.first), reason
 
 
 def _text(trajectory: Trajectory) -> str:
@@ -201,6 +204,8 @@ def _problem(row: Mapping[str, Any], task: Task) -> str:
     items = row.get("items", [0])  # without items, the numbers cited are ranks
     if not isinstance(items, list) or not items or any(type(item) not in (str, int) for item in items):
         odd.append("items")
+    elif len({str(item) for item in items}) < len(items):
+        return "name an item twice"
     if type(row.get("first", 1)) is not int or row.get("first", 1) < 1:
         odd.append("first")
     if odd:

@@ -74,6 +74,7 @@ def test_each_trajectory_passes_the_filters_or_is_rejected_with_its_reason(prepa
         {"observe": "[2] seen"},
         {"observe": "seen"},
         {"items": [item, "nobody's"]},
+        {"first": 99, "observe": "[99] seen"},
         {"plan": "p </plan>"},
         {"observe": f"[1] the true rating is {gold}"},
     ]
@@ -85,6 +86,7 @@ def test_each_trajectory_passes_the_filters_or_is_rejected_with_its_reason(prepa
         "cites an item that was not shown",
         "cites no item",
         UNKNOWN_ITEM,
+        UNRANKED,
         "more than one </plan>",
         "observe leaks the gold",
         UNRANKED,
@@ -128,6 +130,7 @@ def test_trajectories_about_other_examples_are_ignored_and_counted_unless_all_ar
         ([LINE | {"id": "a"}, LINE | {"id": "a", "plan": "x"}], "1 repeat an id"),
         ([LINE | {"task": "LaMP-7"}], "1 are of task 'LaMP-7', not of LaMP-3"),
         ([LINE | {"items": "3104"}], "1 hold the wrong kind of value in items"),
+        ([LINE | {"items": ["7", 7]}], "1 name an item twice"),
         ([LINE | {"items": []}], "wrong kind of value in items"),
         ([LINE | {"plan": 3, "first": 0, "example": [1]}], "wrong kind of value in plan, example, first"),
         (["[", LINE, "]"], "1 begin a JSON list, where each line must be an object of its own"),
