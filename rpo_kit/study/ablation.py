@@ -45,6 +45,7 @@ from rpo_kit.study.comparisons import BEST_TRIVIAL, ITEMS, PLAN, SFT_ONLY, famil
 from rpo_kit.study.evaluation import report_cuts, report_fewer_users, report_short_profiles, rewrite
 from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
 from rpo_kit.study.statistics import references
+from rpo_kit.study.stored import SCORES, read_record, read_table
 from rpo_kit.training.curriculum import shots_plan
 from rpo_kit.training.reinforce import train_rl
 
@@ -260,16 +261,15 @@ def folders_by_arm(trials: Trials) -> dict[str, list[str]]:
 
 def read_scores(run: Run, name: str) -> pd.DataFrame:
     """The scores of one adapter: columns `user` and `score`, indexed by `id` and `shots` in sorted order."""
-    text = {"id": str, "user": str}  # a user may be called "NA" or "null"
     file = run.stage(f"sweep/{name}") / "scores/scores.csv"
-    return pd.read_csv(file, dtype=text, keep_default_na=False).set_index(["id", "shots"]).sort_index()
+    return read_table(file, ("shots", "score"), ("id", "user"), SCORES).set_index(["id", "shots"]).sort_index()
 
 
 def curves(run: Run, trials: Trials) -> pd.DataFrame:
     """Reward and k at each step of each trial, from the training logs."""
     logs = []
     for arm, seed in trials:
-        log = pd.read_csv(run.stage(f"sweep/{arm}-seed{seed}") / "log.csv")
+        log = read_table(run.stage(f"sweep/{arm}-seed{seed}") / "log.csv", ("step", "reward", "shots"))
         logs.append(log[["step", "reward", "shots"]].assign(arm=arm, seed=seed))
     return pd.concat(logs)[["arm", "seed", "step", "reward", "shots"]]
 
@@ -301,7 +301,7 @@ def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
     sweep, provenance_file = finished_sweep(run), folder / f"{name}_{CSV_FILES[-1]}"
     folder.mkdir(parents=True, exist_ok=True)
     copied = [Path(shutil.copyfile(sweep / file, folder / f"{name}_{file}")) for file in CSV_FILES]
-    write_json(provenance_file, without_folders(read_json(provenance_file)))
+    write_json(provenance_file, without_folders(read_record(provenance_file)))
     return copied
 
 

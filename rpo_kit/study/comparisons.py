@@ -29,6 +29,7 @@ from rpo_kit.provenance import git_commit
 from rpo_kit.runs import Run, read_json, write_json
 from rpo_kit.setting_rules import MOVE_NO_SCORE
 from rpo_kit.study.significance import LEVEL, holm
+from rpo_kit.study.stored import read_table
 
 SFT_ONLY, GROWING, FEWEST = "SFT only", "progressive", "k = "  # FEWEST begins a `minus`: the same arm with fewer items
 ITEMS = "most items minus fewest"
@@ -115,7 +116,7 @@ def differences_text(differences: pd.DataFrame) -> str:
 def stored_differences(prefix: str) -> str:
     """`differences_text` of `<prefix>differences.csv`; "" if there is no such file."""
     file = Path(f"{prefix}differences.csv")
-    return differences_text(pd.read_csv(file)) if file.exists() else ""
+    return differences_text(read_table(file, ("score", "low", "high"), ("arm", "minus"))) if file.exists() else ""
 
 
 # ---- the plan -----------------------------------------------------------------------------------------------------
@@ -206,7 +207,8 @@ def change_sentence(stored: Mapping[str, Any] | None) -> str:
     changes = [f"{key} {_short(before.get(key))} → {_short(after[key])}" for key in named]
     planned = before.get("comparisons", {})
     changes += [f"added {name}" for name in after.get("comparisons", {}) if planned and name not in planned]
-    return f"{late}Comparisons changed after the first trial: {'; '.join(changes) or 'and changed back'}."
+    what = f": {'; '.join(changes)}" if changes else ", and changed back"
+    return f"{late}Comparisons changed after the first trial{what}."
 
 
 def _named(plan: Mapping[str, Any]) -> dict[str, Any]:

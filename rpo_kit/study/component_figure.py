@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from rpo_kit.errors import KitError
 from rpo_kit.provenance import without_folders
-from rpo_kit.runs import Run, read_json, write_json
-from rpo_kit.study import alt_text, comparisons, results
+from rpo_kit.runs import Run, write_json
+from rpo_kit.study import alt_text, comparisons, results, stored
 from rpo_kit.study.arms import FULL_METHOD
 from rpo_kit.study.drawing import BLUE, GREY, INK, RED
 from rpo_kit.study.significance import LEVEL
@@ -77,25 +77,23 @@ def gain_over_trivial(table: pd.DataFrame) -> str:
 
 
 def read_table(prefix: str) -> pd.DataFrame:
-    """The table in `<prefix>.csv`. Raises KitError if it is missing."""
+    """The table in `<prefix>.csv`. Raises KitError if it is missing or damaged."""
     file = Path(f"{prefix}.csv")
     if not file.exists():
         raise KitError(f"The file {file} is missing: run `python -m rpo_kit sweep --grid components --run NAME` first.")
-    return pd.read_csv(file)
+    return stored.read_table(file, ("score", "low", "high", "difference", "seeds"), ("system", "name"))
 
 
 def export(run: Run, folder: Path, name: str) -> list[Path]:
     """Copy table and provenance to `folder/components_<name>.csv` and `.json`, to be committed with the code.
 
     Raises:
-        KitError: the study is not finished.
+        KitError: the study is not finished, or a file of it is damaged.
     """
     read_table(str(run.stage("components") / "components"))
-    stored = read_json(run.stage("components") / FILES[1])
-    if not isinstance(stored, dict):
-        raise KitError(f"The study of run {run.name!r} is not finished: run `sweep --grid components` again.")
+    record = stored.read_record(run.stage("components") / FILES[1])
     folder.mkdir(parents=True, exist_ok=True)
     table, provenance = (folder / f"components_{name}{Path(file).suffix}" for file in FILES)
     shutil.copyfile(run.stage("components") / FILES[0], table)
-    write_json(provenance, without_folders(stored))
+    write_json(provenance, without_folders(record))
     return [table, provenance]

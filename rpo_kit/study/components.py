@@ -50,6 +50,7 @@ from rpo_kit.study.component_figure import FILES
 from rpo_kit.study.evaluation import report_cuts, report_fewer_users, rewrite
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import ONE_SEED, compare, holm, seed_variance
+from rpo_kit.study.stored import SCORES, read_table
 from rpo_kit.training.ranks import world
 from rpo_kit.training.reinforce import train_rl
 from rpo_kit.training.sft import train_sft
@@ -226,8 +227,7 @@ def table(run: Run, arms: list[Arm]) -> pd.DataFrame:
 def read_scores(run: Run, arm: Arm, seed: int) -> pd.DataFrame:
     """Scores by (id, user), and whether the completion was unparsed."""
     file = arm_run(run, arm).stage(f"scores-seed{seed}") / "scores.csv"
-    scores = pd.read_csv(file, dtype={"id": str, "user": str}, keep_default_na=False)  # a user may be called "NA"
-    return scores.set_index(["id", "user"])
+    return read_table(file, ("score", "unparsed"), ("id", "user"), SCORES).set_index(["id", "user"])
 
 
 def aligned(name: str, tables: Sequence[pd.DataFrame], index: pd.Index) -> np.ndarray:

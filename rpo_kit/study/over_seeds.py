@@ -29,6 +29,7 @@ from rpo_kit.stages import require
 from rpo_kit.study.results import PAIRED_COLUMNS, read_tables
 from rpo_kit.study.significance import compare, seed_variance
 from rpo_kit.study.statistics import compared
+from rpo_kit.study.stored import read_table
 
 _SEEDS = ("sft.seed", "rl.seed")
 _TRAINED = ("sft", "rl")  # and the same with another k
@@ -185,7 +186,7 @@ def export_results(
 def _logs(runs: Sequence[Run], stage: str) -> pd.DataFrame:
     """The logs of a training stage; without columns if there are none."""
     logs = {run.name: run.stage(stage) / "log.csv" for run in runs}
-    tables = {name: pd.read_csv(path) for name, path in logs.items() if path.exists()}
+    tables = {name: read_table(path, ("step",)) for name, path in logs.items() if path.exists()}
     if len(runs) == 1 or not tables:
         return next(iter(tables.values()), pd.DataFrame())
     return pd.concat(tables, names=["run"]).reset_index("run").reset_index(drop=True)

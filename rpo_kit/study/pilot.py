@@ -21,6 +21,7 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, read_json, read_records
 from rpo_kit.stages import require
 from rpo_kit.study.comparisons import GROWING, SFT_ONLY, check_settings
+from rpo_kit.study.stored import read_table
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def pilot_of_evaluation(run: Run, system: str | None = None, minus: str | None =
             raise KitError(f"Run {run.name!r} has no answers of {name!r}: it evaluated {', '.join(known)}.")
     if system == minus:
         raise KitError(f"{system!r} minus itself is always 0: choose two of {', '.join(known)}.")
-    scores, users = _scores(run, folder, [system, minus])
+    scores, users, left_out = _scores(run, folder, [system, minus])
     costs = Costs(
         _seconds_per_step([run.stage("rl") / "log.csv"]),
         run.preset.rl.steps,
@@ -99,19 +100,22 @@ def pilot_of_evaluation(run: Run, system: str | None = None, minus: str | None =
         len(run.preset.sweep.arms),
         len(run.preset.sweep.eval_shots),
     )
-    about = f"evaluation of run {run.name!r}, {system} minus {minus}, {run.preset.data.task}"
+    about = f"evaluation of run {run.name!r}, {system} minus {minus}, {run.preset.data.task}{left_out}"
     return Pilot(about, (scores[0] - scores[1])[None], users, costs)
 
 
-def _scores(run: Run, folder: Path, names: list[str]) -> tuple[list[np.ndarray], list[str]]:
-    """Scores of the examples that all these systems answered, and the examples' users."""
+def _scores(run: Run, folder: Path, names: list[str]) -> tuple[list[np.ndarray], list[str], str]:
+    """Scores of the examples that all these systems answered, the examples' users, and how many were not answered."""
     answers = [{r["id"]: r["prediction"] for r in read_records(folder / f"{name}.jsonl")} for name in names]
-    examples = [e for e in load_prepared(run, "dev") if all(e["id"] in of_system for of_system in answers)]
+    prepared = load_prepared(run, "dev")
+    examples = [e for e in prepared if all(e["id"] in of_system for of_system in answers)]
     if not examples:
         raise KitError(f"Run {run.name!r} has no example that {' and '.join(names)} both answered: evaluate it again.")
     task, golds = get_task(run.preset.data.task), [example["output"] for example in examples]
     scores = [example_scores(task, golds, [of_system[e["id"]] for e in examples]) for of_system in answers]
-    return scores, [example["user_id"] for example in examples]
+    missing = len(prepared) - len(examples)
+    left_out = f", without {missing} of {len(prepared)} examples, which lack an answer" if missing else ""
+    return scores, [example["user_id"] for example in examples], left_out
 
 
 def pilot_of_sweep(run: Run, system: str | None = None, minus: str | None = None) -> Pilot:
@@ -150,7 +154,7 @@ def _seconds_per_step(logs: Sequence[Path]) -> float | None:
     """Mean seconds per RL step, without the first of each log, which loads and compiles, if there are others."""
     seconds: list[float] = []
     for path in logs:
-        log = pd.read_csv(path) if path.exists() else pd.DataFrame()
+        log = read_table(path, ("step",)) if path.exists() else pd.DataFrame()
         if {"seconds_sampling", "seconds_scoring"} <= set(log):
             each = (log["seconds_sampling"] + log["seconds_scoring"]).tolist()
             seconds += each[1:] or each

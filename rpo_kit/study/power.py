@@ -26,6 +26,7 @@ import pandas as pd
 from rpo_kit.errors import KitError
 from rpo_kit.study.pilot import Pilot
 from rpo_kit.study.significance import by_user, seed_variance
+from rpo_kit.study.stored import read_table
 
 SEEDS = (1, 2, 3, 5, 10)  # ours: the choices in the table, and the fewest seeds that suffice
 FEWEST = 6  # users: with five, a sign-flip test cannot reach 0.05
@@ -120,7 +121,7 @@ def seed_spread_of(text: str, folder: Path) -> float:
 
 def _stored_seed_spread(name: str, folder: Path) -> float:
     path = folder / f"{Path(name).name.removesuffix('.csv')}.csv"
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    table = read_table(path, ()) if path.exists() else pd.DataFrame()
     if not {"run", "difference", "mde"} <= set(table) or (table["run"] != "all").sum() < 2:
         stored = ", ".join(sorted(file.stem for file in folder.glob("gain_*.csv")))
         raise KitError(f"--seed-spread takes a number, as in 0.05, or stored numbers of several runs ({stored}).")

@@ -115,6 +115,7 @@ def _draw_figure3_again(options: argparse.Namespace) -> None:
     if not options.data:
         run = existing_run(options.run)
         if options.export:
+            _say_replaced(f"{name}_bars.csv")
             export_figure_data(run, FIGURES / "data", name)
     if name:
         prefix, folder = f"{FIGURES}/data/{name}_", FIGURES
@@ -132,6 +133,7 @@ def _components(run: Run, name: str | None) -> None:
     table = read_table(str(run.stage("components") / "components"))
     verdict = ["" if is_resolved else UNRESOLVED for is_resolved in resolved(table)]
     if name:
+        _say_replaced(f"components_{name}.csv")
         export(run, FIGURES / "data", name)
     print(*filter(None, [gain_over_trivial(table)]), sep="\n")
     print(f"{UNRESOLVED}: {RULE}")
@@ -158,6 +160,7 @@ def _results(options: argparse.Namespace) -> None:
         return
     metrics, paired = tables_over_seeds(runs) if several else read_tables(f"{require(run, 'evaluate')}/")
     if options.export:
+        _say_replaced(f"{options.export}_metrics.csv")
         export_results(runs, metrics, paired, FIGURES / "data", options.export)
     print(*filter(None, [result_text(metrics, paired), differences_text(named(paired))]), sep="\n\n")
     folder, prefix = (FIGURES, f"{options.export}_") if options.export else (run.folder / "figures", "")
@@ -177,7 +180,13 @@ def _transfer(options: argparse.Namespace) -> None:
     found = transfer(sources, targets, options.module)
     print(report(found))
     if options.export:
+        _say_replaced(f"{options.export}_transfer.csv")
         write_text(FIGURES / "data" / f"{options.export}_transfer.csv", found.to_csv(index=False))
+
+
+def _say_replaced(file: str) -> None:
+    if (FIGURES / "data" / file).exists():
+        print(f"figures/data/{file} and its companions, stored before, are replaced")
 
 
 def _plan(options: argparse.Namespace) -> None:

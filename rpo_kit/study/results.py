@@ -11,10 +11,12 @@ Read from the CSVs of an evaluation; those of earlier versions lack the column `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from rpo_kit.setting_rules import TRIVIAL, kind_of
+from rpo_kit.study.stored import read_table
 
 SYSTEM_NAMES = {  # as in README.md and docs/results.md
     "full": "full method",
@@ -55,12 +57,16 @@ def shots_in(system: str) -> int:
 
 
 def read_tables(prefix: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables in `<prefix>metrics.csv` and `<prefix>paired.csv`; earlier versions stored no `mde` in the latter."""
-    try:
-        paired = pd.read_csv(f"{prefix}paired.csv")
-    except pd.errors.EmptyDataError:  # an evaluation of a single system, by an earlier version
-        paired = pd.DataFrame(columns=PAIRED_COLUMNS)
-    return pd.read_csv(f"{prefix}metrics.csv"), paired
+    """The tables in `<prefix>metrics.csv` and `<prefix>paired.csv`; earlier versions stored no `mde` in the latter.
+
+    Raises:
+        KitError: a file is missing or damaged.
+    """
+    scores, of_pairs = ("score", "low", "high"), Path(f"{prefix}paired.csv")
+    metrics = read_table(f"{prefix}metrics.csv", scores, ("system",))
+    if of_pairs.exists() and of_pairs.read_bytes() == b"\n":  # an evaluation of a single system, by an earlier version
+        return metrics, pd.DataFrame(columns=PAIRED_COLUMNS)
+    return metrics, read_table(of_pairs, scores, ("system", "minus"))
 
 
 def system_name(name: str) -> str:

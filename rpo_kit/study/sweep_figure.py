@@ -8,7 +8,6 @@ adjusted p-values nor detectable differences; theirs go by their intervals. Use 
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from rpo_kit.study.comparisons import (
 from rpo_kit.study.drawing import INK
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import LEVEL
+from rpo_kit.study.stored import read_record, read_table
 from rpo_kit.study.style import REFERENCE_STYLES, STYLE, UNRESOLVED_COLOR, style_of
 
 _LINE, _ROW = 0.195, 0.22  # inches: a line of the caption, a row of the differences
@@ -49,15 +49,17 @@ def figure3(prefix: str) -> Figure:
     """Fixed and growing k, from `<prefix>bars.csv`, `curves.csv`, `provenance.json` and, if stored, `differences.csv`.
 
     Raises:
-        KitError: one of the first three files is missing.
+        KitError: one of the first three files is missing, or one is damaged.
     """
     for name in ("bars.csv", "curves.csv", "provenance.json"):
         if not Path(prefix + name).exists():
             raise KitError(f"The file {prefix}{name} is missing: finish `python -m rpo_kit sweep --run NAME` first.")
-    bars, curves = pd.read_csv(f"{prefix}bars.csv"), pd.read_csv(f"{prefix}curves.csv")
-    stored = json.loads(Path(f"{prefix}provenance.json").read_text(encoding="utf-8"))
-    file = Path(f"{prefix}differences.csv")
-    differences = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["minus"])
+    bars = read_table(f"{prefix}bars.csv", ("shots", "score", "low", "high"), ("arm",))
+    curves = read_table(f"{prefix}curves.csv", ("seed", "step", "reward", "shots"), ("arm",))
+    stored, file = read_record(f"{prefix}provenance.json"), Path(f"{prefix}differences.csv")
+    differences = pd.DataFrame(columns=["minus"])
+    if file.exists():
+        differences = read_table(file, ("shots", "score", "low", "high"), ("arm", "minus"))
     window = max(1, int(curves["step"].max()) // 10)
     caption = _caption(bars, curves, differences, stored, window)
     with matplotlib.rc_context(STYLE):

@@ -15,6 +15,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.pipeline import STAGES
 from rpo_kit.runs import Run, read_records
 from rpo_kit.study.results import best_trivial, system_name
+from rpo_kit.study.stored import read_table
 
 LEGEND = {  # columns of the result table
     "score": "what the rows are compared by, 0 to 1: mean of ROUGE-1 and ROUGE-L, accuracy, or closeness of the rating",
@@ -67,29 +68,29 @@ def _trajectories(run: Run) -> str:
 
 
 def _loss(run: Run) -> str:
-    log = pd.read_csv(run.stage("sft") / "log.csv")
+    log = read_table(run.stage("sft") / "log.csv", ("loss",))
     return f"loss {log['loss'].iloc[0]:.2f} to {log['loss'].iloc[-1]:.2f}"
 
 
 def _reward(run: Run) -> str:
-    log = pd.read_csv(run.stage("rl") / "log.csv")
+    log = read_table(run.stage("rl") / "log.csv", ("reward", "shots"))
     first, last = (f"{short(log['reward'].iloc[n])} at k = {log['shots'].iloc[n]:.0f}" for n in (0, -1))
     return f"reward first {first}, last {last}"
 
 
 def _systems(run: Run) -> str:
-    table = pd.read_csv(run.stage("evaluate") / "metrics.csv").set_index("system")
+    table = read_table(run.stage("evaluate") / "metrics.csv", ("score",), ("system",)).set_index("system")
     return _scores((SHORT[name], table.loc[name, "score"]) for name in SHORT if name in table.index)
 
 
 def _sweep(run: Run) -> str:
-    table = pd.read_csv(run.stage("sweep") / "bars.csv")
+    table = read_table(run.stage("sweep") / "bars.csv", ("seeds", "shots", "score"), ("arm",))
     rows = table[(table["seeds"] > 0) & (table["shots"] == table["shots"].max())]
     return _scores(zip(rows["arm"], rows["score"], strict=True))
 
 
 def _components(run: Run) -> str:
-    table = pd.read_csv(run.stage("components") / "components.csv")
+    table = read_table(run.stage("components") / "components.csv", ("seeds", "score"), ("system",))
     rows = table[table["seeds"] > 0]
     return _scores(zip(rows["system"], rows["score"], strict=True))
 

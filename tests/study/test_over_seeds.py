@@ -112,6 +112,9 @@ def test_what_the_first_run_alone_has_evaluated_or_stored_is_no_mean(evaluated):
     runs = [evaluated("a"), evaluated("b", 1, sft__seed=0, evaluation__systems='["base", "rl"]')]
     file = runs[1].stage("evaluate") / "metrics.csv"
     pd.read_csv(file).drop(columns="unparsed").to_csv(file, index=False)
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    del manifest["outputs"]["metrics.csv"]
+    write_text(file.parent / "manifest.json", json.dumps(manifest))
     table = tables_over_seeds(runs)[0].set_index("system")
     assert table.loc["sft", "seeds"] == 1
     assert np.isnan(table.loc["rl", "unparsed"])
@@ -232,8 +235,8 @@ def test_as_many_runs_come_from_as_go_to(evaluated):
 def test_an_evaluation_without_training_is_stored_without_logs(new_run, tmp_path):
     run = new_run()
     with stage(run, "evaluate") as work:
-        for name in ("metrics.csv", "paired.csv"):
-            write_text(work / name, "system\n")
+        for name, head in (("metrics.csv", "system"), ("paired.csv", "system,minus")):
+            write_text(work / name, f"{head},score,low,high\n")
     export_results([run], *read_tables(f"{work}/"), tmp_path, "base")
     assert sorted(path.name for path in tmp_path.glob("base_*")) == [
         "base_metrics.csv",
@@ -244,7 +247,10 @@ def test_an_evaluation_without_training_is_stored_without_logs(new_run, tmp_path
 
 def test_an_evaluation_is_stored_with_its_logs_and_its_provenance(new_run, tmp_path):
     run, folder = new_run({"data.source": "personas"}), tmp_path / "kept"
-    written = {"evaluate/metrics.csv": "system,score\nrl,0.1\n", "evaluate/paired.csv": "system,minus\n"}
+    written = {
+        "evaluate/metrics.csv": "system,score,low,high\nrl,0.1,0.0,0.2\n",
+        "evaluate/paired.csv": "system,minus,score,low,high\n",
+    }
     written |= {"sft/log.csv": "step,loss\n1,0.3\n", "rl/log.csv": "step,reward\n"}
     with stage(run, "evaluate"):
         pass

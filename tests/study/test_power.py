@@ -144,6 +144,11 @@ def test_an_evaluation_is_a_pilot(prepared, tmp_path, monkeypatch, capsys) -> No
     said = capsys.readouterr().out
     assert "majority minus base, LaMP-3" in said
     assert "--set sweep.difference=0.1" in said
+    assert "lack an answer" not in said
+    records = run.stage("evaluate") / "records/majority.jsonl"
+    records.write_bytes(records.read_bytes()[:-9])  # the disk was full
+    assert main(["plan", "--run", "r", "--system", "majority"]) == 0
+    assert "without 1 of 6 examples, which lack an answer" in capsys.readouterr().out
     for options, reason in ((["--system", "rl"], "no answers of 'rl'"), (["--system", "base"], "minus itself")):
         assert main(["plan", "--run", "r", "--minus", "base", *options]) == 2
         assert reason in capsys.readouterr().err
