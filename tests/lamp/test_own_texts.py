@@ -537,7 +537,7 @@ def test_a_mark_of_an_encoding_is_no_part_of_the_text():
 def test_too_few_texts_are_refused_with_what_became_of_them():
     notes = Notes()
     notes.counts["empty texts (left out)"] = 12
-    with pytest.raises(KitError, match=r"Only 24 texts are left(.|\n)*12  empty texts"):
+    with pytest.raises(KitError, match=r"Too few texts are left: 24(.|\n)*12  empty texts"):
         by_time(many(24), 0.2, notes)
     with pytest.raises(KitError, match="--held-out 1 must be a share"):
         by_time(many(24), 1.0, notes)

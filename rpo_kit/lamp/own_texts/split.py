@@ -33,8 +33,8 @@ def by_time(texts: Sequence[OwnText], share: float, notes: Notes) -> tuple[list[
     held_out = max(FEWEST_HELD_OUT, round(share * len(texts)))
     if len(texts) - held_out < FEWEST:
         raise KitError(
-            f"Only {len(texts)} texts are left, and {FEWEST} to train on and {FEWEST_HELD_OUT} to hold out are the "
-            f"least: give more files, or change what is left out. What became of them:\n{notes.report()}"
+            f"Too few texts are left: {len(texts)}, where {FEWEST} to train on and {FEWEST_HELD_OUT} to hold out are "
+            f"the least. Give more files, or change what is left out. What became of them:\n{notes.report()}"
         )
     ordered = _dated(texts, notes)
     history, newest = ordered[:-held_out], ordered[-held_out:]
