@@ -16,14 +16,12 @@ from contextlib import contextmanager
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import STAGES, cell_functions, refuse, stage_function
-from rpo_kit.presets import PRESETS, flat
-from rpo_kit.runs import Run, check_exists, existing_run, open_run, planned_run, runs_root
+from rpo_kit.presets import PRESETS, changed, flat
+from rpo_kit.runs import DEFAULT_RUN, Run, check_exists, existing_run, open_run, planned_run, runs_root
 from rpo_kit.serving.commands import add_serving
 from rpo_kit.setting_values import from_options
 from rpo_kit.study.mine_command import add_own_voice
 from rpo_kit.study.result_commands import add_results
-
-DEFAULT_RUN = "demo"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,9 +170,9 @@ def _settings(options: argparse.Namespace) -> None:
         raise KitError(f"There is no setting {unknown[0]!r} to unset; write it in full, as in rl.steps.")
     if options.unset:
         run = open_run(run.name, None, {key: of_preset[key] for key in options.unset})
-    changed = {key: value for key, value in flat(run.preset).items() if value != of_preset[key]}
-    print(f"run {run.name!r}: preset {run.preset.name}, {len(changed) or 'no'} settings changed")
-    for key, value in changed.items():
+    differing = changed(run.preset)
+    print(f"run {run.name!r}: preset {run.preset.name}, {len(differing) or 'no'} settings changed")
+    for key, value in differing.items():
         print(f"  {key} = {json.dumps(value)}   (preset: {json.dumps(of_preset[key])})")
 
 

@@ -337,6 +337,12 @@ def flat(preset: Preset) -> dict[str, Any]:
     return flattened(as_dict(preset))
 
 
+def changed(preset: Preset) -> dict[str, Any]:
+    """The settings in which it differs from the preset of its name, by their dotted keys."""
+    usual = flat(PRESETS[preset.name])
+    return {key: value for key, value in flat(preset).items() if value != usual[key]}
+
+
 def flattened(plain: Mapping[str, Any]) -> dict[str, Any]:
     """`flat` of a preset as plain JSON values, such as a stored one, which may lack settings of later versions."""
     settings: dict[str, Any] = {}

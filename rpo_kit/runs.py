@@ -25,9 +25,10 @@ from typing import Any, BinaryIO
 
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import with_absolute_files
-from rpo_kit.presets import RETIRED, Preset, as_dict, get_preset, override
+from rpo_kit.presets import RETIRED, Preset, as_dict, flattened, get_preset, override
 from rpo_kit.processes import disk_errors_explained
 
+DEFAULT_RUN = "demo"  # of the commands
 LogRows = list[dict[str, float]]
 OnLog = Callable[[LogRows], None]  # called with all rows of a stage's log whenever one is added
 
@@ -144,10 +145,8 @@ def run_file(name: str, root: Path | str | None) -> Path:
 def _stored_preset(file: Path) -> Preset:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))["preset"]
-        groups = {name: value for name, value in stored.items() if isinstance(value, dict)}
-        flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
-        flat |= {key: value for key, value in stored.items() if key not in (*groups, "name", "about")}
-        return get_preset(stored["name"], {key: value for key, value in flat.items() if key not in RETIRED})
+        settings = {key: value for key, value in flattened(stored).items() if key not in RETIRED}
+        return get_preset(stored["name"], settings)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KitError(
             f"The settings in {file} cannot be read ({error}): correct the file, or add --preset to the command to "

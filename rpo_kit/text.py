@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # loading transformers takes seconds
     from transformers import PreTrainedTokenizerBase
 
-# Characters without a compatibility form, so that no tokenizer's normaliser restores the originals.
+# Characters without a compatibility form, so that no tokenizer's normalizer restores the originals.
 LOOK_ALIKES = {"<": "‹", "[": "⁅", ">": "›"}
 JOINER = "\u2060"  # word joiner: invisible, breaks a token that begins with any other character
 _MARKUP = re.compile(r"[<\[◁].*[>\]▷]", re.DOTALL)

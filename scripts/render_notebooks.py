@@ -5,7 +5,7 @@
 
 A copy must come from the present source: it holds the same cells (compared by their text). What changes from call to
 call is left out: progress bars, widget state, paths of the machine, execution counts, papermill's records. Each copy
-begins with the run, date, machine and commit. Pictures are stored with 256 colours and, if a notebook exceeds its cap,
+begins with the run, date, machine and commit. Pictures are stored with 256 colors and, if a notebook exceeds its cap,
 smaller. The stage table of the README gets a link to each copy.
 """
 
@@ -135,7 +135,7 @@ def drop_repeated_pictures(cells: list[Cell]) -> None:
 
 
 def smaller(picture: str, scale: float) -> str:
-    """A PNG (base64) with 256 colours, scaled; the original if that is not smaller."""
+    """A PNG (base64) with 256 colors, scaled; the original if that is not smaller."""
     drawn = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -1,4 +1,4 @@
-"""An invented mailbox with a recognisable voice, and with all that makes real ones hard to read.
+"""An invented mailbox with a recognizable voice, and with all that makes real ones hard to read.
 
 One author ("Mo Tern") writes most mails, in lower case, with words of their own; a few of them in German. Others write
 formally. Among the mails are replies with quoted mail in several forms, signatures, attachments, HTML, forwarded mails,

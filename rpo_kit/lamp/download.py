@@ -4,7 +4,7 @@ Addresses and sizes are printed first. A file is written to `<name>.part` and re
 announced, and JSON by its first and last character (LaMP's server answers wrong addresses with a web page and status
 200). An interrupted download resumes; if the file has changed on the server meanwhile, it starts again.
 `checksums.json` keeps size and SHA-256 of each download; a file that differs from them is an error. The data is under
-CC BY-NC-SA 4.0 and the licences of its sources. Out of scope: mirrors, and the golds of the test split, which LaMP
+CC BY-NC-SA 4.0 and the licenses of its sources. Out of scope: mirrors, and the golds of the test split, which LaMP
 withholds.
 
     fetch(get_task("LaMP-3"), "user", ["dev"])      # data/lamp/LaMP-3-user, with dev_questions.json, dev_outputs.json
@@ -109,12 +109,11 @@ def fetch(
         raise KitError(f"{task.name} cannot be downloaded completely: {task.placeholder_help}")
     folder = (root or data_root()) / f"{task.name}-{separation}"
     checksums = _read_checksums(folder)
-    names = addresses(task, separation, splits)
-    missing = [name for name in names if not _is_intact(folder / name, checksums.get(name))]
+    urls = addresses(task, separation, splits, base)
+    missing = [name for name in urls if not _is_intact(folder / name, checksums.get(name))]
     if not missing:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    urls = addresses(task, separation, splits, base)
     remotes = [_with_retries(partial(_head, urls[name], folder / name), sleep) for name in missing]
     _announce(remotes, folder)
     for remote in remotes:

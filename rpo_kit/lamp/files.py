@@ -35,10 +35,9 @@ class Role:
 QUESTIONS = Role("question file", AGAIN, "the download broke off")
 GOLDS = Role("gold file", AGAIN, "the download broke off")
 PREDICTIONS = Role("prediction file", "write it again", "it was not written to its end")
-OUTPUTS = Role("outputs file", "make it again", "it was cut off")  # golds or predictions
 
 
-def read_json(path: Path, role: Role = OUTPUTS) -> object:
+def _read_json(path: Path, role: Role) -> object:
     """The content of a JSON file.
 
     Raises:
@@ -80,7 +79,7 @@ def shown(value: object) -> str:
     return repr(text if len(text) <= 40 else f"{text[:40]}…")
 
 
-def check_present(path: Path, role: Role = OUTPUTS) -> None:
+def check_present(path: Path, role: Role) -> None:
     if path.is_dir():
         raise KitError(f"{path} is a folder, not a file; {_listing(path)}. Give the file itself.")
     if not path.is_file():
@@ -90,13 +89,13 @@ def check_present(path: Path, role: Role = OUTPUTS) -> None:
         )
 
 
-def not_utf8(path: Path, byte: int, role: Role = OUTPUTS) -> KitError:
+def not_utf8(path: Path, byte: int, role: Role) -> KitError:
     return KitError(
         f"The {role.name} {path} is not UTF-8 text (byte {byte}): {role.remedy}, and decompress it if it is compressed."
     )
 
 
-def not_json(path: Path, what: str, position: int, size: int, role: Role = OUTPUTS) -> KitError:
+def not_json(path: Path, what: str, position: int, size: int, role: Role) -> KitError:
     if what.startswith("Extra data"):
         return KitError(
             f"The {role.name} {path} holds more than one JSON value, as a file with one per line does (character "
@@ -108,11 +107,11 @@ def not_json(path: Path, what: str, position: int, size: int, role: Role = OUTPU
     )
 
 
-def not_usable(path: Path, what: str, role: Role = OUTPUTS) -> KitError:
+def not_usable(path: Path, what: str, role: Role) -> KitError:
     return KitError(f"The {role.name} {path} cannot be read: {what}. Correct it, or {role.remedy}.")
 
 
-def web_page(path: Path, role: Role = OUTPUTS) -> KitError:
+def web_page(path: Path, role: Role) -> KitError:
     if role.remedy != AGAIN:
         return KitError(f"The {role.name} {path} is a web page and not JSON: {role.remedy}.")
     return KitError(
@@ -122,7 +121,7 @@ def web_page(path: Path, role: Role = OUTPUTS) -> KitError:
 
 
 def _listing(folder: Path) -> str:
-    """What the folder has instead, so that the user recognises a wrong folder."""
+    """What the folder has instead, so that the user recognizes a wrong folder."""
     if not folder.is_dir():
         return f"the folder {folder} does not exist either"
     names = sorted(entry.name for entry in folder.iterdir())
@@ -167,7 +166,7 @@ def as_id(value: object, where: str, *, remedy: str = AGAIN) -> str:
     return text
 
 
-def read_outputs(path: Path, role: Role = OUTPUTS) -> tuple[str, dict[str, str]]:
+def read_outputs(path: Path, role: Role) -> tuple[str, dict[str, str]]:
     """(task name, {id: output}) of a file of golds or predictions; ids must be unique."""
     name, rows = raw_outputs(path, role)
     texts = {key: as_text(output, where, remedy=role.remedy) for key, output, where in rows}
@@ -176,7 +175,7 @@ def read_outputs(path: Path, role: Role = OUTPUTS) -> tuple[str, dict[str, str]]
 
 def raw_outputs(path: Path, role: Role) -> tuple[str, Iterator[tuple[str, object, str]]]:
     """The task's name, and (id, unconverted output, its place for messages) of each row; ids are unique."""
-    content = read_json(path, role)
+    content = _read_json(path, role)
     if not isinstance(content, dict) or not isinstance(content.get("golds"), list) or "task" not in content:
         raise KitError(
             f'The {role.name} {path} is not a LaMP outputs file: it should be {{"task": "LaMP_3", "golds": '

@@ -23,6 +23,11 @@ from rpo_kit.lamp.files import GOLDS, PREDICTIONS, Role, read_outputs, write_out
 from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, Task, get_task
 
 
+def example_score(task: Task, gold: str, pred: str) -> float:
+    """`example_scores` of one example."""
+    return float(example_scores(task, [gold], [pred])[0])
+
+
 def lamp_metrics(task: Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, float]:
     """LaMP's metrics over all examples, ROUGE on the scale 0..1.
 

@@ -74,6 +74,11 @@ class Task:
         return bool(self.labels) and not self.label_parts
 
     @property
+    def is_paraphrase(self) -> bool:
+        """Whether an answer says all that the query says, so that the query, unchanged, would be an answer."""
+        return "echo" in self.baselines
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """Names of the query's parts: ("text",), or ("title", "ref1", "ref2") for LaMP-1."""
         return tuple(self._pattern.groupindex)

@@ -190,7 +190,7 @@ _EMAILS = Task(
     placeholder=r"\d+-\d+-EM(\.txt)?",
     placeholder_help=(
         "LaMP-6 is distributed with file names in place of the e-mails, which are in the Avocado Research Email "
-        "Collection (LDC2015T03) of the Linguistic Data Consortium, under licence. With that collection, LaMP's "
+        "Collection (LDC2015T03) of the Linguistic Data Consortium, under license. With that collection, LaMP's "
         "create_avocado_dataset.py fills in the texts: give the folder it wrote with --data FOLDER."
     ),
 )

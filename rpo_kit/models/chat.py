@@ -121,3 +121,8 @@ def reporting_cost(
 ) -> AbstractContextManager[None]:
     """If the model costs money, print the estimate before the requests and the actual cost after them."""
     return chat.reporting_cost(conversations, max_new_tokens) if isinstance(chat, PricedChat) else nullcontext()
+
+
+def answers_at_once(chat: Chat) -> bool:
+    """Whether several threads may ask the model at the same time: one at an endpoint, not one in this process."""
+    return isinstance(chat, ConcurrentChat) and chat.concurrent

@@ -112,9 +112,9 @@ class EndpointChat:
             total = sum(self.ledger.total().values(), Usage())
             print(f"{line}; the run so far: {total.requests:,} requests" if self.of_a_run else line)
 
-    def estimate(self, conversations: Iterable[Conversation], max_new_tokens: int, temperature: float = 0.0) -> str:
+    def estimate(self, conversations: Iterable[Conversation], max_new_tokens: int) -> str:
         """One line on what these requests will cost; cached answers cost nothing."""
-        total, hits, sampling = Usage(), 0, self.sampling(max_new_tokens, temperature)
+        total, hits, sampling = Usage(), 0, self.sampling(max_new_tokens, 0.0)
         for messages in conversations:
             if self.cache and self.cache.get(self.cache_key(messages, sampling)):
                 hits += 1

@@ -21,7 +21,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.model_spec import OPENAI
 
 _MIN_LENGTH = 6  # characters; a shorter "key" would mask ordinary words
-_HEAD = 16  # characters by which a truncated key is recognised
+_HEAD = 16  # characters by which a truncated key is recognized
 _ESCAPED = 64  # characters of a key that may be escaped one by one; the rest of a longer one is matched literally
 _GAPS = r"\s\u00ad\u200b-\u200f\u2060\ufeff"  # line ends and invisible characters inside a key
 _GAP = re.compile(f"[{_GAPS}]+")

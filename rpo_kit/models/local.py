@@ -270,8 +270,7 @@ def _sample_at_once(
     model.eval()  # in train mode, layers under gradient checkpointing cache no keys
     try:
         if attention.shares_prefix(model):
-            draws = () if uniforms is None else (uniforms,)
-            new = sampling.sample_groups(model, ids, mask, group, new_tokens, temperature, ends, *draws)
+            new = sampling.sample_groups(model, ids, mask, group, new_tokens, temperature, ends, uniforms)
         else:
             with quiet():
                 new = sampling.generate_rows(model, ids, mask, pad, group, new_tokens, temperature, ends, uniforms)
@@ -298,7 +297,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> str
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> int:
-    return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    return len(prompt_ids(tokenizer, messages))
 
 
 class LocalChat:

@@ -58,7 +58,7 @@ def load_lora(model: PreTrainedModel, folder: Path, trainable: bool = False, nam
     try:
         shapes = _stored_shapes(folder / "adapter_model.safetensors")
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        # without is_trainable the optimiser would be empty and nothing would change (huggingface/trl#6700)
+        # without is_trainable the optimizer would be empty and nothing would change (huggingface/trl#6700)
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), name, is_trainable=trainable)
             loaded: PeftModel | None = model
@@ -148,7 +148,7 @@ def _merged(layer: LoraLayer, name: str, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def merge_lora(model: PreTrainedModel, name: str = "default") -> PreTrainedModel:
+def merge_lora(model: PreTrainedModel) -> PreTrainedModel:
     """The wrapped model as a plain one in fp32, with W + s B A in place of every LoRA layer, for good; 4-bit weights
     are unpacked. `model` must not be used after that.
     """
@@ -156,7 +156,7 @@ def merge_lora(model: PreTrainedModel, name: str = "default") -> PreTrainedModel
     plain = cast(PreTrainedModel, model.get_base_model())
     for place, layer in list(plain.named_modules()):
         if isinstance(layer, LoraLayer):
-            weight, bias = _merged(layer, name, torch.float32), layer.base_layer.bias
+            weight, bias = _merged(layer, "default", torch.float32), layer.base_layer.bias
         elif hasattr(getattr(layer, "weight", None), "quant_state") and not place.endswith("base_layer"):
             weight, bias = frozen_weight(layer, torch.float32), layer.bias
         else:

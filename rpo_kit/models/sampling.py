@@ -178,7 +178,7 @@ class Decoder:
         return self.result
 
     def captured(self) -> Callable[[], None]:
-        """`step` as a CUDA graph: recorded after one run on a side stream, in which libraries initialise."""
+        """`step` as a CUDA graph: recorded after one run on a side stream, in which libraries initialize."""
         self.cache.length = self.cache.capacity
         state = [self.cache.slots, self.positions, self.now, self.bias, self.tokens, self.written, self.ended]
         before = [tensor.clone() for tensor in state]

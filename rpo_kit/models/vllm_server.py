@@ -6,7 +6,7 @@
     server.unload("rpo-1f0c…")
 
 The server reads the adapter from the folder, so both must see the same disk. Prompts go there as token ids, and token
-ids come back with their end token and log-probabilities: texts that are tokenised again would not be what was sampled.
+ids come back with their end token and log-probabilities: texts that are tokenized again would not be what was sampled.
 Every name stands for other weights, because vLLM keeps what it computed for a prompt by the adapter's name and path.
 Run against vLLM 0.32; `return_token_ids` came with 0.10.2. The same seed does not repeat a sample exactly: batches
 differ.

@@ -13,7 +13,7 @@ completions.
 
     truth = truth_of(get_task("LaMP-7"), example, items)            # None for real users
     truth.statements                                                # ('opens ugh, ends smh: grumpy', …)
-    check(completion, truth)                    # Checked(cites_many=False, faithful=1.0, habit_named=1.0, majority=1.0)
+    check(completion, truth, shots=2)           # Checked(cites_many=False, faithful=1.0, habit_named=1.0, majority=1.0)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from rpo_kit.lamp.example import Example
@@ -84,6 +85,15 @@ def check(completion: str, truth: Truth | None, shots: int, sections: tuple[str,
     true = [is_true(numbers, text, truth) for numbers, text in said]
     named = [all(_named(text, truth) == _says(truth.habits, n, "") for n in numbers) for numbers, text in said]
     return Checked(len(cited) > 1, _mean(true), _mean(named), float(_follows(trajectory, truth)))
+
+
+def shares_of(checked: Sequence[Checked]) -> dict[str, float]:
+    """Means over completions; without the truth, the share that cites several items is all that is known."""
+    shares = {"cites_many": fmean(one.cites_many for one in checked)}
+    if all(one.faithful is not None for one in checked):
+        names = ("faithful", "habit_named", "majority")
+        shares |= {name: fmean(getattr(one, name) for one in checked) for name in names}
+    return shares
 
 
 def statements(observe: str) -> list[tuple[list[int], str]]:

@@ -40,7 +40,7 @@ def reason_to_keep(
     new, of_generic, of_query = units(rewrite), units(generic), units(query)
     whole = of_query or of_generic
     shared = len(new & (of_generic | of_query)) / len(whole) if whole else 1.0
-    shrunk = says_as_much(task) and 2 * len(new) < len(whole) and shared < least
+    shrunk = task.is_paraphrase and 2 * len(new) < len(whole) and shared < least
     share = rewrite_content(generic, query, rewrite).share
     if not shrunk and share >= min(_NEARLY_NOTHING, least):
         return None
@@ -48,8 +48,3 @@ def reason_to_keep(
     words = ", ".join(lost[:_LISTED]) + (", …" if len(lost) > _LISTED else "")
     percent = f"{shared if shrunk else share:.0%}".replace("%", " %")
     return f"The rewrite keeps {percent} of the content" + (f"; missing: {words}" if words else ".")
-
-
-def says_as_much(task: Task) -> bool:
-    """Whether an answer of this task should say all that the query says: its query, unchanged, would be an answer."""
-    return "echo" in task.baselines

@@ -27,7 +27,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Item, Task, get_task
-from rpo_kit.models.chat import Chat, ConcurrentChat
+from rpo_kit.models.chat import Chat, answers_at_once
 from rpo_kit.models.local import LoadedModel, prompt_tokens
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.rewriting.base import base_answers, read_answer
@@ -173,8 +173,7 @@ class Personalizer:
     def _rewrites(self, examples: list[Example], items: list[list[Item]], started: float) -> list[Rewrite]:
         """Generic answers and rewrites from the items of each example, and the time since `started`."""
         retrieved = time.perf_counter()
-        at_once = isinstance(self.base, ConcurrentChat) and self.base.concurrent
-        with nullcontext() if at_once else self.lock:
+        with nullcontext() if answers_at_once(self.base) else self.lock:
             answers = base_answers(self.base, self.task, [e["input"] for e in examples], self.base_tokens)
         for example, answer in zip(examples, answers, strict=True):
             example["generic"] = read_answer(self.task, answer.text)

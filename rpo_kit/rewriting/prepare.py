@@ -52,9 +52,10 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
     with stage(run, "prepare", retry=retry, **inputs) as stage_dir:
         if stage_dir is None:
             return
-        later = {reason: name for name, reason in reversed(refusals(run).items()) if name != "prepare"}
-        for reason, name in reversed(later.items()):
-            print(f"prepare: {name} will refuse these settings: {reason}")
+        told: dict[str, str] = {}
+        for name, reason in refusals(run).items():
+            if name != "prepare" and told.setdefault(reason, name) == name:
+                print(f"prepare: {name} will refuse these settings: {reason}")
         if preset.data.separation != "user" and preset.data.source != "official":
             print(f"prepare: data.separation={preset.data.separation} is for --data official and changes nothing here.")
         for split in SPLITS:
@@ -95,11 +96,10 @@ def _report_oddities(run: Run, records: list[dict[str, Any]]) -> None:
 
 def _report_golds(records: list[dict[str, Any]], golds: dict[str, str]) -> None:
     """Say so if recorded answers are the golds, whose files have the same format and ids."""
-    answered = [record for record in records if "text" in record]
-    equal = sum(record["text"].strip() == golds[record["id"]].strip() for record in answered)
-    if answered and equal >= _LIKE_GOLDS * len(answered):
+    equal = sum(record["text"].strip() == golds[record["id"]].strip() for record in records)
+    if records and equal >= _LIKE_GOLDS * len(records):
         print(
-            f"prepare: {equal} of {len(answered)} recorded answers equal the gold: is this a file of golds "
+            f"prepare: {equal} of {len(records)} recorded answers equal the gold: is this a file of golds "
             "(…_outputs.json), not of a model's answers?"
         )
 

@@ -24,8 +24,7 @@ leaves the generic answer out of the prompt. Both together are the module's `For
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
@@ -157,18 +156,10 @@ def _text_of(trajectory: Trajectory, sections: tuple[str, ...] = SECTIONS) -> st
     return "\n".join(f"<{name}>{getattr(trajectory, name)}</{name}>" for name in sections)
 
 
-def trajectory_error(trajectory: Trajectory, shown: Collection[int], gold: str | None = None) -> str | None:
-    """Why this trajectory is rejected, or None: it must cite items, only those in `shown`, and end in the gold."""
+def trajectory_error(trajectory: Trajectory, shown: Collection[int]) -> str | None:
+    """Why this trajectory is rejected, or None: it must cite items, and only those in `shown`."""
     if not trajectory.cited:
         return "cites no item"
     if not set(trajectory.cited) <= set(shown):
         return "cites an item that was not shown"
-    if gold is not None and trajectory.rewrite != gold.strip():
-        return "does not end in the gold"
     return None
-
-
-def count_parse_errors(completions: Sequence[str], sections: tuple[str, ...] = SECTIONS) -> dict[str, int]:
-    """How often each parse error occurs, most frequent first; completions that parse are not counted."""
-    counts = Counter(error for completion in completions if (error := parse(completion, sections).error))
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

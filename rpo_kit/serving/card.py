@@ -22,7 +22,7 @@ from rpo_kit.provenance import fingerprint
 from rpo_kit.runs import read_json, read_records, write_text
 from rpo_kit.serving.card_results import Results, read_results, results_text
 from rpo_kit.serving.card_usage import example_code, kit_code, usage
-from rpo_kit.serving.export_files import Export, base_licence
+from rpo_kit.serving.export_files import Export, base_license
 
 _FORMS = {
     "adapter": "the LoRA adapter (PEFT)",
@@ -59,7 +59,7 @@ def text_of(export: Export) -> str:
         "training": _training(export),
         "results": results_text(export, results),
         "limits": _limits(export),
-        "licences": _licences(export),
+        "licenses": _licenses(export),
         "provenance": _provenance(export),
     }
     template = (files(__package__) / "model_card.txt").read_text(encoding="utf-8")
@@ -70,14 +70,14 @@ def text_of(export: Export) -> str:
 def front_matter(export: Export, results: Results | None) -> ModelCardData:
     """What the hub reads. The base model only if its name is one of the hub; data sets none: none is on the hub."""
     data = export.run.preset.data
-    licence, other = _licence_tag(export)
+    license, other = _license_tag(export)
     return ModelCardData(
         model_name=export.name,
         base_model=None if export.base_is_renamed else export.base,
         library_name=_LIBRARIES[export.to],
         pipeline_tag="text-generation",
         language="en" if data.source in ("personas", "official") else None,
-        license=licence,
+        license=license,
         license_name=other,
         tags=["rpo", "personalization", "rewriting", *(["lora"] if _LIBRARIES[export.to] == "peft" else [])],
         eval_results=_eval_results(export, results),
@@ -132,14 +132,14 @@ def _data(export: Export) -> str:
         "personas": "Invented users, whose texts are made by rules (the embedded benchmark of rpo_kit, Apache-2.0): "
         "each has one habit, which most items of the history show. No real person wrote any of it.",
         "official": "LaMP's public files ([lamp-benchmark.github.io](https://lamp-benchmark.github.io)), CC BY-NC-SA "
-        "4.0 and the licences of their sources.",
+        "4.0 and the licenses of their sources.",
     }
     trajectories = len(read_records(export.run.stage("synthesize") / "trajectories.jsonl"))
     asked = task.prefix.strip()
     lines = [
         f"{task.name}, {task.title.lower()}. What the base model is asked begins with: “{asked}”",
         sources.get(
-            data.source, "Own data of whoever trained it, in LaMP's form; its licence is not known to the kit."
+            data.source, "Own data of whoever trained it, in LaMP's form; its license is not known to the kit."
         ),
         f"Trained on up to {data.train_users} users, from which {_public(synthesis.teacher)!r} wrote {trajectories} "
         f"trajectories, and evaluated on up to {data.dev_users} other users. Items are ranked by "
@@ -200,21 +200,21 @@ def _limits(export: Export) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _licence_tag(export: Export) -> tuple[str, str | None]:
+def _license_tag(export: Export) -> tuple[str, str | None]:
     """The hub's identifier, and a name if it is "other"."""
-    licence = base_licence(export)
+    license = base_license(export)
     if export.run.preset.data.source != "personas":
         return "other", "base-model-and-training-data"
-    return licence or "unknown", None
+    return license or "unknown", None
 
 
-def _licences(export: Export) -> str:
+def _licenses(export: Export) -> str:
     source = export.run.preset.data.source
     data = {
         "personas": "texts made by rpo_kit, Apache-2.0",
         "official": "LaMP, CC BY-NC-SA 4.0",
     }
-    base = base_licence(export)
+    base = base_license(export)
     return (
         f"The base model: {base or 'its card is not on this machine, so look there'}. The data: "
         f"{data.get(source, 'not known to the kit')}. The kit that trained it: Apache-2.0. These terms hold together; "

@@ -8,9 +8,7 @@ import argparse
 from pathlib import Path
 
 from rpo_kit.errors import KitError
-from rpo_kit.runs import Run, existing_run
-
-DEFAULT_RUN = "demo"
+from rpo_kit.runs import DEFAULT_RUN, Run, existing_run
 
 
 def add_serving(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +34,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "how weights are stored: f32 (default), bf16, f16 for merged; f16 (default), q8_0, bf16, f32 for gguf, ollama"
     )
     exported.add_argument("--dtype", choices=("f32", "f16", "bf16", "q8_0"), help=about)
-    about = "what other machines call the base model, if the run's is a folder of this one: ORGANISATION/MODEL"
+    about = "what other machines call the base model, if the run's is a folder of this one: ORGANIZATION/MODEL"
     exported.add_argument("--base-name", metavar="NAME", help=about)
     exported.add_argument("--force", action="store_true", help="replace an export that was made from something else")
     exported.set_defaults(command=_export)

@@ -139,7 +139,7 @@ def _report(planned: Export, folder: Path) -> str:
     if planned.base_is_renamed:
         lines.append(
             f"  The base model was a folder of this machine; the export calls it {planned.base!r}. If it has another "
-            "name on the hub, export again with --base-name ORGANISATION/MODEL."
+            "name on the hub, export again with --base-name ORGANIZATION/MODEL."
         )
     if planned.run.preset.reflection.load_in_4bit and planned.to in ("merged", "gguf", "ollama"):
         lines.append("  The base was loaded in 4-bit, so the LoRA was merged into its unpacked 4-bit weights.")

@@ -90,7 +90,7 @@ def write_gguf_file(export: Export, folder: Path) -> LoadedModel:
     """One file for llama.cpp; returns the merged model that is in it."""
     merged = merged_module(export)
     path = folder / export.gguf_name
-    write_gguf(merged.model, merged.tokenizer, path, str(export.dtype), export.name, base_licence(export))
+    write_gguf(merged.model, merged.tokenizer, path, str(export.dtype), export.name, base_license(export))
     return merged
 
 
@@ -132,8 +132,8 @@ def _how_to_get(export: Export) -> str:
     )
 
 
-def base_licence(export: Export) -> str:
-    """The licence that the base model's card states, as the hub abbreviates it; "" if there is no card here."""
+def base_license(export: Export) -> str:
+    """The license that the base model's card states, as the hub abbreviates it; "" if there is no card here."""
     from huggingface_hub import try_to_load_from_cache
 
     if export.is_bundled:

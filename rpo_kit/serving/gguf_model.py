@@ -5,7 +5,7 @@ are named by the package's table. Llama's query and key rows change their order:
 transformers rotates halves. Norms stay fp32; a matrix whose rows q8_0 cannot hold (their length is not a multiple of
 32) becomes f16.
 
-    write_gguf(model, tokenizer, folder / "rpo-f16.gguf", "f16", name="rpo", licence="apache-2.0")
+    write_gguf(model, tokenizer, folder / "rpo-f16.gguf", "f16", name="rpo", license="apache-2.0")
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def write_gguf(
     path: Path,
     dtype: str,
     name: str,
-    licence: str = "",
+    license: str = "",
 ) -> None:
     """Write the model, without LoRA layers and in fp32, with its tokenizer; `dtype` is a key of TYPES.
 
@@ -72,8 +72,8 @@ def write_gguf(
     writer = gguf.GGUFWriter(str(path), model.config.model_type)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
-    if licence:
-        writer.add_license(licence)
+    if license:
+        writer.add_license(license)
     writer.add_file_type(gguf.LlamaFileType[TYPES[dtype]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, model)

@@ -1,7 +1,7 @@
 """A tokenizer of transformers as GGUF metadata, for llama.cpp and what is built on it.
 
 llama.cpp splits a text before it merges bytes to tokens, by a rule that a GGUF names (`tokenizer.ggml.pre`). Its
-converter recognises the rule by the tokens of a test text; here it is read from the tokenizer itself, so that a rule
+converter recognizes the rule by the tokens of a test text; here it is read from the tokenizer itself, so that a rule
 without a name is refused and never guessed.
 
     pre_tokenizer_name(tokenizer)          # 'smollm': digits one by one, then GPT-2's rule
@@ -64,7 +64,7 @@ def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
     splitter, normalizer = backend.get("pre_tokenizer") or {}, backend.get("normalizer") or {}
     parts = splitter.get("pretokenizers") or [splitter]
     first, last = parts[0], parts[-1]
-    # llama.cpp normalises nothing; its own converter, too, leaves out the NFC of Qwen's tokenizers
+    # llama.cpp normalizes nothing; its own converter, too, leaves out the NFC of Qwen's tokenizers
     changes = {step["type"] for step in normalizer.get("normalizers", [normalizer] if normalizer else [])} - {"NFC"}
     is_bytes = last.get("type") == "ByteLevel" and not last.get("add_prefix_space")
     if backend["model"].get("type") == "BPE" and is_bytes and not changes:

@@ -34,6 +34,7 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from rpo_kit.errors import KitError
+from rpo_kit.models.chat import answers_at_once
 from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.runs import Run
 from rpo_kit.serving.access import KEY_VARIABLE, key_from_environment, owner_of, sender_of
@@ -42,7 +43,7 @@ from rpo_kit.serving.messages import USER_HEADER, RequestError
 from rpo_kit.serving.profiles import check_folder, uploaded_items
 from rpo_kit.serving.responses import ChatCompletion, as_error, as_model, as_models
 from rpo_kit.serving.service import Service, answer, explained, name_of
-from rpo_kit.serving.stages import answers_at_once, models_of
+from rpo_kit.serving.stages import models_of
 from rpo_kit.serving.streaming import events, started, wants_usage
 from rpo_kit.serving.together import MAX_BATCH, Together
 

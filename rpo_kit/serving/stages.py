@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import Item, Task
-from rpo_kit.models.chat import Chat, ConcurrentChat
+from rpo_kit.models.chat import Chat, answers_at_once
 from rpo_kit.models.local import LoadedModel
 from rpo_kit.models.open import open_chat_for
 from rpo_kit.rewriting.base import base_answers, read_answer
@@ -47,11 +47,6 @@ class BaseAlone:
             Rewrite(text, text, [], None, None, seconds, {"base": (answer.prompt_tokens, answer.new_tokens)})
             for text, answer in zip(texts, answers, strict=True)
         ]
-
-
-def answers_at_once(base: Chat) -> bool:
-    """Whether several threads may ask the base model at the same time: one at an endpoint, not one in this process."""
-    return isinstance(base, ConcurrentChat) and base.concurrent
 
 
 def models_of(run: Run, stage: str, base: str | None = None) -> dict[str, Personalizer | BaseAlone]:

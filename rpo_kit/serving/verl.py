@@ -108,7 +108,8 @@ def dev_prompts(run: Run, loaded: LoadedModel) -> list[Prompt]:
 def _write_rows(path: Path, run: Run, split: str, prompts: Sequence[Prompt], per_step: int) -> None:
     """One row per prompt; `per_step` prompts are one step (0: no steps)."""
     if not prompts:
-        raise KitError(f"No {split} prompt fits into reflection.max_seq_length={run.preset.reflection.max_seq_length}.")
+        limit = run.preset.reflection.max_seq_length
+        raise KitError(f"No {split} prompt fits into reflection.max_seq_length={limit}: raise it.")
     rows = []
     for index, prompt in enumerate(prompts):
         extra: dict[str, object] = {"split": split, "index": index, "example": prompt.example, "items": prompt.shots}

@@ -1,4 +1,4 @@
 """The results: evaluation, baselines, statistics, ablations, figures, and the displays of the notebooks.
 
-Stages 5 and 6. Nothing here changes a model except through the stages of `training`.
+Stages 5 to 7. Nothing here changes a model except through the stages of `training`.
 """

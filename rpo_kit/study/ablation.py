@@ -28,7 +28,6 @@ import numpy as np
 import pandas as pd
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import WEIGHTS, current
@@ -41,8 +40,18 @@ from rpo_kit.rewriting.trajectory import Form
 from rpo_kit.runs import OnLog, Run, read_json, write_json, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study.baselines import trivial_answers
-from rpo_kit.study.comparisons import BEST_TRIVIAL, ITEMS, PLAN, SFT_ONLY, families, with_holm, write_plan
-from rpo_kit.study.evaluation import report_cuts, report_fewer_users, report_short_profiles, rewrite
+from rpo_kit.study.comparisons import (
+    BEST_TRIVIAL,
+    ITEMS,
+    PLAN,
+    SFT_ONLY,
+    families,
+    trial_name,
+    trials,
+    with_holm,
+    write_plan,
+)
+from rpo_kit.study.evaluation import report_cuts, report_fewer_users, report_short_profiles, rewrite, score_table
 from rpo_kit.study.significance import ONE_SEED, SeedVariance, compare, seed_variance
 from rpo_kit.study.statistics import references
 from rpo_kit.study.stored import SCORES, read_record, read_table
@@ -56,16 +65,15 @@ Trials = list[tuple[str, int]]  # (arm, seed)
 
 def sweep(run: Run, on_log: OnLog | None = None) -> None:
     """Write down the comparisons, train and score every trial, then write the numbers behind Figure 3."""
-    settings = run.preset.sweep
-    trials = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
+    of_sweep = trials(run.preset)
     begin(run)
     score_sft(run)
-    for number, (arm, seed) in enumerate(trials, 1):
-        print(f"trial {number} of {len(trials)}: {arm}, seed {seed}, {settings.steps} steps")
+    for number, (arm, seed) in enumerate(of_sweep, 1):
+        print(f"trial {number} of {len(of_sweep)}: {arm}, seed {seed}, {run.preset.sweep.steps} steps")
         compute_trial(run, arm, seed, on_log)
     if is_main():
         with disk_errors_explained(run.folder):
-            write_tables(run, trials)
+            write_tables(run, of_sweep)
 
 
 def begin(run: Run) -> None:
@@ -90,7 +98,7 @@ def score_sft(run: Run) -> None:
 
 def compute_trial(run: Run, arm: str, seed: int, on_log: OnLog | None = None) -> None:
     """Train and score one arm with one seed."""
-    name = f"{arm}-seed{seed}"
+    name = trial_name(arm, seed)
     train_rl(run, on_log, stage_name=f"sweep/{name}", settings=trial_settings(run, arm, seed))
     score_adapter(run, name, run.stage(f"sweep/{name}") / "adapter")
 
@@ -128,18 +136,15 @@ def score_adapter(run: Run, name: str, adapter: Path) -> None:
         began = time.perf_counter()
         loaded, examples = load_reflection(run.preset.reflection, adapter), dev_examples(run, settings.dev_users)
         task = get_task(run.preset.data.task)
-        rows: list[dict[str, object]] = []
+        tables: list[pd.DataFrame] = []
         limits, form = (evaluation.max_new_tokens, evaluation.batch_size), Form.of(run.preset.reflection)
         for shots in settings.eval_shots:
             records = rewrite(loaded, task, examples, shots, *limits, form)
             report_cuts({f"{name}, k = {shots}": records}, "sweep")
-            pairs = zip(records, examples, strict=True)
-            predictions = [record.get("prediction", example["generic"]) for record, example in pairs]
-            scores = example_scores(task, [example["output"] for example in examples], predictions)
-            unparsed = [float(bool(record.get("complaint", True))) for record in records]
-            rows += _score_rows(examples, shots, scores, unparsed)
-        write_text(stage_dir / "scores.csv", pd.DataFrame(rows).to_csv(index=False))
-        write_json(stage_dir / TIMING, {"seconds": time.perf_counter() - began, "examples": len(rows)})
+            tables.append(score_table(task, examples, records).assign(shots=shots))
+        table = pd.concat(tables)[["id", "user", "shots", "score", "unparsed"]]
+        write_text(stage_dir / "scores.csv", table.to_csv(index=False))
+        write_json(stage_dir / TIMING, {"seconds": time.perf_counter() - began, "examples": len(table)})
 
 
 def bars(run: Run, trials: Trials) -> pd.DataFrame:
@@ -255,7 +260,7 @@ def folders_by_arm(trials: Trials) -> dict[str, list[str]]:
     """The folders of each arm's trials, one per seed; first that of SFT, from which all arms start."""
     folders = {SFT_ONLY: ["sft"]}
     for arm, seed in trials:
-        folders.setdefault(arm, []).append(f"{arm}-seed{seed}")
+        folders.setdefault(arm, []).append(trial_name(arm, seed))
     return folders
 
 
@@ -269,7 +274,7 @@ def curves(run: Run, trials: Trials) -> pd.DataFrame:
     """Reward and k at each step of each trial, from the training logs."""
     logs = []
     for arm, seed in trials:
-        log = read_table(run.stage(f"sweep/{arm}-seed{seed}") / "log.csv", ("step", "reward", "shots"))
+        log = read_table(run.stage(f"sweep/{trial_name(arm, seed)}") / "log.csv", ("step", "reward", "shots"))
         logs.append(log[["step", "reward", "shots"]].assign(arm=arm, seed=seed))
     return pd.concat(logs)[["arm", "seed", "step", "reward", "shots"]]
 
@@ -303,15 +308,6 @@ def export_figure_data(run: Run, folder: Path, name: str) -> list[Path]:
     copied = [Path(shutil.copyfile(sweep / file, folder / f"{name}_{file}")) for file in CSV_FILES]
     write_json(provenance_file, without_folders(read_record(provenance_file)))
     return copied
-
-
-def _score_rows(
-    examples: list[Example], shots: int, scores: np.ndarray, unparsed: list[float]
-) -> list[dict[str, object]]:
-    return [
-        {"id": e["id"], "user": e["user_id"], "shots": shots, "score": float(score), "unparsed": is_unparsed}
-        for e, score, is_unparsed in zip(examples, scores, unparsed, strict=True)
-    ]
 
 
 def _interval(

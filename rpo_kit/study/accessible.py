@@ -1,4 +1,4 @@
-"""What readers need who see little, or not in colour, or in the dark: pictures with words, and arrows of dropdowns.
+"""What readers need who see little, or not in color, or in the dark: pictures with words, and arrows of dropdowns.
 
 Picture(png(figure), width=960, words=alt_text(figure))
 framed(w.HBox([dropdown, slider]), page)

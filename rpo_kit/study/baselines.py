@@ -1,7 +1,7 @@
 """Other ways to personalize, for the same table: no RPO, no training.
 
     context-K      context injection, LaMP's way: the K best-ranked items in the base model's prompt; `context`: all k
-    pag-K          profile-augmented generation: the base model summarises the profile, then answers with the summary
+    pag-K          profile-augmented generation: the base model summarizes the profile, then answers with the summary
                    and K items (Richardson et al., arXiv 2310.20081)
     echo           the query, unchanged
     lead-N         the first N words of the query; `lead`: as many as the median gold of the train split has
@@ -52,7 +52,7 @@ _WHY_UNDEFINED = {  # sentences begin with "majority left out, because"
     "constant": "golds of {} are not labels",
     "majority": "items of {} have no label",
 }
-PAG_ITEMS = 16  # ours: the newest items are summarised
+PAG_ITEMS = 16  # ours: the newest items are summarized
 PAG_WORDS = 40  # ours: words of each of their fields
 # ours: (items, characters of each field), tried in turn until the request fits the window of a model in this process
 PAG_STEPS = ((PAG_ITEMS, None), (PAG_ITEMS, 200), (PAG_ITEMS, 100), (PAG_ITEMS, 50), (PAG_ITEMS, 25), (4, 25), (1, 25))
@@ -86,18 +86,6 @@ def why_undefined(name: str, task: Task) -> str:
     if kind not in TRIVIAL or kind in task.baselines:
         return ""
     return _WHY_UNDEFINED.get(kind, "{} does not have it").format(task.name)
-
-
-def shots_of(name: str, shots: int) -> int:
-    """The K of "context-K" or "pag-K"; `shots` for "context" alone.
-
-    Raises:
-        KitError: the part after the dash is not a number.
-    """
-    kind, dash, number = name.partition("-")
-    if dash and not number.isdecimal():
-        raise KitError(f"There is no system {name!r}: write {kind}-K with K history items, such as {kind}-4.")
-    return int(number) if dash else shots
 
 
 # ---- without a model ----------------------------------------------------------------------------------------------
@@ -194,9 +182,9 @@ def answer_with_summary(
         append_records(path, [{"id": id_, "summary": a.text.strip()} for id_, a in answers if not a.failure])
         yield [{"id": id_, "failure": f"no summary: {a.failure}"} for id_, a in answers if a.failure]
     summaries = {record["id"]: record["summary"] for record in read_records(path)}
-    summarised = [example for example in examples if example["id"] in summaries]
-    prompts = [_prompt_with_summary(base, task, e, shots, summaries[e["id"]], tokens) for e in summarised]
-    for records in _answer(base, task, summarised, prompts, tokens):
+    summarized = [example for example in examples if example["id"] in summaries]
+    prompts = [_prompt_with_summary(base, task, e, shots, summaries[e["id"]], tokens) for e in summarized]
+    for records in _answer(base, task, summarized, prompts, tokens):
         yield [record | {"summary": summaries[record["id"]]} for record in records]
 
 
@@ -212,7 +200,7 @@ def _summary_request(base: Chat, task: Task, example: Example) -> str:
         if _excess_tokens(base, request, PAG_TOKENS) <= 0:
             return request
     raise KitError(
-        f"The history of example {example['id']} cannot be summarised by {base.name}: even one shortened item does not "
+        f"The history of example {example['id']} cannot be summarized by {base.name}: even one shortened item does not "
         "fit into a window of reflection.max_seq_length tokens. Raise that setting, or remove pag-K from the systems."
     )
 
@@ -277,6 +265,4 @@ def _window(base: Chat, tokens: int) -> tuple[PreTrainedTokenizerBase | None, in
     """The tokenizer of a model in this process and the tokens left for a prompt; (None, 0) for an endpoint."""
     if not isinstance(base, WindowedChat):
         return None, 0
-    tokenizer = base.tokenizer
-    frame = tokenizer.apply_chat_template(base_conversation(""), add_generation_prompt=True, return_dict=False)
-    return tokenizer, base.max_seq_length - len(frame) - tokens
+    return base.tokenizer, base.max_seq_length - prompt_tokens(base.tokenizer, base_conversation("")) - tokens

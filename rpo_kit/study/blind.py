@@ -69,7 +69,8 @@ class BlindTest:
         self.pairs = self._pairs()
         if not self.pairs:
             raise KitError(
-                f"No rewrite of run {run.name!r} differs from the base model's text: nothing can be compared."
+                f"No rewrite of run {run.name!r} differs from the base model's text, so nothing can be compared: train "
+                "longer, or choose another stage."
             )
 
     def _pairs(self) -> list[Pair]:

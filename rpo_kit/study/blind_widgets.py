@@ -82,11 +82,11 @@ class BlindPage:
         return page_bundle(self.widget, self.page)
 
 
-def blind_test(run: Run, stage: str = "", seed: int = 0) -> BlindPage:
+def blind_test(run: Run, stage: str = "") -> BlindPage:
     """The blind test of a run's held-out rewrites, by default of the last stage that is trained. Answers are kept in
     the run's folder. If nothing can be compared yet, the page says why.
     """
     try:
-        return BlindPage(BlindTest(run, stage, seed))
+        return BlindPage(BlindTest(run, stage))
     except KitError as error:
         return BlindPage(None, name_notebooks(str(error)))

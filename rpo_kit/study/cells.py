@@ -14,6 +14,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.presets import Preset
 from rpo_kit.runs import Run
 from rpo_kit.study.arms import Arm, chosen_arms
+from rpo_kit.study.comparisons import trial_name, trials
 
 GRIDS = {"shots": "sweep", "components": "components"}  # name of the grid: the stage that joins its cells
 
@@ -47,9 +48,8 @@ def compute_cell(run: Run, grid: str, name: str) -> None:
 
 
 def _trials(preset: Preset) -> dict[str, tuple[str, int]]:
-    """{name: (arm, seed)}, seed by seed, as `sweep` takes them."""
-    settings = preset.sweep
-    return {f"{arm}-seed{seed}": (arm, seed) for seed in settings.seeds for arm in settings.arms}
+    """The trials by their folders."""
+    return {trial_name(*trial): trial for trial in trials(preset)}
 
 
 def _arms(preset: Preset) -> dict[str, Arm]:

@@ -47,6 +47,16 @@ _METRICS = {
 }
 
 
+def trials(preset: Preset) -> list[tuple[str, int]]:
+    """(arm, seed) of each trial of a sweep, seed by seed."""
+    return [(arm, seed) for seed in preset.sweep.seeds for arm in preset.sweep.arms]
+
+
+def trial_name(arm: str, seed: int) -> str:
+    """The folder of a trial in the sweep's folder."""
+    return f"{arm}-seed{seed}"
+
+
 def families(arms: Sequence[str], shots: Sequence[int]) -> dict[str, list[tuple[str, str]]]:
     """The comparisons (arm, what is subtracted) of each family; `shots` are the k at which the arms are scored.
 

@@ -21,15 +21,13 @@ from rpo_kit.lamp.content import rewrite_content
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
-from rpo_kit.rewriting.faithfulness import Checked, Truth, check, truth_of
+from rpo_kit.rewriting.faithfulness import Truth, check, shares_of, truth_of
 from rpo_kit.rewriting.keep_generic import reason_to_keep
 from rpo_kit.setting_rules import SECTIONS
 from rpo_kit.study.baselines import Record
 
 if TYPE_CHECKING:  # its module imports torch
     from rpo_kit.training.rollouts import Rollout
-
-_TRUE = ("faithful", "habit_named", "majority")
 
 
 def content_shares(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray | None:
@@ -63,7 +61,7 @@ def completion_columns(
         text, query = answer["prediction"], task.query_text(example["input"])
         unused = reason_to_keep(task, query, example["generic"], text, example["profile"], keep_content)
         kept.append(bool(unused) and not answer.get("complaint"))
-    return {"kept_generic": float(np.mean(kept)), **_shares(checked)}
+    return {"kept_generic": float(np.mean(kept)), **shares_of(checked)}
 
 
 def rollout_curve(
@@ -77,18 +75,10 @@ def rollout_curve(
         if (example["id"], k) not in truths:
             truths[example["id"], k] = truth_of(task, example, top_k(example, example["ranking"], k))
         row: dict[str, float] = {"step": rollout["step"], "k": k}
-        row |= _shares([check(rollout["text"], truths[example["id"], k], k, sections)])
+        row |= shares_of([check(rollout["text"], truths[example["id"], k], k, sections)])
         if task.kind == "generation":
             text = rollout["rewrite"]
             query = task.query_text(example["input"])
             row["content_kept"] = rewrite_content(example["generic"], query, text).share if text else 0.0
         rows.append(row)
     return pd.DataFrame(rows).groupby("step", as_index=False).mean() if rows else pd.DataFrame()
-
-
-def _shares(checked: Sequence[Checked]) -> dict[str, float]:
-    """Means over completions; without the truth, how many cite several items is all that is known."""
-    shares = {"cites_many": float(np.mean([one.cites_many for one in checked]))}
-    if all(one.faithful is not None for one in checked):
-        shares |= {name: float(np.mean([getattr(one, name) for one in checked])) for name in _TRUE}
-    return shares

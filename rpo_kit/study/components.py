@@ -30,10 +30,8 @@ import numpy as np
 import pandas as pd
 
 from rpo_kit.errors import KitError
-from rpo_kit.lamp.example import Example
-from rpo_kit.lamp.metrics import example_scores
 from rpo_kit.lamp.source import source_files
-from rpo_kit.lamp.tasks import Task, get_task
+from rpo_kit.lamp.tasks import get_task
 from rpo_kit.own_process import in_own_process
 from rpo_kit.pipeline import current, inputs_of
 from rpo_kit.presets import EvaluationSettings, as_dict
@@ -47,7 +45,7 @@ from rpo_kit.stages import stage, take_over
 from rpo_kit.study.arms import FULL_METHOD, Arm, arm_preset, chosen_arms
 from rpo_kit.study.baselines import trivial_answers
 from rpo_kit.study.component_figure import FILES
-from rpo_kit.study.evaluation import report_cuts, report_fewer_users, rewrite
+from rpo_kit.study.evaluation import report_cuts, report_fewer_users, rewrite, score_table, scored
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import ONE_SEED, compare, holm, seed_variance
 from rpo_kit.study.stored import SCORES, read_table
@@ -167,16 +165,7 @@ def score(own: Run, seed: int, adapter: Path, dev_users: int) -> None:
         limits = (evaluation.max_new_tokens, evaluation.batch_size)
         records = rewrite(loaded, task, examples, evaluation.shots, *limits, form)
         report_cuts({f"{own.folder.name}, seed {seed}": records}, "components")
-        answers = [r.get("prediction", e["generic"]) for r, e in zip(records, examples, strict=True)]
-        rows = scored(task, examples, answers)
-        rows["unparsed"] = [float(bool(record.get("complaint", True))) for record in records]
-        write_text(stage_dir / "scores.csv", rows.to_csv(index=False))
-
-
-def scored(task: Task, examples: list[Example], answers: list[str]) -> pd.DataFrame:
-    """Columns id, user and score: one row per example."""
-    scores = example_scores(task, [example["output"] for example in examples], answers)
-    return pd.DataFrame({"id": [e["id"] for e in examples], "user": [e["user_id"] for e in examples], "score": scores})
+        write_text(stage_dir / "scores.csv", score_table(task, examples, records).to_csv(index=False))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.lamp.source import source_files
 from rpo_kit.model_files import all_files
 from rpo_kit.pipeline import STAGES, refuse
-from rpo_kit.presets import PRESETS, flat
+from rpo_kit.presets import changed
 from rpo_kit.provenance import fingerprint
 from rpo_kit.rewriting.failures import FAILED
 from rpo_kit.runs import Run, read_json, read_records, write_json
@@ -90,7 +90,7 @@ def execute(run: Run, chapter: str) -> bool:
     from papermill.exceptions import PapermillExecutionError
 
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = {"run_name": run.name, "preset": run.preset.name, "overrides": overrides(run)}
+    parameters = {"run_name": run.name, "preset": run.preset.name, "overrides": changed(run.preset)}
     try:
         papermill.execute_notebook(
             _literal(source),
@@ -143,12 +143,6 @@ def _holds(marker: Path, state: dict[str, Any]) -> bool:
 def _literal(path: Path) -> str:
     """The path with doubled braces, because papermill would fill in parameters between single ones."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def overrides(run: Run) -> dict[str, object]:
-    """The settings in which this run differs from its preset, with dotted keys."""
-    usual = flat(PRESETS[run.preset.name])
-    return {key: value for key, value in flat(run.preset).items() if value != usual[key]}
 
 
 def summary(run: Run) -> str:

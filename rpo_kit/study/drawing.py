@@ -17,11 +17,11 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from rpo_kit.study.alt_text import described
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the pale ones are tints of them.
+# Okabe and Ito's colors, which color-blind readers can tell apart; the pale ones are tints of them.
 INK, GREY, PALE = "#222222", "#767676", "#f2f2f2"
 BLUE, SKY, ORANGE, GREEN, RED = "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#d55e00"
 PALE_BLUE, PALE_ORANGE, PALE_GREEN = "#e3f0f8", "#fdf1d9", "#dff2ec"
-LETTERS = 10  # points, as in style.py
+LETTERS = 10  # points
 Point = tuple[float, float]
 REWARDS = (0.78, 1.0, 0.55, 0.78, 1.0, 0.0, 0.78, 0.55)  # of one invented group: 1 is correct, 0 did not parse
 FIGURE1 = (

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rpo_kit.presets import PRESETS, ComponentsSettings, Preset, SweepSettings, flat, get_preset
+from rpo_kit.presets import PRESETS, ComponentsSettings, Preset, SweepSettings, changed, get_preset
 from rpo_kit.runs import Run
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.arms import chosen_arms
@@ -85,8 +85,7 @@ def seconds_here(preset: Preset, step: float, begin: str = "00") -> float:
 
 def shorter(preset: Preset) -> tuple[Preset, dict[str, Any]]:
     """The preset `short` with the settings that were changed, and these; {} for none."""
-    own, as_it_was = flat(preset), flat(PRESETS[preset.name])
-    changes = {key: value for key, value in own.items() if value != as_it_was[key]}
+    changes = changed(preset)
     return get_preset("short", changes), changes
 
 

@@ -25,11 +25,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.example import Example
-from rpo_kit.lamp.metrics import scorable, write_predictions
+from rpo_kit.lamp.metrics import example_scores, scorable, write_predictions
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task, get_task
 from rpo_kit.model_spec import recorded_files
@@ -50,11 +51,10 @@ from rpo_kit.study.baselines import (
     answer_of,
     answer_with_summary,
     inject_context,
-    shots_of,
     why_undefined,
     without_model,
 )
-from rpo_kit.study.results import MODULE, reads_other_k, shots_in
+from rpo_kit.study.results import MODULE, reads_other_k, shots_in, shots_of
 from rpo_kit.study.statistics import metrics_table, paired_table
 
 Answers = Callable[[list[Example]], Iterator[list[Record]]]  # yields records as they are ready
@@ -123,9 +123,7 @@ def chosen_systems(run: Run, systems: Sequence[str]) -> list[str]:
     """
     task = get_task(run.preset.data.task)
     for name in systems:
-        if asks_base(name):
-            shots_of(name, run.preset.evaluation.shots)
-        elif not SYSTEM.fullmatch(name):
+        if not SYSTEM.fullmatch(name):
             raise KitError(f"There is no system {name!r} to evaluate: choose from {SYSTEM_FORMS}.")
     systems = _answerable(run, systems)
     reasons = {name: why_undefined(name, task) for name in systems}
@@ -241,6 +239,19 @@ def _answerer(run: Run, system: str, adapter: Path | None, stage_dir: Path) -> A
 
 def _in_chunks(answer: Callable[[list[Example]], list[Record]]) -> Answers:
     return lambda missing: (answer(missing[start : start + _CHUNK]) for start in range(0, len(missing), _CHUNK))
+
+
+def score_table(task: Task, examples: list[Example], records: list[Record]) -> pd.DataFrame:
+    """Columns id, user, score and unparsed of the records of `rewrite`; the generic answer stands for a missing one."""
+    answers = [record.get("prediction", e["generic"]) for record, e in zip(records, examples, strict=True)]
+    unparsed = [float(bool(record.get("complaint", True))) for record in records]
+    return scored(task, examples, answers).assign(unparsed=unparsed)
+
+
+def scored(task: Task, examples: list[Example], answers: list[str]) -> pd.DataFrame:
+    """Columns id, user and score: one row per example."""
+    scores = example_scores(task, [example["output"] for example in examples], answers)
+    return pd.DataFrame({"id": [e["id"] for e in examples], "user": [e["user_id"] for e in examples], "score": scores})
 
 
 def rewrite(

@@ -18,7 +18,7 @@ import numpy as np
 
 from rpo_kit.lamp.content import content_kept
 from rpo_kit.lamp.example import Example
-from rpo_kit.lamp.metrics import example_scores
+from rpo_kit.lamp.metrics import example_score
 from rpo_kit.lamp.retrieval import rank, top_k
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.rewriting.faithfulness import truth_of
@@ -37,7 +37,7 @@ def clearness(task: Task, example: Example, k: int) -> tuple[bool, float, float]
     """Whether there is something to change; the share of the k items that show the user's habit; the share of the
     query's content that the generic answer keeps. 0 for what is unknown.
     """
-    changes = bool(example_scores(task, [example["output"]], [example["generic"]])[0] < 1)
+    changes = example_score(task, example["output"], example["generic"]) < 1
     shows, shown = _items_with_habit(task, example, k)
     return changes, shows / shown if shown else 0.0, _content(task, example) or 0.0
 

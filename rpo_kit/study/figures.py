@@ -25,7 +25,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.runs import write_bytes, write_text
 from rpo_kit.study import alt_text
 from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, RED, SKY, figure1, figure2
-from rpo_kit.study.results import reads_other_k, system_name
+from rpo_kit.study.results import CONTENT_COLUMNS, reads_other_k, system_name
 from rpo_kit.study.style import REFERENCE_STYLES, SMALL, STYLE, style_of
 from rpo_kit.study.sweep_figure import figure3
 
@@ -72,14 +72,10 @@ _TITLES = {
     "same_answer": "most frequent label",
     "copied_history": "copies of a history item",
     "copied_generic": "copies of the generic answer",
-    "content_kept": "content kept",
-    "cites_many": "cites several items",
-    "faithful": "true observations",
-    "habit_named": "habit named right",
-    "majority": "follows the majority",
-}
+} | CONTENT_COLUMNS
 _SHARES = {"parsed", "frac_reward_zero_std", "completions/clipped_ratio"}
-_SHARES |= {"same_answer", "copied_history", "copied_generic", "content_kept", "cites_many", "faithful", "majority"}
+_SHARES |= {"same_answer", "copied_history", "copied_generic", "content_kept", "cites_many"}
+_SHARES |= {"faithful", "habit_named", "majority"}
 
 
 def training_figure(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Figure:

@@ -16,7 +16,7 @@ from rpo_kit.errors import KitError
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.study import alt_text
 from rpo_kit.study.drawing import BLUE, INK, RED
-from rpo_kit.study.results import shots_in, system_name
+from rpo_kit.study.results import shots_of, system_name
 from rpo_kit.study.style import REFERENCE_STYLES, SMALL, STYLE
 
 _CURVES = {"sft": (BLUE, "o", "solid"), "rl": (RED, "^", "solid"), "oracle": (INK, "", REFERENCE_STYLES["oracle"])}
@@ -26,16 +26,11 @@ def history_table(metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per system and k, for the systems that were evaluated at more than one k: system, k, score, low, high."""
     rows = metrics[["system", "score", "low", "high"]].assign(
         kind=metrics["system"].map(kind_of),
-        k=[name_k(name, all_items) for name, all_items in zip(metrics["system"], metrics["shots"], strict=True)],
+        k=[shots_of(name, all_items) for name, all_items in zip(metrics["system"], metrics["shots"], strict=True)],
     )
     rows = rows[rows["kind"].isin(_CURVES)].drop(columns="system").rename(columns={"kind": "system"})
     several = rows.groupby("system")["k"].transform("nunique") > 1
     return rows[several].sort_values(["system", "k"])[["system", "k", "score", "low", "high"]].reset_index(drop=True)
-
-
-def name_k(system: str, shots: int) -> int:
-    """How many items the system reads: the K in its name, or all `shots`."""
-    return shots if kind_of(system) == system else shots_in(system)
 
 
 def history_figure(metrics: pd.DataFrame) -> Figure:

@@ -175,7 +175,7 @@ def rollouts_html(task: Task, group: Sequence[Rollout], example: Example) -> str
 
 def _rollout_html(rollout: Rollout) -> str:
     advantage = rollout["advantage"]
-    colour = "#0072b2" if advantage > 0 else "#d55e00" if advantage < 0 else "currentColor"
+    color = "#0072b2" if advantage > 0 else "#d55e00" if advantage < 0 else "currentColor"
     lines = [
         f"<b>reward {rollout['reward']:.3f}</b>, advantage {advantage:+.2f}",
         f"score {rollout['score']:.3f}, format {rollout['format']:.0f}",
@@ -186,7 +186,7 @@ def _rollout_html(rollout: Rollout) -> str:
         lines.append(f"<b>does not parse:</b> {html.escape(rollout['parse_error'])}")
     text = html.escape(rollout["text"]) or "(nothing)"
     return (
-        f"<div style='flex:1 1 15em;min-width:15em;max-width:26em;border:2px solid {colour};border-radius:6px;"
+        f"<div style='flex:1 1 15em;min-width:15em;max-width:26em;border:2px solid {color};border-radius:6px;"
         f"line-height:1.5;padding:6px 10px'><div style='{LABEL}'>{'<br>'.join(lines)}</div>"
         f"<pre style='{_WRAPPED};margin:6px 0 0'>{text}</pre></div>"
     )

@@ -77,7 +77,8 @@ def read_passages(files: Sequence[Path], wanted: Wanted, notes: Notes) -> tuple[
     older = cut_texts(history, notes)
     notes.counts[f"older passages beyond {MOST_HISTORY} (left out)"] += max(0, len(older) - MOST_HISTORY)
     # what is left out is in no profile; in a large mailbox nearly all passages share words with some of it
-    older, newer = without_overlap(older[-MOST_HISTORY:], cut_texts(held_out, notes), notes)
+    older = older[-MOST_HISTORY:]
+    newer = without_overlap(older, cut_texts(held_out, notes), notes)
     notes.counts[f"held-out passages beyond {MOST_HELD_OUT} (left out)"] += max(0, len(newer) - MOST_HELD_OUT)
     newer = newer[-MOST_HELD_OUT:]
     notes.say(f"passages of up to 40 words: {len(older)} to train on, {len(newer)} held out")

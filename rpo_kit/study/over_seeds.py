@@ -102,7 +102,9 @@ def check_alike(runs: Sequence[Run]) -> None:
     ids = [example["id"] for example in load_prepared(runs[0], "dev")]
     for run in runs[1:]:
         if [example["id"] for example in load_prepared(run, "dev")] != ids:
-            raise KitError(f"Runs {runs[0].name!r} and {run.name!r} have different dev examples.")
+            raise KitError(
+                f"Runs {runs[0].name!r} and {run.name!r} have different dev examples: prepare both from the same data."
+            )
         if _seeds_of(run) in seen:
             raise KitError(
                 f"Run {run.name!r} has the seeds of another one: give it an sft.seed and rl.seed of its own."
@@ -118,8 +120,10 @@ def check_settings_alike(runs: Sequence[Run], seeds: Sequence[str] = _SEEDS) -> 
     for run in runs[1:]:
         differ = _differing(first, flat(run.preset), seeds)
         if differ:
-            names = f"Runs {runs[0].name!r} and {run.name!r}"
-            raise KitError(f"{names} differ in {', '.join(differ)}, not in their seeds alone.")
+            raise KitError(
+                f"Runs {runs[0].name!r} and {run.name!r} differ in {', '.join(differ)}, not in their seeds alone: give "
+                "both the same values, or leave one of them out."
+            )
 
 
 def check_current(run: Run) -> None:

@@ -20,7 +20,8 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, read_json, read_records
 from rpo_kit.stages import require
-from rpo_kit.study.comparisons import GROWING, SFT_ONLY, check_settings
+from rpo_kit.study.cells import cells
+from rpo_kit.study.comparisons import GROWING, SFT_ONLY, check_settings, trials
 from rpo_kit.study.stored import read_table
 
 
@@ -127,12 +128,11 @@ def pilot_of_sweep(run: Run, system: str | None = None, minus: str | None = None
     from rpo_kit.study.ablation import Scores  # imports torch
 
     settings = run.preset.sweep
-    trials = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
     folders = _folders(run)
     if not all((folder / "scores/scores.csv").exists() for folder in folders):
         raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
     check_settings(run)
-    scores, shots = Scores.of(run, trials), max(settings.eval_shots)
+    scores, shots = Scores.of(run, trials(run.preset)), max(settings.eval_shots)
     if shots not in scores.by_arm[SFT_ONLY]:
         raise KitError(f"The sweep of run {run.name!r} was not scored at k = {shots}: run sweep again.")
     arm = system or (GROWING if GROWING in settings.arms else settings.arms[-1])
@@ -163,8 +163,7 @@ def _seconds_per_step(logs: Sequence[Path]) -> float | None:
 
 def _folders(run: Run) -> list[Path]:
     """Of the sweep's adapters: SFT's, then each arm's with each seed. What they replaced lies beside them."""
-    settings, sweep = run.preset.sweep, run.stage("sweep")
-    return [sweep / "sft", *(sweep / f"{arm}-seed{seed}" for seed in settings.seeds for arm in settings.arms)]
+    return [run.stage("sweep") / name for name in cells(run.preset, "shots")]
 
 
 def _sweep_seconds(run: Run) -> float | None:

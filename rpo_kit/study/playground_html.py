@@ -1,7 +1,7 @@
 """The pages of notebook 08: an answer with everything that led to it, and what became of it after a change.
 
 Plain values in, HTML out. Texts of users and models are escaped. Added words are underlined and removed ones struck
-through, so that neither colours nor a screen are needed to tell them apart.
+through, so that neither colors nor a screen are needed to tell them apart.
 
     answer_html(task, answer, anchor="a1-")       # query, generic answer, items, observations, plan, rewrite, reward
     change_html(task, answer, changed)            # the rewrite before and after, and what was lost
@@ -68,6 +68,7 @@ def answer_html(task: Task, answer: Answer, anchor: str) -> str:
     return query + generic + items + _trajectory(answer, anchor) + _rewrite(answer) + _worth(answer)
 
 
+_LONGEST = 600  # ours: characters of an item that are shown
 _SHORTENED = "Items are shortened in the prompt, because they do not fit into the module's window."
 
 
@@ -163,9 +164,9 @@ def _items(task: Task, items: Sequence[Item], anchor: str) -> str:
     return "".join(lines) or "<i>no items</i>"
 
 
-def _line(task: Task, item: Item, most: int = 600) -> str:
+def _line(task: Task, item: Item) -> str:
     line = task.item_line(item)
-    return html.escape(line if len(line) <= most else f"{line[:most]}… ({len(line):,} characters)")
+    return html.escape(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}… ({len(line):,} characters)")
 
 
 def _linked(line: str, items: Sequence[Item], anchor: str) -> str:

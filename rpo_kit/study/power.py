@@ -77,7 +77,7 @@ def spread_of(pilot: Pilot) -> Spread:
     sums_SU, sizes_U = by_user(values_SE, users)
     count, seeds = len(sizes_U), len(values_SE)
     if count < 2:
-        raise KitError(f"{pilot.about} has one user: the spread between users cannot be estimated from it.")
+        raise KitError(f"{pilot.about} has one user, who does not show how users differ: take a pilot with several.")
     means_SU = sums_SU / sizes_U
     of_user = float(means_SU.mean(0).var(ddof=1))  # user + interaction / seeds + query / (queries per user)
     query = _within_users(values_SE.mean(0), users)

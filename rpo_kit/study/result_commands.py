@@ -9,10 +9,9 @@ import re
 from pathlib import Path
 
 from rpo_kit.errors import KitError
-from rpo_kit.runs import Run, existing_run
+from rpo_kit.runs import DEFAULT_RUN, Run, existing_run
 from rpo_kit.stages import require
 
-DEFAULT_RUN = "demo"
 FIGURES = Path(__file__).resolve().parents[2] / "figures"  # with the numbers kept in figures/data
 
 

@@ -56,6 +56,15 @@ def shots_in(system: str) -> int:
     return int(system.rpartition("-")[2])
 
 
+def shots_of(system: str, shots: int) -> int:
+    """How many items a system reads: the K in its name, `shots` without one.
+
+    >>> shots_of("context-1", 6), shots_of("rl", 6)
+    (1, 6)
+    """
+    return shots if kind_of(system) == system else shots_in(system)
+
+
 def read_tables(prefix: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables in `<prefix>metrics.csv` and `<prefix>paired.csv`; earlier versions stored no `mde` in the latter.
 
@@ -107,7 +116,7 @@ def best_trivial(metrics: pd.DataFrame) -> str | None:
 def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame, systems: Sequence[str] = MODULE) -> str:
     """A sentence: the last of `systems` in the tables minus the best trivial baseline; "" if there is no such pair.
 
-    The baseline is chosen on the same dev users, which favours it. For tables stored without `mde`, that part is left
+    The baseline is chosen on the same dev users, which favors it. For tables stored without `mde`, that part is left
     out.
     """
     best = best_trivial(metrics)

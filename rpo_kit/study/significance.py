@@ -29,8 +29,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from rpo_kit.study.statistics import POWER
-
+POWER = 1.96 + 0.84  # standard errors: 5 % two-sided, 80 % power
 LEVEL = 0.05  # two-sided
 FLIPS = 10_000  # ours: sign flips per test, so that p can fall to 0.0001
 _FEW = 4  # measured: below, two or three seeds of one arm reject a true null hypothesis in 10 of 100 cases
@@ -157,17 +156,17 @@ def degrees_of_freedom(user_variance: float, users: int, seeds: SeedVariance, ad
     return max(1.0, total**2 / parts) if parts else math.inf
 
 
-def sign_flip_test(values_SE: np.ndarray, users: Sequence[str], seed: int, flips: int = FLIPS) -> float:
+def sign_flip_test(values_SE: np.ndarray, users: Sequence[str], seed: int) -> float:
     """Two-sided p that the mean is 0: each user's mean over seeds changes its sign at random (Fisher 1935).
 
     p = (1 + number of flips whose mean is at least as far from 0) / (1 + flips).
     """
     totals_U = by_user(values_SE, users)[0].mean(0)
     generator, extreme = np.random.default_rng(seed), 0
-    for start in range(0, flips, 1000):  # in parts, to save memory
-        signs = generator.integers(2, size=(min(1000, flips - start), len(totals_U))) * 2.0 - 1.0
+    for start in range(0, FLIPS, 1000):  # in parts, to save memory
+        signs = generator.integers(2, size=(min(1000, FLIPS - start), len(totals_U))) * 2.0 - 1.0
         extreme += int((np.abs(signs @ totals_U) >= abs(totals_U.sum()) - 1e-9).sum())
-    return (1 + extreme) / (1 + flips)
+    return (1 + extreme) / (1 + FLIPS)
 
 
 def t_test(mean: float, error: float, freedom: float) -> float:
@@ -204,22 +203,18 @@ def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
     return nodes, weights
 
 
-def t_quantile(freedom: float, level: float = LEVEL) -> float:
-    """The t beyond which lies `level` in both tails together, by bisection.
+def t_quantile(freedom: float) -> float:
+    """The t beyond which lies LEVEL in both tails together, by bisection.
 
     >>> round(t_quantile(4), 3)
     2.776
     """
     if freedom > 1e6:
-        return _Z if level == LEVEL else _bisect(freedom, level)
-    return _bisect(freedom, level)
-
-
-def _bisect(freedom: float, level: float) -> float:
+        return _Z
     low, high = 0.0, 1e4
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if t_tails(middle, freedom) > level else (low, middle)
+        low, high = (middle, high) if t_tails(middle, freedom) > LEVEL else (low, middle)
     return high
 
 

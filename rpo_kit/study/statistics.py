@@ -26,8 +26,8 @@ from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.baselines import Record
 from rpo_kit.study.completions import completion_columns, content_shares
 from rpo_kit.study.results import PAIRED_COLUMNS, reads_other_k, shots_in
+from rpo_kit.study.significance import ONE_SEED, POWER, crossed_bootstrap
 
-POWER = 1.96 + 0.84  # standard errors: 5 % two-sided, 80 % power
 SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the steps of the method: each is compared with the one before
 
 
@@ -55,12 +55,7 @@ def bootstrap_interval(
 
 def bootstrap_means(values: np.ndarray, users: Sequence[str], resamples: int, seed: int) -> np.ndarray:
     """Means (resamples,) of `values` (n,), resampling whole users with replacement."""
-    _, user_of = np.unique(np.asarray(users), return_inverse=True)
-    count = int(user_of.max()) + 1
-    sums, sizes = np.bincount(user_of, values, count), np.bincount(user_of, minlength=count)
-    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    means: np.ndarray = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    return means
+    return crossed_bootstrap(values[None], users, ONE_SEED, 1, resamples, seed)
 
 
 def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[str, list[Record]]) -> pd.DataFrame:

@@ -1,7 +1,7 @@
-"""Colours, markers and fonts that the figures share. Grey means: not told apart from 0, so no arm is grey.
+"""Colors, markers and fonts that the figures share. Grey means: not told apart from 0, so no arm is grey.
 
 Two arms differ in their marker, or clearly in lightness, so that they are told apart in grey print as well; their
-colours stay apart for colour-blind readers. tests/study/test_palette.py computes both. Letters have at least 10 points.
+colors stay apart for color-blind readers. tests/study/test_palette.py computes both. Letters have at least 10 points.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rpo_kit.study.comparisons import BEST_TRIVIAL
-from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, SKY
+from rpo_kit.study.drawing import BLUE, GREEN, GREY, INK, LETTERS, ORANGE, RED, SKY
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -25,7 +25,7 @@ STYLE: dict[RcKeyType, Any] = {
     "grid.color": "#e6e6e6", "axes.axisbelow": True, "legend.frameon": False, "xtick.color": INK, "ytick.color": INK,
 }  # fmt: skip
 UNRESOLVED_COLOR = "#a8a8a8"
-SMALL = 10  # points
+SMALL = LETTERS  # points
 
 
 def marker_every(count: int, marks: int = 12) -> int:
@@ -34,5 +34,5 @@ def marker_every(count: int, marks: int = 12) -> int:
 
 
 def style_of(arm: str) -> tuple[str, str]:
-    """Colour and marker of an arm."""
+    """Color and marker of an arm."""
     return ARM_COLORS.get(arm, ORANGE), ARM_MARKERS.get(arm, "P")

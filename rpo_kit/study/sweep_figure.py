@@ -36,11 +36,10 @@ from rpo_kit.study.drawing import INK
 from rpo_kit.study.results import system_name
 from rpo_kit.study.significance import LEVEL
 from rpo_kit.study.stored import read_record, read_table
-from rpo_kit.study.style import REFERENCE_STYLES, STYLE, UNRESOLVED_COLOR, style_of
+from rpo_kit.study.style import REFERENCE_STYLES, SMALL, STYLE, UNRESOLVED_COLOR, style_of
 
 _LINE, _ROW = 0.195, 0.22  # inches: a line of the caption, a row of the differences
 _TOP, _CURVES, _SCORES, _GAP = 0.66, 2.2, 2.3, 0.85  # inches: above the panels, the two upper rows, between rows
-_SMALL = 10  # points
 _CURVE_FROM = 3  # points: a line through fewer looks like a trend
 _HEADING = "training reward, earned with the k below it: comparable only where k is the same"
 
@@ -65,7 +64,7 @@ def figure3(prefix: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = _canvas(bars, curves, differences, window, 0.62 + _LINE * (caption.count("\n") + 1))
         # parse_math=False: a folder's name may contain a dollar sign
-        figure.text(0.012, 0.012, caption, fontsize=_SMALL, color=INK, va="bottom", parse_math=False)
+        figure.text(0.012, 0.012, caption, fontsize=SMALL, color=INK, va="bottom", parse_math=False)
     is_resolved = [] if differences.empty else resolved(differences)
     return alt_text.described(figure, alt_text.of_sweep(bars, differences, is_resolved))
 
@@ -90,7 +89,7 @@ def _canvas(bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame,
     _draw_bars(scores, bars)
     if legend:
         handles, names = scores.get_legend_handles_labels()
-        figure.legend(handles, names, loc="upper center", ncols=len(names), fontsize=_SMALL)
+        figure.legend(handles, names, loc="upper center", ncols=len(names), fontsize=SMALL)
     if rows:
         is_narrow = len(families) > 2
         apart = 0.6 if is_narrow else 0.32  # room for the names of the rows
@@ -118,12 +117,12 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, rows: int, is_narrow:
             ax.axhline(at - 0.5, color="#e6e6e6", lw=0.8, zorder=0)
     ax.axvline(0, color=INK, lw=1)
     labels = [f"{name}, k = {k}" if several else name for name, k in zip(names, differences["shots"], strict=True)]
-    ax.set_yticks(range(len(labels)), labels, fontsize=_SMALL)
+    ax.set_yticks(range(len(labels)), labels, fontsize=SMALL)
     ax.set_ylim(rows - 0.4, -0.6)
     title = f"k = {differences['shots'].iloc[0]} minus {minus}" if family_of(minus) == ITEMS else family_of(minus)
     usual = matplotlib.rcParams
-    ax.set_title(title, fontsize=_SMALL if is_narrow else usual["axes.titlesize"])
-    ax.set_xlabel("difference", fontsize=_SMALL if is_narrow else usual["axes.labelsize"])
+    ax.set_title(title, fontsize=SMALL if is_narrow else usual["axes.titlesize"])
+    ax.set_xlabel("difference", fontsize=SMALL if is_narrow else usual["axes.labelsize"])
     ax.xaxis.set_major_locator(MaxNLocator(3 if is_narrow else 5))  # more labels would run into each other
     ax.grid(axis="y", visible=False)
 
@@ -159,7 +158,7 @@ def _draw_arm(reward: Axes, shots: Axes, arm: str, curves: pd.DataFrame, window:
     if has_one_k:
         smooth = mean.rolling(window, center=True, min_periods=1).mean()
         reward.plot(smooth.index, smooth, ls=line, color=color, lw=2.2, marker=dots, ms=6, label="mean over seeds")
-    reward.set_title(arm, fontsize=_SMALL)
+    reward.set_title(arm, fontsize=SMALL)
     reward.set_label(f"reward of {arm}")
     shots.set(label=f"k of {arm}", xlabel="RL step")
     for _, own in list(curves.groupby("seed"))[: 1 if has_one_k else None]:
@@ -212,7 +211,7 @@ def _draw_references(ax: Axes, bars: pd.DataFrame, groups: list[int]) -> None:
     for name, score in sorted(named.items(), key=lambda row: row[1]):
         height = max(score, height + apart)
         ax.annotate(name, (1, height), (4, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
-                    va="center", fontsize=_SMALL)  # fmt: skip
+                    va="center", fontsize=SMALL)  # fmt: skip
 
 
 def _caption(

@@ -81,7 +81,7 @@ def _check_pair(source: Run, target: Run, module: str) -> None:
         ("settings of the module (reflection.*)", source.preset.reflection, target.preset.reflection),
     ):
         if ours != theirs:
-            raise KitError(f"Runs {source.name!r} and {target.name!r} have different {what}.")
+            raise KitError(f"Runs {source.name!r} and {target.name!r} have different {what}: choose two that agree.")
     trained_on, asked = ({e["user_id"] for e in load_prepared(*of)} for of in ((source, "train"), (target, "dev")))
     if trained_on & asked and target.preset.data.separation == "user":  # split by time, they are the same users
         raise KitError(

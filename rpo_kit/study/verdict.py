@@ -1,7 +1,7 @@
 """What the demo says in words: the score so far after each notebook, and at the end a legend and a verdict.
 
-score_so_far(run, "rl")             # "reward first .628 at k = 2, last .839 at k = 6"
-verdict(metrics, paired)            # SFT + RL beats the best trivial baseline by +0.206 (0.164 to 0.247) …
+score_so_far(run, "04_rl_reinforce_pp")  # "reward first .628 at k = 2, last .839 at k = 6"
+verdict(metrics, paired)                 # SFT + RL beats the best trivial baseline by +0.206 (0.164 to 0.247) …
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from rpo_kit.study.alt_text import alt_text
 from rpo_kit.study.figures import png, save
 from rpo_kit.study.html import LABEL, TrajectoryRecord, page, retrieved_html, rollouts_html, trajectory_html
 from rpo_kit.study.kernel import explain_errors
-from rpo_kit.study.live_samples import BEGINNING, Progress, Samples, label_html
+from rpo_kit.study.live_samples import BEGINNING, Progress, Samples, groups_of, label_html
 
 if TYPE_CHECKING:
     from rpo_kit.training.rollouts import Rollout
@@ -95,7 +95,7 @@ class LivePlot:
             self._show("status", page(label_html(BEGINNING)))
 
     def __call__(self, rows: list[dict[str, float]]) -> None:
-        """Take the rows of the log so far (`training.progress.OnLog`)."""
+        """Take the rows of the log so far (`runs.OnLog`)."""
         self.rows, self.stale = list(rows), True
         if self.progress:
             self._show("status", page(label_html(self.progress.after(int(rows[-1]["step"]), self.clock()))))
@@ -241,11 +241,8 @@ class RolloutBrowser:
     def __init__(self, rollouts: Sequence[Rollout], examples: Sequence[Example], task: Task) -> None:
         self.task, self.examples = task, {example["id"]: example for example in examples}
         self.steps: dict[int, list[list[Rollout]]] = {}
-        for rollout in rollouts:  # in the order of training; the samples of a prompt are numbered from 0
-            groups = self.steps.setdefault(rollout["step"], [])
-            if rollout["completion"] == 0 or not groups:
-                groups.append([])
-            groups[-1].append(rollout)
+        for group in groups_of(rollouts):  # in the order of training
+            self.steps.setdefault(group[0]["step"], []).append(group)
         numbers = list(self.steps) or [0]
         self.step = w.SelectionSlider(options=numbers, value=numbers[0], description="step")
         self.prompt = w.BoundedIntText(

@@ -25,11 +25,10 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import Parameter
 
-from rpo_kit.runs import write_text
+from rpo_kit.runs import LogRows, write_text
 
 _KEEP = 2
 _SUMS = "checksums.json"
-Log = list[dict[str, float]]
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Training:
     parameters: dict[str, Parameter]
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
-    log: Log
+    log: LogRows
     step: int = 0
     memory: int = 0  # bytes held after the first step; of this process, so not in checkpoints
 

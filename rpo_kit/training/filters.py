@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from rpo_kit.lamp.example import Example
-from rpo_kit.lamp.metrics import example_scores
+from rpo_kit.lamp.metrics import example_score
 from rpo_kit.lamp.tasks import Item, Task
 from rpo_kit.rewriting.prompts import restore_tags
 from rpo_kit.rewriting.trajectory import Trajectory, trajectory_error
@@ -72,7 +72,7 @@ def matches(task: Task, gold: str, rewrite: str, match_text: float) -> bool:
     if rewrite.strip() == gold.strip():
         return True
     close = task.kind == "generation" and match_text < 1
-    return close and bool(example_scores(task, [gold], [rewrite])[0] >= match_text)
+    return close and example_score(task, gold, rewrite) >= match_text
 
 
 def leaks_gold(task: Task, example: Example, shown: Sequence[Item], observe: str) -> bool:

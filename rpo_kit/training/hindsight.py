@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from rpo_kit.lamp.item import item_gold
-from rpo_kit.lamp.metrics import example_scores
+from rpo_kit.lamp.metrics import example_score
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.rewriting.trajectory import Trajectory, is_writable, render
 from rpo_kit.training.hindsight_texts import (
@@ -77,7 +77,7 @@ class HindsightTeacher:
 
 def hindsight_draft(task: Task, request: Request, shown: bool = False) -> Draft:
     """The trajectory for one request as text, with the reason if it should be rejected."""
-    shown = shown and _is_tweet(task)
+    shown = shown and task.is_paraphrase
     trajectory, reason = _shown_text(task, request) if shown else _rules_of(task)(task, request)
     if not is_writable(trajectory):
         return Draft("", reason="the gold is empty or contains tags")
@@ -205,18 +205,14 @@ def _start(task: Task, request: Request) -> tuple[str, str]:
     """What a text starts from, and that text: of a tweet the query or the generic answer, whichever is closer."""
     gold, generic = request.example["output"], request.example["generic"].strip()
     query = task.query_text(request.example["input"])
-    if _is_tweet(task) and _similarity(task, gold, query) >= _similarity(task, gold, generic):
+    if task.is_paraphrase and example_score(task, gold, query) >= example_score(task, gold, generic):
         return "the query", query
     return "the generic answer", generic
 
 
-def _is_tweet(task: Task) -> bool:
-    return "echo" in task.baselines  # a query that could be the answer itself
-
-
 def _changed_text(task: Task, request: Request, start: str, source: str, rewrite: str) -> Written:
     """The trajectory from the source to the rewrite, rejected if no item shows any of its changes."""
-    kind = "tweet" if _is_tweet(task) else "title"
+    kind = "tweet" if task.is_paraphrase else "title"
     items = [read_traits(item[task.gold_field], kind) for item in request.items]
     observe = "\n".join(f"[{n}] {describe(item)}" for (n, _), item in zip(request.numbered, items, strict=True))
     shown, besides = changes(read_traits(source, kind), read_traits(rewrite, kind), items)
@@ -272,7 +268,3 @@ def _length(source: int, words: int) -> str:
     if abs(words - source) <= max(1, _LENGTH * source):
         return ""
     return "shorter" if words < source else "longer"
-
-
-def _similarity(task: Task, gold: str, text: str) -> float:
-    return float(example_scores(task, [gold], [text])[0])

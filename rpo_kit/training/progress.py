@@ -84,7 +84,7 @@ def is_trained(stage_dir: Path) -> bool:
 
 
 def finish_training(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stage_dir: Path) -> None:
-    """Keep the adapter (safetensors) and drop the checkpoints, whose optimiser states nobody needs any more. All ranks
+    """Keep the adapter (safetensors) and drop the checkpoints, whose optimizer states nobody needs any more. All ranks
     have the same adapter; the main one writes.
 
     Raises:

@@ -76,13 +76,13 @@ def train_rl(run: Run, on_log: OnLog | None = None, stage_name: str = "rl", sett
         prompts = training_prompts(run, loaded, settings)
         reason = why_not_shared_prefix(loaded.model)
         print(f"each prompt is read once per {f'completion: {reason}' if reason else 'group'}")
-        with memory_error_explained(run, settings):
+        with memory_error_explained(settings):
             train(loaded, prompts, get_task(run.preset.data.task), settings, stage_dir, on_log)
         finish_training(loaded.model, loaded.tokenizer, stage_dir)
 
 
 @contextmanager
-def memory_error_explained(run: Run, settings: RLSettings) -> Iterator[None]:
+def memory_error_explained(settings: RLSettings) -> Iterator[None]:
     """Turn "out of memory" on a GPU while scoring into a KitError that names the settings to lower."""
     try:
         yield

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rpo_kit.lamp.content import rewrite_content
-from rpo_kit.lamp.metrics import example_scores, is_parseable
+from rpo_kit.lamp.metrics import example_score, is_parseable
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.rewriting.trajectory import parse, trajectory_error
 from rpo_kit.setting_rules import SECTIONS
@@ -60,9 +60,8 @@ def judge(
     if trajectory is None:
         return Judged(0.0, 0.0, 0.0, None, (), parsed.error)
     readable = is_parseable(task, trajectory.rewrite)
-    score = float(example_scores(task, [gold], [trajectory.rewrite])[0]) if readable else 0.0
-    cites_well = "observe" not in sections or trajectory_error(trajectory, range(1, items + 1)) is None
-    well_formed = float(cites_well)
+    score = example_score(task, gold, trajectory.rewrite) if readable else 0.0
+    well_formed = float("observe" not in sections or trajectory_error(trajectory, range(1, items + 1)) is None)
     content = rewrite_content(generic, query, trajectory.rewrite).share if task.kind == "generation" else None
     content_weight = content_weight if content is not None else 0.0
     total = (1 - format_weight - content_weight) * score + format_weight * well_formed + content_weight * (content or 0)

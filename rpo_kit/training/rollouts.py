@@ -19,7 +19,7 @@ from typing import TypedDict
 
 from rpo_kit.lamp.tasks import Task
 from rpo_kit.models.chat import Conversation
-from rpo_kit.rewriting.faithfulness import Truth, check
+from rpo_kit.rewriting.faithfulness import Truth, check, shares_of
 from rpo_kit.runs import append_records, write_bytes
 from rpo_kit.setting_rules import SECTIONS
 from rpo_kit.training.rewards import Judged, shares
@@ -134,12 +134,7 @@ def _content(rollouts: Sequence[Rollout], task: Task) -> dict[str, float]:
 def _reading(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> dict[str, float]:
     """How the completions use the items: shares that cite several and, if the truth is known, that read them right."""
     pairs = zip(rollouts, prompts, strict=True)
-    checked = [check(rollout["text"], prompt.truth, prompt.shots, prompt.sections) for rollout, prompt in pairs]
-    columns = {"cites_many": fmean(one.cites_many for one in checked)}
-    if all(prompt.truth for prompt in prompts):
-        for name in ("faithful", "habit_named", "majority"):
-            columns[name] = fmean(getattr(one, name) for one in checked)
-    return columns
+    return shares_of([check(rollout["text"], prompt.truth, prompt.shots, prompt.sections) for rollout, prompt in pairs])
 
 
 def append(folder: Path, rollouts: Sequence[Rollout], limit_mb: float) -> int:

@@ -82,7 +82,10 @@ def synthesize(run: Run, teacher: Rules | Teacher | None = None) -> None:
             reasons = Counter(str(record["reason"]) for record in _records(folder, "rejected")).most_common(_TOLD)
             told = "; ".join(f"{count} × {reason}" for reason, count in reasons)
             whose = "file holds" if recorded_files(run.preset.synthesis.teacher) else "teacher wrote"
-            raise KitError(f"The {whose} no usable trajectory ({told}); all are in {folder / 'rejected.jsonl'}.")
+            raise KitError(
+                f"The {whose} no usable trajectory ({told}); all are in {folder / 'rejected.jsonl'}. "
+                "Take another synthesis.teacher or, if few words differ from the gold, a lower synthesis.match_text."
+            )
         print(describe(folder))
         report_lengths(run, _records(folder, "trajectories"))
 

@@ -95,7 +95,7 @@ def greedy(settings: ModelSettings, new: int) -> list[Row]:
         for name, parameter in loaded.model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.02)  # a new LoRA does nothing
-    texts = ["Name a colour.", "Write one sentence about the sea.", "What is 2 and 3? Answer with a number."]
+    texts = ["Name a color.", "Write one sentence about the sea.", "What is 2 and 3? Answer with a number."]
     ids = [loaded.tokenizer(text)["input_ids"] for text in texts]
     longest, device = max(map(len, ids)), loaded.model.device
     prompts = torch.tensor([[0] * (longest - len(row)) + row for row in ids], device=device)

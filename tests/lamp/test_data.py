@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.data import read_lamp, split_summary, write_lamp
-from rpo_kit.lamp.files import read_outputs
+from rpo_kit.lamp.files import GOLDS, read_outputs
 from rpo_kit.lamp.item import items_by_id, read_gold
 from rpo_kit.lamp.leave_one_out import examples_from_items
 from rpo_kit.lamp.metrics import metrics_of_files, write_predictions
@@ -413,8 +413,8 @@ def test_a_message_names_the_files_role_and_the_users_own_prediction_is_never_do
     golds.write_text("[")
     with pytest.raises(KitError, match=r"The gold file .* is not complete JSON.*download it again"):
         metrics_of_files(golds, predictions)
-    with pytest.raises(KitError, match=r"The outputs file .*: make it again"):
-        read_outputs(golds)
+    with pytest.raises(KitError, match=r"The gold file .*: download it again"):
+        read_outputs(golds, GOLDS)
 
 
 def test_items_are_found_by_an_id_that_only_one_of_them_has() -> None:

@@ -16,7 +16,7 @@ import yaml
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import harness, personas
 from rpo_kit.lamp.context import lamp_prompt
-from rpo_kit.lamp.files import read_outputs
+from rpo_kit.lamp.files import PREDICTIONS, read_outputs
 from rpo_kit.lamp.harness.questions import METRICS, answered, corpus_metric, example_score, questions
 from rpo_kit.lamp.metrics import example_scores, metrics_of_files, scorable, write_predictions
 from rpo_kit.lamp.reading import read
@@ -243,7 +243,7 @@ def replayed(request, official, tmp_path) -> tuple[str, str, dict[str, str], dic
     rows = questions(name, data, k=1, users=12)
     told = replies(task, rows)
     expected = scored(task, rows, told, tmp_path)
-    texts = list(read_outputs(tmp_path / "predictions.json")[1].values())
+    texts = list(read_outputs(tmp_path / "predictions.json", PREDICTIONS)[1].values())
     return name, data, told, expected, float(example_scores(task, [row["gold"] for row in rows], texts).mean())
 
 

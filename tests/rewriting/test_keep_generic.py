@@ -7,7 +7,7 @@ import pytest
 from rpo_kit.lamp.personas import build, persona
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.presets import EvaluationSettings
-from rpo_kit.rewriting.keep_generic import reason_to_keep, says_as_much
+from rpo_kit.rewriting.keep_generic import reason_to_keep
 
 TWEETS, LEAST = get_task("LaMP-7"), EvaluationSettings().keep_content
 BOILER = "The boiler broke on Christmas Eve and we ate cold pizza in our coats."
@@ -82,7 +82,7 @@ def test_the_rule_can_be_turned_off_and_never_keeps_an_empty_answer():
 
 def test_headlines_and_titles_may_be_short_but_not_about_something_else():
     headlines = get_task("LaMP-4")
-    assert not says_as_much(headlines)
+    assert not headlines.is_paraphrase
     article = "Keldmoor council voted to drain the old pool because of cracks. The move drew 75 letters from swimmers."
     generic = "Keldmoor council to drain old pool"
     assert reason_to_keep(headlines, article, generic, "75 letters, one old pool", PROFILE, LEAST) is None

@@ -37,7 +37,7 @@ def test_the_base_model_never_sees_the_user(new_run, recording_chat, name):
     everything_asked = json.dumps(base.asked, ensure_ascii=False)
     for item in (item for example in examples for item in example["profile"]):
         texts = [item[field] for field in get_task(name).fields if len(item[field].split()) > 4]  # tags are shorter
-        assert texts, "each item has a text that would be recognised"
+        assert texts, "each item has a text that would be recognized"
         assert not any(json.dumps(text, ensure_ascii=False)[1:-1] in everything_asked for text in texts)
         assert not any(task_line in everything_asked for task_line in (get_task(name).item_line(item), item["id"]))
 

@@ -28,7 +28,7 @@ KEY = "sk-planted-0123456789abcdef"
 
 
 def texts_of(task, item):
-    """The texts of an item that would be recognised: its line, its id, and each field of more than four words."""
+    """The texts of an item that would be recognized: its line, its id, and each field of more than four words."""
     return [task.item_line(item), item["id"], *(item[name] for name in task.fields if len(item[name].split()) > 4)]
 
 

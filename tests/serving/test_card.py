@@ -17,7 +17,7 @@ from rpo_kit.runs import Run
 from rpo_kit.serving.card import _public, text_of
 from rpo_kit.serving.card_usage import example_messages
 from rpo_kit.serving.export import DTYPES, export
-from rpo_kit.serving.export_files import Export, base_licence
+from rpo_kit.serving.export_files import Export, base_license
 
 
 def planned(run: Run, to: str = "adapter", stage: str = "rl", base: str = "org/base") -> Export:
@@ -44,7 +44,7 @@ def test_the_front_matter_is_valid_and_nothing_is_left_to_fill_in(form, evaluate
     assert not re.search(r"More Information Needed|\{\w+\}|\bnan\b|None", text)
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         f"## {title}"
-        for title in (*("How to use it", "Task and data", "Training", "Results", "Limits", "Licences", "Provenance"),)
+        for title in (*("How to use it", "Task and data", "Training", "Results", "Limits", "Licenses", "Provenance"),)
     ]
 
 
@@ -103,7 +103,7 @@ def test_training_data_and_origin_are_said(trained_run, tiny_llama):
     assert re.search(r"\| adapter \| sha256 [0-9a-f]{64} \|", text)
 
 
-def test_other_data_than_personas_makes_no_claim_on_the_licence(trained_run):
+def test_other_data_than_personas_makes_no_claim_on_the_license(trained_run):
     official = text_of(planned(with_setting(trained_run, "data", source="official")))
     assert "CC BY-NC-SA 4.0" in official
     own = text_of(planned(with_setting(trained_run, "data", source="/data")))
@@ -114,9 +114,9 @@ def test_other_data_than_personas_makes_no_claim_on_the_licence(trained_run):
     assert "/data" not in own
 
 
-def test_the_licence_of_the_base_is_read_from_its_card(trained_run, tmp_path):
+def test_the_license_of_the_base_is_read_from_its_card(trained_run, tmp_path):
     def of(name: str) -> str:
-        return base_licence(planned(with_setting(trained_run, "reflection", name=name)))
+        return base_license(planned(with_setting(trained_run, "reflection", name=name)))
 
     assert of("smollm2") == "apache-2.0"
     assert of(str(tmp_path)) == of("nobody/nothing-1B") == ""

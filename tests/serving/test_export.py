@@ -263,7 +263,7 @@ def test_a_folder_as_base_is_named_and_the_remedy_too(run, tiny_llama, capsys):
     export(run, "adapter")
     said = capsys.readouterr().out
     assert f"the export calls it {tiny_llama.name!r}" in said
-    assert "--base-name ORGANISATION/MODEL" in said
+    assert "--base-name ORGANIZATION/MODEL" in said
     export(run, "adapter", base="org/base", force=True)
     assert "--base-name" not in capsys.readouterr().out
 

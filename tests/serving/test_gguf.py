@@ -69,7 +69,7 @@ def test_the_types_are_those_asked_for_and_norms_stay_exact(tokenizer, tmp_path)
     assert {kinds[name] for name in kinds if "norm" in name} == {"F32"}
 
 
-def test_metadata_holds_tokens_merges_template_and_licence(tokenizer, tmp_path):
+def test_metadata_holds_tokens_merges_template_and_license(tokenizer, tmp_path):
     path = tmp_path / "m.gguf"
     write_gguf(merged("llama", tokenizer), tokenizer, path, "f16", "rpo", "apache-2.0")
     fields = {key: field.contents() for key, field in GGUFReader(path).fields.items()}

@@ -15,13 +15,14 @@ from asking import ASK, PROFILE, TASK, raw, serving
 from fakes import RecordingChat
 
 from rpo_kit.errors import KitError
+from rpo_kit.models.chat import answers_at_once
 from rpo_kit.models.local import load_model
 from rpo_kit.models.lora import add_lora
 from rpo_kit.pipeline import inputs_of
 from rpo_kit.rewriting.personalizer import Personalizer
 from rpo_kit.runs import Run
 from rpo_kit.serving.service import Service
-from rpo_kit.serving.stages import BaseAlone, answers_at_once, models_of
+from rpo_kit.serving.stages import BaseAlone, models_of
 from rpo_kit.serving.together import Together
 from rpo_kit.stages import stage
 from rpo_kit.training.synthesis import synthesize

@@ -21,7 +21,6 @@ from rpo_kit.study.baselines import (
     inject_context,
     lead,
     majority,
-    shots_of,
     why_undefined,
 )
 
@@ -118,12 +117,6 @@ def test_the_constant_is_the_label_with_the_best_score_on_train_and_for_ratings_
     assert constant(citations, ["[2]", "[1]"])(citations, {}) == "[1]", "in a tie the first label"
 
 
-def test_the_number_of_items_is_part_of_the_name() -> None:
-    assert [shots_of(name, 6) for name in ("context", "context-1", "pag-0")] == [6, 1, 0]
-    with pytest.raises(KitError, match="no system 'pag-': write pag-K"):
-        shots_of("pag-", 6)
-
-
 def test_context_injection_is_lamps_prompt_with_the_k_best_items(prepared: Any, recording_chat: Any) -> None:
     example = load_prepared(prepared(), "dev")[0]
     base = recording_chat(lambda conversation: "I'd say 4")
@@ -194,7 +187,7 @@ def test_no_prompt_of_pag_exceeds_the_window(
 
 def test_what_does_not_fit_the_window_is_an_error_that_names_the_setting(tiny_llama: Any, tmp_path: Path) -> None:
     kept = tmp_path / "summaries.jsonl"
-    with pytest.raises(KitError, match=r"history of example 7 cannot be summarised .*Raise that setting"):
+    with pytest.raises(KitError, match=r"history of example 7 cannot be summarized .*Raise that setting"):
         list(answer_with_summary(Small(tiny_llama, 150), RATINGS, [rated(*"12345")], 1, 12, kept))
     example = rated("5") | {"input": RATINGS.make_input(text="a long question " * 200)}
     with pytest.raises(

@@ -403,10 +403,10 @@ def test_the_figure_greys_what_it_cannot_resolve(trained, calls):
     for row, p_holm, mde in zip(rows, (np.nan, 0.01, 0.2, np.nan), (np.nan, 0.14, 0.15, 0.1), strict=True):
         row |= {"p_holm": p_holm, "mde": mde}
     (ax,) = components_figure(pd.DataFrame(rows)).axes
-    colours = [container.lines[0].get_color() for container in ax.containers]
-    assert colours[1] == UNRESOLVED_COLOR
+    colors = [container.lines[0].get_color() for container in ax.containers]
+    assert colors[1] == UNRESOLVED_COLOR
     assert resolved(pd.DataFrame(rows)) == [True, True, False, True]
-    assert colours[0] == colours[2] != colours[1]
+    assert colors[0] == colors[2] != colors[1]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["A", "B", "base"]
     assert "MDE 0.140 to 0.150" in ax.get_xlabel(), "that of the arms"
 

@@ -16,10 +16,10 @@ from papermill.exceptions import PapermillExecutionError
 from rpo_kit.__main__ import main
 from rpo_kit.errors import KitError
 from rpo_kit.lamp import personas
-from rpo_kit.presets import PRESETS, get_preset
+from rpo_kit.presets import PRESETS, changed, get_preset
 from rpo_kit.runs import append_records, open_run, write_text
 from rpo_kit.study import demo as demo_module
-from rpo_kit.study.demo import CHAPTERS, demo, execute, opening, overrides, summary
+from rpo_kit.study.demo import CHAPTERS, demo, execute, opening, summary
 
 
 @pytest.fixture
@@ -146,10 +146,10 @@ def test_a_notebook_that_fails_is_named_with_its_error_and_its_path(tmp_path, ex
 def test_preset_and_overrides_together_give_the_runs_settings(tmp_path, preset):
     settings = {"rl.steps": 3, "data.task": "LaMP-5", "base": "openai:m", "sweep.seeds": [4, 5], "sft.warmup": 0.5}
     run = open_run("r", preset, settings, root=tmp_path)
-    found = overrides(run)
+    found = changed(run.preset)
     assert get_preset(preset, json.loads(json.dumps(found))) == run.preset
     assert found == settings
-    assert overrides(open_run("r", preset, root=tmp_path)) == {}
+    assert changed(open_run("r", preset, root=tmp_path).preset) == {}
 
 
 def test_the_summary_shows_the_table_and_where_to_find_the_rest(tmp_path):

@@ -1,6 +1,6 @@
-"""The colours of the arms stay apart for colour-blind readers, and the arms do so in grey print.
+"""The colors of the arms stay apart for color-blind readers, and the arms do so in grey print.
 
-Colour blindness: the matrices of Machado, Oliveira and Fernandes (2009) for full protanopia, deuteranopia and
+Color blindness: the matrices of Machado, Oliveira and Fernandes (2009) for full protanopia, deuteranopia and
 tritanopia, on linear RGB. Distances are Euclidean in CIELAB (D65), where about 2 can just be seen; lightness is its L*.
 """
 
@@ -16,7 +16,7 @@ from rpo_kit.study.drawing import BLUE, GREY, INK, ORANGE, RED
 from rpo_kit.study.style import ARM_COLORS, SMALL, STYLE, UNRESOLVED_COLOR, marker_every, style_of
 
 ARMS = (*ARM_COLORS, "an arm of one's own")
-COLOURS_APART, LIGHTNESS_APART = 15, 20
+COLORS_APART, LIGHTNESS_APART = 15, 20
 SIGHT = {
     "usual": np.eye(3),
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -27,13 +27,13 @@ TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], 
 WHITE = (0.95047, 1.0, 1.08883)
 
 
-def linear(colour: str) -> np.ndarray:
-    values = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+def linear(color: str) -> np.ndarray:
+    values = np.array([int(color[place : place + 2], 16) for place in (1, 3, 5)]) / 255
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:
-    """CIELAB of a linear RGB colour."""
+    """CIELAB of a linear RGB color."""
     x, y, z = np.cbrt(np.array(TO_XYZ) @ np.clip(rgb, 0, 1) / WHITE)  # none of ours is dark enough for the linear part
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
@@ -42,12 +42,12 @@ def distance(one: str, other: str, sight: str) -> float:
     return float(np.linalg.norm(lab(SIGHT[sight] @ linear(one)) - lab(SIGHT[sight] @ linear(other))))
 
 
-def lightness(colour: str) -> float:
-    return float(lab(linear(colour))[0])
+def lightness(color: str) -> float:
+    return float(lab(linear(color))[0])
 
 
-def contrast_with_white(colour: str) -> float:
-    return float(1.05 / (linear(colour) @ TO_XYZ[1] + 0.05))
+def contrast_with_white(color: str) -> float:
+    return float(1.05 / (linear(color) @ TO_XYZ[1] + 0.05))
 
 
 def test_the_measures_are_right():
@@ -59,15 +59,15 @@ def test_the_measures_are_right():
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-def test_the_colours_of_two_arms_are_told_apart(sight):
+def test_the_colors_of_two_arms_are_told_apart(sight):
     for one, other in combinations(ARMS, 2):
-        assert distance(style_of(one)[0], style_of(other)[0], sight) >= COLOURS_APART, (one, other)
+        assert distance(style_of(one)[0], style_of(other)[0], sight) >= COLORS_APART, (one, other)
 
 
 def test_two_arms_differ_in_grey_print_by_marker_or_lightness():
     for one, other in combinations(ARMS, 2):
-        (colour, marker), (other_colour, other_marker) = style_of(one), style_of(other)
-        light = abs(lightness(colour) - lightness(other_colour))
+        (color, marker), (other_color, other_marker) = style_of(one), style_of(other)
+        light = abs(lightness(color) - lightness(other_color))
         assert marker != other_marker or light >= LIGHTNESS_APART, (one, other)
 
 
@@ -79,13 +79,13 @@ def test_curves_that_share_a_picture_differ_in_marker():
 @pytest.mark.parametrize("sight", SIGHT)
 def test_a_resolved_difference_is_darker_than_one_that_is_not(sight):
     """Beside that, the latter is hollow, in Figure 3 and in the component study."""
-    for colour in (BLUE, RED):
-        assert distance(colour, UNRESOLVED_COLOR, sight) >= COLOURS_APART
-        assert lightness(colour) < lightness(UNRESOLVED_COLOR)
+    for color in (BLUE, RED):
+        assert distance(color, UNRESOLVED_COLOR, sight) >= COLORS_APART
+        assert lightness(color) < lightness(UNRESOLVED_COLOR)
 
 
 def test_words_have_enough_contrast_and_size():
-    assert min(contrast_with_white(colour) for colour in (INK, GREY)) >= 4.5  # WCAG 2, level AA
+    assert min(contrast_with_white(color) for color in (INK, GREY)) >= 4.5  # WCAG 2, level AA
     assert min(SMALL, STYLE["font.size"], STYLE["axes.titlesize"]) >= 10
     assert ORANGE != RED
 

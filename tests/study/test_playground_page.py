@@ -112,7 +112,7 @@ def test_each_observation_about_an_invented_user_is_marked_true_or_put_right(mak
     assert f"late ✗ rightly: [2] {second}" in shown
 
 
-def test_what_changed_is_marked_without_colours():
+def test_what_changed_is_marked_without_colors():
     changes = word_changes("I missed the tram", "ugh missed the tram smh")
     assert changes == [("-", "I"), ("+", "ugh"), (" ", "missed the tram"), ("+", "smh")]
     shown = changes_html("I missed <b>", "ugh missed <b>")

@@ -20,7 +20,8 @@ from typing import Any, TypedDict
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.context import lamp_prompt
-from rpo_kit.lamp.metrics import example_scores, is_parseable, lamp_metrics, scorable
+from rpo_kit.lamp.metrics import example_score as score_of_one
+from rpo_kit.lamp.metrics import is_parseable, lamp_metrics, scorable
 from rpo_kit.lamp.personas import MODULES
 from rpo_kit.lamp.reading import read
 from rpo_kit.lamp.retrieval import top_k
@@ -106,8 +107,8 @@ def answered(lamp: str, gold: str, reply: str) -> Answered:
 
 
 def example_score(answer: Answered) -> float:
-    """The kit's score of one answer, 0..1 (see `example_scores`)."""
-    return float(example_scores(get_task(answer["lamp"]), [answer["gold"]], [answer["prediction"]])[0])
+    """The kit's score of one answer, 0..1 (see `metrics.example_scores`)."""
+    return score_of_one(get_task(answer["lamp"]), answer["gold"], answer["prediction"])
 
 
 def is_unreadable(answer: Answered) -> bool:

@@ -39,7 +39,10 @@ def cleaned(texts: Sequence[OwnText], choice: Choice, notes: Notes) -> list[OwnT
     own = _of_language(own, choice.language, notes)
     kept = _without_repeats(own, notes)
     if not kept:
-        raise KitError(f"None of the {len(texts)} texts can be used. What became of them:\n{notes.report()}")
+        raise KitError(
+            f"None of the {len(texts)} texts can be used: give other files, or change --author, "
+            f"--min-words, --max-words or --language. What became of them:\n{notes.report()}"
+        )
     return kept
 
 

@@ -32,7 +32,7 @@ def _epoch(text: str) -> datetime:
 
 
 _FORMS: dict[str, Callable[[str], datetime]] = {
-    "ISO": lambda text: datetime.fromisoformat(text),
+    "ISO": datetime.fromisoformat,
     "as in mails": parsedate_to_datetime,
     "as in tweets": lambda text: datetime.strptime(text, "%a %b %d %H:%M:%S %z %Y"),
     "day.month.year": _by_form("%d.%m.%Y"),

@@ -14,7 +14,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,7 @@ def _own_texts(chunks: Iterable[str], source: str) -> list[OwnText]:
     return [OwnText(f"{source}:{n}", chunk, source=source) for n, chunk in enumerate(chunks, 1) if chunk.strip()]
 
 
-def _divided(lines: list[str], divides: Any) -> list[str]:
+def _divided(lines: list[str], divides: Callable[[str], bool]) -> list[str]:
     chunks: list[list[str]] = [[]]
     for line in lines:
         if divides(line):

@@ -1,7 +1,7 @@
 """Older texts become the history that is trained on, newer ones are held out; what is in both is removed.
 
 history, held_out = by_time(texts, 0.2, notes)
-history, held_out = without_overlap(cut_texts(history, notes), cut_texts(held_out, notes), notes)
+held_out = without_overlap(cut_texts(history, notes), cut_texts(held_out, notes), notes)
 """
 
 from __future__ import annotations
@@ -60,11 +60,8 @@ def _dated(texts: Sequence[OwnText], notes: Notes) -> list[OwnText]:
     return sorted(dated, key=lambda text: datetime.fromisoformat(text.date))
 
 
-def without_overlap(
-    history: Sequence[Passage], held_out: Sequence[Passage], notes: Notes
-) -> tuple[list[Passage], list[Passage]]:
-    """Both parts; from what is held out, passages are removed that are in the history, in the same or nearly the same
-    words.
+def without_overlap(history: Sequence[Passage], held_out: Sequence[Passage], notes: Notes) -> list[Passage]:
+    """The passages held out without those that the history has too, in the same or nearly the same words.
 
     Raises:
         KitError: too little is left.
@@ -88,7 +85,7 @@ def without_overlap(
             f"Of the held-out texts only {len(kept)} passages are not in the history already, too few to measure "
             f"anything: give more files, or raise --held-out. What became of them:\n{notes.report()}"
         )
-    return list(history), kept
+    return kept
 
 
 def _triples(text: str) -> set[tuple[str, ...]]:

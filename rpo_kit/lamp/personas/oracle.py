@@ -48,7 +48,7 @@ def best_guesses(task_name: str, rows: Sequence[Example]) -> list[str]:
     """
     task, module = get_task(task_name), persona(task_name)
     golds = [[module.apply(habit, row["facts"]["query"]) for row in rows] for habit in module.HABITS]
-    answers = [*golds, [task.query_text(row["input"]) for row in rows]] if "echo" in task.baselines else golds
+    answers = [*golds, [task.query_text(row["input"]) for row in rows]] if task.is_paraphrase else golds
     expected = np.array([np.mean([example_scores(task, gold, texts) for gold in golds], axis=0) for texts in answers])
     return [answers[best][row] for row, best in enumerate(expected.argmax(axis=0))]
 
@@ -72,9 +72,9 @@ def _metrics(task_name: str, rows: Sequence[Example], preds: Sequence[str]) -> d
     return lamp_metrics(task, golds, preds) | {"score": float(example_scores(task, golds, preds).mean())}
 
 
-def oracle_table(task_name: str, users: int, ks: Sequence[int] = SHOTS, seed: int = 0) -> list[dict[str, str | float]]:
+def oracle_table(task_name: str, users: int, ks: Sequence[int] = SHOTS) -> list[dict[str, str | float]]:
     """One row per k: task, k, LaMP's metrics, score, and the ceiling of the score."""
-    rows = list(build(task_name, "dev", users, items_per_user=max(ks), seed=seed))
+    rows = list(build(task_name, "dev", users, items_per_user=max(ks), seed=0))
     best = ceiling(task_name, rows)["score"]
     return [
         {"task": task_name, "k": k, **metrics, "ceiling": best}
