@@ -104,6 +104,8 @@ def _draw_figure3_again(options: argparse.Namespace) -> None:
     from rpo_kit.study.ablation import export_figure_data, finished_sweep
     from rpo_kit.study.comparisons import stored_differences
     from rpo_kit.study.figures import figure3, save
+    from rpo_kit.study.stored import read_table
+    from rpo_kit.study.sweep_figure import unparsed_told
 
     name = options.data or options.export
     stored = sorted(path.name.removesuffix("_bars.csv") for path in (FIGURES / "data").glob("*_bars.csv"))
@@ -121,7 +123,8 @@ def _draw_figure3_again(options: argparse.Namespace) -> None:
     else:
         prefix, folder = f"{finished_sweep(run)}/", run.folder / "figures"
     drawn = save(figure3(prefix), folder, f"{name}_figure3" if name else "figure3")
-    print(*filter(None, [stored_differences(prefix)]), f"drawn: {' '.join(map(str, drawn))}", sep="\n")
+    unparsed = unparsed_told(read_table(f"{prefix}bars.csv", ("shots",), ("arm",)))
+    print(*filter(None, [stored_differences(prefix), unparsed]), f"drawn: {' '.join(map(str, drawn))}", sep="\n")
 
 
 def _components(run: Run, name: str | None) -> None:

@@ -40,6 +40,7 @@ from rpo_kit.study.style import REFERENCE_STYLES, SMALL, STYLE, UNRESOLVED_COLOR
 
 _LINE, _ROW = 0.195, 0.22  # inches: a line of the caption, a row of the differences
 _TOP, _CURVES, _SCORES, _GAP = 0.66, 2.2, 2.3, 0.85  # inches: above the panels, the two upper rows, between rows
+_MANY_UNPARSED = 0.05  # ours: share of an arm's completions that is told
 _CURVE_FROM = 3  # points: a line through fewer looks like a trend
 _HEADING = "training reward, earned with the k below it: comparable only where k is the same"
 
@@ -66,7 +67,8 @@ def figure3(prefix: str) -> Figure:
         # parse_math=False: a folder's name may contain a dollar sign
         figure.text(0.012, 0.012, caption, fontsize=SMALL, color=INK, va="bottom", parse_math=False)
     is_resolved = [] if differences.empty else resolved(differences)
-    return alt_text.described(figure, alt_text.of_sweep(bars, differences, is_resolved))
+    words = alt_text.of_sweep(bars, differences, is_resolved)
+    return alt_text.described(figure, f"{words} {unparsed_told(bars)}".strip())
 
 
 def _canvas(bars: pd.DataFrame, curves: pd.DataFrame, differences: pd.DataFrame, window: int, bottom: float) -> Figure:
@@ -226,7 +228,7 @@ def _caption(
         f"the same SFT adapter; seeds: {seeds}. {_reward_lines(curves, window)}"
         f"Intervals: 95 %, bootstrap over users{of_seeds}. {_trivial(stored)}"
         "best guess: understands every text, does not know the user. oracle: follows the majority habit of the same k "
-        f"items. {_gain_over_trivial(differences)}{_about_differences(differences)} "
+        f"items. {unparsed_told(bars)}{_gain_over_trivial(differences)}{_about_differences(differences)} "
         f"{change_sentence(stored.get('plan'))}"
     )
     return textwrap.fill(text, 130)
@@ -246,6 +248,13 @@ def _reward_lines(curves: pd.DataFrame, window: int) -> str:
         each = ", alone where each has its own k" if own_k else ""
         return f"Reward: thick, mean over seeds{running}; thin, single seeds{each}. "
     return f"Reward: thick{running}; thin, single steps. " if running else ""
+
+
+def unparsed_told(bars: pd.DataFrame) -> str:
+    """A sentence: where many completions do not parse, as when a module reads more items than in RL; else ""."""
+    rows = bars[bars["unparsed"] >= _MANY_UNPARSED] if "unparsed" in bars else bars[:0]
+    named = ", ".join(f"{row.arm} {100 * row.unparsed:.0f} % at k = {row.shots}" for row in rows.itertuples())
+    return f"Completions that do not parse, in whose place the generic answer is scored: {named}. " if named else ""
 
 
 def _gain_over_trivial(differences: pd.DataFrame) -> str:

@@ -369,6 +369,21 @@ def test_figure_3_says_that_the_comparisons_were_changed(tmp_path):
     assert caption.endswith("Comparisons changed after the first trial: seeds 0 → 0, 1.")
 
 
+def test_figure_3_says_where_completions_do_not_parse(tmp_path):
+    prefix = sweep_files(tmp_path, 2, 1, (2, 6))
+    assert "do not parse" not in figures.figure3(prefix).texts[-1].get_text()
+    file = tmp_path / "x_bars.csv"
+    bars = pd.read_csv(file)
+    bars["unparsed"] = [
+        0.33 if (arm, k) == ("fixed-2", 6) else 0.04 for arm, k in zip(bars.arm, bars.shots, strict=True)
+    ]
+    bars.to_csv(file, index=False)
+    figure = figures.figure3(prefix)
+    told = "Completions that do not parse, in whose place the generic answer is scored: fixed-2 33 % at k = 6."
+    assert told in " ".join(figure.texts[-1].get_text().split())
+    assert alt_text(figure).endswith(told)
+
+
 def test_no_arm_is_grey():
     for color in ARM_COLORS.values():
         channels = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
