@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; a KitError is printed as one sentence."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.command(options) or 0)
+        code = int(options.command(options) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has left, as in "… | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KitError as error:
         print(f"rpo_kit: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_figure_3_is_redrawn_from_the_numbers_stored_with_the_code(tmp_path, mon
     assert main(["figure3", "--data", "long_LaMP-7"]) == 0
     assert (tmp_path / "long_LaMP-7_figure3.png").read_bytes().startswith(b"\x89PNG")
     assert main(["figure3", "--data", "nosuch"]) == 2
-    stored = "arms_LaMP-3, demo_LaMP-7, h100_LaMP-7, long_LaMP-7"
+    stored = "arms_LaMP-3, demo_LaMP-7, four_LaMP-3, h100_LaMP-7, long_LaMP-7"
     assert f"No numbers are stored as 'nosuch': --data takes one of {stored}" in capsys.readouterr().err
     assert main(["figure3", "--data", "long_LaMP-7", "--export", "other"]) == 2
     for name in ("a/b", "../out", ".hidden", ""):
@@ -89,6 +90,13 @@ def test_figure_3_of_a_run_without_a_sweep_names_the_command(new_run, tmp_path, 
     new_run()
     assert main(["figure3", "--run", "r"]) == 2
     assert "Run 'r' has no finished sweep: run `python -m rpo_kit sweep --run r` first." in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_traceback():
+    command = f"{shlex.quote(sys.executable)} -m rpo_kit presets | head -c 1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert len(done.stdout) == 1
+    assert done.stderr == ""
 
 
 def test_the_help_of_a_stage_explains_its_options(capsys):
