@@ -16,7 +16,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from rpo_kit.errors import KitError
 from rpo_kit.model_spec import refuse_secrets
@@ -328,8 +328,7 @@ def override(preset: Preset, overrides: Mapping[str, Any]) -> Preset:
 
 def as_dict(preset: Preset) -> dict[str, Any]:
     """The preset as plain JSON values (tuples become lists)."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(preset)))
-    return plain
+    return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(preset))))
 
 
 def flat(preset: Preset) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def _add_mine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     mine.add_argument("--run", default="mine", help="name of the run (default: mine)")
     mine.add_argument("--look", action="store_true", help="only read the files and show what would be used")
     reading = mine.add_argument_group("what is read (guessed and shown by default)")
-    reading.add_argument("--format", choices=("csv", "jsonl", "json", "mbox", "text", "lines"), default="")
+    about = "of the files; lines: plain text in which every line is a text"
+    reading.add_argument("--format", choices=("csv", "jsonl", "json", "mbox", "text", "lines"), default="", help=about)
     reading.add_argument("--text", metavar="COLUMN", default="", help="the column or field with the texts")
     reading.add_argument("--author-column", metavar="COLUMN", default="", help="… with their authors (none: without)")
     reading.add_argument("--date", metavar="COLUMN", default="", help="… with their dates (none: without)")
