@@ -5,7 +5,7 @@ that it starts from. *One-of* traits (casing, end mark) have exactly one value p
 *spellings* are the informal words that a text uses.
 
     read_traits("@ann gonna be soooo late lol")
-    # Traits(case='lower case', end='no end mark', words=6, opens='', marks=('@',), spellings=('gonna', 'soooo', 'lol'))
+    # Traits(quote='gonna … lol', case='lower case', end='no end mark', words=6, opens='', marks=('@',), spellings=…)
 """
 
 from __future__ import annotations
@@ -55,13 +55,19 @@ MARKS = {  # which marks matter in which kind of text; those that say most about
     "tweet": (":)", "emoji", "...", "!!", "!", "#", "&", "link", "@"),
     "title": ("colon", "quotes", "number", "!", "..."),
 }
+_QUOTED = 20  # ours: letters of a word that are quoted at most
 _SHORT_WORD = 4  # ours: letters up to which a title may keep a word in lower case, as in "War and Peace"
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What was found in a text; `opens` is the first word of a title, "" for a tweet."""
+    """What was found in a text.
 
+    `quote` is its first word, mentions, hashtags and links aside, and its last one, links aside, as they stand there;
+    `opens` is the first word of a title, "" for a tweet.
+    """
+
+    quote: str
     case: str
     end: str
     words: int
@@ -74,10 +80,11 @@ def read_traits(text: str, kind: str = "tweet") -> Traits:
     """The traits of a text; `kind` is "tweet" or "title"."""
     plain = html.unescape(text).strip()  # LaMP's tweets contain &amp; and &lt;3
     own = _LINK.sub(" ", _HASHTAG.sub(" ", _MENTION.sub(" ", plain)))  # names and addresses are not the user's spelling
-    words = _WORD.findall(own)
+    words, written = _WORD.findall(own), _LINK.sub(" ", plain).split()
     return Traits(
+        quote=_quote([*(words or written)[:1], *written[-1:]]),
         case=_case(words, kind),
-        end=_end(_LINK.sub(" ", plain)),
+        end=_end(" ".join(written)),
         words=len(plain.split()),
         opens=words[0] if words and kind == "title" else "",
         marks=tuple(name for name in MARKS[kind] if _MARKS[name].search(plain)),
@@ -137,6 +144,12 @@ def towards(source: str, gold: str, known: Set[str]) -> str:
         is_known = change == "equal" or all(word in known for word in new_words)
         words += wanted if is_known else old[start:end]
     return " ".join(words)
+
+
+def _quote(ends: list[str]) -> str:
+    """The first and the last word of a text, without brackets, which are the trajectory's; one of them if they agree."""
+    kept = [re.sub(r"[\[\]<>]", "", word)[:_QUOTED] for word in ends]
+    return " … ".join(word for word in dict.fromkeys(kept) if word) or "no word"
 
 
 def _case(words: Iterable[str], kind: str) -> str:

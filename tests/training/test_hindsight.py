@@ -89,6 +89,25 @@ def test_marks_and_spellings_are_found_and_html_entities_are_read(text, marks, s
     assert (traits.marks, traits.spellings) == (marks, spellings)
 
 
+@pytest.mark.parametrize(
+    ("text", "quote"),
+    [
+        ("@ann Off to Rome now!! http://t.co/x", "Off … now!!"),  # as in casing and end mark, names and links aside
+        ("lol", "lol"),
+        ("lol lol", "lol"),
+        ("@ann", "@ann"),
+        ("12:30 :)", "12 … :)"),
+        ("[2] so it is </observe>", "2 … /observe"),  # brackets are the trajectory's own
+        ("s" + 30 * "o", "s" + 19 * "o"),
+        ("今日は電車が遅れた。", "今日は電車が遅れた … 今日は電車が遅れた。"),
+        ("http://t.co/x", "no word"),
+        ("", "no word"),
+    ],
+)
+def test_an_observation_quotes_the_first_and_the_last_word(text, quote):
+    assert read_traits(text).quote == quote
+
+
 def test_a_title_has_a_first_word_and_a_casing_of_its_own():
     traits = read_traits('Why "Slow" Trains Win: 7 Reasons', "title")
     assert (traits.case, traits.opens, traits.words) == ("Title Case", "Why", 6)
@@ -108,7 +127,7 @@ def test_kept_words_and_names_are_counted_without_regard_to_case():
 
 def test_a_tweet_starts_from_the_closer_text_and_says_which_changes_the_items_show():
     observe, plan, rewrite, reason = tweets(["so tired lol"], "gonna be late for the match today lol!")
-    assert observe == "[1] lower case, 3 words, no end mark, lol"
+    assert observe == "[1] so … lol: lower case, no end mark, lol"
     assert plan == "start from the query, keep most words; as shown: lower case, lol; besides: ends !"
     assert (rewrite, reason) == ("gonna be late for the match today lol!", None)
 
@@ -125,7 +144,7 @@ def test_a_spelling_that_no_item_shows_is_not_planned():
 def test_an_observation_is_no_list_that_may_go_on_and_a_plan_takes_only_what_it_names():
     """It names the mark that says most, and one spelling."""
     observe, plan, *_ = tweets(["@ann soooo good lol :) #tea"], "gonna be late for the match today lol :) #tea")
-    assert observe == "[1] lower case, 6 words, no end mark, :), soooo"
+    assert observe == "[1] soooo … #tea: lower case, no end mark, :), soooo"
     assert plan.partition("; ")[2] == "as shown: lower case, no end mark, :); besides: #"
 
 
@@ -211,7 +230,7 @@ def test_rewrites_of_what_is_shown_are_accepted_as_they_are(prepared):
 def test_a_title_starts_from_the_generic_answer_and_opens_as_the_items_do(name):
     made = draft(name, [{"title": "Why Trains Win"}], "Why the Match Starts Today", "Match starts today.")
     observe, plan, _, reason = parts_of(made)
-    assert observe == "[1] Title Case, 3 words, opens Why, no end mark"
+    assert observe == "[1] Why … Win: Title Case, 3 words, no end mark"
     assert plan == (
         "start from the generic answer, keep most words; as shown: Title Case, no end mark, opens Why; besides: longer"
     )
