@@ -1,6 +1,6 @@
-"""How much better than the unchanged query could a rewrite be, and what does the module do to the query?
+"""How much better than the unchanged query could a rewrite be, what does the module do to it, does it read the items?
 
-    python scripts/room_above_echo.py RUN [--store NAME]
+    python scripts/room_above_echo.py RUN [RUN ...] [--store NAME]     # runs that differ in their seeds
 
 For LaMP-7, whose query is a text of its own. It scores readers who know something of the gold that no module can know,
 on the dev users of a prepared run:
@@ -17,9 +17,13 @@ on the dev users of a prepared run:
 
 Case, punctuation and emoji do not count in ROUGE, so a style that consists of these moves no score.
 
-If the run is evaluated, a second table says of the completions of each module that parse: how alike the rewrite and the
-query are (the score of one against the other), how many have the query's words in its order, and how they score against
-the query itself, where they change its words.
+If the runs are evaluated, a second table says of the completions of each module that parse: how alike the rewrite and
+the query are (the score of one against the other), how many have the query's words in its order, and how they score
+against the query itself, where they change its words.
+
+The third table compares what the observations say, in the hindsight teacher's form, with the item that they cite, and
+with the next user's item of the same rank. A module that reads its items says more that is true of the former; one that
+has only learned what is frequent does not.
 """
 
 from __future__ import annotations
@@ -27,23 +31,27 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from rpo_kit.errors import KitError
+from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores
+from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import load_prepared
+from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, existing_run, read_records
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.statistics import bootstrap_interval
-from rpo_kit.training.hindsight_texts import squashed
+from rpo_kit.training.hindsight_texts import Traits, read_traits, squashed
 
 DATA = Path(__file__).resolve().parents[1] / "figures" / "data"
 _WORD = re.compile(r"[a-z0-9]+")  # as ROUGE reads texts
+_LINE = re.compile(r"^\[(\d{1,4})\] *(.+?) *$", re.MULTILINE)
 
 
 def words(text: str) -> list[str]:
@@ -97,18 +105,22 @@ def table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values("score", ignore_index=True).assign(examples=len(examples))
 
 
+def module_records(run: Run) -> Iterator[tuple[str, list[Example], list[dict[str, str]]]]:
+    """(system, examples, records) of each evaluated module, where the completion parses."""
+    examples = load_prepared(run, "dev")
+    for path in sorted((run.stage("evaluate") / "records").glob("*.jsonl")):
+        if kind_of(path.stem) in ("sft", "rl"):
+            records = {record["id"]: record for record in read_records(path) if not record["complaint"]}
+            if parsed := [example for example in examples if example["id"] in records]:
+                yield path.stem, parsed, [records[example["id"]] for example in parsed]
+
+
 def module_table(run: Run) -> pd.DataFrame:
     """One row per evaluated module: what its rewrites make of the query, where the completion parses."""
     task, examples = get_task(run.preset.data.task), load_prepared(run, "dev")
     rows = []
-    for path in sorted((run.stage("evaluate") / "records").glob("*.jsonl")):
-        if kind_of(path.stem) not in ("sft", "rl"):
-            continue
-        records = {record["id"]: record for record in read_records(path)}
-        parsed = [e for e in examples if e["id"] in records and not records[e["id"]]["complaint"]]
-        if not parsed:
-            continue
-        rewrites = [records[e["id"]]["prediction"] for e in parsed]
+    for system, parsed, records in module_records(run):
+        rewrites = [record["prediction"] for record in records]
         queries, golds = [task.query_text(e["input"]) for e in parsed], [e["output"] for e in parsed]
         gains = np.asarray(example_scores(task, golds, rewrites)) - np.asarray(example_scores(task, golds, queries))
         same = np.array([words(one) == words(other) for one, other in zip(rewrites, queries, strict=True)])
@@ -119,21 +131,69 @@ def module_table(run: Run) -> pd.DataFrame:
                 changed, [e["user_id"] for e, alike in zip(parsed, same, strict=True) if not alike]
             )
         alike = np.mean(example_scores(task, queries, rewrites))
-        rows.append(
-            (path.stem, len(parsed) / len(examples), alike, same.mean(), len(changed), changed.mean(), low, high)
-        )
+        rows.append((system, len(parsed) / len(examples), alike, same.mean(), len(changed), changed.mean(), low, high))
     columns = ["system", "parsed", "alike", "same_words", "changed", "score_minus_query", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
 
+def facts_said(said: str, traits: Traits) -> dict[str, bool]:
+    """Which facts an observation states in the teacher's form, and whether a text with these traits has them.
+
+    >>> facts_said("so … lol: lower case, ends !, lol", read_traits("so tired lol"))
+    {'casing': True, 'first word': True, 'last word': True, 'end mark': False, 'mark or spelling': True}
+    """
+    quote, _, rest = said.rpartition(": ")
+    casing, *parts = [part.strip() for part in rest.split(",")]
+    facts = {"casing": casing == traits.case}
+    if quote:
+        said_words, true_words = (words.casefold().split(" … ") for words in (quote, traits.quote))
+        facts |= {"first word": said_words[0] == true_words[0], "last word": said_words[-1] == true_words[-1]}
+    ends = [part for part in parts if part.startswith("ends ") or part == "no end mark"]
+    if ends:
+        facts["end mark"] = ends[0] == traits.end
+    if named := [part for part in parts if part not in ends and not part.endswith(" words")]:
+        facts["mark or spelling"] = set(named) <= {*traits.marks, *traits.spellings}
+    return facts
+
+
+def observation_table(run: Run) -> pd.DataFrame:
+    """One row per evaluated module and kind of fact: the shares true of the item cited and of another user's."""
+    shots = run.preset.evaluation.shots
+    shown = {
+        example["id"]: [read_traits(item["text"]) for item in top_k(example, example["ranking"], shots)]
+        for example in load_prepared(run, "dev")
+    }
+    ids = list(shown)
+    others = dict(zip(ids, [*ids[1:], *ids[:1]], strict=True))
+    rows = []
+    for system, parsed, records in module_records(run):
+        for example, record in zip(parsed, records, strict=True):
+            trajectory = parse(record["raw"], run.preset.reflection.sections).trajectory
+            own, other = shown[example["id"]], shown[others[example["id"]]]
+            for number, said in _LINE.findall(trajectory.observe if trajectory else ""):
+                if 1 <= int(number) <= min(len(own), len(other)):
+                    here, there = (facts_said(said, items[int(number) - 1]) for items in (own, other))
+                    rows += [(system, example["user_id"], fact, here[fact], there[fact]) for fact in here]
+    stated = pd.DataFrame(rows, columns=["system", "user", "fact", "true", "of another user"])
+    found = []
+    for (system, fact), group in stated.groupby(["system", "fact"]):
+        true, other = group["true"].to_numpy(float), group["of another user"].to_numpy(float)
+        low, high = bootstrap_interval(true - other, group["user"].tolist())
+        found.append((system, fact, len(group), true.mean(), other.mean(), true.mean() - other.mean(), low, high))
+    columns = ["system", "fact", "stated", "true", "of_another_user", "difference", "low", "high"]
+    return pd.DataFrame(found, columns=columns)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run of LaMP-7 after prepare")
+    parser.add_argument("run", nargs="+", help="a run of LaMP-7 after prepare; several, if they differ in their seeds")
     parser.add_argument("--store", metavar="NAME", help="also write figures/data/NAME.csv")
     options = parser.parse_args()
     try:
-        run = existing_run(options.run)
-        tables = {"": table(run), "_module": module_table(run)}
+        runs = [existing_run(name) for name in options.run]
+        tables = {"": table(runs[0])}
+        for name, of_run in (("_module", module_table), ("_observations", observation_table)):
+            tables[name] = pd.concat([of_run(run).assign(run=run.name) for run in runs], ignore_index=True)
     except KitError as error:
         raise SystemExit(str(error)) from None
     for name, rows in tables.items():
