@@ -36,7 +36,7 @@ class DataSettings:
     dev_users: int = 100  # ours: intervals of about +-0.05 on a 0..1 score
     items_per_user: int = 12  # ours; LaMP's profiles hold 15 to 200 items on average
     retriever: str = "bm25"  # LaMP; or bm25-lamp (LaMP's order of ties), dense:facebook/contriever, recency, random
-    seed: int = 0
+    seed: int = 0  # ours: of personas, splits and random retrieval
     leave_one_out: int = 0  # ours: items per train user that become examples too
     # ours: for a folder with only one split, the share of its users that becomes dev
     dev_share: float = field(default=0.0, metadata={"since": "0.2"})
@@ -46,7 +46,7 @@ class DataSettings:
 class ModelSettings:
     name: str = "smollm2"  # the bundled SmolLM2-135M-Instruct; or a hub id or folder
     load_in_4bit: bool = False  # paper: unknown. QLoRA (arXiv 2305.14314); slower on a CPU (measured)
-    max_seq_length: int = 1024
+    max_seq_length: int = 1024  # ours: tokens
     lora_rank: int = 16  # ours
     lora_alpha: int = 32  # ours
     lora_targets: tuple[str, ...] = _ALL_LINEAR  # measured: a step takes 1.1 times as long as with q and v alone
@@ -71,26 +71,26 @@ class SynthesisSettings:
 
 @dataclass(frozen=True)
 class SFTSettings:
-    steps: int = 60
+    steps: int = 60  # ours: what the demo has time for
     batch_size: int = 2  # sequences in one pass. Measured: 2 x 4, sorted by length within a step, pad 21 % less than 8
     accumulate: int = 4  # passes per step
     learning_rate: float = 1e-3  # measured: LoRA on 135M; larger models want 2e-4
-    warmup: float = 0.05
-    save_every: int = 50
-    seed: int = 0
+    warmup: float = 0.05  # ours: share of the steps
+    save_every: int = 50  # ours: steps
+    seed: int = 0  # ours
 
 
 @dataclass(frozen=True)
 class RLSettings:
     steps: int = 6  # ours: what the demo has time for
     algorithm: str = "reinforce++-baseline"  # paper; or reinforce++, grpo, rloo
-    prompts_per_step: int = 16  # OpenRLHF: 128. Measured: with 6, 20 steps gained nothing (docs/results.md)
+    prompts_per_step: int = 16  # OpenRLHF: 128. Measured: with 6, no gain in 20 steps (MDE 0.030; docs/results.md)
     group_size: int = 8  # OpenRLHF
     # ours: tokens scored in one pass, in whole groups; affects memory only, so training resumes with another value
     micro_batch_tokens: int = field(default=3000, metadata={"memory": True})
     # keep one tensor per layer and token, and compute the rest twice; affects memory and time only
     gradient_checkpointing: bool = field(default=False, metadata={"memory": True})
-    learning_rate: float = 1e-4  # measured: 2e-4 lowers the reward of few steps; LaMP-1 and LaMP-3 want 3e-5 to 6e-5
+    learning_rate: float = 1e-4  # measured: LaMP-1 and LaMP-3 failed at 2e-4 (docs/results.md) and want 3e-5 to 6e-5
     warmup: float = field(default=0.0, metadata={"since": "0.2"})  # share of the steps; OpenRLHF: 0.03 of many more
     beta: float = 0.001  # ours; OpenRLHF's k2 loss uses 1e-5, ProRL 1e-4
     clip: float = 0.2  # OpenRLHF
@@ -106,25 +106,25 @@ class RLSettings:
     format_weight: float = 0.1  # ours: share of the reward for a well-formed trajectory
     # ours: share of the reward for the content that the rewrite keeps; for tasks whose answers are texts
     content_weight: float = field(default=0.0, metadata={"since": "0.2"})
-    save_every: int = 5
+    save_every: int = 5  # ours: steps
     start: str = field(default="sft", metadata={"since": "0.2"})  # paper: the SFT adapter; or untrained: without SFT
     rollouts_mb: float = 200.0  # ours: size up to which rl/rollouts.jsonl grows
-    seed: int = 0
+    seed: int = 0  # ours
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
     shots: int = 6  # paper: where the curriculum ends
     max_new_tokens: int = 200  # as rl.max_new_tokens
-    batch_size: int = 64
-    # measured (docs/results.md): the personalizer and serve use the generic answer in place of a rewrite that keeps
-    # less of the content, or if the profile is empty; evaluate only counts these. 0: every rewrite is used
+    batch_size: int = 64  # ours: prompts at a time
+    # measured (docs/results.md): the personalizer and serve use the generic answer in place of a tweet that keeps less
+    # of the content in fewer than half as many words, or if the profile is empty; evaluate only counts these. 0: never
     keep_content: float = field(default=0.35, metadata={"since": "0.2"})
-    bootstrap: int = 2000
+    bootstrap: int = 2000  # ours: resamples
     # echo, lead, constant, majority and copy-nearest cost nothing, and those that a task does not have are left out;
     # context-K and pag-K ask the base model again for every user
     systems: tuple[str, ...] = ("base", *TRIVIAL, "context", "untrained", "sft-1", "sft", "rl-1", "rl")
-    seed: int = 0
+    seed: int = 0  # ours: of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,11 @@ class SweepSettings:
         "random",
         "progressive",
     )  # paper: fixed against progressive
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)  # ours: a demo; a claim takes three or more
     steps: int = 2  # ours: a demo; enough to see that it works, too few to rank the arms
     prompts_per_step: int = 2  # ours: a demo; runs meant to learn something take more
-    eval_shots: tuple[int, ...] = (6,)
-    dev_users: int = 12
+    eval_shots: tuple[int, ...] = (6,)  # ours: a demo
+    dev_users: int = 12  # ours: a demo
     # ours: the difference that the sweep is meant to find, from `plan`; recorded with the comparisons; 0: none named
     difference: float = field(default=0.0, metadata={"since": "0.2"})
 
@@ -152,10 +152,10 @@ class ComponentsSettings:
     # ours: compared with "full": names of study/arms.py ("all": each of them), or single settings as KEY=VALUE. A demo
     # leaves out the arms that train SFT anew
     arms: tuple[str, ...] = ("no-sft", "no-rl", "reinforce++", "grpo")
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)  # ours: a demo; a claim takes three or more
     steps: int = 2  # ours: of RL, for every arm (of SFT: sft.steps); a demo, too few to rank the arms
     prompts_per_step: int = 2  # ours: a demo, as above
-    dev_users: int = 12
+    dev_users: int = 12  # ours: a demo
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class EndpointSettings:
     thinking_tokens: int = 0  # extra tokens per answer for models that reason first
     cache: bool = True  # keep answers in answers.sqlite beside the runs
     max_requests: int = 0  # of the whole run, all stages and calls together
-    max_tokens: int = 0
+    max_tokens: int = 0  # likewise, prompts and answers
     max_cost: float = 0.0  # in the currency of the prices
     prices: tuple[str, ...] = ()  # "openai:gpt-4o-mini 0.15 0.60": price per million prompt tokens, and new tokens
 
@@ -182,7 +182,7 @@ class Preset:
     about: str
     data: DataSettings = field(default_factory=DataSettings)
     base: str = "local:smollm2"  # the black box: never trained, never sees the profile
-    base_max_new_tokens: int = 32
+    base_max_new_tokens: int = 32  # ours: a tweet or title; labels and ratings take fewer
     reflection: ModelSettings = field(default_factory=ModelSettings)
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
     sft: SFTSettings = field(default_factory=SFTSettings)

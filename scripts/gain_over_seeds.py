@@ -18,7 +18,7 @@ import pandas as pd
 from rpo_kit.errors import KitError
 from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, existing_run
-from rpo_kit.study.over_seeds import check_settings_alike, scores
+from rpo_kit.study.over_seeds import check_current, check_settings_alike, scores
 from rpo_kit.study.significance import ONE_SEED, compare, over_runs
 
 DATA = Path(__file__).resolve().parents[1] / "figures" / "data"
@@ -55,6 +55,8 @@ def main() -> None:
     try:
         runs = [existing_run(name) for name in options.runs]
         check_runs(runs)
+        for run in runs:
+            check_current(run)
         by_run = {
             run.name: (
                 scores(run, options.system) - scores(run, options.minus),

@@ -46,6 +46,7 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.rewriting.trajectory import parse
 from rpo_kit.runs import Run, existing_run, read_records
 from rpo_kit.setting_rules import kind_of
+from rpo_kit.study.over_seeds import check_alike, check_current
 from rpo_kit.study.statistics import bootstrap_interval
 from rpo_kit.training.hindsight_texts import Traits, read_traits, squashed
 
@@ -156,6 +157,16 @@ def facts_said(said: str, traits: Traits) -> dict[str, bool]:
     return facts
 
 
+def _of_another_user(run: Run) -> dict[str, str]:
+    """For the id of each dev example that of the next one of another user; "" if there is one user only."""
+    examples = load_prepared(run, "dev")
+    found = {}
+    for place, example in enumerate(examples):
+        following = [*examples[place + 1 :], *examples[:place]]
+        found[example["id"]] = next((e["id"] for e in following if e["user_id"] != example["user_id"]), "")
+    return found
+
+
 def observation_table(run: Run) -> pd.DataFrame:
     """One row per evaluated module and kind of fact: the shares true of the item cited and of another user's."""
     shots = run.preset.evaluation.shots
@@ -163,13 +174,11 @@ def observation_table(run: Run) -> pd.DataFrame:
         example["id"]: [read_traits(item["text"]) for item in top_k(example, example["ranking"], shots)]
         for example in load_prepared(run, "dev")
     }
-    ids = list(shown)
-    others = dict(zip(ids, [*ids[1:], *ids[:1]], strict=True))
-    rows = []
+    others, rows = _of_another_user(run), []
     for system, parsed, records in module_records(run):
         for example, record in zip(parsed, records, strict=True):
             trajectory = parse(record["raw"], run.preset.reflection.sections).trajectory
-            own, other = shown[example["id"]], shown[others[example["id"]]]
+            own, other = shown[example["id"]], shown.get(others[example["id"]], [])
             for number, said in _LINE.findall(trajectory.observe if trajectory else ""):
                 if 1 <= int(number) <= min(len(own), len(other)):
                     here, there = (facts_said(said, items[int(number) - 1]) for items in (own, other))
@@ -191,6 +200,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         runs = [existing_run(name) for name in options.run]
+        check_alike(runs)
+        for run in runs:
+            if (run.stage("evaluate") / "records").exists():
+                check_current(run)
         tables = {"": table(runs[0])}
         for name, of_run in (("_module", module_table), ("_observations", observation_table)):
             tables[name] = pd.concat([of_run(run).assign(run=run.name) for run in runs], ignore_index=True)

@@ -48,10 +48,10 @@ _STOP_WORDS = (
     "gonna wanna gotta s t m d ll re ve"
 )
 _STOP = frozenset(_STOP_WORDS.split())
-_NEGATING = "no not never none nothing nobody nowhere nor neither cannot without"
+_NEGATING = "no nope not never none nothing nobody nowhere nor neither cannot without"
 _NEGATIONS = frozenset(_NEGATING.split())
 _NEGATED = re.compile(
-    r"(?:is|are|was|were|do|does|did|have|has|had|ca|could|wo|would|should|must|need|ai|sha|might|ought)n'?t"
+    r"(?:is|are|was|were|do|does|did|have|has|had|ca|could|wo|would|should|must|need|ai|sha|might|ought|dare)n'?t"
 )
 # "_": one, which is seldom 1
 _SMALL = "zero _ two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -60,6 +60,8 @@ _TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TENS = {word: str(10 * n) for n, word in enumerate(_TENS_WORDS.split(), 2)}
 _NUMBER_WORDS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen nineteen".split()) if word != "_"} | _TENS
 _POWERS = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
+_SUFFIXES = {"k": 1_000, "mn": 1_000_000, "bn": 1_000_000_000}  # as in 10k
+_NAMES = frozenset({"US", "IT", "WHO"})  # stop words otherwise
 _THOUSANDS = re.compile(r"(?<!\S)[1-9]\d{0,2}(?P<mark>[.,])\d{3}(?:(?P=mark)\d{3})*(?!\d)")
 _PLAIN = re.compile(r"\d+(?:\.\d+)?")
 _STRETCHED = re.compile(r"(.)\1{2,}")
@@ -147,6 +149,7 @@ def _read(text: str) -> _Text:
     numbers: list[_Number] = []
     negates, end = False, 0
     text = unicodedata.normalize("NFC", html.unescape(text)).translate(_APOSTROPHES)
+    shouted = text == text.upper()
     for match in _WORD.finditer(text):
         starts, end = end == 0 or bool(_SENTENCE_END.search(text, end, match.start())), match.end()
         word = match[0].casefold().strip("_")
@@ -158,7 +161,7 @@ def _read(text: str) -> _Text:
             negates = True
         elif _add_number(numbers, word, text, match):
             continue
-        elif _STOP.isdisjoint(map(_bare, spellings)):
+        elif _STOP.isdisjoint(map(_bare, spellings)) or (match[0] in _NAMES and not shouted):
             found.words.setdefault(stem := _stem(_bare(word)), match[0])
             if not starts:
                 inside.append((match[0][0].isupper(), stem))
@@ -178,12 +181,16 @@ class _Number:
 
 def _add_number(numbers: list[_Number], word: str, text: str, match: re.Match[str]) -> bool:
     """Whether the word is a number or completes the one just before it ("twenty-five", "3 million"); added then."""
-    before = numbers[-1] if numbers and not text[numbers[-1].end : match.start()].strip(" -") else None
-    value = _number(word)
-    if before and word in _POWERS and _PLAIN.fullmatch(before.value):
-        value = f"{float(before.value) * _POWERS[word]:.0f}"
-    elif before and word in _DIGITS and text[before.start : before.end].casefold() in _TENS:
+    before, value = numbers[-1] if numbers else None, _number(word)
+    between = text[before.end : match.start()].casefold() if before else ""
+    last = re.split(r"[\s-]", text[before.start : before.end].casefold())[-1] if before else ""
+    power = _POWERS.get(word) or (_SUFFIXES.get(word) if not between or word != "k" else None)
+    if before and power and not between.strip(" -") and _PLAIN.fullmatch(before.value):
+        value = f"{float(before.value) * power:.0f}"
+    elif before and word in _DIGITS and last in _TENS and not between.strip(" -"):
         value = str(int(before.value) + _DIGITS[word])
+    elif before and word in _NUMBER_WORDS and last == "hundred" and between.strip(" -") in ("", "and"):
+        value = str(int(before.value) + int(_NUMBER_WORDS[word]))
     else:
         before = None
     if value is None:
@@ -201,7 +208,8 @@ def _number(word: str) -> str | None:
     if not word[0].isdigit() or any(character.isalpha() for character in word):
         return _NUMBER_WORDS.get(word)
     whole, _, decimals = _THOUSANDS.sub(_without_marks, word).replace(",", ".").partition(".")
-    return f"{whole}.{decimals}" if decimals else whole
+    decimals = decimals.rstrip("0") if decimals.isdigit() else decimals
+    return f"{whole}.{decimals}" if decimals else whole.removesuffix(":00")
 
 
 def _without_marks(match: re.Match[str]) -> str:

@@ -171,6 +171,11 @@ def _rouge(golds: Sequence[str], preds: Sequence[str]) -> np.ndarray:
     return np.array(rows, dtype=float)
 
 
+def has_words(text: str) -> bool:
+    """Whether ROUGE reads anything in the text: an ASCII letter or digit."""
+    return bool(tokenize(text, None))
+
+
 def _f_measure(common: int, gold: int, pred: int) -> float:
     """2 P R / (P + R) with P = common / pred and R = common / gold, all numbers of words."""
     if not common:

@@ -58,15 +58,16 @@ def complete_answers(preset: Preset) -> dict[str, str]:
     missing = {split: [id_ for id_ in ids[split] if id_ not in answers] for split in SPLITS}
     lacking = [id_ for split in SPLITS for id_ in missing[split]]
     total = sum(len(of_split) for of_split in ids.values())
+    others = answers.keys() - {id_ for of_split in ids.values() for id_ in of_split}
     if lacking:
         counts = " and ".join(f"{len(missing[split])} of {len(ids[split])} in {split}" for split in SPLITS)
         raise KitError(
-            f"No answer is recorded in {names} for {len(lacking)} of {total} examples ({counts}){_such_as(lacking)}: "
+            f"No answer is recorded in {names} for {len(lacking)} of {total} examples ({counts}){_such_as(lacking)}"
+            f"{f', but there are {len(others)} answers to other ids{_such_as(sorted(others))}' if others else ''}: "
             f"add them, name a second file after a comma (base=file:TRAIN.json,DEV.json){_fewer(preset.data)}, or "
             "choose a base model."
         )
-    others = len(answers.keys() - {id_ for of_split in ids.values() for id_ in of_split})
-    ignored = f"; ignored answers to other ids: {others}" if others else ""
+    ignored = f"; ignored answers to other ids: {len(others)}" if others else ""
     print(f"prepare: {total} generic answers are taken from {names}{ignored}{_unreadable(preset, ids, answers)}")
     return answers
 

@@ -1,11 +1,12 @@
 """When the personalizer keeps the generic answer although the module wrote a rewrite, and why.
 
 Two cases: the profile is empty, so that there is nobody to fit the answer to; or the rewrite lost the content. The
-content is lost if less than `_NEARLY_NOTHING` of it is left, in every task whose answers are texts. Where the answer
-should say all that the query says (tweets), let n be the number of units (`lamp.content`) in the query. The content is
-also lost if the rewrite holds fewer than half of n units, and has fewer than the share `evaluation.keep_content` of n
-from query and generic answer together. The first of these conditions spares people who say the same in other words:
-they write about as many. What a talkative black box adds to the query may go.
+content is lost if less than `_NEARLY_NOTHING` of it is left, in every task whose answers are texts; a title, which can
+hold little of a long article, keeps it too if at least half of its own content is from the query or the generic answer.
+Where the answer should say all that the query says (tweets), let n be the number of units (`lamp.content`) in the
+query. The content is also lost if the rewrite holds fewer than half of n units, and has fewer than the share
+`evaluation.keep_content` of n from query and generic answer together. The first of these conditions spares people who
+say the same in other words: they write about as many. What a talkative black box adds to the query may go.
 
     reason_to_keep(task, "The boiler broke on Christmas Eve and we ate cold pizza.", generic, "christmas eve joker",
                    profile, least=0.35)
@@ -42,7 +43,10 @@ def reason_to_keep(
     shared = len(new & (of_generic | of_query)) / len(whole) if whole else 1.0
     shrunk = task.is_paraphrase and 2 * len(new) < len(whole) and shared < least
     share = rewrite_content(generic, query, rewrite).share
-    if not shrunk and share >= min(_NEARLY_NOTHING, least):
+    grounded = (
+        not task.is_paraphrase and new and 2 * len(new & (of_generic | of_query)) >= len(new)
+    )  # few of many words
+    if not shrunk and (share >= min(_NEARLY_NOTHING, least) or grounded):
         return None
     lost = content_kept(query if of_query else generic, rewrite).lost
     words = ", ".join(lost[:_LISTED]) + (", …" if len(lost) > _LISTED else "")

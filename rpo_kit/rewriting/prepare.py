@@ -19,15 +19,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from tqdm.auto import tqdm
 
+from rpo_kit.errors import KitError
 from rpo_kit.lamp.data import excluded_outputs
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.leaks import check_belong_together
+from rpo_kit.lamp.metrics import has_words
 from rpo_kit.lamp.recorded import complete_answers
 from rpo_kit.lamp.source import SPLITS, Profile, check_data, read_source, save_split, source_files, source_folder
-from rpo_kit.lamp.tasks import get_task
+from rpo_kit.lamp.table import notes_of
+from rpo_kit.lamp.tasks import OWN_TASKS, get_task
 from rpo_kit.model_spec import recorded_files
 from rpo_kit.models.chat import Chat, Completion, reporting_cost, stream_completions
 from rpo_kit.models.open import open_chat_for
@@ -63,6 +66,7 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
                 save_split(read_source(preset.data, split, stage_dir), stage_dir / split)
         train, dev = (load_from_disk(str(stage_dir / split)) for split in SPLITS)
         check_belong_together(train, dev, source_folder(preset.data, stage_dir))
+        _check_dev(run, train, dev)
         rows = [row for part in (train, dev) for row in part.select_columns(["id", "input"]).to_list()]
         queries: dict[str, str] = {row["id"]: row["input"] for row in rows}
         done = {record["id"] for record in read_records(stage_dir / "generic.jsonl")}
@@ -80,6 +84,32 @@ def prepare(run: Run, open_base: Callable[[str], Chat] | None = None) -> None:
             _report_golds(
                 records, dict(zip([*train["id"], *dev["id"]], [*train["output"], *dev["output"]], strict=True))
             )
+
+
+def _check_dev(run: Run, train: Dataset, dev: Dataset) -> None:
+    """Say which golds nothing can match, and how many dev users are train users although users should be unseen.
+
+    Raises:
+        KitError: nothing can match any gold, as in a file of withheld golds.
+    """
+    task = get_task(run.preset.data.task)
+    empty = sum(not has_words(gold) for gold in dev["output"]) if task.kind == "generation" else 0
+    if empty and empty == len(dev):
+        raise KitError(
+            f"None of the {empty} dev golds has a letter or number that ROUGE reads (a to z, 0 to 9), so every answer "
+            "would score 0: take golds with texts."
+        )
+    if empty:
+        print(
+            f"prepare: {empty} of {len(dev)} dev golds have no letter or number that ROUGE reads (a to z, 0 to 9): "
+            "every answer to them scores 0."
+        )
+    known = set(dev["user_id"]) & set(train["user_id"])
+    if known and not notes_of(dev).get("date") and task.name not in OWN_TASKS:  # LaMP's time split has dates
+        print(
+            f"prepare: {len(known)} of {len(set(dev['user_id']))} dev users are train users too, so results will not "
+            "be about unseen users."
+        )
 
 
 def _report_oddities(run: Run, records: list[dict[str, Any]]) -> None:

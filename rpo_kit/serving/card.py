@@ -186,8 +186,8 @@ def _limits(export: Export) -> str:
         f"({_public(preset.base)}), one seed. With another base model the generic answers differ from those that the "
         "module has seen.",
         "It writes in the style of the history that it is shown. It does not check facts, and it can lose content of "
-        f"the generic answer: the kit keeps the generic answer where less than {preset.evaluation.keep_content:g} of "
-        "the content is left.",
+        "the generic answer: the kit keeps the generic answer where hardly any content is left, or a tweet's "
+        f"rewrite has less than half of its words and keeps less than {preset.evaluation.keep_content:g} of it.",
         "Its observations may be wrong; they explain a rewrite and prove nothing about a user.",
     ]
     if preset.data.source == "personas":

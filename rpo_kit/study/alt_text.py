@@ -31,6 +31,8 @@ def alt_text(figure: Figure) -> str:
 
 def interval(row: pd.Series, value: str = "score", low: str = "low", high: str = "high") -> str:
     """For example `0.785 (0.738 to 0.830)`."""
+    if pd.isna(row[low]):
+        return f"{row[value]:.3f} (no interval)"
     return f"{row[value]:.3f} ({row[low]:.3f} to {row[high]:.3f})"
 
 

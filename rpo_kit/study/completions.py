@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rpo_kit.lamp.content import rewrite_content
+from rpo_kit.lamp.content import ContentKept, rewrite_content
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.retrieval import top_k
 from rpo_kit.lamp.tasks import Task
@@ -30,13 +30,13 @@ if TYPE_CHECKING:  # its module imports torch
     from rpo_kit.training.rollouts import Rollout
 
 
-def content_shares(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray | None:
-    """The share of content that each text keeps, shape (n,); None for tasks whose answers are labels."""
+def contents(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> list[ContentKept]:
+    """What each text keeps of generic answer or query; [] for tasks whose answers are labels."""
     if task.kind != "generation":
-        return None
+        return []
     queries = [task.query_text(example["input"]) for example in examples]
     triples = zip(examples, queries, texts, strict=True)
-    return np.array([rewrite_content(e["generic"], query, text).share for e, query, text in triples])
+    return [rewrite_content(example["generic"], query, text) for example, query, text in triples]
 
 
 def completion_columns(

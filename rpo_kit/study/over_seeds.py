@@ -26,6 +26,7 @@ from rpo_kit.rewriting.prepare import load_prepared
 from rpo_kit.runs import Run, read_json, read_records, write_json, write_text
 from rpo_kit.setting_rules import MOVE_NO_SCORE, kind_of
 from rpo_kit.stages import require
+from rpo_kit.study.completions import contents
 from rpo_kit.study.results import PAIRED_COLUMNS, read_tables
 from rpo_kit.study.significance import compare, seed_variance
 from rpo_kit.study.statistics import compared
@@ -65,6 +66,12 @@ class SeedScores:
         """`significance.compare` of values (seeds, examples), with their own variance between seeds."""
         return compare(values_SE, self.users, seed_variance([values_SE], self.users), 1, self.resamples, self.seed)
 
+    def score(self, values_SE: np.ndarray) -> tuple[float, float, float]:
+        """Mean and interval of values (seeds, examples) from 0 to 1; Student's t knows no such bounds."""
+        row = self.row(values_SE)
+        low, high = np.clip([row["low"], row["high"]], 0.0, 1.0)
+        return row["score"], float(low), float(high)
+
     def difference(self, system: str, minus: str) -> dict[str, float]:
         """`row` of one system minus another, paired on users and seeds."""
         return self.row(self.by_system[system] - self.by_system[minus])
@@ -86,13 +93,26 @@ def tables_over_seeds(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
         if name not in untrained:
             own = [table.reindex(columns=numbers).loc[name] for table in tables[: len(values_SE)]]
             metrics.loc[name, numbers] = np.mean(own, axis=0)  # of a number that an earlier version lacks: none
-        row = found.row(values_SE)
-        metrics.loc[name, ["score", "low", "high"]] = [row["score"], row["low"], row["high"]]
+        metrics.loc[name, ["score", "low", "high"]] = found.score(values_SE)
         metrics.loc[name, "seeds"] = len(values_SE)
+        kept_SE = _content_kept(name, runs)
+        if len(kept_SE):
+            metrics.loc[name, ["content_kept", "content_low", "content_high"]] = found.score(kept_SE)
     metrics = metrics.reset_index()
     pairs = compared(list(found.by_system))
     paired = [{"system": one, "minus": other} | found.difference(one, other) for one, other in pairs]
     return metrics, pd.DataFrame(paired, columns=PAIRED_COLUMNS)
+
+
+def _content_kept(system: str, runs: Sequence[Run]) -> np.ndarray:
+    """The share of content that each rewrite keeps, (seeds, examples); (0,) for tasks whose answers are labels."""
+    shares = []
+    for run in runs_of(system, runs):
+        answers = {r["id"]: r["prediction"] for r in read_records(_records(run, system))}
+        examples = load_prepared(run, "dev")
+        kept = contents(get_task(run.preset.data.task), examples, [answers[example["id"]] for example in examples])
+        shares.append([text.share for text in kept])
+    return np.array(shares) if shares[0] else np.zeros(0)
 
 
 def check_alike(runs: Sequence[Run]) -> None:
@@ -148,7 +168,11 @@ def scores(run: Run, system: str) -> np.ndarray:
     Raises:
         KitError: the evaluation is not finished, or an answer is missing.
     """
-    return record_scores(run, require(run, "evaluate") / "records" / f"{system}.jsonl")
+    return record_scores(run, _records(run, system))
+
+
+def _records(run: Run, system: str) -> Path:
+    return require(run, "evaluate") / "records" / f"{system}.jsonl"
 
 
 def record_scores(run: Run, path: Path) -> np.ndarray:

@@ -22,7 +22,10 @@ from rpo_kit.runs import Run, read_json, read_records
 from rpo_kit.stages import require
 from rpo_kit.study.cells import cells
 from rpo_kit.study.comparisons import GROWING, SFT_ONLY, check_settings, trials
+from rpo_kit.study.over_seeds import check_current
 from rpo_kit.study.stored import read_table
+
+_SLOWEST = 60.0  # ours: seconds per answer; more is a pause between two files
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Pilot:
     costs: Costs
     arms_SE: Sequence[np.ndarray] = ()  # of a sweep: scores of every trained arm, for the variance between seeds
     adapters: int = 1  # that each difference holds with a seed of its own
+    prompts: int = 0  # per RL step
 
     @property
     def seeds(self) -> int:
@@ -82,8 +86,9 @@ def pilot_of_evaluation(run: Run, system: str | None = None, minus: str | None =
     """One system minus another, from the records of a finished evaluation; by default RL (or the last) minus SFT.
 
     Raises:
-        KitError: the run has no evaluation, or it lacks a system.
+        KitError: the run has no evaluation, it lacks a system, or was made with other settings than the present ones.
     """
+    check_current(run)
     folder = require(run, "evaluate") / "records"
     known = sorted(path.stem for path in folder.glob("*.jsonl") if path.stem != "summaries")
     system = system or next((name for name in ("rl", "sft", *reversed(known)) if name in known), "rl")
@@ -102,7 +107,7 @@ def pilot_of_evaluation(run: Run, system: str | None = None, minus: str | None =
         len(run.preset.sweep.eval_shots),
     )
     about = f"evaluation of run {run.name!r}, {system} minus {minus}, {run.preset.data.task}{left_out}"
-    return Pilot(about, (scores[0] - scores[1])[None], users, costs)
+    return Pilot(about, (scores[0] - scores[1])[None], users, costs, prompts=run.preset.rl.prompts_per_step)
 
 
 def _scores(run: Run, folder: Path, names: list[str]) -> tuple[list[np.ndarray], list[str], str]:
@@ -147,7 +152,8 @@ def pilot_of_sweep(run: Run, system: str | None = None, minus: str | None = None
     about = f"sweep of run {run.name!r}, {arm} minus {other}, k = {shots}, {run.preset.data.task}"
     trained = [scores.of_arm(name, shots) for name in scores.arms if name != SFT_ONLY]
     adapters = 1 if SFT_ONLY in (arm, other) else 2
-    return Pilot(about, scores.of_arm(arm, shots) - scores.of_arm(other, shots), scores.users, costs, trained, adapters)
+    differences_SE = scores.of_arm(arm, shots) - scores.of_arm(other, shots)
+    return Pilot(about, differences_SE, scores.users, costs, trained, adapters, settings.prompts_per_step)
 
 
 def _seconds_per_step(logs: Sequence[Path]) -> float | None:
@@ -177,9 +183,9 @@ def _sweep_seconds(run: Run) -> float | None:
 def _seconds_between(folder: Path, system: str, examples: int) -> float | None:
     """Seconds per answer, from the time between the last writing of this system's records and of those before it.
 
-    None if the files were not written one after the other, as in a copied run.
+    None if the files were not written one after the other, as in a copied run or after a pause.
     """
     times = {path.stem: path.stat().st_mtime for path in folder.glob("*.jsonl")}
     earlier = [time for time in times.values() if time < times[system]]
     seconds = times[system] - max(earlier) if earlier else 0.0
-    return seconds / examples if seconds > 1.0 else None
+    return seconds / examples if 1.0 < seconds < _SLOWEST * examples else None

@@ -218,6 +218,7 @@ def _advice(pilot: Pilot, spread: Spread, table: pd.DataFrame, difference: float
     return [
         "For example, in a run with that many dev users (data.dev_users):",
         f"  python -m rpo_kit sweep --run NAME --set sweep.dev_users={row['users']} --set 'sweep.seeds={seeds}' "
+        f"--set sweep.steps={pilot.costs.steps} --set sweep.prompts_per_step={pilot.prompts} "
         f"--set sweep.difference={difference:g}",
         *_with_holm(pilot, spread, int(row["seeds"]), int(row.get("queries per user", 1)), difference, power),
     ]

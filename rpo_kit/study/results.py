@@ -1,6 +1,6 @@
 """The result of an evaluation as text: the gain over the best trivial baseline, then the table with systems by name.
 
-Read from the CSVs of an evaluation; those of earlier versions lack the column `mde`.
+Read from the CSVs of an evaluation.
 
     print(result_text(*read_tables("figures/data/demo_LaMP-7_")))       # reads …metrics.csv and …paired.csv
     # Gain over the best trivial baseline: +0.438 (0.398 to 0.476), reflection module after SFT + RL minus …
@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from rpo_kit.setting_rules import TRIVIAL, kind_of
+from rpo_kit.study.significance import POWER
 from rpo_kit.study.stored import read_table
 
 SYSTEM_NAMES = {  # as in README.md and docs/results.md
@@ -36,6 +37,7 @@ CONTENT_COLUMNS = {  # what the columns of `completions` are called in tables
     "content_kept": "content kept",
     "content_low": "low",
     "content_high": "high",
+    "words_changed": "words changed",
     "kept_generic": "would keep the generic answer",
     "cites_many": "cites several items",
     "faithful": "true observations",
@@ -43,6 +45,7 @@ CONTENT_COLUMNS = {  # what the columns of `completions` are called in tables
     "majority": "follows the majority",
 }
 PAIRED_COLUMNS = ("system", "minus", "score", "low", "high", "mde")
+_MDE = POWER / (2 * 1.96)  # minimum detectable effect, as a share of the width of a 95 % interval
 MODULE = ("untrained", "sft", "rl")  # the reflection module
 
 
@@ -66,7 +69,9 @@ def shots_of(system: str, shots: int) -> int:
 
 
 def read_tables(prefix: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables in `<prefix>metrics.csv` and `<prefix>paired.csv`; earlier versions stored no `mde` in the latter.
+    """The tables in `<prefix>metrics.csv` and `<prefix>paired.csv`.
+
+    Earlier versions stored no `mde` in the latter: it is then 2.8 standard errors, of which the interval is 3.9 wide.
 
     Raises:
         KitError: a file is missing or damaged.
@@ -75,7 +80,8 @@ def read_tables(prefix: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     metrics = read_table(f"{prefix}metrics.csv", scores, ("system",))
     if of_pairs.exists() and of_pairs.read_bytes() == b"\n":  # an evaluation of a single system, by an earlier version
         return metrics, pd.DataFrame(columns=PAIRED_COLUMNS)
-    return metrics, read_table(of_pairs, scores, ("system", "minus"))
+    paired = read_table(of_pairs, scores, ("system", "minus"))
+    return metrics, paired if "mde" in paired else paired.assign(mde=_MDE * (paired["high"] - paired["low"]))
 
 
 def system_name(name: str) -> str:
@@ -116,8 +122,7 @@ def best_trivial(metrics: pd.DataFrame) -> str | None:
 def gain_over_trivial(metrics: pd.DataFrame, paired: pd.DataFrame, systems: Sequence[str] = MODULE) -> str:
     """A sentence: the last of `systems` in the tables minus the best trivial baseline; "" if there is no such pair.
 
-    The baseline is chosen on the same dev users, which favors it. For tables stored without `mde`, that part is left
-    out.
+    The baseline is chosen on the same dev users, which favors it.
     """
     best = best_trivial(metrics)
     rows = paired[paired["system"].isin(systems) & (paired["minus"] == best)]

@@ -21,6 +21,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.rewriting.prepare import load_golds
 from rpo_kit.runs import Run
 from rpo_kit.stages import require
+from rpo_kit.study.over_seeds import check_current
 
 
 def report_of_files(golds: Path, predictions: Path) -> str:
@@ -37,7 +38,7 @@ def report_of_run(run: Run) -> str:
     """One line per system, in the order of the settings.
 
     Raises:
-        KitError: the run is not evaluated, or its predictions do not match the data of its present settings.
+        KitError: the run is not evaluated, or was so with other settings or data than its present ones.
     """
     task, golds = get_task(run.preset.data.task), load_golds(run, "dev")
     order = {name: index for index, name in enumerate(run.preset.evaluation.systems)}
@@ -60,4 +61,5 @@ def report_of_run(run: Run) -> str:
         lines.append(f"{path.stem:{width}}" + "".join(f"{value:10.6f}" for value in metrics))
         if lacking := len(golds) - len(predictions):
             missing.append(f"{path.stem}: {lacking} examples have no prediction and are not scored")
+    check_current(run)  # other data may have the same ids
     return "\n".join(lines + missing)

@@ -94,8 +94,10 @@ def crossed_bootstrap(
     """
     sums_SU, sizes_U = by_user(values_SE, users)
     generator, totals_U = np.random.default_rng(seed), sums_SU.mean(0)
-    drawn = generator.integers(len(sizes_U), size=(resamples, len(sizes_U)))
+    count, mean = len(sizes_U), totals_U.sum() / sizes_U.sum()
+    drawn = generator.integers(count, size=(resamples, count))
     means: np.ndarray = totals_U[drawn].sum(1) / sizes_U[drawn].sum(1)
+    means = mean + (means - mean) * math.sqrt(count / max(1, count - 1))  # a resample varies less than new users would
     if seeds.variance:
         effects = generator.choice(seeds.effects, size=(resamples, adapters, len(values_SE))).mean(2)
         means = means + effects[:, 0] - (effects[:, 1] if adapters == 2 else 0.0)
@@ -107,8 +109,8 @@ def compare(
 ) -> dict[str, float]:
     """`score` (the mean), `low` and `high` (95 % interval), `mde` and `p` of differences paired on the same users.
 
-    The interval is the bootstrap's percentile interval. With several seeds it is widened by Student's t over the normal
-    quantile (Hesterberg 2015), since the seeds are few. `mde` is 2.8 standard errors, widened likewise.
+    The interval is the bootstrap's percentile interval, widened by Student's t over the normal quantile (Hesterberg
+    2015), since users or seeds may be few. `mde` is 2.8 standard errors, widened likewise.
     """
     mean = float(by_user(values_SE, users)[0].sum() / values_SE.size)
     means = crossed_bootstrap(values_SE, users, seeds, adapters, resamples, seed)
@@ -147,12 +149,12 @@ def over_runs(means: Sequence[float]) -> dict[str, float]:
 def degrees_of_freedom(user_variance: float, users: int, seeds: SeedVariance, adapters: int, per_arm: int) -> float:
     """Of the standard error: (sum of variances)^2 / sum(variance^2 / its degrees), Satterthwaite 1946.
 
-    Infinite with one seed: the bootstrap over users and the sign-flip test need none.
+    With one seed the number of users less 1.
     """
-    if not seeds.degrees:
-        return math.inf
     total = user_variance + adapters * seeds.variance / per_arm
-    parts = user_variance**2 / max(1, users - 1) + (adapters * seeds.observed / per_arm) ** 2 / seeds.degrees
+    parts = user_variance**2 / max(1, users - 1)
+    if seeds.degrees:
+        parts += (adapters * seeds.observed / per_arm) ** 2 / seeds.degrees
     return max(1.0, total**2 / parts) if parts else math.inf
 
 

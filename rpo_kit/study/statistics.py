@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from rpo_kit.lamp.content import ContentKept
 from rpo_kit.lamp.example import Example
 from rpo_kit.lamp.metrics import example_scores, lamp_metrics, scorable
 from rpo_kit.lamp.personas import oracle
@@ -24,9 +25,9 @@ from rpo_kit.presets import EvaluationSettings
 from rpo_kit.runs import Run
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.baselines import Record
-from rpo_kit.study.completions import completion_columns, content_shares
+from rpo_kit.study.completions import completion_columns, contents
 from rpo_kit.study.results import PAIRED_COLUMNS, reads_other_k, shots_in
-from rpo_kit.study.significance import ONE_SEED, POWER, crossed_bootstrap
+from rpo_kit.study.significance import ONE_SEED, compare, crossed_bootstrap, widening
 
 SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the steps of the method: each is compared with the one before
 
@@ -44,13 +45,15 @@ def references(task: Task, examples: list[Example], shots: int) -> dict[str, np.
 def bootstrap_interval(
     values: np.ndarray, users: Sequence[str], resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (n,), resampling whole users with replacement; NaN for one user,
-    who cannot say how others would differ.
+    """95 % percentile interval of the mean of `values` (n,), resampling whole users with replacement; widened as in
+    `significance.compare`, as users may be few. NaN for one user, who cannot say how others would differ.
     """
-    if len(set(users)) == 1:
+    count = len(set(users))
+    if count == 1:
         return float("nan"), float("nan")
-    low, high = np.percentile(bootstrap_means(values, users, resamples, seed), [2.5, 97.5])
-    return float(low), float(high)
+    mean = float(np.mean(values))
+    low, high = np.percentile(bootstrap_means(values, users, resamples, seed), [2.5, 97.5]) - mean
+    return mean + float(low) * widening(count - 1), mean + float(high) * widening(count - 1)
 
 
 def bootstrap_means(values: np.ndarray, users: Sequence[str], resamples: int, seed: int) -> np.ndarray:
@@ -61,7 +64,8 @@ def bootstrap_means(values: np.ndarray, users: Sequence[str], resamples: int, se
 def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[str, list[Record]]) -> pd.DataFrame:
     """One row per system: score (0..1, higher is better) with interval, LaMP's metrics, unparsed, words, copy rate.
 
-    For texts also the content kept, with interval; for the module how it uses the items (`completions`).
+    For texts also the content kept, with interval, and the share of words changed; for the module how it uses the
+    items (`completions`).
     """
     golds, users, settings = [e["output"] for e in examples], [e["user_id"] for e in examples], run.preset.evaluation
     rows: list[dict[str, object]] = []
@@ -78,7 +82,7 @@ def metrics_table(run: Run, task: Task, examples: list[Example], records: dict[s
                 "words": float(np.mean([len(prediction.split()) for prediction in predictions])),
                 "copied": copy_rate(task, examples, predictions, shots),
             }
-            | _content(content_shares(task, examples, predictions), users, settings)
+            | _content(contents(task, examples, predictions), users, settings)
             | completion_columns(task, examples, answers, shots, settings.keep_content, run.preset.reflection.sections)
         )
         rows.append(row)
@@ -102,11 +106,9 @@ def paired_table(run: Run, task: Task, examples: list[Example], records: dict[st
     scores = {name: example_scores(task, golds, texts) for name, texts in predictions.items()}
     rows = []
     for system, other in compared(list(records)):
-        difference = scores[system] - scores[other]
-        interval = _mean_with_interval(difference, users, settings.bootstrap, settings.seed)
-        error = float(bootstrap_means(difference, users, settings.bootstrap, settings.seed).std())
-        mde = POWER * error if len(set(users)) > 1 else float("nan")
-        rows.append({"system": system, "minus": other} | interval | {"mde": mde})
+        difference_SE = (scores[system] - scores[other])[None]
+        row = compare(difference_SE, users, ONE_SEED, 1, settings.bootstrap, settings.seed)
+        rows.append({"system": system, "minus": other} | row)
     return pd.DataFrame(rows, columns=PAIRED_COLUMNS)
 
 
@@ -138,13 +140,15 @@ def copy_rate(task: Task, examples: list[Example], predictions: Sequence[str], s
     return float(np.mean(copied))
 
 
-def _content(shares: np.ndarray | None, users: Sequence[str], settings: EvaluationSettings) -> dict[str, float]:
-    if shares is None:
+def _content(kept: Sequence[ContentKept], users: Sequence[str], settings: EvaluationSettings) -> dict[str, float]:
+    if not kept:
         return {}
+    shares, changed = (np.array([getattr(text, name) for text in kept]) for name in ("share", "changed"))
     found = _mean_with_interval(shares, users, settings.bootstrap, settings.seed)
-    return {"content_kept": found["score"], "content_low": found["low"], "content_high": found["high"]}
+    interval = {"content_low": found["low"], "content_high": found["high"]}
+    return {"content_kept": found["score"], **interval, "words_changed": float(changed.mean())}
 
 
 def _mean_with_interval(values: np.ndarray, users: Sequence[str], resamples: int, seed: int) -> dict[str, float]:
-    low, high = bootstrap_interval(values, users, resamples, seed)
-    return {"score": float(values.mean()), "low": low, "high": high}
+    low, high = np.clip(bootstrap_interval(values, users, resamples, seed), 0.0, 1.0)  # as the values
+    return {"score": float(values.mean()), "low": float(low), "high": float(high)}

@@ -55,6 +55,7 @@ def figure3(prefix: str) -> Figure:
         if not Path(prefix + name).exists():
             raise KitError(f"The file {prefix}{name} is missing: finish `python -m rpo_kit sweep --run NAME` first.")
     bars = read_table(f"{prefix}bars.csv", ("shots", "score", "low", "high"), ("arm",))
+    bars[["low", "high"]] = bars[["low", "high"]].clip(0.0, 1.0)  # as the scores; Student's t knows no such bounds
     curves = read_table(f"{prefix}curves.csv", ("seed", "step", "reward", "shots"), ("arm",))
     stored, file = read_record(f"{prefix}provenance.json"), Path(f"{prefix}differences.csv")
     differences = pd.DataFrame(columns=["minus"])

@@ -98,7 +98,13 @@ def _rewritten(source: Run, target: Run, module: str) -> np.ndarray:
     with stage(target, f"transfer/{folder.name}", **inputs, weights=weights) as work:
         if work is not None:
             print(f"transfer: the module of {source.name} rewrites the answers of {target.name}")
-            report_cuts({module: predict(target, module, load_prepared(target, "dev"), work, weights.parent)})
+            answers = predict(target, module, load_prepared(target, "dev"), work, weights.parent)
+            report_cuts({module: answers}, "transfer")
+            if unparsed := sum(bool(answer.get("complaint")) for answer in answers):
+                print(
+                    f"transfer: {unparsed} of {len(answers)} completions do not parse; the generic answer is scored "
+                    "instead"
+                )
     return record_scores(target, folder / "records" / f"{module}.jsonl")
 
 

@@ -133,7 +133,8 @@ def verdict(metrics: pd.DataFrame, paired: pd.DataFrame) -> list[str]:
 
 def _compared(system: str, minus: str, score: float, low: float, high: float) -> str:
     what = "beats" if low > 0 else "falls behind" if high < 0 else "cannot be told apart from"
-    return f"{system_name(system)} {what} {system_name(minus)}: {score:+.3f} ({low:.3f} to {high:.3f})"
+    interval = "no interval: one user" if pd.isna(low) else f"{low:.3f} to {high:.3f}"
+    return f"{system_name(system)} {what} {system_name(minus)}: {score:+.3f} ({interval})"
 
 
 def not_learned(metrics: pd.DataFrame) -> str:

@@ -46,6 +46,12 @@ def test_content_words_numbers_and_names_are_counted_by_hand() -> None:
         ("he is fifty one", "51"),
         ("I have 1 dog", "i have one dog"),
         ("a $1.5bn loan at 10:30pm", "a loan of 1.5 bn at 10:30 pm"),
+        ("lunch was $5.00", "lunch was $5"),
+        ("2.50 of 1,000.50", "2.5 of 1000.5"),
+        ("at 7:00", "at 7"),
+        ("10k people", "10,000 people"),
+        ("two hundred and fifty-five trees", "255 trees"),
+        ("IT IS LATE FOR US", "late"),
         ("1.000,50 euro", "1000.50 euro"),
         ("0,125 mm of 10.000", "0.125 mm of 10,000"),
         ("10 20 five", "5 20 10"),
@@ -78,6 +84,10 @@ def test_the_same_words_written_otherwise_lose_nothing(one: str, other: str) -> 
 def test_a_lost_negation_number_or_word_is_a_loss() -> None:
     assert content_kept("I did not sleep", "i slept").negation == 0.0
     assert content_kept("I can't swim", "i cant swim").negation == 1.0
+    assert content_kept("nope, I daren't swim", "I swim").negation == 0.0
+    assert content_kept("The US and IT won", "we won it").lost == ("US", "IT")
+    assert content_kept("5 m wide", "5 million wide").numbers == 0.0
+    assert content_kept("a hundred men and 6 dogs", "106 dogs").numbers == 0.0, "no one number"
     assert content_kept("2 dogs", "to the dogs to").numbers == 1.0, "as in 'gone 2 work': more to's than before"
     assert content_kept("I went to 2 dogs", "went to dogs").numbers == 0.0
     assert content_kept("A $1.5bn loan", "a $1.9bn loan").numbers == 0.0

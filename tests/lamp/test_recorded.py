@@ -139,6 +139,9 @@ def test_a_file_that_lacks_ids(prepared, new_run, recorded):
     assert f"in {path} for 12 of 18 examples (12 of 12 in train and 0 of 6 in dev), such as {first}: add them" in why
     assert "name a second file after a comma (base=file:TRAIN.json,DEV.json), or choose a base model" in why
     assert "data.leave_one_out" not in why
+    assert "other ids" not in why
+    path = recorded("floats.json", (), **{f"{id_}.0": "4" for id_ in ids_of("train")})
+    assert ", but there are 12 answers to other ids, such as '" in refusal(new_run, f"file:{path}")
     why = refusal(new_run, f"file:{recorded()}", {"data.leave_one_out": 1})
     assert "for 12 of 30 examples (12 of 24 in train" in why
     assert "set data.leave_one_out=0" in why

@@ -47,6 +47,17 @@ def test_a_rewrite_that_keeps_half_or_says_as_much_in_other_words_is_used(rewrit
     assert reason(rewrite) is None
 
 
+def test_a_title_may_choose_other_words_of_a_long_article_than_the_generic_one():
+    article = (
+        "The city council voted last night to turn the abandoned railway yard behind the harbor into a public garden. "
+        "Volunteers from three schools will plant apple trees, and the mayor promised benches before winter arrives. "
+        "Neighbors had asked for a parking garage, but a survey of two thousand households found little support."
+    )
+    values = {"task": get_task("LaMP-4"), "query": article, "generic": "City council approves project"}
+    assert reason("Abandoned railway yard becomes public garden", **values) is None
+    assert "keeps 0 %" in reason("Seven wonderful recipes for busy parents", **values)
+
+
 @pytest.mark.parametrize(
     "generic",
     [

@@ -193,6 +193,31 @@ def test_an_answer_in_the_own_profile_is_dropped_if_asked(new_run, recording_cha
         assert [item["text"] for item in load_prepared(run, "dev")[0]["profile"]] == left
 
 
+def test_golds_that_nothing_can_match_and_users_that_are_not_unseen_are_told(new_run, recording_chat, tmp_path, capsys):
+    task = get_task("LaMP-7")
+
+    def prepared_with(golds, user):
+        for split, texts in (("train", ["so tired"]), ("dev", golds)):
+            rows = [
+                {"id": f"{split}{n}", "user_id": user or f"{split}{n}", "input": task.make_input(text="I am late."),
+                 "output": gold, "profile": [{"id": "1", "text": "meh"}]}
+                for n, gold in enumerate(texts)
+            ]  # fmt: skip
+            write_lamp(tmp_path / "lamp", task, split, rows)
+        settings = {"data.task": "LaMP-7", "data.source": str(tmp_path / "lamp"), "data.train_users": 2}
+        prepare(new_run(settings, f"r{len(list(tmp_path.iterdir()))}"), lambda spec: recording_chat())
+        return capsys.readouterr().out
+
+    said = prepared_with(["so late", "\U0001f602"], "u")
+    assert "1 of 2 dev golds have no letter or number that ROUGE reads" in said
+    assert "1 of 1 dev users are train users too, so results will not be about unseen users" in said
+    said = prepared_with(["so late", "meh"], "")
+    assert "ROUGE reads" not in said
+    assert "train users too" not in said
+    with pytest.raises(KitError, match="None of the 2 dev golds has a letter or number that ROUGE reads"):
+        prepared_with(["", "مرحبا"], "")
+
+
 def test_splits_that_share_ids_are_refused(new_run, recording_chat, tmp_path):
     task = get_task("LaMP-3")
     row = {"id": "1", "input": task.make_input(text="fine"), "output": "4", "profile": []}

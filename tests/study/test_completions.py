@@ -15,7 +15,7 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.pipeline import refusals
 from rpo_kit.rewriting.faithfulness import truth_of
 from rpo_kit.study.completion_figures import content_figure, faithful_figure
-from rpo_kit.study.completions import completion_columns, content_shares, rollout_curve
+from rpo_kit.study.completions import completion_columns, contents, rollout_curve
 from rpo_kit.study.results import CONTENT_COLUMNS, content_table, read_tables, result_text, scores_table
 from rpo_kit.study.statistics import metrics_table
 from rpo_kit.training.rewards import judge
@@ -58,6 +58,7 @@ def test_the_table_has_content_for_all_systems_and_observations_for_the_module_a
     table = metrics_table(run, TWEETS, rows, found).set_index("system")
     assert table.loc["base", ["content_kept", "content_low", "content_high"]].tolist() == [1.0, 1.0, 1.0]
     assert table.loc["rl", "content_kept"] == 0.75, "all of three texts, none of the first"
+    assert table.loc[["base", "rl"], "words_changed"].tolist() == [0.0, 0.25], "of the first text all"
     assert table.loc["sft", ["cites_many", "faithful", "habit_named", "majority"]].tolist() == [1.0] * 4
     assert table.loc["rl", ["cites_many", "faithful", "majority"]].tolist() == [0.0] * 3
     assert table.loc["rl", "kept_generic"] == 0.25, "the first; the second did not parse anyway"
@@ -67,7 +68,7 @@ def test_the_table_has_content_for_all_systems_and_observations_for_the_module_a
 
 
 def test_labels_have_no_content_and_real_users_no_truth():
-    assert content_shares(get_task("LaMP-3"), [], []) is None
+    assert contents(get_task("LaMP-3"), examples(1), ["4"]) == []
     rows = [row | {"facts": {}} for row in examples(2)]
     answers = [record("a", text) for text in oracle(examples(2))]
     columns = completion_columns(TWEETS, rows, answers, 3, 0.35)
@@ -123,7 +124,7 @@ def test_the_curve_has_one_row_per_step_with_the_items_that_were_shown_there():
     for column in ("faithful", "habit_named", "majority"):
         assert curve[column].tolist() == [0.5, 0.5], "the second completion is empty"
     assert curve["content_kept"].tolist() == pytest.approx(
-        [content_shares(TWEETS, rows, [rows[0]["output"]] * 1 + [""])[0] / 2] * 2
+        [contents(TWEETS, rows, [rows[0]["output"], ""])[0].share / 2] * 2
     )
     axes = faithful_figure(curve).axes
     assert [line.get_label() for line in axes[0].lines] == [
@@ -157,8 +158,8 @@ def test_rls_log_has_the_same_shares_of_each_step(known):
     ]
     rollouts = records(1, prompts, [([1], [[2], [2]])] * 2, texts, judged, [0.0] * 4, [2])
     row = summary(rollouts, prompts, TWEETS)
-    expected = content_shares(TWEETS, rows, [text.split("<rewrite>")[1].split("<")[0] for text, _ in texts]).sum() / 4
-    assert row["content_kept"] == pytest.approx(expected)
+    kept = contents(TWEETS, rows, [text.split("<rewrite>")[1].split("<")[0] for text, _ in texts])
+    assert row["content_kept"] == pytest.approx(sum(text.share for text in kept) / 4)
     assert [rollout["content"] for rollout in rollouts][1::2] == [None, None]
     assert row["cites_many"] == 0.5
     shares = [row.get(name) for name in ("faithful", "habit_named", "majority")]

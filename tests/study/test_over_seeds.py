@@ -72,6 +72,15 @@ def test_the_tables_hold_means_over_the_runs_with_intervals_over_users_and_seeds
     assert "reflection module after SFT + RL minus" in result_text(metrics, paired)
 
 
+def test_the_content_kept_has_an_interval_over_users_and_seeds_too(evaluated):
+    runs = [evaluated("a", data__task="LaMP-7"), evaluated("b", 1, data__task="LaMP-7")]
+    row = tables_over_seeds(runs)[0].set_index("system").loc["rl"]
+    alone = [read_tables(f"{run.stage('evaluate')}/")[0].set_index("system").loc["rl"] for run in runs]
+    assert row["content_kept"] == pytest.approx(np.mean([table["content_kept"] for table in alone]))
+    assert row["content_low"] < min(table["content_kept"] for table in alone), "the seeds differ"
+    assert 0 <= row["content_low"] < row["content_kept"] < row["content_high"] <= 1
+
+
 def test_one_sft_adapter_under_several_seeds_of_rl_is_counted_once(evaluated, monkeypatch):
     runs = [evaluated("a"), evaluated("b", rl__seed=1)]
     found = SeedScores.of(runs)
@@ -170,6 +179,7 @@ def test_the_ratio_is_the_gain_of_the_other_module_over_that_of_the_own(evaluate
         assert row["ratio"] == pytest.approx((other - base) / (own - base))
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
     assert list(found.index) == ["sft", "rl"]
+    assert "completions do not parse" not in capsys.readouterr().out
     assert "reflection module after SFT + RL" in report(found.reset_index())
     capsys.readouterr()
     assert transfer([far], [near]).set_index("system").equals(found.loc[["rl"]]), "the last step"
@@ -249,7 +259,7 @@ def test_an_evaluation_is_stored_with_its_logs_and_its_provenance(new_run, tmp_p
     run, folder = new_run({"data.source": "personas"}), tmp_path / "kept"
     written = {
         "evaluate/metrics.csv": "system,score,low,high\nrl,0.1,0.0,0.2\n",
-        "evaluate/paired.csv": "system,minus,score,low,high\n",
+        "evaluate/paired.csv": "system,minus,score,low,high,mde\n",
     }
     written |= {"sft/log.csv": "step,loss\n1,0.3\n", "rl/log.csv": "step,reward\n"}
     with stage(run, "evaluate"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from rpo_kit.__main__ import main
 from rpo_kit.errors import KitError
+from rpo_kit.runs import open_run
 from rpo_kit.study import ablation, comparisons
 from rpo_kit.study.evaluation import evaluate
 from rpo_kit.study.pilot import Costs, Pilot, pilot_of_evaluation, pilot_of_sweep
@@ -144,6 +146,8 @@ def test_an_evaluation_is_a_pilot(prepared, tmp_path, monkeypatch, capsys) -> No
     said = capsys.readouterr().out
     assert "majority minus base, LaMP-3" in said
     assert "--set sweep.difference=0.1" in said
+    steps = f"--set sweep.steps={run.preset.rl.steps} --set sweep.prompts_per_step={run.preset.rl.prompts_per_step}"
+    assert steps in said, "the sweep of which the hours are told"
     assert "lack an answer" not in said
     records = run.stage("evaluate") / "records/majority.jsonl"
     records.write_bytes(records.read_bytes()[:-9])  # the disk was full
@@ -152,6 +156,18 @@ def test_an_evaluation_is_a_pilot(prepared, tmp_path, monkeypatch, capsys) -> No
     for options, reason in ((["--system", "rl"], "no answers of 'rl'"), (["--system", "base"], "minus itself")):
         assert main(["plan", "--run", "r", "--minus", "base", *options]) == 2
         assert reason in capsys.readouterr().err
+
+
+def test_answers_of_other_settings_are_no_pilot_and_a_pause_is_no_time_per_answer(prepared, tmp_path) -> None:
+    run = prepared()
+    evaluate(run, ["base", "majority"])
+    base = run.stage("evaluate") / "records/base.jsonl"
+    for hours, known in ((14, False), (0.01, True)):
+        began = base.with_name("majority.jsonl").stat().st_mtime - 3600 * hours
+        os.utime(base, (began, began))
+        assert (pilot_of_evaluation(run, "majority", "base").costs.seconds_per_example is not None) == known
+    with pytest.raises(KitError, match=r"was evaluated before .*data\.seed.* changed"):
+        pilot_of_evaluation(open_run("r", "tiny", {"data.seed": 1}, root=tmp_path))
 
 
 def test_a_sweep_is_a_pilot_with_several_seeds(new_run) -> None:

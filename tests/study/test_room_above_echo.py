@@ -61,6 +61,15 @@ def test_observations_are_held_against_the_item_cited_and_another_users(prepared
     assert set(script.module_table(run)["system"]) == {"sft", "rl"}
 
 
+def test_another_user_is_none_of_the_examples_own(monkeypatch, load_script):
+    script, users = load_script("room_above_echo"), ["a", "a", "b"]
+    monkeypatch.setattr(script, "load_prepared", lambda run, split: [{"id": f"{n}", "user_id": u} for n, u in users])
+    users = list(enumerate(users))
+    assert script._of_another_user(None) == {"0": "2", "1": "2", "2": "0"}
+    users = users[:2]
+    assert script._of_another_user(None) == {"0": "", "1": ""}
+
+
 @pytest.mark.parametrize(
     ("said", "true", "false"),
     [

@@ -86,6 +86,8 @@ def test_for_a_run_that_is_not_evaluated_or_has_changed_the_error_says_what_to_d
         match=r"prediction file .*base.json does not match .*LaMP-4 \(its task is LaMP_3\): run `python -m rpo_kit ev",
     ):
         report_of_run(open_run("r", "tiny", {"data.task": "LaMP-4"}, root=tmp_path))
+    with pytest.raises(KitError, match=r"was evaluated before .*data\.seed.* changed: run evaluate again"):
+        report_of_run(open_run("r", "tiny", {"data.task": "LaMP-3", "data.seed": 1}, root=tmp_path))
     path = run.stage("evaluate") / "predictions" / "base.json"
     path.write_text(json.dumps({"task": "LaMP_3", "golds": [{"id": "x", "output": "3"}]}))
     with pytest.raises(KitError, match=r"base.json does not match .*\(1 of its ids are not in the dev split\)"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -37,6 +38,11 @@ def test_the_verdict_compares_with_the_best_trivial_baseline_the_base_model_and_
 def test_a_loss_is_called_a_loss():
     worse = PAIRED.assign(score=-0.2, low=-0.3, high=-0.1)
     assert all("falls behind" in line for line in verdict(METRICS, worse))
+
+
+def test_one_user_has_no_interval():
+    alone = PAIRED.assign(low=np.nan, high=np.nan)
+    assert verdict(METRICS, alone)[0].endswith("query, unchanged: +0.206 (no interval: one user)")
 
 
 def test_a_module_that_has_learned_nothing_is_warned_of():
