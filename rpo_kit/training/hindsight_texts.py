@@ -147,7 +147,7 @@ def towards(source: str, gold: str, known: Set[str]) -> str:
 
 
 def _quote(ends: list[str]) -> str:
-    """The first and the last word of a text, one if they agree, without brackets, which the trajectory needs."""
+    """The first and the last word of a text, one if they are written alike, without the trajectory's brackets."""
     kept = [re.sub(r"[\[\]<>]", "", word)[:_QUOTED] for word in ends]
     return " … ".join(word for word in dict.fromkeys(kept) if word) or "no word"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from rpo_kit.stages import require
 from rpo_kit.study import evaluation
 from rpo_kit.study.evaluation import chosen_systems, evaluate, evaluate_inputs, predict, rewrite
 from rpo_kit.study.results import read_tables
+from rpo_kit.study.significance import t_quantile
 from rpo_kit.study.statistics import (
     bootstrap_interval,
     bootstrap_means,
@@ -36,6 +38,7 @@ from rpo_kit.study.statistics import (
 )
 
 RATINGS = get_task("LaMP-3")
+TWO_USERS = math.sqrt(2 / 1) * t_quantile(1) / 1.959964  # by how much their interval is wider than the percentiles
 
 
 def trajectory(text: str) -> str:
@@ -53,10 +56,11 @@ def test_the_interval_resamples_whole_users():
     """Two users, one with three right answers, one with a wrong one: a resample is (a,a), (a,b), (b,a) or (b,b).
 
     Means: 6/6 = 1, 3/4, 3/4, 0/2 = 0, so the 2.5 and 97.5 percentiles are 0 and 1; resampling queries would give a
-    mean below 1/4 in 5 % of the cases only, and a mean of 3/4 as the most frequent one.
+    mean below 1/4 in 5 % of the cases only, and a mean of 3/4 as the most frequent one. The interval is wider, as two
+    users are few.
     """
     values, users = np.array([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"]
-    assert bootstrap_interval(values, users) == (0.0, 1.0)
+    assert bootstrap_interval(values, users) == pytest.approx([0.75 - 0.75 * TWO_USERS, 0.75 + 0.25 * TWO_USERS])
 
 
 def test_users_are_weighted_by_their_number_of_queries():
@@ -135,9 +139,9 @@ def test_each_system_is_compared_with_the_one_before_and_with_the_first(new_run)
     assert table["score"].tolist() == pytest.approx([0.25, 0.375, 0.125])
     # sft - base is 0.25 for both users, whatever is drawn; rl - sft is 0.25 or 0
     assert table.loc[0, ["low", "high"]].tolist() == pytest.approx([0.25, 0.25])
-    assert table.loc[2, ["low", "high"]].tolist() == pytest.approx([0.0, 0.25])
+    assert table.loc[2, ["low", "high"]].tolist() == pytest.approx([0.125 * (1 - TWO_USERS), 0.125 * (1 + TWO_USERS)])
     # resampled means of 0.25 and 0: a quarter are 0.25, half 0.125, a quarter 0, so one standard error is 0.0884
-    assert table["mde"].tolist() == pytest.approx([0.0, 0.2475, 0.2475], rel=0.1)
+    assert table["mde"].tolist() == pytest.approx([0.0, 0.2475 * TWO_USERS, 0.2475 * TWO_USERS], rel=0.1)
 
 
 def test_the_best_of_the_method_is_compared_with_every_other_baseline():
