@@ -3,8 +3,9 @@
 Every table and figure with intervals uses these. Users are resampled, not examples, because the answers of one user
 are not independent (LaMP-2 and LaMP-4 have several examples per user).
 
->>> bootstrap_interval(np.array([1.0, 0.0, 1.0]), ["ann", "ann", "bob"])
-(0.5, 1.0)
+>>> low, high = bootstrap_interval(np.array([0.0, 1.0] * 50), [f"user {n}" for n in range(100)])
+>>> round(low, 2), round(high, 2)
+(0.4, 0.6)
 """
 
 from __future__ import annotations
