@@ -469,6 +469,29 @@ def test_a_component_study_of_the_results_is_the_stored_one(header: str, study: 
             assert is_resolved == ("yes" if told_apart[name] else "no"), name
 
 
+def test_the_real_users_of_the_results_are_the_stored_ones() -> None:
+    boxes = ("recorded", "bundled")
+    metrics = [stored(f"real-{box}_LaMP-7_metrics", "system") for box in boxes]
+    for label, cells in rows("docs/results.md", "| system | recorded black box").items():
+        for cell, numbers in zip(cells, metrics, strict=True):
+            if cell != "–":
+                agree(cell, numbers[LABELS[label]], "score", "low", "high")
+    pairs = [pd.read_csv(DATA / f"real-{box}_LaMP-7_paired.csv").set_index(["system", "minus"]) for box in boxes]
+    short = {"SFT + RL": "rl", "SFT": "sft", "base model": "base", "query, unchanged (best trivial baseline)": "echo"}
+    for label, cells in rows("docs/results.md", "| difference (95 % interval), MDE").items():
+        pair = tuple(short[part] for part in label.split(" minus "))
+        for cell, numbers in zip(cells, pairs, strict=True):
+            assert shown(cell) == pytest.approx(list(numbers.loc[pair, ["score", "low", "high", "mde"]]), abs=6e-4)
+    readers = stored("room_LaMP-7_recorded", "reader")
+    for label, (score,) in rows("docs/results.md", "| reader | score").items():
+        agree(score, readers["better of the two" if label.startswith("better") else label], "score")
+    by_run = pd.read_csv(DATA / "room_LaMP-7_recorded_observations.csv")
+    said = by_run.groupby(["system", "fact"]).mean(numeric_only=True)
+    for fact, cells in rows("docs/results.md", "| an observation says of").items():
+        expected = [said.loc[(system, fact), name] for system in ("sft", "rl") for name in ("true", "of_another_user")]
+        assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.0051)
+
+
 def test_figure_3_of_the_results_is_the_stored_sweep() -> None:
     bars = stored("long_LaMP-7_bars", "arm")
     with (DATA / "long_LaMP-7_differences.csv").open(encoding="utf-8") as file:
