@@ -43,10 +43,8 @@ def reason_to_keep(
     shared = len(new & (of_generic | of_query)) / len(whole) if whole else 1.0
     shrunk = task.is_paraphrase and 2 * len(new) < len(whole) and shared < least
     share = rewrite_content(generic, query, rewrite).share
-    grounded = (
-        not task.is_paraphrase and new and 2 * len(new & (of_generic | of_query)) >= len(new)
-    )  # few of many words
-    if not shrunk and (share >= min(_NEARLY_NOTHING, least) or grounded):
+    own = not task.is_paraphrase and 2 * len(new & (of_generic | of_query)) >= max(1, len(new))  # as a title
+    if not shrunk and (own or share >= min(_NEARLY_NOTHING, least)):
         return None
     lost = content_kept(query if of_query else generic, rewrite).lost
     words = ", ".join(lost[:_LISTED]) + (", …" if len(lost) > _LISTED else "")
