@@ -28,7 +28,7 @@ from rpo_kit.setting_rules import kind_of
 from rpo_kit.study.baselines import Record
 from rpo_kit.study.completions import completion_columns, contents
 from rpo_kit.study.results import PAIRED_COLUMNS, reads_other_k, shots_in
-from rpo_kit.study.significance import ONE_SEED, compare, crossed_bootstrap, widening
+from rpo_kit.study.significance import ONE_SEED, compare, crossed_bootstrap
 
 SYSTEMS = ("base", "context", "untrained", "sft", "rl")  # the steps of the method: each is compared with the one before
 
@@ -46,15 +46,9 @@ def references(task: Task, examples: list[Example], shots: int) -> dict[str, np.
 def bootstrap_interval(
     values: np.ndarray, users: Sequence[str], resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (n,), resampling whole users with replacement; widened as in
-    `significance.compare`, as users may be few. NaN for one user, who cannot say how others would differ.
-    """
-    count = len(set(users))
-    if count == 1:
-        return float("nan"), float("nan")
-    mean = float(np.mean(values))
-    low, high = np.percentile(bootstrap_means(values, users, resamples, seed), [2.5, 97.5]) - mean
-    return mean + float(low) * widening(count - 1), mean + float(high) * widening(count - 1)
+    """95 % interval of the mean of `values` (n,) over users, as `significance.compare` has it; NaN for one user."""
+    row = compare(values[None], users, ONE_SEED, 1, resamples, seed)
+    return row["low"], row["high"]
 
 
 def bootstrap_means(values: np.ndarray, users: Sequence[str], resamples: int, seed: int) -> np.ndarray:

@@ -226,8 +226,8 @@ def describe(traits: Traits) -> str:
     """An item's first and last word, and its traits: "so … lol: lower case, no end mark, lol".
 
     Without these words, a small module's observations of real tweets were no truer of the item than of another user's
-    (measured, docs/results.md): it learned which traits are frequent, not to read. A word it can copy, and no number of
-    words can it count, so only a title's is stated.
+    (measured, docs/results.md): it learned which traits are frequent, not to read. It can copy a word, but not count
+    words, so only a title's number of words is stated.
     """
     words = [f"{traits.words} words"] if traits.opens else []
     return f"{traits.quote}: {', '.join([traits.case, *words, traits.end, *_peculiar(traits)])}"
