@@ -115,7 +115,7 @@ _ROWS = (
         notebook="06_shot_sweep",
         settings={"settings": "sweep"},
         reads={"sft": f"sft/{WEIGHTS}"},
-        writes=("bars.csv", "differences.csv", "curves.csv", "provenance.json"),
+        writes=("bars.csv", "differences.csv", "curves.csv", "scores.csv", "provenance.json"),
         marker="provenance.json",
     ),
     Stage(

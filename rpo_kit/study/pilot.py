@@ -130,7 +130,7 @@ def pilot_of_sweep(run: Run, system: str | None = None, minus: str | None = None
     Raises:
         KitError: the run has no finished sweep, or it lacks an arm.
     """
-    from rpo_kit.study.ablation import Scores  # imports torch
+    from rpo_kit.study.sweep_tables import Scores  # imports torch
 
     settings = run.preset.sweep
     folders = _folders(run)
@@ -138,7 +138,7 @@ def pilot_of_sweep(run: Run, system: str | None = None, minus: str | None = None
         raise KitError(f"Run {run.name!r} has no finished sweep: run `python -m rpo_kit sweep --run {run.name}` first.")
     check_settings(run)
     scores, shots = Scores.of(run, trials(run.preset)), max(settings.eval_shots)
-    if shots not in scores.by_arm[SFT_ONLY]:
+    if shots not in scores.shots:
         raise KitError(f"The sweep of run {run.name!r} was not scored at k = {shots}: run sweep again.")
     arm = system or (GROWING if GROWING in settings.arms else settings.arms[-1])
     other = minus or SFT_ONLY

@@ -101,11 +101,11 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _draw_figure3_again(options: argparse.Namespace) -> None:
-    from rpo_kit.study.ablation import export_figure_data, finished_sweep
     from rpo_kit.study.comparisons import stored_differences
     from rpo_kit.study.figures import figure3, save
     from rpo_kit.study.stored import read_table
     from rpo_kit.study.sweep_figure import unparsed_told
+    from rpo_kit.study.sweep_tables import export_figure_data, finished_sweep
 
     name = options.data or options.export
     stored = sorted(path.name.removesuffix("_bars.csv") for path in (FIGURES / "data").glob("*_bars.csv"))

@@ -18,9 +18,10 @@ from rpo_kit.rewriting.prepare import load_golds, load_prepared
 from rpo_kit.runs import Run, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study import ablation
-from rpo_kit.study.ablation import Scores, export_figure_data, read_scores, score_adapter, sweep
+from rpo_kit.study.ablation import score_adapter, sweep
 from rpo_kit.study.baselines import trivial_answers
 from rpo_kit.study.statistics import references
+from rpo_kit.study.sweep_tables import CSV_FILES, Scores, export_figure_data, read_scores
 
 ARMS = ("fixed-2", "progressive")
 
@@ -141,6 +142,27 @@ def test_the_differences_have_power_and_adjusted_p_values(swept):
     assert found["p_holm"].isna().equals(of_trivial), "they are not among the comparisons, which Holm counts"
 
 
+def test_bars_and_differences_follow_from_the_stored_scores(swept):
+    run, _ = swept
+    sweep(run)
+    folder = run.stage("sweep")
+    scores = pd.read_csv(folder / "scores.csv", dtype={"id": str, "user": str})
+    seeds = [f"{arm}-seed{seed}" for seed in (0, 1) for arm in ARMS]
+    assert scores.columns.tolist() == [
+        *("id", "user", "shots", "SFT only", *seeds, "best trivial", "best guess", "oracle"),
+    ]
+    bars = pd.read_csv(folder / "bars.csv").set_index(["arm", "shots"])["score"]
+    for name in ("SFT only", "best trivial", "best guess", "oracle"):
+        for k, mean in scores.groupby("shots")[name].mean().items():
+            assert bars.loc[name, k] == pytest.approx(mean, abs=1e-4), (name, k)
+    found = pd.read_csv(folder / "differences.csv").set_index(["arm", "minus", "shots"])["score"]
+    of_6 = scores[scores["shots"] == 6]
+    progressive = of_6[["progressive-seed0", "progressive-seed1"]].mean(axis=1)
+    for minus in ("SFT only", "best trivial"):
+        assert found["progressive", minus, 6] == pytest.approx((progressive - of_6[minus]).mean(), abs=1e-4)
+    assert progressive.between(0.5, 1).all(), "seed 0 is right for every user, seed 1 is not"
+
+
 def test_the_plan_is_written_before_the_first_trial_and_survives_a_kill(swept, new_run, monkeypatch):
     run, _ = swept
     train = ablation.train_rl
@@ -222,7 +244,7 @@ def test_scores_of_different_users_are_not_paired(swept, monkeypatch):
         scores = read_scores(run, name)
         return scores if name == "sft" else scores.assign(user="someone else")
 
-    monkeypatch.setattr("rpo_kit.study.ablation.read_scores", others)
+    monkeypatch.setattr("rpo_kit.study.sweep_tables.read_scores", others)
     with pytest.raises(KitError, match="scored on different users or numbers of items"):
         Scores.of(run, trials)
 
@@ -233,7 +255,7 @@ def test_the_numbers_carry_their_provenance_and_can_be_stored_with_the_code(swep
         export_figure_data(run, tmp_path / "data", "long")
     sweep(run)
     paths = export_figure_data(run, tmp_path / "data", "long")
-    assert [path.name for path in paths] == [f"long_{file}" for file in ablation.CSV_FILES]
+    assert [path.name for path in paths] == [f"long_{file}" for file in CSV_FILES]
     told = json.loads(paths[-1].read_text())
     assert told["preset"]["sweep"]["seeds"] == [0, 1]
     assert told.keys() == {"preset", "machine", "packages", "commit", "plan", "best_trivial"}

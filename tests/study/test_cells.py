@@ -20,9 +20,10 @@ from rpo_kit.errors import KitError
 from rpo_kit.pipeline import STAGES
 from rpo_kit.presets import get_preset
 from rpo_kit.runs import Run
-from rpo_kit.study.ablation import CSV_FILES, sweep
+from rpo_kit.study.ablation import sweep
 from rpo_kit.study.cells import GRIDS, cells, compute_cell
 from rpo_kit.study.components import components
+from rpo_kit.study.sweep_tables import CSV_FILES
 from rpo_kit.training.sft import train_sft
 from rpo_kit.training.synthesis import synthesize
 
@@ -58,6 +59,21 @@ def test_a_sweep_whose_cells_were_computed_in_any_order_only_joins_them(swept, c
     assert len(done) == 18
     assert tables(run) == joined
     assert "before_first_trial" in (run.stage("sweep") / "plan.json").read_text()
+
+
+def test_cells_computed_in_a_copy_of_the_run_are_found_when_they_are_brought_back(swept, tmp_path):  # noqa: F811
+    run, done = swept
+    compute_cell(run, "shots", "sft")
+    plan = (run.stage("sweep") / "plan.json").read_bytes()
+    there = Run(Path(shutil.copytree(run.folder, tmp_path / "other machine" / run.name)), run.preset)
+    for name in ("fixed-2-seed1", "progressive-seed1"):
+        compute_cell(there, "shots", name)
+        shutil.copytree(there.stage("sweep") / name, run.stage("sweep") / name)
+    done.clear()
+    sweep(run)
+    assert [name for name, _ in done if name != "loaded"] == ["sweep/fixed-2-seed0", "sweep/progressive-seed0"]
+    assert len(done) == 4, "two trainings, two scorings"
+    assert (run.stage("sweep") / "plan.json").read_bytes() == plan
 
 
 def test_the_arms_of_the_component_study_are_cells_too(trained, calls):  # noqa: F811

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from rpo_kit.runs import open_run
-from rpo_kit.study.ablation import read_scores
+from rpo_kit.study.sweep_tables import read_scores
 
 
 @pytest.mark.parametrize("name", ["NA", "None", "null", "nan", "N/A", "#N/A", "-nan", "007", "1.0"])
