@@ -31,7 +31,7 @@ from rpo_kit.stages import damaged, fingerprints, link, made_from
 
 _MANIFEST = "manifest.json"
 _UNFINISHED = ("*.kept-*", "*.retry-*", "*.part", ".discarded-*", "*.old")  # what stages put aside
-_PLAN = "plan.json"  # of a sweep: written before its first trial, it belongs to the trials
+_PLAN = "plan.json"  # of a sweep or component study: written before its first trial, it belongs to the trials
 
 
 def fork(name: str, old: Run, overrides: Mapping[str, Any] | None = None, *, reuse: bool = False) -> Run:

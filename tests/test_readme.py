@@ -28,6 +28,7 @@ from rpo_kit.presets import PRESETS, RETIRED, as_dict, get_preset, teacher_of
 from rpo_kit.rewriting import personalizer
 from rpo_kit.rewriting.reflection import load_reflection
 from rpo_kit.runs import Run
+from rpo_kit.study import comparisons
 from rpo_kit.study.component_figure import resolved
 from rpo_kit.study.results import reads_other_k
 
@@ -421,6 +422,7 @@ def test_the_gains_by_rl_steps_are_the_stored_ones() -> None:
 def test_the_figures_on_600_users_are_the_stored_ones(heading: str, name: str) -> None:
     table = rows("docs/results.md", f"| {heading} | *k* = 1")
     bars, differences = (pd.read_csv(DATA / f"{name}_{file}.csv") for file in ("bars", "differences"))
+    differences["resolved"] = comparisons.resolved(differences)
     with_six = differences[differences["shots"] == 6].set_index(["arm", "minus"])
     assert len(table) == (5 if name.startswith("four") else 6)
     for arm, (one, two, four, six, gain, behind, *items) in table.items():
@@ -430,6 +432,7 @@ def test_the_figures_on_600_users_are_the_stored_ones(heading: str, name: str) -
         for cell, pair in pairs:
             if cell != "–":
                 assert shown(cell) == pytest.approx(list(with_six.loc[pair, ["score", "low", "high"]]), abs=0.0006)
+                assert cell.startswith("*") != with_six.loc[pair, "resolved"], (arm, cell)
 
 
 def test_the_scores_by_items_are_the_stored_ones() -> None:
@@ -449,7 +452,7 @@ def test_the_scores_by_items_are_the_stored_ones() -> None:
             assert shown(cell) == pytest.approx([float(numbers[stage][column])], abs=0.0051)
         with (DATA / f"{name}_LaMP-7_paired.csv").open(encoding="utf-8") as file:
             (pair,) = [r for r in csv.DictReader(file) if (r["system"], r["minus"]) == (stage, f"{stage}-1")]
-        agree(gain, pair, "score", "low", "high")
+        agree(gain, pair, "score", "low", "high", "mde")
 
 
 @pytest.mark.parametrize(
@@ -487,9 +490,12 @@ def test_the_real_users_of_the_results_are_the_stored_ones() -> None:
         agree(score, readers["better of the two" if label.startswith("better") else label], "score")
     by_run = pd.read_csv(DATA / "room_LaMP-7_recorded_observations.csv")
     said = by_run.groupby(["system", "fact"]).mean(numeric_only=True)
+    by_seed = by_run.sort_values("run").groupby(["system", "fact"])["difference"]
     for fact, cells in rows("docs/results.md", "| an observation says of").items():
-        expected = [said.loc[(system, fact), name] for system in ("sft", "rl") for name in ("true", "of_another_user")]
-        assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.0051)
+        for system, (true, of_another, differ) in (("sft", cells[:3]), ("rl", cells[3:])):
+            means = list(said.loc[(system, fact), ["true", "of_another_user"]])
+            assert [float(true), float(of_another)] == pytest.approx(means, abs=0.0051)
+            assert shown(differ) == pytest.approx(list(by_seed.get_group((system, fact))), abs=0.0051)
 
 
 def test_figure_3_of_the_results_is_the_stored_sweep() -> None:

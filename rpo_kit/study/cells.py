@@ -34,9 +34,10 @@ def compute_cell(run: Run, grid: str, name: str) -> None:
     if name not in known:
         raise KitError(f"{GRIDS[grid]} of run {run.name!r} has no cell {name!r}; there are {', '.join(known)}.")
     if grid == "components":
-        from rpo_kit.study.components import compute
+        from rpo_kit.study import components
 
-        compute(run, _arms(run.preset)[name])
+        components.begin(run)
+        components.compute(run, _arms(run.preset)[name])
         return
     from rpo_kit.study.ablation import begin, compute_trial, score_sft
 

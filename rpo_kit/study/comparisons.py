@@ -2,9 +2,10 @@
 
 `sweep/plan.json` is the sweep's pre-registration: arms, seeds, k, users, metric, test and correction. It is written
 before the first trial and never replaced once a trial was scored; what changes after that is recorded beside it, and
-Figure 3 says so in its caption. The plan is part of the sweep's `provenance.json`.
+Figure 3 says so in its caption. The plan is part of the sweep's `provenance.json`. So it is with the component study
+(`components/plan.json`), which compares each arm with the full method.
 
-The comparisons form three families, and Holm's correction counts all comparisons and all k of a family:
+A sweep's comparisons form three families, and Holm's correction counts all comparisons and all k of a family:
 
     arms minus SFT only            does RL gain, with this curriculum?
     progressive minus each other   does a growing k beat the others?
@@ -24,7 +25,7 @@ import pandas as pd
 
 from rpo_kit.errors import KitError
 from rpo_kit.lamp.tasks import get_task
-from rpo_kit.presets import Preset, flat
+from rpo_kit.presets import ComponentsSettings, Preset, SweepSettings, flat
 from rpo_kit.provenance import git_commit
 from rpo_kit.runs import Run, read_json, write_json
 from rpo_kit.setting_rules import MOVE_NO_SCORE
@@ -137,22 +138,42 @@ def planned_comparisons(preset: Preset, users: int | None = None) -> dict[str, A
 
     `users`: how many dev users are scored, if the run has fewer than the setting asks for.
     """
-    settings, task = preset.sweep, get_task(preset.data.task)
+    settings = preset.sweep
+    arms, shots = list(settings.arms), list(settings.eval_shots)
+    return _planned(preset, settings, arms, shots, families(arms, shots), users) | {
+        "correction": CORRECTION,
+        "difference": settings.difference or None,
+    }
+
+
+def planned_components(preset: Preset, arms: Sequence[str], users: int | None = None) -> dict[str, Any]:
+    """The same for a component study with these arms, of which the first is the full method."""
+    full, *others = arms
+    of_study = {f"arms minus {full}": [(arm, full) for arm in others]}
+    planned = _planned(preset, preset.components, list(arms), [preset.evaluation.shots], of_study, users)
+    return planned | {"correction": f"Holm over all arms, at {LEVEL}"}
+
+
+def _planned(
+    preset: Preset,
+    settings: SweepSettings | ComponentsSettings,
+    arms: list[str],
+    shots: list[int],
+    comparisons: Mapping[str, Sequence[tuple[str, str]]],
+    users: int | None,
+) -> dict[str, Any]:
+    task = get_task(preset.data.task)
     return {
         "task": task.name,
         "metric": _METRICS[task.kind],
         "users": settings.dev_users if users is None else users,
-        "arms": list(settings.arms),
+        "arms": arms,
         "seeds": list(settings.seeds),
         "steps": settings.steps,
         "prompts_per_step": settings.prompts_per_step,
-        "shots": list(settings.eval_shots),
-        "comparisons": {
-            name: [list(pair) for pair in pairs] for name, pairs in families(settings.arms, settings.eval_shots).items()
-        },
+        "shots": shots,
+        "comparisons": {name: [list(pair) for pair in pairs] for name, pairs in comparisons.items()},
         "test": TEST,
-        "correction": CORRECTION,
-        "difference": settings.difference or None,
         "settings": {key: value for key, value in flat(preset).items() if _moves_scores(key)},
     }
 
@@ -167,15 +188,31 @@ def _moves_scores(key: str) -> bool:
 
 def write_plan(run: Run, users: int | None = None) -> None:
     """Write `sweep/plan.json` if no trial was scored; after that, only add to it what has changed."""
-    path, now = run.stage("sweep") / PLAN, planned_comparisons(run.preset, users)
-    stored, scored = read_json(path), trial_was_scored(run)
+    change = _keep_plan(run.stage("sweep") / PLAN, planned_comparisons(run.preset, users), trial_was_scored(run))
+    if change:
+        print(f"sweep: {change} Figure 3 will say so.")
+
+
+def write_components_plan(run: Run, arms: Sequence[str], users: int | None = None) -> None:
+    """The same for `components/plan.json` and the arms of the component study."""
+    folder = run.stage("components")
+    scored = any(folder.glob("*/scores-seed*/manifest.json"))
+    change = _keep_plan(folder / PLAN, planned_components(run.preset, arms, users), scored)
+    if change:
+        print(f"components: {change} `results --components` will say so.")
+
+
+def _keep_plan(path: Path, now: dict[str, Any], scored: bool) -> str:
+    """Write the plan, or add to the one that was written what has changed; a sentence if something has."""
+    stored = read_json(path)
     stamp = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "commit": git_commit()}
     if not isinstance(stored, dict) or (not scored and latest(stored) != now):
         write_json(path, {"plan": now, "changes": [], "before_first_trial": not scored} | stamp)
     elif latest(stored) != {key: value for key, value in now.items() if key in latest(stored)}:
         changed = {key: value for key, value in now.items() if latest(stored).get(key, value) != value}
         write_json(path, stored | {"changes": [*stored["changes"], {"changed": changed} | stamp]})
-        print(f"sweep: {change_sentence(read_json(path))} Figure 3 will say so.")
+        return change_sentence(read_json(path))
+    return ""
 
 
 def check_settings(run: Run) -> None:

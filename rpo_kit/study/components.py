@@ -9,6 +9,7 @@ change what SFT reads or writes train SFT too, with the run's `sft.steps`. All a
                                   system, name, score, low, high, unparsed, users, seeds, minutes,
                                   difference, difference_low, difference_high, mde, p, p_holm
                                   (to "full", paired on users and seeds; p_holm: adjusted for the number of arms)
+    components/plan.json          the comparisons, written before the first arm is scored (`comparisons`)
     components/provenance.json
     components/no-plan/{prepare, synthesize, sft, rl-seed0, scores-seed0, …}
 
@@ -35,15 +36,16 @@ from rpo_kit.lamp.tasks import get_task
 from rpo_kit.own_process import in_own_process
 from rpo_kit.pipeline import current, inputs_of
 from rpo_kit.presets import EvaluationSettings, as_dict
-from rpo_kit.processes import disk_errors_explained, is_main
+from rpo_kit.processes import disk_errors_explained, is_main, locked
 from rpo_kit.provenance import common_provenance
 from rpo_kit.rewriting.prepare import dev_examples, load_golds, prepare, prepared_inputs
 from rpo_kit.rewriting.reflection import load_reflection, module_inputs
 from rpo_kit.rewriting.trajectory import Form
-from rpo_kit.runs import OnLog, Run, append_records, read_records, write_json, write_text
+from rpo_kit.runs import OnLog, Run, append_records, read_json, read_records, write_json, write_text
 from rpo_kit.stages import stage, take_over
 from rpo_kit.study.arms import FULL_METHOD, Arm, arm_preset, chosen_arms
 from rpo_kit.study.baselines import trivial_answers
+from rpo_kit.study.comparisons import PLAN, write_components_plan
 from rpo_kit.study.component_figure import FILES
 from rpo_kit.study.evaluation import report_cuts, report_fewer_users, rewrite, score_table, scored
 from rpo_kit.study.results import system_name
@@ -64,10 +66,8 @@ _SECONDS = "seconds.jsonl"  # of an arm: what each call took that computed somet
 
 def components(run: Run, on_log: OnLog | None = None) -> None:
     """Train and score every arm with every seed, then write the table."""
-    arms, asked = chosen_arms(run.preset), run.preset.components.dev_users
-    current(run, "sft")
-    if is_main():
-        report_fewer_users(dev_examples(run, asked), "components.dev_users", asked)
+    arms = chosen_arms(run.preset)
+    begin(run)
     for number, arm in enumerate(arms, 1):
         print(f"arm {number} of {len(arms)}: {arm.about} ({describe(arm)})")
         compute(run, arm, on_log)
@@ -75,6 +75,18 @@ def components(run: Run, on_log: OnLog | None = None) -> None:
         with disk_errors_explained(run.folder):
             write_text(run.stage("components") / FILES[0], table(run, arms).to_csv(index=False))
             write_json(run.stage("components") / FILES[1], provenance(run, arms))
+
+
+def begin(run: Run) -> None:
+    """Write down the comparisons. Raises KitError if there is no SFT adapter."""
+    current(run, "sft")
+    if is_main():
+        asked = run.preset.components.dev_users
+        examples, arms = dev_examples(run, asked), [arm.name for arm in chosen_arms(run.preset)]
+        report_fewer_users(examples, "components.dev_users", asked)
+        lock = run.folder / ".locks" / "components-plan"  # arms may begin at once, as a scheduler's jobs
+        with disk_errors_explained(run.folder), locked(lock, f"The plan of the components of run {run.name!r}"):
+            write_components_plan(run, arms, len({example["user_id"] for example in examples}))
 
 
 def describe(arm: Arm) -> str:
@@ -98,7 +110,6 @@ def arm_run(run: Run, arm: Arm) -> Run:
 
 def compute(run: Run, arm: Arm, on_log: OnLog | None = None) -> None:
     """Take the arm through all stages, from the first that its settings change. Raises KitError that names the arm."""
-    current(run, "sft")
     try:
         _compute(run, arm, arm_run(run, arm), on_log)
     except KitError as error:
@@ -281,4 +292,5 @@ def provenance(run: Run, arms: list[Arm]) -> dict[str, object]:
         arm_run(run, arm).stage(f"scores-seed{seed}") / "manifest.json" for arm in arms for seed in seeds_of(run, arm)
     ]
     changed = {arm.name: dict(arm.overrides) for arm in arms}
-    return {"preset": as_dict(run.preset), "arms": changed} | common_provenance(files)
+    plan = read_json(run.stage("components") / PLAN)
+    return {"preset": as_dict(run.preset), "arms": changed, "plan": plan} | common_provenance(files)

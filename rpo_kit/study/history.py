@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from rpo_kit.errors import KitError
 from rpo_kit.setting_rules import kind_of
 from rpo_kit.study import alt_text
+from rpo_kit.study.comparisons import BEST_TRIVIAL
 from rpo_kit.study.drawing import BLUE, INK, RED
-from rpo_kit.study.results import shots_of, system_name
+from rpo_kit.study.results import best_trivial, shots_of, system_name
 from rpo_kit.study.style import REFERENCE_STYLES, SMALL, STYLE
 
 _CURVES = {"sft": (BLUE, "o", "solid"), "rl": (RED, "^", "solid"), "oracle": (INK, "", REFERENCE_STYLES["oracle"])}
@@ -34,7 +35,8 @@ def history_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def history_figure(metrics: pd.DataFrame) -> Figure:
-    """Score with 95 % interval by the number of history items, for the module after each stage and the oracle.
+    """Score with 95 % interval by the number of history items, for the module after each stage and the oracle; the best
+    trivial baseline, which reads the same with any k, is a line across.
 
     Raises:
         KitError: no system was evaluated at more than one k.
@@ -51,7 +53,12 @@ def history_figure(metrics: pd.DataFrame) -> Figure:
             error = [(rows["score"] - rows["low"]).clip(0), (rows["high"] - rows["score"]).clip(0)]
             ax.errorbar(rows["k"] + shift, rows["score"], error, color=color, marker=marker, ls=line, lw=1.6,
                         elinewidth=1.2, label=system_name(str(system)))  # fmt: skip
+        trivial = best_trivial(metrics)
+        if trivial:
+            score, line = metrics.set_index("system").loc[trivial, "score"], REFERENCE_STYLES[BEST_TRIVIAL]
+            ax.axhline(score, color=INK, lw=1.2, ls=line, label=system_name(trivial))
         ax.set(xlabel="history items $k$ at evaluation", ylabel="score", xticks=sorted(table["k"].unique()))
         ax.set_title(f"{metrics['task'][0]}, {metrics['examples'][0]} dev examples, 95 % intervals")
         figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL)  # inside it would hide an interval
-    return alt_text.described(figure, alt_text.of_history(table))
+    across = f" {system_name(trivial)}: {score:.3f} with any k." if trivial else ""
+    return alt_text.described(figure, alt_text.of_history(table) + across)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from rpo_kit.errors import KitError
-from rpo_kit.runs import DEFAULT_RUN, Run, existing_run
+from rpo_kit.runs import DEFAULT_RUN, Run, existing_run, read_json
 from rpo_kit.stages import require
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"  # with the numbers kept in figures/data
@@ -40,7 +40,7 @@ def add_results(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     about = "print and draw the component study (sweep --grid components) instead of the evaluation"
     results.add_argument("--components", action="store_true", help=about)
-    about = "also print, apart from the run's table, what others have published on the task"
+    about = "also print and draw, apart from the run's table, what others have published on the task"
     results.add_argument("--published", action="store_true", help=about)
     results.set_defaults(command=_results)
     _add_transfer(commands)
@@ -128,7 +128,7 @@ def _draw_figure3_again(options: argparse.Namespace) -> None:
 
 
 def _components(run: Run, name: str | None) -> None:
-    from rpo_kit.study.comparisons import RULE, UNRESOLVED
+    from rpo_kit.study.comparisons import PLAN, RULE, UNRESOLVED, change_sentence
     from rpo_kit.study.component_figure import components_figure, export, gain_over_trivial, read_table, resolved
     from rpo_kit.study.figures import save
 
@@ -137,7 +137,8 @@ def _components(run: Run, name: str | None) -> None:
     if name:
         _say_replaced(f"components_{name}.csv")
         export(run, FIGURES / "data", name)
-    print(*filter(None, [gain_over_trivial(table)]), sep="\n")
+    told = change_sentence(read_json(run.stage("components") / PLAN))
+    print(*filter(None, [gain_over_trivial(table), told]), sep="\n")
     print(f"{UNRESOLVED}: {RULE}")
     print(table.drop(columns="system").round(3).assign(verdict=verdict).to_string(index=False, na_rep=""))
     folder, file = (FIGURES, f"components_{name}") if name else (run.folder / "figures", "components")
@@ -149,6 +150,7 @@ def _results(options: argparse.Namespace) -> None:
     from rpo_kit.study.figures import results_figure, save
     from rpo_kit.study.history import history_figure, history_table
     from rpo_kit.study.over_seeds import export_results, tables_over_seeds
+    from rpo_kit.study.published_figure import published_figure
     from rpo_kit.study.results import named, read_tables, result_text
 
     runs = [existing_run(name) for name in options.run]
@@ -169,6 +171,9 @@ def _results(options: argparse.Namespace) -> None:
     figures = {"results": results_figure(metrics)}
     if len(history_table(metrics)):
         figures["history"] = history_figure(metrics)
+    data = run.preset.data
+    if options.published and (beside := published_figure(data.task, metrics, invented=data.source == "personas")):
+        figures["published"] = beside
     print("drawn:", *[path for name, figure in figures.items() for path in save(figure, folder, f"{prefix}{name}")])
     if options.published:
         _print_published(run)

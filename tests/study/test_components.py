@@ -367,6 +367,38 @@ def test_a_failing_arm_is_named_and_the_others_are_kept(trained, calls, monkeypa
     assert trained_arms(calls) == [("grpo", "rl-seed0"), ("grpo", "rl-seed1")]
 
 
+def test_the_comparisons_are_written_down_before_the_first_arm_and_a_change_is_told(
+    trained, new_run, calls, monkeypatch, capsys
+):
+    run = trained(SHARED)
+    file, scoring = run.stage("components") / "plan.json", module.score
+
+    def score(own: Run, *more: Any) -> None:
+        assert file.exists()
+        if own.folder.name == "grpo":
+            raise KeyboardInterrupt
+        scoring(own, *more)
+
+    monkeypatch.setattr(module, "score", score)
+    with pytest.raises(KeyboardInterrupt):
+        components(run)
+    before = file.read_bytes()
+    plan = json.loads(before)["plan"]
+    assert plan["comparisons"] == {"arms minus full": [["no-rl", "full"], ["grpo", "full"]]}
+    assert (plan["users"], plan["seeds"], plan["steps"], plan["shots"]) == (4, [0, 1], 3, [6])
+    assert plan["correction"] == "Holm over all arms, at 0.05"
+    monkeypatch.setattr(module, "score", scoring)
+    components(run)
+    assert file.read_bytes() == before
+    capsys.readouterr()
+    components(new_run(SHARED | {"components.arms": ["no-rl", "grpo", "rloo"]}))
+    told = "Comparisons changed after the first trial: arms full, no-rl, grpo → full, no-rl, grpo, rloo."
+    assert told in capsys.readouterr().out
+    stored = json.loads((run.stage("components") / "provenance.json").read_text())["plan"]
+    assert stored["plan"] == plan
+    assert len(stored["changes"]) == 1
+
+
 def test_the_numbers_can_be_stored_with_the_code_and_say_what_they_were_made_with(trained, calls, tmp_path):
     run = trained(SHARED)
     with pytest.raises(KitError, match=r"run `python -m rpo_kit sweep --grid components --run NAME` first"):
@@ -383,7 +415,8 @@ def test_the_numbers_can_be_stored_with_the_code_and_say_what_they_were_made_wit
     paths = export(run, tmp_path / "data", "x")
     assert [path.name for path in paths] == ["components_x.csv", "components_x.json"]
     told = json.loads(paths[1].read_text())
-    assert told.keys() == {"preset", "arms", "machine", "packages", "commit"}
+    assert told.keys() == {"preset", "arms", "plan", "machine", "packages", "commit"}
+    assert told["plan"]["before_first_trial"]
     assert told["arms"]["grpo"] == {"rl.algorithm": "grpo"}
     assert str(tmp_path) not in told["machine"]
     assert told["preset"]["base"] == "file:dev.json", "no folder of the machine is stored"

@@ -7,6 +7,7 @@ import pytest
 
 from rpo_kit.errors import KitError
 from rpo_kit.study import evaluation
+from rpo_kit.study.alt_text import alt_text
 from rpo_kit.study.figures import results_figure
 from rpo_kit.study.history import history_figure, history_table
 from rpo_kit.study.results import gain_by_history, read_tables, system_name
@@ -35,6 +36,15 @@ def test_the_figure_has_a_curve_per_system_and_says_what_to_add_if_there_is_none
     assert list(figure.axes[0].get_xticks()) == [1, 3, 6]
     with pytest.raises(KitError, match=r"add sft-1 and rl-1 to evaluation\.systems"):
         history_figure(metrics(sft=0.7, rl=0.8))
+
+
+def test_the_best_trivial_baseline_is_a_line_across_the_figure() -> None:
+    figure = history_figure(metrics(base=0.2, echo=0.57, copy_nearest=0.3, sft=0.7, sft_1=0.6))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert set(labels) == {system_name("sft"), system_name("echo")}
+    (across,) = [line for line in figure.axes[0].lines if line.get_label() == system_name("echo")]
+    assert list(across.get_ydata()) == [0.57, 0.57]
+    assert "query, unchanged: 0.570 with any k" in alt_text(figure)
 
 
 def test_other_k_is_compared_with_itself_alone_and_left_out_of_the_figure_of_systems() -> None:

@@ -14,7 +14,9 @@ from rpo_kit.lamp.tasks import MORE_TASKS, TASKS, get_task
 from rpo_kit.runs import open_run, write_text
 from rpo_kit.stages import stage
 from rpo_kit.study import published as module
+from rpo_kit.study.alt_text import alt_text
 from rpo_kit.study.published import READ_AS, published, published_report, published_table
+from rpo_kit.study.published_figure import published_figure
 from rpo_kit.study.results import PAIRED_COLUMNS
 
 AVERAGE = "LaMP+LongLaMP average"
@@ -125,6 +127,7 @@ def test_results_prints_them_below_the_runs_table_and_apart_from_it(tmp_path, mo
         write_text(folder / "paired.csv", ",".join(PAIRED_COLUMNS) + "\n")
     assert main(["results", "--run", "r"]) == 0
     assert "published" not in capsys.readouterr().out
+    assert not (run.folder / "figures" / "published.png").exists()
     assert main(["results", "--run", "r", "--published"]) == 0
     own, line, others = capsys.readouterr().out.partition("-" * 100)
     assert "Result (LaMP-3, 6 dev examples, 6 history items" in own
@@ -132,3 +135,28 @@ def test_results_prints_them_below_the_runs_table_and_apart_from_it(tmp_path, mo
     assert "no ranking" in others
     assert "MAE: " in others
     assert "invented (embedded benchmark), so its numbers are not numbers on LaMP" in others
+    assert (run.folder / "figures" / "published.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("task", ["LaMP-1", "LaMP-3", "LaMP-7"])
+def test_the_figure_shows_every_published_number_with_its_setup_apart_from_the_runs(task):
+    metric = get_task(task).metrics[0]
+    own = pd.DataFrame({"system": ["base", "rl", "rl-1"], metric: [0.25, 0.5, 0.4], "shots": 6})
+    figure = published_figure(task, own)
+    (ax,) = figure.axes
+    rows = published_table(task)[lambda table: table["metric"] == metric]
+    ours, others = (line for line in ax.lines if line.get_marker() in ("o", "s"))
+    assert list(ours.get_xdata()) == [0.25, 0.5], "the module with another number of items is left out"
+    assert list(others.get_xdata()) == list(rows["value"]), "in the order of the file, not by value"
+    assert others.get_markerfacecolor() == "white"
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names[:2] == ["base model", "reflection module after SFT + RL"]
+    for name, (_, row) in zip(names[2:], rows.iterrows(), strict=True):
+        assert name.startswith(row["system"][:30])
+    assert "no ranking" in ax.get_xlabel()
+    assert all(f"{value:.3f}" in alt_text(figure) for value in rows["value"])
+
+
+def test_there_is_no_figure_without_published_numbers():
+    own = pd.DataFrame({"system": ["base"], "rouge-1": [0.25], "shots": 6})
+    assert published_figure("LaMP-6", own) is None
