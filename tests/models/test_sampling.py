@@ -59,6 +59,16 @@ def test_a_packed_weight_multiplies_as_it_does_unpacked(rows, dtype):
         torch.testing.assert_close(result.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=1e-2)
 
 
+def test_on_a_cpu_without_avx512_no_weight_is_packed(monkeypatch):
+    def refused(*_: object) -> None:
+        raise RuntimeError("bf16 path needs the cpu support avx_ne_convert or avx512bw, avx512vl and avx512dq")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refused)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    ones = torch.ones(3, 8, dtype=torch.bfloat16)
+    assert _packed_linear(torch.ones(2, 8, dtype=torch.bfloat16), None)(ones).tolist() == [[8.0, 8.0]] * 3
+
+
 def as_it_is(model: PreTrainedModel) -> None:
     pass
 
