@@ -24,6 +24,7 @@ from rpo_kit.study.cells import cells
 from rpo_kit.study.comparisons import GROWING, SFT_ONLY, check_settings, trials
 from rpo_kit.study.over_seeds import check_current
 from rpo_kit.study.stored import read_table
+from rpo_kit.study.sweep_tables import Scores
 
 _SLOWEST = 60.0  # ours: seconds per answer; more is a pause between two files
 
@@ -130,8 +131,6 @@ def pilot_of_sweep(run: Run, system: str | None = None, minus: str | None = None
     Raises:
         KitError: the run has no finished sweep, or it lacks an arm.
     """
-    from rpo_kit.study.sweep_tables import Scores  # imports torch
-
     settings = run.preset.sweep
     folders = _folders(run)
     if not all((folder / "scores/scores.csv").exists() for folder in folders):

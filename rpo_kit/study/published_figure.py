@@ -35,6 +35,7 @@ def published_figure(task: str, metrics: pd.DataFrame, *, invented: bool = False
     if others.empty:
         return None
     names = [system_name(name) for name in own["system"]] + [_setup(row) for _, row in others.iterrows()]
+    shown = [*own[metric], *others["value"]]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 1.4 + 0.32 * len(names)), facecolor="white", layout="constrained")
         ax = figure.add_subplot()
@@ -44,22 +45,20 @@ def published_figure(task: str, metrics: pd.DataFrame, *, invented: bool = False
         ax.plot(own[metric], own.index, ls="none", marker="o", ms=7, color=BLUE)
         ax.plot(others["value"], others.index + len(own), ls="none", marker="s", ms=6, color=GREY, mfc="white")
         ax.axhline(len(own) - 0.5, color=INK, lw=0.8, ls=(0, (4, 3)))
-        for at, value in enumerate([*own[metric], *others["value"]]):
+        for at, value in enumerate(shown):
             ax.annotate(f"{value:.3f}", (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
         ax.set_yticks(range(len(names)), names, fontsize=SMALL)
         ax.set_ylim(len(names) - 0.5, -0.5)
         whose = "this run, whose users are invented" if invented else "this run"
         ax.set_xlabel(
             f"{metric}, {better} is better. Dots: {whose}, k = {metrics['shots'][0]}.\n"
-            f"Squares: numbers of others; band: the range of those published. This is {NO_RANKING}.",
+            f"Squares: other numbers; band: the range of the published ones. This is {NO_RANKING}.",
             fontsize=SMALL,
         )
         ax.grid(axis="y", visible=False)
-    told = [f"{name} {value:.3f}" for name, value in zip(names, [*own[metric], *others["value"]], strict=True)]
-    words = (
-        f"{metric} of this run: {'; '.join(told[: len(own)])}. Published, {NO_RANKING}: {'; '.join(told[len(own) :])}."
-    )
-    return alt_text.described(figure, words)
+    told = [f"{name} {value:.3f}" for name, value in zip(names, shown, strict=True)]
+    here, there = "; ".join(told[: len(own)]), "; ".join(told[len(own) :])
+    return alt_text.described(figure, f"{metric} of this run: {here}. Other numbers, {NO_RANKING}: {there}.")
 
 
 def _setup(row: pd.Series) -> str:
